@@ -1,0 +1,50 @@
+# Needs git, make and a Python with venv; everything else is pinned in requirements.txt.
+
+PYTHON ?= python3
+# More flags for `make train`, as in: make train FLAGS="--steps 50"
+FLAGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format train clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed  ## make .venv with the pinned requirements and this package
+	@:
+
+test: .venv/.installed  ## run the tests
+	.venv/bin/python -m pytest
+
+lint: .venv/.installed  ## check format, style and types
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+
+format: .venv/.installed  ## rewrite the code in the one format
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
+	.venv/bin/opensiglip train siglip2 --size tiny --data scenes:drawings=200,objects=5,languages=en --out runs/siglip2-tiny $(FLAGS)
+
+clean:  ## remove .venv, built packages and caches; runs/ stays
+	rm -rf .venv dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# .installing outlives only an install that was interrupted, whose half-written packages pip would take for whole ones:
+# then start from an empty environment. Otherwise pip changes what differs from the pins.
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'OpenSigLIP needs Python 3.11 or newer, which "$(PYTHON)" is not: name one, as in make setup PYTHON=python3.12' >&2; \
+		exit 1; }
+	@if [ -e .venv/.installing ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --clear .venv; fi
+	@echo 'Installing the pinned requirements into .venv (the first time takes minutes)'
+	@touch .venv/.installing
+	@trap 'exit 130' INT TERM; \
+	.venv/bin/python -m pip install -qq --require-hashes -r requirements.txt && \
+	.venv/bin/python -m pip install -qq --no-deps --no-build-isolation -e .; \
+	status=$$?; rm -f .venv/.installing; exit $$status
+	@touch $@

@@ -1,0 +1,71 @@
+"""An example: one image with its texts and boxes, as every source hands it over."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the example's image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text of the whole image. `source` says who wrote it: "human", "mt" (machine translated), "synthetic", ..."""
+
+    text: str
+    language: str = "en"
+    source: str = "human"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box, and what stands in it, in one or more languages. `n_boxes` > 1: the phrase names several boxes."""
+
+    bbox: Box
+    phrases: dict[str, str]  # language -> phrase
+    n_boxes: int = 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a source, image decoded."""
+
+    image: Tensor  # [3, H, W] uint8
+    captions: tuple[Caption, ...]
+    regions: tuple[Region, ...] = ()
+    name: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)  # optional columns: label, groups, qa, ocr, masks, ...
+
+
+class BrokenExample(Exception):
+    """This row can't be used; the message is the reason, in a few words that do not name the row (it is counted)."""
+
+
+class Source(ABC):
+    """An indexed set of examples: reading one twice gives the same example, in any process and any order."""
+
+    name: str  # as the user wrote it
+    languages: tuple[str, ...]  # those its captions come in, after --languages
+    skipped: Counter[str]  # rows and regions left out when the source was opened, by reason
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many examples there are in this split."""
+
+    @abstractmethod
+    def example(self, index: int, language: str | None = None) -> Example:
+        """Example `index`; with `language`, only that language's texts where the example has it (else all it has).
+
+        Raises BrokenExample if the row's image can't be read.
+        """
+
+    @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """Captions and phrases to train a tokenizer on, in a fixed order; finite, images are not decoded."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts for `opensiglip data show` and model cards: what it is, counts, licence or origin where known."""

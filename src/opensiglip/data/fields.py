@@ -1,0 +1,119 @@
+"""From an example to the fields of a batch. All randomness of training is drawn here, from one generator per visit."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transform
+
+from opensiglip.data.example import Caption, Example, Region
+from opensiglip.data.text import TextPipeline
+from opensiglip.types import Batch
+
+SMALLEST = 0.5  # of a region's area must survive a crop; less, and its phrase no longer fits what is left
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One example as one training step sees it: image and boxes after the geometric transforms, one caption drawn."""
+
+    example: Example
+    image: Tensor  # [3, S, S] uint8
+    regions: tuple[Region, ...]  # boxes in pixels of `image`
+    caption: Caption | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The geometry all recipes share: a square of `resolution`, the aspect ratio given up as big_vision does.
+
+    With `crop_area` below 1 a random part of at least that area is cut out first (3:4 to 4:3; not in the papers, useful
+    on small data); boxes follow as tv_tensors, and regions cut away are dropped.
+    """
+
+    resolution: int
+    crop_area: float = 1.0
+
+    def visit(self, example: Example, rng: np.random.Generator, language: str | None) -> Visit:
+        """Draw a visit of `example`; captions of `language` are preferred."""
+        image, regions = self.apply(example, rng)
+        captions = [c for c in example.captions if c.language == language] or list(example.captions)
+        caption = captions[rng.integers(len(captions))] if captions else None
+        return Visit(example, image, regions, caption)
+
+    def apply(self, example: Example, rng: np.random.Generator | None) -> tuple[Tensor, tuple[Region, ...]]:
+        """Image and regions in the frame; without a generator, never cropped (evaluation)."""
+        image, regions, side = example.image, example.regions, self.resolution
+        if self.crop_area < 1 and rng is not None:
+            top, left, height, width = self._crop(image, rng)
+        else:
+            top, left, height, width = 0, 0, image.shape[-2], image.shape[-1]
+            if (height, width) == (side, side):  # nothing to do: rendered at this size
+                return image, regions
+        image = transform.resized_crop(image, top, left, height, width, [side, side], antialias=True)
+        if not regions:
+            return image, regions
+        boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
+            [r.bbox for r in regions], format="XYXY", canvas_size=example.image.shape[-2:], dtype=torch.float64
+        )
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        moved = transform.resized_crop(boxes, top, left, height, width, [side, side])
+        whole = areas * (side / width) * (side / height)
+        clipped = transform.clamp_bounding_boxes(moved)
+        left_over = (clipped[:, 2] - clipped[:, 0]).clamp(min=0) * (clipped[:, 3] - clipped[:, 1]).clamp(min=0)
+        kept = left_over >= SMALLEST * whole
+        return image, tuple(
+            replace(region, bbox=tuple(box))
+            for region, box, keep in zip(regions, clipped.tolist(), kept.tolist(), strict=True)
+            if keep
+        )
+
+    def _crop(self, image: Tensor, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        height, width = image.shape[-2:]
+        area = height * width * rng.uniform(self.crop_area, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w = int(min(width, max(1, round(np.sqrt(area * ratio)))))
+        h = int(min(height, max(1, round(np.sqrt(area / ratio)))))
+        return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+class Field(ABC):
+    """What a recipe draws from each visit and how a batch holds it."""
+
+    @abstractmethod
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
+        """One example's part, every random choice made."""
+
+    @abstractmethod
+    def collate(self, drawn: Sequence[Any], pipeline: TextPipeline) -> Batch:
+        """The batch's fields, from what `draw` gave for its examples."""
+
+
+class Images(Field):
+    """image [B, 3, S, S] uint8, the plain view; the loader makes it float in [-1, 1] on the device."""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
+        return visit.image
+
+    def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
+        return {"image": torch.stack(list(drawn))}
+
+
+class Texts(Field):
+    """text [B, L] int64, the visit's caption for the text tower; has_text [B] bool."""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, bool]:
+        return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None
+
+    def collate(self, drawn: Sequence[tuple[np.ndarray, bool]], pipeline: TextPipeline) -> Batch:
+        return {
+            "text": torch.from_numpy(np.stack([ids for ids, _ in drawn])),
+            "has_text": torch.tensor([has for _, has in drawn]),
+        }
+
+

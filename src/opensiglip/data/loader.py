@@ -1,0 +1,146 @@
+"""Batches: the global batch of a step is a pure function of (seed, step); rank r of W takes its slice of it."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from opensiglip.data.example import BrokenExample, Source
+from opensiglip.data.fields import Field, Frame, Visit
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.types import Batch
+
+ORDER, VISIT = 0, 1  # what a generator is for; first word of its seed
+BROKEN_LIMIT = 0.1  # of the examples read may be broken
+BROKEN_PATIENCE = 50  # reads before that share is judged
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads and how: everything a worker needs to make any step's batch."""
+
+    sources: Sequence[Source]
+    frame: Frame
+    fields: Sequence[Field]
+    pipeline: TextPipeline
+    batch_size: int  # examples of the global batch
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    parts: int = 1  # of a rank's slice, for gradient accumulation
+
+
+@dataclass
+class StepBatch:
+    """One rank's slice of one step, in parts, and why examples were passed over."""
+
+    parts: list[Batch]
+    skipped: Counter[str]
+
+    def pin_memory(self) -> "StepBatch":
+        """For the loader's pinning thread."""
+        return StepBatch([{k: v.pin_memory() for k, v in part.items()} for part in self.parts], self.skipped)
+
+
+class Steps(Dataset[StepBatch]):
+    """Item `step` is that step's batch."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.starts = np.cumsum([0, *(len(source) for source in plan.sources)])
+        self.epoch, self.order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        plan, skipped = self.plan, Counter[str]()
+        share = plan.batch_size // plan.ranks
+        first = step * plan.batch_size + plan.rank * share
+        rows = [self._row(position, skipped) for position in range(first, first + share)]
+        size = share // plan.parts
+        parts: list[Batch] = []
+        for at in range(0, share, size):
+            batch: Batch = {}
+            for index, field in enumerate(plan.fields):
+                batch |= field.collate([row[index] for row in rows[at : at + size]], plan.pipeline)
+            parts.append(batch)
+        return StepBatch(parts, skipped)
+
+    def visit(self, position: int, skipped: Counter[str]) -> tuple[Visit, np.random.Generator]:
+        """The visit at a position of the endless stream; a broken example's place is taken by the next of its source."""
+        plan = self.plan
+        index = self._index(position)
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        source = plan.sources[number]
+        rng = np.random.default_rng([VISIT, plan.seed, position])
+        language = source.languages[rng.integers(len(source.languages))] if source.languages else None
+        local = index - int(self.starts[number])
+        for attempt in range(len(source)):
+            try:
+                example = source.example((local + attempt) % len(source), language)
+            except BrokenExample as error:
+                skipped[str(error)] += 1
+                continue
+            return plan.frame.visit(example, rng, language), rng
+        raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
+
+    def _row(self, position: int, skipped: Counter[str]) -> list[object]:
+        visit, rng = self.visit(position, skipped)
+        return [field.draw(visit, rng, self.plan.pipeline) for field in self.plan.fields]
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, int(self.starts[-1]))
+        if epoch != self.epoch:
+            rng = np.random.default_rng([ORDER, self.plan.seed, epoch])
+            self.epoch, self.order = epoch, rng.permutation(int(self.starts[-1]))
+        return int(self.order[place])
+
+
+class Judge:
+    """Counts what was skipped and stops a run whose data is more broken than not worth it."""
+
+    def __init__(self, limit: float = BROKEN_LIMIT) -> None:
+        self.limit, self.read, self.skipped = limit, 0, Counter[str]()
+
+    def count(self, read: int, skipped: Counter[str]) -> None:
+        """Add a step's counts. Raises UserError once more than the limit of what was read is broken."""
+        self.read += read
+        self.skipped.update(skipped)
+        broken = self.skipped.total()
+        if broken + self.read >= BROKEN_PATIENCE and broken > self.limit * (broken + self.read):
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in self.skipped.most_common(3))
+            raise UserError(
+                f"{broken} of {broken + self.read} examples read are broken ({reasons}); mend or remove them, "
+                "`opensiglip data show` counts them."
+            )
+
+
+def loader(plan: Plan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
+    """The batches of steps first..last-1, made in `workers` processes (0: in this one), in order."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    steps: DataLoader[StepBatch] = DataLoader(
+        Steps(plan),
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+    return iter(steps)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; pixels, the only uint8 fields, become float32 in [-1, 1] there."""
+    moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
+    return {
+        name: field.float().div_(127.5).sub_(1) if field.dtype == torch.uint8 else field
+        for name, field in moved.items()
+    }
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

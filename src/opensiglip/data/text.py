@@ -1,0 +1,158 @@
+"""One text pipeline per checkpoint family: tokenizer, lower-casing, length, pad, eos and mask policy in one object.
+
+The field's most costly silent mistake is to tokenise otherwise than the checkpoint was trained, so the pipeline travels
+with the checkpoint and is the only way to ids in this package.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from opensiglip.errors import UserError
+
+PAD, EOS = "<pad>", "</s>"
+STRUCTURE = ("cap :", "aref :", "gcap :", "0 1 2 3 4 5 6 7 8 9")  # words of the tasks, whatever the data holds
+
+
+@dataclass(frozen=True)
+class TextPolicy:
+    """How a family's text becomes ids. SigLIP 2: lower-cased, 64 long, sticky eos, padded with 0, no mask.
+
+    `mask` is "none": the towers attend to padding and pool the last position (recipes of SigLIP and SigLIP 2).
+    """
+
+    length: int = 64
+    lower: bool = True
+    pad_id: int = 0
+    eos_id: int = 1
+    mask: str = "none"
+
+
+class TextPipeline:
+    """Text to ids and back, the one way this checkpoint knows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: TextPolicy) -> None:
+        if policy.mask != "none":
+            raise UserError(f"text policy mask={policy.mask!r} is not supported; SigLIP's towers take 'none'.")
+        self.tokenizer, self.policy = tokenizer, policy
+        # A copy of the Rust tokenizer: ten times as quick as the wrapper, and calls on the wrapper can't change it.
+        self._fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
+        if self._fast is not None:
+            self._fast.no_padding()
+            self._fast.no_truncation()
+        self._ids = lru_cache(maxsize=65_536)(self._encode)
+
+    def __len__(self) -> int:
+        """The size of the vocabulary, added tokens included."""
+        return len(self.tokenizer)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """The text's ids alone: no eos, no padding, no truncation."""
+        return self._ids(text)
+
+    def fixed(self, text: str) -> np.ndarray:
+        """ids [length] int64 for the text tower: truncated, eos always kept ("sticky"), padded."""
+        policy = self.policy
+        ids = [*self.ids(text)[: policy.length - 1], policy.eos_id]
+        return np.array(ids + [policy.pad_id] * (policy.length - len(ids)), dtype=np.int64)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, up to the first eos."""
+        known = [int(i) for i in ids]
+        if self.policy.eos_id in known:
+            known = known[: known.index(self.policy.eos_id)]
+        return self.tokenizer.decode(known, skip_special_tokens=True).strip()
+
+    def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
+        """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""
+        self.tokenizer.save_pretrained(folder)
+        return vars(self.policy).copy()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, policy: dict[str, Any]) -> "TextPipeline":
+        """The inverse of `save_pretrained`."""
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder), TextPolicy(**policy))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"the tokenizer in {folder} can't be read ({error}); export the run again.") from error
+
+    @classmethod
+    def load(cls, name: str, length: int) -> "TextPipeline":
+        """An existing tokenizer: a folder, a tokenizer.json, or a hub id.
+
+        Its own pad and eos tokens are used. Where it has no pad token (GPT-2), a new one is added: were eos to serve as
+        padding, its loss would be masked away and the end of a caption never learned. Raises UserError if unreadable.
+        """
+        path = Path(name)
+        try:
+            if path.is_file():
+                tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_file=str(path))
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # the library raises a dozen types for one cause
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"--tokenizer {name!r} can't be read ({reason}); give a folder or a hub id.") from error
+        vocabulary = tokenizer.get_vocab()
+        if tokenizer.eos_token is None:
+            named = next((token for token in ("<eos>", "</s>", "<|endoftext|>") if token in vocabulary), None)
+            if named is None:
+                raise UserError(f"--tokenizer {name!r} has no end-of-text token; add one named </s>.")
+            tokenizer.eos_token = named
+        if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            if PAD in vocabulary:
+                tokenizer.pad_token = PAD
+            else:
+                tokenizer.add_special_tokens({"pad_token": PAD})
+        tokenizer.model_max_length, tokenizer.padding_side = length, "right"
+        return cls(tokenizer, TextPolicy(length, True, int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, size: int = 8192, length: int = 64) -> "TextPipeline":
+        """A byte-level BPE of at most `size` entries, trained on `texts`; pad 0, eos 1, digits single, no <unk>.
+
+        Deterministic for the same texts in the same order.
+        """
+        tokenizer = Tokenizer(models.BPE())
+        # One leading space whether or not the text has one, so that a word is one token wherever it stands.
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Prepend(" ")]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            min_frequency=2,
+            special_tokens=[PAD, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        frequent = list(STRUCTURE) * 2  # twice: often enough to become words
+        tokenizer.train_from_iterator([*frequent, *texts], trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
+        )
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token=PAD,
+            eos_token=AddedToken(EOS, special=True),
+            model_max_length=length,
+            padding_side="right",
+            model_input_names=["input_ids"],
+            clean_up_tokenization_spaces=False,
+        )
+        return cls(fast, TextPolicy(length))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        cleaned = re.sub(r"\s+", " ", text.lower() if self.policy.lower else text)
+        if self._fast is not None:
+            return tuple(self._fast.encode(cleaned, add_special_tokens=False).ids)
+        return tuple(self.tokenizer.encode(cleaned, add_special_tokens=False))

@@ -1,0 +1,36 @@
+"""Attention, the one function that all towers and the decoder call."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "opensiglip"  # under which Hugging Face's modules find it
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d), where `mask` allows) v.
+
+    query [B, heads, R, d], key and value [B, heads, N, d], mask broadcastable to [B, 1, R, N] bool, no row all False.
+
+    torch's fused kernel, but not for bfloat16 on CPUs: there its backward is 3 to 8 times slower than plain products
+    (`opensiglip bench attention`), which oneDNN runs at full bfloat16 speed.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # [B, heads, R, N]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+def _for_hugging_face(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    """The signature transformers calls; Siglip's scaling is the usual one and it has no dropout."""
+    return attention(query, key, value, attention_mask).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _for_hugging_face)

@@ -1,0 +1,128 @@
+"""The captioning decoder: cross-attention to the image in every layer, at half the encoder's depth.
+
+After big_vision models/proj/cappa/cappa.py:52-259, with which the goldens compare it. Texts come packed along one row
+per image, so an image's keys and values are computed once per layer, whatever the number of its texts.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opensiglip.fused import linear_cross_entropy
+from opensiglip.models.attention import attention
+from opensiglip.models.sizes import Shape
+
+
+class Attention(nn.Module):
+    """Multi-head attention without dropout; `bias` on every projection or on none."""
+
+    def __init__(self, width: int, heads: int, memory_width: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, R, D] reads memory [B, N, M] where mask [B, 1, R or 1, N] allows."""
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
+        key, value = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """h = x + SA(LN(x)); h = h + CA(LN(h), image); h + MLP(LN(h)).    (cappa.py:71-124)"""
+
+    def __init__(self, shape: Shape, memory_width: int, bias: bool) -> None:
+        super().__init__()
+        width = shape.width
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=1e-6, bias=bias) for _ in range(3))
+        self.self_attention = Attention(width, shape.heads, width, bias)
+        self.cross_attention = Attention(width, shape.heads, memory_width, bias)
+        self.up = nn.Linear(width, shape.mlp, bias=bias)
+        self.down = nn.Linear(shape.mlp, width, bias=bias)
+
+    def forward(self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.self_attention(normed, normed, allowed)
+        x = x + self.cross_attention(self.norm2(x), memory, seen)
+        return x + self.down(F.gelu(self.up(self.norm3(x)), approximate="tanh"))
+
+
+class Vocabulary(nn.Module):
+    """The output layer: untied, zero-initialised, with bias, so that the first loss is ln V.    (cappa.py:255-259)
+
+    Its weights are read only in here, by a call, so that it can be sharded.
+    """
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(vocabulary, width))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """hidden [M, D] -> logits [M, V]; with targets and weights [M], the weighted sum of -log p instead."""
+        if targets is None or weights is None:
+            return F.linear(hidden, self.weight, self.bias)
+        return linear_cross_entropy(hidden, self.weight, self.bias, targets, weights)
+
+
+class Decoder(nn.Module):
+    """Reads rows of packed texts off the image tokens. [MASK] is one more *input* row, id `vocabulary`."""
+
+    def __init__(self, shape: Shape, vocabulary: int, length: int, memory_width: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.shape, self.length, self.mask_id = shape, length, vocabulary
+        self.embedding = nn.Embedding(vocabulary + 1, shape.width)
+        self.position = nn.Parameter(torch.empty(length, shape.width))
+        self.blocks = nn.ModuleList(Block(shape, memory_width, bias) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.vocabulary = Vocabulary(shape.width, vocabulary)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """flax's initialisation, as recipes of CapPa have it: embeddings N(0, 1), positions N(0, 1/sqrt(D)), attention
+        lecun-normal, MLP xavier-uniform with biases N(0, 1e-6), output layer zero.
+        """
+        nn.init.normal_(self.embedding.weight, std=1.0)
+        nn.init.normal_(self.position, std=self.shape.width**-0.5)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for attention in (block.self_attention, block.cross_attention):
+                for linear in (attention.query, attention.key_value, attention.out):
+                    # A normal cut at two standard deviations has 0.8796 of its deviation left: flax divides it out.
+                    std = math.sqrt(1 / linear.in_features) / 0.87962566103423978
+                    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+                    if linear.bias is not None:
+                        nn.init.zeros_(linear.bias)
+            for linear in (block.up, block.down):
+                nn.init.xavier_uniform_(linear.weight)
+                if linear.bias is not None:
+                    nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        segments: Tensor,
+        full: Tensor,
+        memory: Tensor,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, R, D] of packed rows; `vocabulary` makes logits of them.
+
+        inputs, positions, segments [B, R] int64; full [B, R] bool: key seen by its whole segment, not only by what
+        comes after it (a parallel row's keys; a prefix-LM's prefix); memory [B, N, M] image tokens; valid [B, N] bool.
+        One rule for all rows: query and key share a segment and (the key is not later, or it is full).
+        """
+        x = self.embedding(inputs) + self.position[positions]
+        place = torch.arange(inputs.shape[1], device=inputs.device)
+        causal = place[:, None] >= place  # [R, R]
+        allowed = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])
+        seen = None if valid is None else valid[:, None, None]
+        for block in self.blocks:
+            x = block(x, memory, allowed[:, None], seen)
+        return self.norm(x)

@@ -1,0 +1,88 @@
+"""One dial: a size name gives every width and depth of the encoders and the decoder.
+
+B to g: big_vision models/vit.py:295-300; g is paired with a So400m text tower and decoder (SigLIP 2, Sec. 2.1). S is
+ViT-S. tiny is ours: what two CPU cores can train in minutes.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from opensiglip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer's shape."""
+
+    width: int
+    depth: int
+    mlp: int
+    heads: int
+
+
+SHAPES = {
+    "tiny": Shape(128, 6, 512, 4),
+    "S": Shape(384, 12, 1536, 6),
+    "B": Shape(768, 12, 3072, 12),
+    "L": Shape(1024, 24, 4096, 16),
+    "So400m": Shape(1152, 27, 4304, 16),
+    "g": Shape(1536, 40, 6144, 16),
+}
+SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16", "g/16")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a recipe's networks look like, before the vocabulary is known."""
+
+    resolution: int  # pixels of a side
+    patch: int  # pixels of a side
+    length: int  # tokens of a text, for the text tower and the decoder's rows
+    vision: Shape
+    text: Shape | None = None
+    decoder: Shape | None = None
+    decoder_bias: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to store beside the weights."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Architecture":
+        """The inverse of `to_json`."""
+        shapes = {key: Shape(**value) for key, value in stored.items() if isinstance(value, dict)}
+        return cls(**{**stored, **shapes})
+
+
+def architecture(
+    size: str,
+    resolution: int | None,
+    *,
+    length: int = 64,
+    text: bool = False,
+    decoder: bool = False,
+    decoder_depth: int | None = None,
+    decoder_bias: bool = False,
+) -> Architecture:
+    """The networks of `size`, such as "B/16"; the decoder has the text tower's shape at half its depth, rounded down.
+
+    `resolution` None: 64 for tiny, else what gives 256 tokens. Raises UserError on an unknown size or a resolution that
+    the patches do not tile.
+    """
+    name, _, patch_text = size.partition("/")
+    if name not in SHAPES or (name != "tiny" and not patch_text.isdigit()) or (name == "tiny" and patch_text):
+        raise UserError(f"--size {size!r} is unknown; sizes are {', '.join(SIZES)}.")
+    patch = 8 if name == "tiny" else int(patch_text)
+    side = resolution or (64 if name == "tiny" else 16 * patch)
+    if patch < 1 or side < patch or side % patch:
+        raise UserError(f"--resolution {side} is not a multiple of the patch size {patch}; try {max(1, side // patch) * patch}.")
+    language = SHAPES["So400m" if name == "g" else name]
+    return Architecture(
+        resolution=side,
+        patch=patch,
+        length=length,
+        vision=SHAPES[name],
+        text=language if text else None,
+        decoder=replace(language, depth=decoder_depth or language.depth // 2) if decoder else None,
+        decoder_bias=decoder_bias,
+    )

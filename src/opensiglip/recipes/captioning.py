@@ -1,0 +1,109 @@
+"""Image tower and decoder: texts read off the image. The three papers differ in their data only."""
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import Captions
+from opensiglip.data.fields import Frame, Images
+from opensiglip.models.sizes import architecture
+from opensiglip.objectives.captioning import Caption
+from opensiglip.recipes.recipe import Recipe
+
+
+def cap(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    decoder_depth: int | None = None,
+    decoder_bias: bool = False,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """Cap: plain autoregressive captioning, CapPa's baseline.    (arXiv:2306.07915)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+    """
+    return cappa(
+        size=size,
+        resolution=resolution,
+        length=length,
+        parallel=0.0,
+        decoder_depth=decoder_depth,
+        decoder_bias=decoder_bias,
+        crop_area=crop_area,
+    )
+
+
+def cappa(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    parallel: float = 0.75,
+    decoder_depth: int | None = None,
+    decoder_bias: bool = False,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """CapPa: captioning, three quarters of the captions predicted in parallel.    (arXiv:2306.07915)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        parallel: fraction of the captions whose input is all [MASK], drawn per example.
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+    """
+    networks = architecture(
+        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_bias=decoder_bias
+    )
+    boxes = BoxFormat()
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
+        objectives=[Caption()],
+        tasks=("cap",),
+    )
+
+
+def locca(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    parallel: float = 0.5,
+    boxes: str = "y1 x1 y2 x2",
+    decoder_depth: int | None = None,
+    decoder_bias: bool = False,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """LocCa: captions, referring boxes and grounded captions, half of the captions in parallel.    (arXiv:2403.19596)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
+        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2", optionally ":TOP" for integers 0..TOP (500).
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+    """
+    networks = architecture(
+        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_bias=decoder_bias
+    )
+    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Captions(tasks, parallel=parallel, boxes=written)],
+        objectives=[Caption()],
+        tasks=tasks,
+        boxes=written,
+    )

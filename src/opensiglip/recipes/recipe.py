@@ -1,0 +1,39 @@
+"""A recipe: networks, fields, objectives. What a recipe function returns is all the trainer knows of a paper."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.fields import Field, Frame
+from opensiglip.errors import UserError
+from opensiglip.models.sizes import Architecture
+from opensiglip.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One paper's loss: `fields` of the batch, and the `objectives` that read them."""
+
+    architecture: Architecture
+    frame: Frame
+    fields: list[Field]
+    objectives: list[Objective]
+    tasks: tuple[str, ...] = ()  # what the decoder is trained on
+    boxes: BoxFormat = BoxFormat()  # how it writes boxes
+    logit_bias: str = "-10"  # a number, or "auto"
+
+    def bias(self, batch_size: int) -> float:
+        """Where the sigmoid's bias starts. "auto" is log(p / (1 - p)) at p = 1 / batch: the share of pairs that match.
+
+        SigLIP's -10 suits batches of 32k (log(1/22k) = -10); small batches need less. Raises UserError.
+        """
+        if self.logit_bias == "auto":
+            return -math.log(max(1, batch_size - 1))
+        try:
+            return float(self.logit_bias)
+        except ValueError:
+            raise UserError(f"--logit-bias {self.logit_bias!r} is neither a number nor auto.") from None
+
+
+RecipeFunction = Callable[..., Recipe]

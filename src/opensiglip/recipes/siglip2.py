@@ -1,0 +1,53 @@
+"""SigLIP 2: the sum of the others."""
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import Captions
+from opensiglip.data.fields import Frame, Images, Texts
+from opensiglip.models.sizes import architecture
+from opensiglip.objectives.captioning import Caption
+from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.recipes.recipe import Recipe
+
+
+def siglip2(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    parallel: float = 0.5,
+    boxes: str = "y1 x1 y2 x2",
+    crop_area: float = 1.0,
+    logit_bias: str = "-10",
+) -> Recipe:
+    """SigLIP 2, first stage: SigLIP + LocCa at equal weight.    (arXiv:2502.14786, Sec. 2.2)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text, for the text tower and the decoder.
+        parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
+        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2", optionally ":TOP" for integers 0..TOP (500).
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
+            p = 1 / batch, which small batches need.
+    """
+    networks = architecture(size, resolution, length=length, text=True, decoder=True)
+    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[
+            Images(),
+            Texts(),
+            Captions(tasks, parallel=parallel, boxes=written),
+            # Sec. 2.3, the last 20 %: one global and eight local crops, and masks that hide half of the patches.
+        ],
+        objectives=[
+            Sigmoid(),
+            Caption(),
+            # Sec. 2.3, the last 20 %: LocalToGlobal (SILC) at weight r, MaskedPatches (TIPS) at r / 4.
+        ],
+        tasks=tasks,
+        boxes=written,
+        logit_bias=logit_bias,
+    )

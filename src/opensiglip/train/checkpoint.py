@@ -1,0 +1,81 @@
+"""Checkpoints of a run: every tensor in safetensors by name, the rest in JSON; no pickle. Written whole or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from opensiglip.errors import UserError
+from opensiglip.train.learner import Learner
+
+KEPT = 2  # newest checkpoints that stay
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader never meets half a file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def save(folder: Path, step: int, learner: Learner, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Write checkpoints/step-N: `step` steps have been taken. Older ones beyond the newest two are removed after."""
+    final, part = folder / f"step-{step:08d}", folder / f"step-{step:08d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(_own_storage(learner.state_dict()), part / "learner.safetensors")
+    save_file(_own_storage(_moments(learner, optimizer)), part / "optimizer.safetensors")
+    write_json(part / "state.json", {"step": step} | state)
+    for file in part.iterdir():  # the rename must not reach the disk before the content
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    for old in _complete(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    return next(reversed(_complete(folder)), None)
+
+
+def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore weights and optimizer in place and return the state. Raises UserError naming the file that does not fit."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        learner.load_state_dict(load_file(path / "learner.safetensors"))
+        moments = load_file(path / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"checkpoint {path} can't be read ({reason}); delete that folder to resume before it.") from error
+    for name, parameter in learner.named_parameters():
+        own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+        if own:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+            }
+    return state
+
+
+def _moments(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in learner.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _own_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".part" and (path / "state.json").is_file())

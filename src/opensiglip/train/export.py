@@ -1,0 +1,93 @@
+"""RUN/model: what users take away. A plain transformers folder, the decoder beside it, and a model card."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from transformers import SiglipImageProcessor, SiglipProcessor
+
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.model import Model
+from opensiglip.recipes.recipe import Recipe
+
+CARD = """---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: {{ "zero-shot-image-classification" if has_text else "image-feature-extraction" }}
+tags: [opensiglip, {{ recipe }}]
+---
+# {{ recipe }} · {{ size }}, {{ resolution }} px
+
+Trained with [OpenSigLIP](https://github.com/opensiglip/opensiglip) by
+
+```
+{{ command }}
+```
+
+| what | |
+| --- | --- |
+| data | {% for source in data %}{{ source }}{{ "; " if not loop.last }}{% endfor %} |
+| steps, images seen | {{ steps }}, {{ images }} |
+{% for name, value in results.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+## Use
+{% if has_text %}
+```python
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoProcessor.from_pretrained("{{ folder }}")
+inputs = processor(text=["a red apple"], images=image, padding="max_length", max_length={{ length }}, truncation=True,
+                   return_tensors="pt")
+probability = model(**inputs).logits_per_image.sigmoid()
+```
+
+Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
+silently gives other embeddings.
+{% else %}
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoImageProcessor.from_pretrained("{{ folder }}")
+tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
+```
+{% endif %}{% if has_decoder %}
+The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
+{% endif %}
+## Limits
+
+It knows what its data showed it. {% if "scenes" in data | join %}The embedded scenes are OpenMoji drawings (CC BY-SA 4.0)
+in synthetic layouts: real artwork and real names, not photographs.{% endif %}
+"""
+
+
+def write_processor(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dict[str, Any]:
+    """The tokenizer and image processor as transformers reads them; returns what the sidecar must carry."""
+    side = recipe.architecture.resolution
+    images = SiglipImageProcessor(
+        size={"height": side, "width": side}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    if recipe.architecture.text is not None:
+        SiglipProcessor(images, pipeline.tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return {
+        "text": pipeline.save_pretrained(folder),
+        "boxes": str(recipe.boxes),
+        "tasks": list(recipe.tasks),
+    }
+
+
+def export(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline, card: dict[str, Any]) -> None:
+    """Write the whole folder; `card` fills the model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = write_processor(folder, recipe, pipeline)
+    model.save_pretrained(folder, about | {"recipe": card["recipe"]})
+    facts = card | {
+        "folder": "model",
+        "has_text": model.text is not None,
+        "has_decoder": model.decoder is not None,
+        "length": recipe.architecture.length,
+        "resolution": recipe.architecture.resolution,
+    }
+    text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")

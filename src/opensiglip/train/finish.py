@@ -1,0 +1,95 @@
+"""The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opensiglip.data.example import Source
+from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
+from opensiglip.recipes import Recipe
+from opensiglip.report.report import write_report
+from opensiglip.train.checkpoint import write_json
+from opensiglip.train.config import command
+from opensiglip.train.export import export
+from opensiglip.train.log import read_lines
+from opensiglip.train.loop import Loop
+
+
+def finish(
+    folder: Path,
+    config: dict[str, Any],
+    loop: Loop,
+    recipe: Recipe,
+    result: dict[str, Any],
+    held_out: Source | None,
+    count: int,
+) -> dict[str, Any]:
+    """Write model/, summary.json and report.html; return the summary."""
+    model, pipeline, frame = loop.learner.model.eval(), loop.plan.pipeline, recipe.frame
+    rows = read_lines(folder / "metrics.jsonl")
+    first = next((row for row in rows if row.get("loss") is not None), {})
+    summary: dict[str, Any] = {
+        "recipe": config["recipe"],
+        "command": command(config, folder),
+        "seed": config["train"]["seed"],
+        "versions": config["versions"],
+        "precision": loop.accelerator.mixed_precision,
+        "parameters": count_parameters(loop.learner),
+    } | {key: value for key, value in result.items() if key != "losses"}
+    summary["losses"] = {
+        name: {"first": first.get(name), "last": last_mean(rows, name)} for name in result["losses"]
+    }
+    if held_out is not None:
+        autocast = loop.accelerator.autocast
+        began = time.perf_counter()
+        judged = look(model, held_out, frame, count, autocast)
+        constants = constant_boxes(loop.plan.sources[0], frame)
+        summary["held_out"] = {
+            "source": held_out.name,
+            "split": "val",
+            "examples": len(judged.examples),
+            "referring": referring(model, judged, pipeline, recipe.boxes, constants, autocast),
+            "retrieval": retrieval(model, judged, pipeline, autocast),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        summary["held_out"] = {key: value for key, value in summary["held_out"].items() if value != {}}
+    card = {
+        "recipe": config["recipe"],
+        "size": config["keywords"].get("size", ""),
+        "command": summary["command"],
+        "data": config["train"]["data"],
+        "steps": result["steps"],
+        "images": result["images_seen"],
+        "results": flat_results(summary),
+    }
+    export(folder / "model", model, recipe, pipeline, card)
+    write_json(folder / "summary.json", summary)
+    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.boxes, frame, held_out)
+    return summary
+
+
+def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float | None:
+    """Mean of the last rows: one batch's loss alone is noise."""
+    values = [row[name] for row in rows[-window:] if row.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def count_parameters(learner: torch.nn.Module) -> dict[str, int]:
+    """Parameters per part of the model, and in all."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}  # type: ignore[union-attr]
+    return parts | {"total": sum(p.numel() for p in learner.parameters())}
+
+
+def flat_results(summary: dict[str, Any]) -> dict[str, str]:
+    """The held-out figures in words, for the model card and the closing lines."""
+    results = {}
+    for task in ("referring", "retrieval"):
+        figures = summary.get("held_out", {}).get(task, {})
+        for name, value in figures.items():
+            if f"{name}_ci95" in figures:
+                low, high = figures[f"{name}_ci95"]
+                results[f"held-out {task}: {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return results

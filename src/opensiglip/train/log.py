@@ -1,0 +1,83 @@
+"""metrics.jsonl, trackers and the progress bar: one row of numbers, three readers."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+EVERY_STEP_BELOW = 200
+
+
+class Log:
+    """Rows of numbers by step. Only the main process writes."""
+
+    def __init__(self, accelerator: Accelerator, path: Path, first: int, steps: int, images: int, every: int) -> None:
+        """`first`: the step the run goes on from; rows of later steps, of a run cut short, are removed. `images`: a step."""
+        self.accelerator, self.path, self.images, self.every, self.steps = accelerator, path, images, every, steps
+        self.writes = accelerator.is_main_process
+        if self.writes:
+            kept = [line for line in read_lines(path) if line["step"] < first]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.bar = tqdm(
+            total=steps, initial=first, unit="step", disable=not (self.writes and sys.stderr.isatty()), smoothing=0.05
+        )
+        self.started = self.last = time.perf_counter()
+        self.since = 0
+        self.seen = 0
+
+    def step(self, step: int, values: dict[str, float | None]) -> None:
+        """Count a step, and write its row if it is one to write: every one below 200, every N from there on, the last."""
+        self.since += 1
+        self.seen += 1
+        self.bar.update()
+        if step >= EVERY_STEP_BELOW and step % self.every and step != self.steps - 1:
+            return
+        now = time.perf_counter()
+        row: dict[str, float | int | None] = {"step": step}
+        row |= values
+        row["images_per_second"] = self.since * self.images / max(now - self.last, 1e-9)
+        self.last, self.since = now, 0
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        self.accelerator.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=step)
+        loss = values.get("loss")
+        rate = row["images_per_second"]
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s" if loss is not None else "step skipped")
+
+    def pause(self, seconds: float) -> None:
+        """Time spent on something other than training does not count against the rate."""
+        self.last += seconds
+        self.started += seconds
+
+    def rate(self) -> float:
+        """Images a second over the whole session."""
+        return self.seen * self.images / max(time.perf_counter() - self.started, 1e-9)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        self.bar.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; a line cut short by a kill is passed over."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def finite(value: float) -> float | None:
+    """The number, or None where it is none: non-finite values are never logged as numbers."""
+    return value if math.isfinite(value) else None

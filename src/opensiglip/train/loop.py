@@ -1,0 +1,128 @@
+"""The loop: next batch, gradient, guard, step, log, save. It never changes when a paper is added."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from opensiglip.data.loader import Judge, Plan, loader, to_device
+from opensiglip.distributed import mean_over_ranks, sum_counters
+from opensiglip.errors import UserError
+from opensiglip.train import checkpoint
+from opensiglip.train.accumulate import accumulate
+from opensiglip.train.learner import Learner, denominators
+from opensiglip.train.log import Log, finite
+from opensiglip.train.optimizer import rate
+
+PATIENCE = 5  # non-finite steps in a row that end a run
+
+
+class Diverged(UserError):
+    """The loss or its gradient stayed non-finite."""
+
+
+@dataclass
+class Loop:
+    """One run's training, from wherever it stands to its last step."""
+
+    accelerator: Accelerator
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    folder: Path
+    steps: int
+    lr: float
+    warmup: int
+    clip_norm: float
+    workers: int
+    save_every: int
+    log_every: int
+    step: int = 0  # steps taken
+    skipped_steps: int = 0
+    judge: Judge = field(default_factory=Judge)
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint. Raises UserError where there is none."""
+        newest = checkpoint.latest(self.folder / "checkpoints")
+        if newest is None:
+            raise UserError(f"{self.folder} has no checkpoint to --resume from; start without --resume.")
+        state = checkpoint.load(newest, self.learner, self.optimizer)
+        self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
+        if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
+            self.judge.read, self.judge.skipped = int(state["read"]), Counter(state["skipped_examples"])
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step. Returns its losses, the rate and what was skipped."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        wrapped: nn.Module = accelerator.prepare_model(self.learner)
+        wrapped.train()
+        log = Log(
+            accelerator,
+            self.folder / "metrics.jsonl",
+            self.step,
+            self.steps,
+            self.plan.batch_size,
+            self.log_every,
+        )
+        batches = loader(self.plan, self.step, self.steps, self.workers, pin=device.type == "cuda")
+        failures, values, started = 0, {}, time.perf_counter()
+        for batch in batches:
+            read = sum(len(part["image"]) for part in batch.parts)
+            self.judge.count(read, batch.skipped)
+            parts = [to_device(part, device) for part in batch.parts]
+            lr = self.lr * rate(self.step, self.steps, self.warmup)
+            losses, norm = self._gradient(wrapped, parts)
+            if all(math.isfinite(value) for value in (*losses.values(), norm)):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                self.optimizer.step()
+                failures = 0
+            else:
+                failures, self.skipped_steps = failures + 1, self.skipped_steps + 1
+            self.optimizer.zero_grad(set_to_none=True)
+            values = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
+            log.step(self.step, values | {"lr": lr, "grad_norm": finite(norm)})
+            if failures == PATIENCE:
+                bad = [name for name, value in values.items() if value is None] or ["the gradient"]
+                raise Diverged(
+                    f"{' and '.join(bad)} not finite for {PATIENCE} steps in a row at step {self.step}: "
+                    "lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
+                )
+            self.step += 1
+            if self.step % self.save_every == 0 or self.step == self.steps:
+                before = time.perf_counter()
+                self.save()
+                log.pause(time.perf_counter() - before)
+        log.close()
+        return {
+            "steps": self.step,
+            "images_seen": self.step * self.plan.batch_size,
+            "training_seconds": round(time.perf_counter() - started, 1),
+            "images_per_second": round(log.rate(), 1),
+            "losses": values,
+            "skipped_steps": self.skipped_steps,
+            "skipped_examples": dict(sum_counters(self.judge.read, self.judge.skipped)[1].most_common()),
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint, from the main process; called on all."""
+        read, skipped = sum_counters(self.judge.read, self.judge.skipped)
+        if self.accelerator.is_main_process:
+            state = {"skipped_steps": self.skipped_steps, "read": read, "skipped_examples": dict(skipped)}
+            checkpoint.save(self.folder / "checkpoints", self.step, self.learner, self.optimizer, state)
+        self.accelerator.wait_for_everyone()
+
+    def _gradient(self, wrapped: nn.Module, parts: list[dict[str, Tensor]]) -> tuple[dict[str, float], float]:
+        """Leave the clipped gradient of the global batch; return losses and gradient norm, equal on all ranks."""
+        live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
+        losses = accumulate(wrapped, self.learner, parts, live, self.accelerator.backward, self.accelerator.no_sync)
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.clip_norm)
+        # One transfer for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
+        numbers = mean_over_ranks(torch.stack([value.float() for value in losses.values()])).tolist()
+        return dict(zip(losses, numbers, strict=True)), float(norm)

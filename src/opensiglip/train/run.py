@@ -1,0 +1,196 @@
+"""`train`: a recipe and data in, a run folder out."""
+
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from opensiglip.data.example import Source
+from opensiglip.data.loader import Plan
+from opensiglip.data.sources import open_source
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.recipes import Recipe
+from opensiglip.train.checkpoint import write_json
+from opensiglip.train.config import build, command, find, prepare, resolved
+from opensiglip.train.export import write_processor
+from opensiglip.train.finish import count_parameters, finish
+from opensiglip.train.learner import Learner
+from opensiglip.train.loop import Loop
+from opensiglip.train.memory import keep_freed_memory
+from opensiglip.train.optimizer import adamw
+from opensiglip.train.precision import choose
+
+
+def train(
+    recipe: str,
+    *,
+    data: Sequence[str],
+    out: str | Path,
+    languages: str | None = None,
+    tokenizer: str | None = None,
+    vocabulary: int = 8192,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 128,
+    accumulate: int = 1,
+    lr: float = 1e-3,
+    warmup: int | None = None,
+    weight_decay: float = 0.1,
+    clip_norm: float = 1.0,
+    seed: int = 0,
+    precision: str = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    changed: bool = False,
+    save_every: int = 1000,
+    log_every: int = 10,
+    held_out: int = 500,
+    trackers: Sequence[str] = (),
+    **keywords: Any,
+) -> dict[str, Any]:
+    """Train a recipe on data and leave a run folder: checkpoints, model, metrics, summary and report.
+
+    Raises UserError on bad input, before anything is written.
+
+    Args:
+        recipe: a name that `opensiglip recipes` lists, or FILE.py:FUNCTION for one of your own.
+        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
+        out: the run's folder.
+        languages: all, or codes such as en or de,fr; by default all that a source has.
+        tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
+        vocabulary: most entries of the tokenizer that is trained.
+        steps: optimizer steps.
+        epochs: passes over the data, instead of steps (1 if neither is given).
+        batch_size: images of the global batch, over all ranks and parts.
+        accumulate: parts that a rank's share of the batch is encoded in; the gradient is that of the whole.
+        lr: peak learning rate.
+        warmup: steps of linear warm-up; by default 5 % of all.
+        weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 is 0.1 here.
+        clip_norm: largest norm of the gradient.
+        seed: of weights and of every random choice in the data.
+        precision: auto, fp32 or bf16.
+        workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
+        resume: go on from the newest checkpoint in `out`.
+        changed: allow a resumed run to differ in its arguments (the differences are printed).
+        save_every: steps between checkpoints.
+        log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
+        held_out: examples of the held-out split to judge the result on; 0 skips it.
+        trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
+        **keywords: the recipe's own, such as size and resolution.
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("recipe", "out", "keywords")}
+    function = find(recipe)
+    built = build(function, keywords)
+    folder = Path(out)
+    config = resolved(recipe, function, keywords, arguments)
+    accelerator, why = _accelerator(precision, trackers, folder)
+    if batch_size % (accelerator.num_processes * accumulate):
+        raise UserError(
+            f"--batch-size {batch_size} is not divisible by {accelerator.num_processes} ranks x --accumulate {accumulate}."
+        )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    wanted = None if languages is None else languages.split(",")
+    side = built.architecture.resolution
+    sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in data]
+    if accelerator.is_main_process:
+        prepare(folder, config, resume=resume, changed=changed)
+        if not resume:
+            about = write_processor(folder / "model", built, _tokenizer(sources, tokenizer, vocabulary, built))
+            write_json(folder / "model" / SIDECAR, about)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
+
+    set_seed(seed)
+    pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
+    model = Model.new(built.architecture, len(pipeline))
+    if model.text is not None:
+        torch.nn.init.constant_(model.logit_bias, built.bias(batch_size))
+    learner = Learner(model, built.objectives).to(accelerator.device)
+    total = sum(len(source) for source in sources)
+    last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    cores = torch.get_num_threads() // ranks if accelerator.device.type == "cpu" else (os.cpu_count() or 2) // ranks
+    loop = Loop(
+        accelerator=accelerator,
+        learner=learner,
+        optimizer=adamw(learner, lr, weight_decay),
+        plan=Plan(sources, built.frame, built.fields, pipeline, batch_size, seed, rank, ranks, accumulate),
+        folder=folder,
+        steps=last,
+        lr=lr,
+        warmup=warmup if warmup is not None else max(1, last // 20),
+        clip_norm=clip_norm,
+        workers=workers if workers is not None else min(8, max(1, cores - 1)),
+        save_every=save_every,
+        log_every=log_every,
+    )
+    if resume:
+        loop.restore()
+    accelerator.print(opening(loop, built, why), flush=True)
+    result = loop.run()
+    summary: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        judge = partial(open_source, split="val", languages=wanted, pixels=side)
+        summary = finish(folder, config, loop, built, result, judge(data[0]) if held_out else None, held_out)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return summary
+
+
+def opening(loop: Loop, recipe: Recipe, why: str) -> str:
+    """The start-up lines: what a wrong run would show at a glance."""
+    accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
+    facts = [source.describe() for source in plan.sources]
+    count = {name: sum(int(fact.get(name) or 0) for fact in facts) for name in ("images", "regions")}
+    parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
+    lines = [
+        f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
+        f"{loop.workers} data worker(s)",
+        f"precision   {accelerator.mixed_precision} ({why}); losses in float32",
+        f"data        {', '.join(source.name for source in plan.sources)}: {count['images']} images"
+        + (f", {count['regions']} regions" if count["regions"] else "")
+        + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
+        f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
+        + (" ".join(recipe.tasks) or "none"),
+        f"batch       {plan.batch_size} images a step"
+        + (f", {plan.batch_size - 1} negatives for each image, logit_bias {float(model.logit_bias.detach()):.2f}" if model.text else ""),
+        f"parameters  {parameters}",
+        f"steps       {loop.step} -> {loop.steps}, {loop.warmup} of warm-up, {loop.steps * plan.batch_size} images in all",
+    ]
+    skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
+    if skipped:
+        lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
+    return "\n".join(lines)
+
+
+def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple[Accelerator, str]:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    mixed, why = choose(precision, device)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed,
+            cpu=device.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--trackers {' '.join(trackers)} can't be used: {str(error).splitlines()[0]}") from error
+    return accelerator, why
+
+
+def _tokenizer(sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe) -> TextPipeline:
+    length = recipe.architecture.length
+    if name is not None:
+        return TextPipeline.load(name, length)
+    return TextPipeline.train((text for s in sources for text in s.texts()), size=vocabulary, length=length)
