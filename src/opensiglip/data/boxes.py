@@ -49,9 +49,7 @@ class BoxFormat:
             return None
         side = {"x": width, "y": height}
         values = [int(group) for group in match.groups()]
-        place = {
-            name: value * side[name[0]] / self.top for name, value in zip(self.order.split(), values, strict=True)
-        }
+        place = {name: value * side[name[0]] / self.top for name, value in zip(self.order.split(), values, strict=True)}
         box = (place["x1"], place["y1"], place["x2"], place["y2"])
         well_formed = max(values) <= self.top and box[0] < box[2] and box[1] < box[3]
         return box if well_formed else None

@@ -77,9 +77,7 @@ class Captions(Field):
                 drawn.append(sequence)
         return drawn
 
-    def _located(
-        self, task: str, region: Region, language: str | None, visit: Visit, pipeline: TextPipeline
-    ) -> Target:
+    def _located(self, task: str, region: Region, language: str | None, visit: Visit, pipeline: TextPipeline) -> Target:
         text = region.phrases.get(language or "") or next(iter(region.phrases.values()))
         height, width = visit.image.shape[-2:]
         phrase = pipeline.ids(f" {text}")

@@ -115,5 +115,3 @@ class Texts(Field):
             "text": torch.from_numpy(np.stack([ids for ids, _ in drawn])),
             "has_text": torch.tensor([has for _, has in drawn]),
         }
-
-

@@ -75,7 +75,9 @@ def architecture(
     patch = 8 if name == "tiny" else int(patch_text)
     side = resolution or (64 if name == "tiny" else 16 * patch)
     if patch < 1 or side < patch or side % patch:
-        raise UserError(f"--resolution {side} is not a multiple of the patch size {patch}; try {max(1, side // patch) * patch}.")
+        raise UserError(
+            f"--resolution {side} is not a multiple of the patch size {patch}; try {max(1, side // patch) * patch}."
+        )
     language = SHAPES["So400m" if name == "g" else name]
     return Architecture(
         resolution=side,

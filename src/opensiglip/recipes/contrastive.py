@@ -7,7 +7,12 @@ from opensiglip.recipes.recipe import Recipe
 
 
 def siglip(
-    *, size: str = "B/16", resolution: int | None = None, length: int = 64, crop_area: float = 1.0, logit_bias: str = "-10"
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    crop_area: float = 1.0,
+    logit_bias: str = "-10",
 ) -> Recipe:
     """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
 

@@ -55,7 +55,9 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict
         moments = load_file(path / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"checkpoint {path} can't be read ({reason}); delete that folder to resume before it.") from error
+        raise UserError(
+            f"checkpoint {path} can't be read ({reason}); delete that folder to resume before it."
+        ) from error
     for name, parameter in learner.named_parameters():
         own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
         if own:

@@ -1,7 +1,6 @@
 """The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,14 @@ def finish(
     first = next((row for row in rows if row.get("loss") is not None), {})
     summary: dict[str, Any] = {
         "recipe": config["recipe"],
+        "folder": str(folder),
         "command": command(config, folder),
         "seed": config["train"]["seed"],
         "versions": config["versions"],
         "precision": loop.accelerator.mixed_precision,
         "parameters": count_parameters(loop.learner),
     } | {key: value for key, value in result.items() if key != "losses"}
-    summary["losses"] = {
-        name: {"first": first.get(name), "last": last_mean(rows, name)} for name in result["losses"]
-    }
+    summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in result["losses"]}
     if held_out is not None:
         autocast = loop.accelerator.autocast
         began = time.perf_counter()
@@ -63,9 +61,10 @@ def finish(
         "data": config["train"]["data"],
         "steps": result["steps"],
         "images": result["images_seen"],
-        "results": flat_results(summary),
+        "results": figures(summary),
     }
     export(folder / "model", model, recipe, pipeline, card)
+    summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
     write_report(folder / "report.html", summary, rows, model, pipeline, recipe.boxes, frame, held_out)
     return summary
@@ -83,13 +82,19 @@ def count_parameters(learner: torch.nn.Module) -> dict[str, int]:
     return parts | {"total": sum(p.numel() for p in learner.parameters())}
 
 
-def flat_results(summary: dict[str, Any]) -> dict[str, str]:
-    """The held-out figures in words, for the model card and the closing lines."""
-    results = {}
+def figures(summary: dict[str, Any]) -> dict[str, str]:
+    """The figures of a run in words: loss terms first and last, and what held-out examples say."""
+    said = {}
+    for name, loss in summary["losses"].items():
+        if loss["first"] is not None and loss["last"] is not None:
+            said[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
     for task in ("referring", "retrieval"):
-        figures = summary.get("held_out", {}).get(task, {})
-        for name, value in figures.items():
-            if f"{name}_ci95" in figures:
-                low, high = figures[f"{name}_ci95"]
-                results[f"held-out {task}: {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
-    return results
+        measures = summary.get("held_out", {}).get(task, {})
+        for name, value in measures.items():
+            if f"{name}_ci95" in measures:
+                low, high = measures[f"{name}_ci95"]
+                said[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+            elif name == "chance_r1":
+                said["held-out retrieval, chance"] = f"{value:.3f}"
+    said["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
+    return said

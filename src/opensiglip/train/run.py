@@ -162,7 +162,11 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
         f"batch       {plan.batch_size} images a step"
-        + (f", {plan.batch_size - 1} negatives for each image, logit_bias {float(model.logit_bias.detach()):.2f}" if model.text else ""),
+        + (
+            f", {plan.batch_size - 1} negatives for each image, logit_bias {float(model.logit_bias.detach()):.2f}"
+            if model.text
+            else ""
+        ),
         f"parameters  {parameters}",
         f"steps       {loop.step} -> {loop.steps}, {loop.warmup} of warm-up, {loop.steps * plan.batch_size} images in all",
     ]

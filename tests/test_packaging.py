@@ -1,0 +1,218 @@
+"""The pins, the Makefile and the package that is built: what a fresh machine meets first."""
+
+import os
+import re
+import stat
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import hatchling.build
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import opensiglip
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = (ROOT / "requirements.txt").read_text()
+PIN = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][0-9a-z.+]*)( ; [^#]+?)?( --hash=sha256:[0-9a-f]{64})+"
+)
+
+
+def pins() -> list[str]:
+    """requirements.txt, one requirement a string, without comments."""
+    joined = re.sub(r" \\\n +", " ", PINS)
+    return [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def pinned_versions(name: str) -> list[Version]:
+    matches = [match for match in map(PIN.fullmatch, pins()) if match]
+    return [Version(m["version"]) for m in matches if canonicalize_name(m["name"]) == canonicalize_name(name)]
+
+
+def declared() -> list[str]:
+    """What `make setup` must find among the pins: core, optional, development and build requirements."""
+    project = PYPROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    others = [line for line in extras if not line.startswith("opensiglip[")]
+    return [*project["dependencies"], *others, *PYPROJECT["build-system"]["requires"]]
+
+
+def test_every_pin_is_one_version_with_sha256_hashes() -> None:
+    assert pins()
+    assert [line[:80] for line in pins() if not PIN.fullmatch(line)] == []
+
+
+def test_the_pins_name_no_host_no_url_and_no_path() -> None:
+    found = [
+        line for line in PINS.splitlines() if re.search(r"/|@|\.(com|dev|io|net|org)\b|index-url|find-links", line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", declared())
+def test_every_declared_dependency_is_pinned_within_its_bounds(line: str) -> None:
+    requirement = Requirement(line)
+    versions = pinned_versions(requirement.name)
+    assert versions, f"{requirement.name} is missing in requirements.txt; see docs/how-to/pins.md"
+    assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_the_pins_page_gives_the_constraints_that_the_pins_obey() -> None:
+    constraints = re.findall(r"^(\w+)==(\S+)$", (ROOT / "docs/how-to/pins.md").read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in constraints] == ["torch", "torchvision", "transformers"]
+    assert all(pinned_versions(name) == [Version(version)] for name, version in constraints)
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    assert f"\nversion: {opensiglip.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_wheel_holds_the_package_its_types_its_licences_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    wheel = zipfile.ZipFile(tmp_path / hatchling.build.build_wheel(str(tmp_path)))
+    names = set(wheel.namelist())
+    information = f"opensiglip-{opensiglip.__version__}.dist-info"
+    assert {f"{information}/licenses/LICENSE", f"{information}/licenses/NOTICE", "opensiglip/py.typed"} <= names
+    assert {name.split("/")[0] for name in names} == {"opensiglip", information}
+    assert b"opensiglip = opensiglip.cli:main" in wheel.read(f"{information}/entry_points.txt")
+
+
+def test_the_pinned_packages_suffice_for_the_editable_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    wheel = zipfile.ZipFile(tmp_path / hatchling.build.build_editable(str(tmp_path)))
+    paths = [wheel.read(name).decode().strip() for name in wheel.namelist() if name.endswith(".pth")]
+    assert paths == [str(ROOT / "src")]
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "PYTHON"}}
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the real Makefile and a stand-in `python`.
+
+    Its venvs hold itself as their python, and `log` holds what was asked of it. While a file `broken` exists,
+    installing fails; while `interrupted` does, it is interrupted.
+    """
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "-c*|*--version) ;;\n"
+        '"-m venv --clear .venv") echo venv >> log; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;\n'
+        '*) echo "$*" >> log; [ ! -e interrupted ] || kill -INT $PPID; [ ! -e broken ];;\n'
+        "esac\n"
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return tmp_path
+
+
+INSTALLS = [
+    "-m pip install -qq --require-hashes -r requirements.txt",
+    "-m pip install -qq --no-deps --no-build-isolation -e .",
+]
+
+
+def asked(checkout: Path) -> list[str]:
+    lines = (checkout / "log").read_text().splitlines()
+    (checkout / "log").unlink()
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("setup", ""),
+        ("test", ".venv/bin/python -m pytest"),
+        ("lint", ".venv/bin/ruff format --check\n.venv/bin/ruff check\n.venv/bin/mypy"),
+        ("format", ".venv/bin/ruff check --fix\n.venv/bin/ruff format"),
+        ("train", ".venv/bin/opensiglip train siglip2 --size tiny"),
+    ],
+)
+def test_every_target_sets_up_and_runs_its_commands(target: str, command: str, checkout: Path) -> None:
+    planned = make(checkout, "--dry-run", target).stdout
+    assert "pip install" in planned
+    assert command in planned.rpartition("touch .venv/.installed\n")[2]
+
+
+def test_clean_removes_the_environment_and_keeps_the_runs(checkout: Path) -> None:
+    for folder in (".venv", "runs", "src/__pycache__", "tests"):
+        (checkout / folder).mkdir(parents=True)
+    assert make(checkout, "clean").returncode == 0
+    assert sorted(path.name for path in checkout.iterdir() if path.is_dir()) == ["runs", "src", "tests"]
+    assert list((checkout / "src").iterdir()) == []
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = {line.split()[1] for line in make(ROOT).stdout.splitlines()}
+    assert listed == {"help", "setup", "test", "lint", "format", "train", "clean"}
+
+
+def test_continuous_integration_runs_make_test_from_anywhere(checkout: Path) -> None:
+    script = checkout / ".ci" / "run"
+    script.parent.mkdir()
+    script.write_text((ROOT / ".ci/run").read_text())
+    assert (ROOT / ".ci/run").stat().st_mode & stat.S_IXUSR
+    environment = os.environ | {"PYTHON": str(checkout / "python")}
+    done = subprocess.run(["bash", str(script)], cwd="/", env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert asked(checkout) == ["venv", *INSTALLS, "-m pytest"]
+
+
+def test_setup_installs_hashed_pins_then_the_package_and_only_once(checkout: Path) -> None:
+    assert make(checkout, "setup", "PYTHON=./python").returncode == 0
+    assert asked(checkout) == ["venv", *INSTALLS]
+    again = make(checkout, "setup", "PYTHON=./python")
+    assert (again.returncode, again.stdout, (checkout / "log").exists()) == (0, "", False)
+
+
+def test_changed_pins_are_installed_into_the_same_environment(checkout: Path) -> None:
+    make(checkout, "setup", "PYTHON=./python")
+    asked(checkout)
+    os.utime(checkout / ".venv/.installed", (0, 0))  # as if requirements.txt had changed since
+    assert make(checkout, "setup", "PYTHON=./python").returncode == 0
+    assert asked(checkout) == INSTALLS
+
+
+def test_a_failed_install_fails_and_is_tried_again(checkout: Path) -> None:
+    (checkout / "broken").touch()
+    assert make(checkout, "setup", "PYTHON=./python").returncode != 0
+    assert asked(checkout) == ["venv", INSTALLS[0]]
+    (checkout / "broken").unlink()
+    assert make(checkout, "setup", "PYTHON=./python").returncode == 0
+    assert asked(checkout) == INSTALLS
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])  # they treat a signal during a command differently
+def test_an_interrupted_install_starts_again_from_an_empty_environment(checkout: Path, shell: str) -> None:
+    (checkout / "interrupted").touch()
+    assert make(checkout, "setup", "PYTHON=./python", f"SHELL={shell}").returncode != 0
+    assert asked(checkout) == ["venv", INSTALLS[0]]
+    (checkout / "interrupted").unlink()
+    assert make(checkout, "setup", "PYTHON=./python").returncode == 0
+    assert asked(checkout) == ["venv", *INSTALLS]
+    assert not (checkout / ".venv/.installing").exists()
+
+
+@pytest.mark.parametrize("python", ["false", "no-such-python"])
+def test_an_old_or_missing_python_is_refused_in_one_sentence(checkout: Path, python: str) -> None:
+    done = make(checkout, "setup", f"PYTHON={python}")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert done.returncode != 0
+    assert said == [
+        f'OpenSigLIP needs Python 3.11 or newer, which "{python}" is not: name one, as in make setup PYTHON=python3.12'
+    ]
+    assert not (checkout / ".venv").exists()
