@@ -1,4 +1,4 @@
-"""The command line. Flags are the keywords of the functions behind it; bad input ends in one sentence and exit code 2."""
+"""The command line: flags are the keywords of the functions behind it; bad input is one sentence and exit code 2."""
 
 import contextlib
 import inspect
@@ -53,7 +53,8 @@ def run(words: list[str]) -> int:
             from opensiglip.recipes import RECIPES
 
             print(
-                f"usage: opensiglip train RECIPE --data SOURCE --out RUN\n\nRECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
+                "usage: opensiglip train RECIPE --data SOURCE --out RUN\n\n"
+                f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
         case ["data", *_]:

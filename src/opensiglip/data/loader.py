@@ -70,7 +70,7 @@ class Steps(Dataset[StepBatch]):
         return StepBatch(parts, skipped)
 
     def visit(self, position: int, skipped: Counter[str]) -> tuple[Visit, np.random.Generator]:
-        """The visit at a position of the endless stream; a broken example's place is taken by the next of its source."""
+        """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
         plan = self.plan
         index = self._index(position)
         number = int(np.searchsorted(self.starts, index, side="right")) - 1

@@ -79,7 +79,7 @@ def referring(
 
     Single-box regions only, one phrase per region (the example's first language). Two blind baselines beside it: the
     best constant box, chosen among `constants` (training boxes, as shares of the image) on the held-out boxes
-    themselves, so an upper bound; and the same model given another example's image. Intervals: 95 % bootstrap over images.
+    themselves, so an upper bound; and the same model given another example's image. Intervals: bootstrap over images.
     """
     asked = [
         (place, region)
@@ -87,7 +87,8 @@ def referring(
         for region in example.regions
         if region.n_boxes == 1 and region.phrases
     ]
-    if not asked or model.decoder is None:
+    decoder = model.decoder
+    if not asked or decoder is None:
         return {}
     grammar = BoxGrammar(pipeline, boxes)
     prefixes = [referring_prefix(pipeline, next(iter(region.phrases.values()))) for _, region in asked]
@@ -100,9 +101,7 @@ def referring(
         for at in range(0, len(asked), 4 * BATCH):
             here = slice(at, at + 4 * BATCH)
             with autocast():
-                answers = greedy(
-                    model.decoder, judged.tokens[torch.tensor(places[here])], prefixes[here], pipeline, grammar
-                )
+                answers = greedy(decoder, judged.tokens[torch.tensor(places[here])], prefixes[here], pipeline, grammar)
             for answer, truth in zip(answers, truths[here], strict=True):
                 box = boxes.read(pipeline.text(answer), side, side)
                 overlaps.append(overlap(box, truth) if box else 0.0)
@@ -127,7 +126,7 @@ def referring(
 
 @torch.no_grad()
 def retrieval(model: Model, judged: Judged, pipeline: TextPipeline, autocast: Any) -> dict[str, Any]:
-    """R@1 between all images and all their captions (first language); an image's any caption counts.    (recipes.md 12)"""
+    """R@1 between all images and all their captions (first language); any of an image's captions counts.    (recipes.md 12)"""
     if model.text is None or judged.pooled is None:
         return {}
     device = judged.pooled.device
@@ -180,7 +179,7 @@ def constant_boxes(source: Source, frame: Frame, count: int = 256) -> list[Box]:
     ][:count]
     if not found:
         return []
-    return [tuple(np.mean(found, axis=0)), *found]  # type: ignore[list-item, return-value]
+    return [tuple(np.mean(found, axis=0)), *found]  # type: ignore[list-item]
 
 
 def _batches(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:

@@ -91,8 +91,8 @@ class Decoder(nn.Module):
         nn.init.normal_(self.position, std=self.shape.width**-0.5)
         for block in self.blocks:
             assert isinstance(block, Block)
-            for attention in (block.self_attention, block.cross_attention):
-                for linear in (attention.query, attention.key_value, attention.out):
+            for part in (block.self_attention, block.cross_attention):
+                for linear in (part.query, part.key_value, part.out):
                     # A normal cut at two standard deviations has 0.8796 of its deviation left: flax divides it out.
                     std = math.sqrt(1 / linear.in_features) / 0.87962566103423978
                     nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)

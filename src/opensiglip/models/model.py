@@ -107,7 +107,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
 
 
 def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    def tower(shape: Shape) -> dict[str, int]:
+    def tower(shape: Shape) -> dict[str, Any]:
         return {
             "hidden_size": shape.width,
             "num_hidden_layers": shape.depth,

@@ -29,4 +29,5 @@ class Sigmoid(Pairwise):
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
         image, text, has_text = rows
-        return sigmoid_loss(image, text, *shared, valid=has_text)
+        scale, bias = shared
+        return sigmoid_loss(image, text, scale, bias, has_text)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: every tensor in safetensors by name, the rest in JSON; no pickle. Written whole or not at all."""
+"""Checkpoints: every tensor in safetensors by name, the rest in JSON; no pickle. Written whole or not at all."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore weights and optimizer in place and return the state. Raises UserError naming the file that does not fit."""
+    """Restore weights and optimizer in place; return the state. Raises UserError naming what does not fit."""
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         learner.load_state_dict(load_file(path / "learner.safetensors"))

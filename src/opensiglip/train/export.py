@@ -56,8 +56,8 @@ The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretr
 {% endif %}
 ## Limits
 
-It knows what its data showed it. {% if "scenes" in data | join %}The embedded scenes are OpenMoji drawings (CC BY-SA 4.0)
-in synthetic layouts: real artwork and real names, not photographs.{% endif %}
+It knows what its data showed it. {% if "scenes" in data | join %}The embedded scenes are OpenMoji drawings
+(CC BY-SA 4.0) in synthetic layouts: real artwork and real names, not photographs.{% endif %}
 """
 
 

@@ -17,7 +17,7 @@ class Log:
     """Rows of numbers by step. Only the main process writes."""
 
     def __init__(self, accelerator: Accelerator, path: Path, first: int, steps: int, images: int, every: int) -> None:
-        """`first`: the step the run goes on from; rows of later steps, of a run cut short, are removed. `images`: a step."""
+        """`first`: the step to go on from; rows of later steps, of a run cut short, go. `images`: of one step."""
         self.accelerator, self.path, self.images, self.every, self.steps = accelerator, path, images, every, steps
         self.writes = accelerator.is_main_process
         if self.writes:
@@ -31,7 +31,7 @@ class Log:
         self.seen = 0
 
     def step(self, step: int, values: dict[str, float | None]) -> None:
-        """Count a step, and write its row if it is one to write: every one below 200, every N from there on, the last."""
+        """Count a step, and write its row if it is one to write: all below 200, every N-th after, the last."""
         self.since += 1
         self.seen += 1
         self.bar.update()

@@ -93,9 +93,8 @@ def train(
     config = resolved(recipe, function, keywords, arguments)
     accelerator, why = _accelerator(precision, trackers, folder)
     if batch_size % (accelerator.num_processes * accumulate):
-        raise UserError(
-            f"--batch-size {batch_size} is not divisible by {accelerator.num_processes} ranks x --accumulate {accumulate}."
-        )
+        ranks = accelerator.num_processes
+        raise UserError(f"--batch-size {batch_size} is not divisible by {ranks} ranks x --accumulate {accumulate}.")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     wanted = None if languages is None else languages.split(",")
@@ -152,6 +151,10 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
     facts = [source.describe() for source in plan.sources]
     count = {name: sum(int(fact.get(name) or 0) for fact in facts) for name in ("images", "regions")}
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
+    negatives = ""
+    if model.text is not None:
+        bias = float(model.logit_bias.detach())
+        negatives = f", {plan.batch_size - 1} negatives for each image, logit_bias {bias:.2f}"
     lines = [
         f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
         f"{loop.workers} data worker(s)",
@@ -161,14 +164,9 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
-        f"batch       {plan.batch_size} images a step"
-        + (
-            f", {plan.batch_size - 1} negatives for each image, logit_bias {float(model.logit_bias.detach()):.2f}"
-            if model.text
-            else ""
-        ),
+        f"batch       {plan.batch_size} images a step{negatives}",
         f"parameters  {parameters}",
-        f"steps       {loop.step} -> {loop.steps}, {loop.warmup} of warm-up, {loop.steps * plan.batch_size} images in all",
+        f"steps       {loop.step} -> {loop.steps}, {loop.warmup} of warm-up; {loop.steps * plan.batch_size} images",
     ]
     skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
     if skipped:
