@@ -58,7 +58,7 @@ class Frame:
         image = transform.resized_crop(image, top, left, height, width, [side, side], antialias=True)
         if not regions:
             return image, regions
-        boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
+        boxes = tv_tensors.BoundingBoxes(
             [r.bbox for r in regions], format="XYXY", canvas_size=example.image.shape[-2:], dtype=torch.float64
         )
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -68,7 +68,7 @@ class TextPipeline:
         known = [int(i) for i in ids]
         if self.policy.eos_id in known:
             known = known[: known.index(self.policy.eos_id)]
-        return self.tokenizer.decode(known, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""

@@ -126,7 +126,7 @@ def referring(
 
 @torch.no_grad()
 def retrieval(model: Model, judged: Judged, pipeline: TextPipeline, autocast: Any) -> dict[str, Any]:
-    """R@1 between all images and all their captions (first language); any of an image's captions counts.    (recipes.md 12)"""
+    """R@1 between all images and all their captions (first language); any of an image's captions counts."""
     if model.text is None or judged.pooled is None:
         return {}
     device = judged.pooled.device
@@ -179,7 +179,7 @@ def constant_boxes(source: Source, frame: Frame, count: int = 256) -> list[Box]:
     ][:count]
     if not found:
         return []
-    return [tuple(np.mean(found, axis=0)), *found]  # type: ignore[list-item]
+    return [tuple(np.mean(found, axis=0)), *found]
 
 
 def _batches(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:

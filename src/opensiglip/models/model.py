@@ -8,18 +8,22 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     PreTrainedModel,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
+    TimmWrapperModel,
 )
 
 from opensiglip.errors import UserError
+from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.models.timm_tower import TimmVision
 from opensiglip.models.towers import Text, Vision, initialise
 
 SIDECAR = "opensiglip.json"  # what a transformers config has no place for: architecture, text pipeline, box format
@@ -35,14 +39,14 @@ class Model(nn.Module):
         """`host` is the transformers model that owns the towers: SiglipModel, or SiglipVisionModel without text."""
         super().__init__()
         self.host, self.architecture, self.vocabulary = [host], architecture, vocabulary  # listed: not a submodule
-        host.set_attn_implementation(NAME)
-        self.vision = Vision(getattr(host, "vision_model", host))
+        self.vision = _vision(host)
         self.text: Text | None = None
         self.decoder: Decoder | None = None
         if architecture.text is not None:
             assert isinstance(host, SiglipModel)
             self.text = Text(host.text_model)
             self.logit_scale, self.logit_bias = host.logit_scale, host.logit_bias
+        self.vision.requires_grad_(not architecture.frozen)
         if architecture.decoder is not None:
             self.decoder = Decoder(
                 architecture.decoder,
@@ -55,6 +59,8 @@ class Model(nn.Module):
     @classmethod
     def new(cls, architecture: Architecture, vocabulary: int) -> "Model":
         """Freshly initialised, with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
+        if architecture.encoder is not None:
+            return cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
         host = _host(architecture, vocabulary)
         initialise(host)
         model = cls(host, architecture, vocabulary)
@@ -82,8 +88,7 @@ class Model(nn.Module):
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
-        kind = SiglipVisionModel if architecture.text is None else SiglipModel
-        model = cls(kind.from_pretrained(folder), architecture, vocabulary)
+        model = cls(AutoModel.from_pretrained(folder), architecture, vocabulary)
         if model.decoder is not None:
             path = folder / "decoder.safetensors"
             if not path.is_file():
@@ -104,6 +109,15 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; export the run again.")
     return facts
+
+
+def _vision(host: PreTrainedModel) -> Vision | TimmVision:
+    if isinstance(host, TimmWrapperModel):
+        return TimmVision(host)
+    host.set_attn_implementation(NAME)
+    tower = host.vision_model if isinstance(host, SiglipModel) else host
+    assert isinstance(tower, SiglipVisionModel)
+    return Vision(tower)
 
 
 def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:

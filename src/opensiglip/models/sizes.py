@@ -42,6 +42,8 @@ class Architecture:
     text: Shape | None = None
     decoder: Shape | None = None
     decoder_bias: bool = False
+    encoder: str | None = None  # a timm encoder to take the place of the image tower
+    frozen: bool = False  # the image tower is not trained
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to store beside the weights."""

@@ -14,7 +14,8 @@ class Vision(nn.Module):
     def __init__(self, tower: SiglipVisionModel) -> None:
         super().__init__()
         self.tower = tower
-        self.patch, self.width = int(tower.config.patch_size), int(tower.config.hidden_size)
+        self.patch = tower.embeddings.patch_embedding.kernel_size[0]
+        self.width = tower.embeddings.embed_dim
 
     def forward(self, pixels: Tensor) -> Features:
         """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D] after the final norm, and their MAP pooling [B, D]."""

@@ -1,5 +1,7 @@
 """Image tower and decoder: texts read off the image. The three papers differ in their data only."""
 
+from dataclasses import replace
+
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.captions import Captions
 from opensiglip.data.fields import Frame, Images
@@ -107,3 +109,38 @@ def locca(
         tasks=tasks,
         boxes=written,
     )
+
+
+def captioner(
+    *,
+    encoder: str = "timm/vit_base_patch16_224.augreg_in21k",
+    size: str = "B/16",
+    resolution: int | None = 224,
+    length: int = 77,
+    parallel: float = 0.75,
+    decoder_depth: int | None = None,
+    decoder_bias: bool = False,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
+
+    Args:
+        encoder: hub id or folder of the timm encoder; its tokens are read after its final norm.
+        size: of the decoder, and of the encoder it halves: tiny, S/16, B/16, L/16, ...
+        resolution: pixels of a side; what the encoder was trained at.
+        length: tokens of a text.
+        parallel: fraction of the captions whose input is all [MASK], drawn per example.
+        decoder_depth: layers of the decoder; by default half the size's, rounded down.
+        decoder_bias: biases in the decoder's attention, MLP and block norms.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    recipe = cappa(
+        size=size,
+        resolution=resolution,
+        length=length,
+        parallel=parallel,
+        decoder_depth=decoder_depth,
+        decoder_bias=decoder_bias,
+        crop_area=crop_area,
+    )
+    return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=True))

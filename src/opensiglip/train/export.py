@@ -8,6 +8,7 @@ from transformers import SiglipImageProcessor, SiglipProcessor
 
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
+from opensiglip.models.timm_tower import TimmVision
 from opensiglip.recipes.recipe import Recipe
 
 CARD = """---
@@ -61,15 +62,20 @@ It knows what its data showed it. {% if "scenes" in data | join %}The embedded s
 """
 
 
-def write_processor(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dict[str, Any]:
-    """The tokenizer and image processor as transformers reads them; returns what the sidecar must carry."""
-    side = recipe.architecture.resolution
-    images = SiglipImageProcessor(
-        size={"height": side, "width": side}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    if recipe.architecture.text is not None:
-        SiglipProcessor(images, pipeline.tokenizer).save_pretrained(folder)
+def write_processor(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline) -> None:
+    """The image processor as transformers reads it, and with a text tower the one of both."""
+    side, tower = recipe.architecture.resolution, model.vision
+    mean, std = [0.5] * 3, [0.5] * 3
+    if isinstance(tower, TimmVision):
+        mean, std = tower.mean.flatten().tolist(), tower.std.flatten().tolist()
+    images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
     images.save_pretrained(folder)
+    if model.text is not None:
+        SiglipProcessor(images, pipeline.tokenizer).save_pretrained(folder)
+
+
+def write_text(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dict[str, Any]:
+    """The tokenizer as transformers reads it; returns what the sidecar must carry: policy, box format, tasks."""
     return {
         "text": pipeline.save_pretrained(folder),
         "boxes": str(recipe.boxes),
@@ -80,7 +86,8 @@ def write_processor(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dic
 def export(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline, card: dict[str, Any]) -> None:
     """Write the whole folder; `card` fills the model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = write_processor(folder, recipe, pipeline)
+    about = write_text(folder, recipe, pipeline)
+    write_processor(folder, model, recipe, pipeline)
     model.save_pretrained(folder, about | {"recipe": card["recipe"]})
     facts = card | {
         "folder": "model",

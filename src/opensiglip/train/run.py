@@ -20,7 +20,7 @@ from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.recipes import Recipe
 from opensiglip.train.checkpoint import write_json
 from opensiglip.train.config import build, command, find, prepare, resolved
-from opensiglip.train.export import write_processor
+from opensiglip.train.export import write_text
 from opensiglip.train.finish import count_parameters, finish
 from opensiglip.train.learner import Learner
 from opensiglip.train.loop import Loop
@@ -103,7 +103,7 @@ def train(
     if accelerator.is_main_process:
         prepare(folder, config, resume=resume, changed=changed)
         if not resume:
-            about = write_processor(folder / "model", built, _tokenizer(sources, tokenizer, vocabulary, built))
+            about = write_text(folder / "model", built, _tokenizer(sources, tokenizer, vocabulary, built))
             write_json(folder / "model" / SIDECAR, about)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})

@@ -1,0 +1,43 @@
+"""A timm encoder as the image tower: any ViT that returns its tokens, in transformers' wrapper, so it exports too."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TimmWrapperModel
+
+from opensiglip.errors import UserError
+from opensiglip.types import Features
+
+
+class TimmVision(nn.Module):
+    """Patch tokens of a timm ViT after its final norm; class and register tokens are left out, no pooling."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: TimmWrapperModel) -> None:
+        super().__init__()
+        self.tower = tower
+        inner = tower.timm_model
+        self.width, self.prefix = int(inner.num_features), int(getattr(inner, "num_prefix_tokens", 0))
+        facts: dict[str, Any] = inner.pretrained_cfg
+        for name in ("mean", "std"):  # where the weights were trained otherwise than on [-1, 1]
+            value = torch.tensor(facts.get(name) or (0.5, 0.5, 0.5)).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D]."""
+        tokens = self.tower.timm_model.forward_features(((pixels + 1) / 2 - self.mean) / self.std)
+        return Features(None, tokens[:, self.prefix :])
+
+
+def load(name: str) -> TimmWrapperModel:
+    """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
+    try:
+        return TimmWrapperModel.from_pretrained(name)
+    except Exception as error:  # hub, file and timm errors of a dozen types
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--encoder {name!r} can't be loaded ({reason}); give a timm hub id or a saved folder."
+        ) from error
