@@ -20,6 +20,7 @@ USAGE = """usage: opensiglip COMMAND ...
   train RECIPE --data SOURCE --out RUN    train a recipe; `opensiglip train RECIPE --help` lists its flags
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
+  bench attention|memory                  the measurements behind claims on speed, each against a named peer
 """
 
 
@@ -57,6 +58,13 @@ def run(words: list[str]) -> int:
                 f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
+        case ["bench", "attention" | "memory" as name, *rest]:
+            from opensiglip import bench
+
+            measure: Callable[..., None] = bench.bench_attention if name == "attention" else bench.bench_memory
+            call(measure, rest, f"opensiglip bench {name}")
+        case ["bench", *_]:
+            raise UserError("`opensiglip bench` measures one of: attention, memory.")
         case ["data", *_]:
             raise UserError("`opensiglip data` has one command: show SOURCE.")
         case _:

@@ -1,0 +1,119 @@
+"""We compute what the authors' code computes: big_vision's CapPa and SigLIP, forward and backward, in float32."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from big_vision import load, to_ours, under
+from torch import Tensor
+
+from opensiglip.data.captions import Target, pack
+from opensiglip.models.model import Model
+from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.captioning import Caption
+from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.train.learner import Learner, denominators
+from opensiglip.types import Batch
+
+SHAPE, VOCABULARY, LENGTH, EOS = Shape(width=32, depth=2, mlp=64, heads=4), 96, 12, 1
+TOLERANCE = 1e-5
+CAPPA, SIGLIP = load("cappa"), load("siglip")
+
+
+def model(golden: dict[str, np.ndarray], *, text: Shape | None = None, decoder: Shape | None = None) -> Model:
+    built = Model.new(Architecture(32, 8, LENGTH, SHAPE, text=text, decoder=decoder), VOCABULARY)
+    built.load_state_dict(to_ours(under(golden, "params/")))  # strict: every array has a place, every place an array
+    return built
+
+
+def pixels(golden: dict[str, np.ndarray]) -> Tensor:
+    return torch.from_numpy(golden["image"]).permute(0, 3, 1, 2)
+
+
+def captions(parallel: bool) -> tuple[list[int], Batch]:
+    """CapPa's labels as our rows, and how long each is with its eos."""
+    ends = [row.tolist().index(EOS) + 1 for row in CAPPA["labels"]]
+    drawn = [[Target((), tuple(map(int, row[:end])), parallel)] for row, end in zip(CAPPA["labels"], ends, strict=True)]
+    return ends, pack(drawn, length=LENGTH, pad_id=0, mask_id=VOCABULARY) | {"image": pixels(CAPPA)}
+
+
+def largest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+
+
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    return {name: x.grad for name, x in learner.model.named_parameters() if x.grad is not None}
+
+
+def test_the_image_tokens_of_cappa_are_big_visions() -> None:
+    tokens = model(CAPPA, decoder=SHAPE).vision(pixels(CAPPA)).tokens
+    assert largest_difference([(tokens, torch.from_numpy(CAPPA["encoded"]))]) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "parallel"])
+def test_the_logits_of_cappa_are_big_visions(mode: str) -> None:
+    built = model(CAPPA, decoder=SHAPE)
+    ends, batch = captions(mode == "parallel")
+    assert built.decoder is not None
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    ours = built.decoder.vocabulary(built.decoder(*row, built.vision(batch["image"]).tokens))
+    theirs = torch.from_numpy(CAPPA[f"{mode}/logits"])
+    # An autoregressive row of ours ends with its text; theirs goes on over padding, without loss.
+    seen = [LENGTH if mode == "parallel" else end for end in ends]
+    assert largest_difference((ours[i, :n], theirs[i, :n]) for i, n in enumerate(seen)) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "parallel"])
+def test_loss_and_every_gradient_of_cappa_are_big_visions(mode: str) -> None:
+    learner = Learner(model(CAPPA, decoder=SHAPE), [Caption()])
+    _, batch = captions(mode == "parallel")
+    losses = learner(batch, denominators(learner, [batch]))
+    losses["loss"].backward()
+    assert abs(losses["caption"].item() - CAPPA[f"{mode}/loss"]) < TOLERANCE
+    theirs = to_ours(under(CAPPA, f"{mode}/grad/"))
+    ours = gradients(learner)
+    assert ours.keys() == theirs.keys() == dict(learner.model.named_parameters()).keys()
+    assert largest_difference((ours[name], theirs[name]) for name in ours) < TOLERANCE
+    assert max(float(gradient.abs().max()) for gradient in theirs.values()) > 100 * TOLERANCE, "no gradient to compare"
+
+
+def test_the_score_of_a_text_is_its_summed_log_likelihood_as_in_big_vision() -> None:
+    built = model(CAPPA, decoder=SHAPE)
+    ends, batch = captions(parallel=False)
+    assert built.decoder is not None
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    hidden = built.decoder(*row, built.vision(batch["image"]).tokens)
+    scores = [
+        -built.decoder.vocabulary(hidden[i, :end], batch["targets"][i, :end], torch.ones(end))
+        for i, end in enumerate(ends)
+    ]
+    assert largest_difference([(torch.stack(scores), torch.from_numpy(CAPPA["score"]))]) < TOLERANCE
+    assert np.argsort(CAPPA["score"]).tolist() == torch.stack(scores).argsort().tolist()
+
+
+def siglip() -> tuple[Learner, Batch]:
+    text = torch.from_numpy(SIGLIP["text"]).long()
+    batch = {"image": pixels(SIGLIP), "text": text, "has_text": torch.ones(len(text), dtype=torch.bool)}
+    return Learner(model(SIGLIP, text=SHAPE), [Sigmoid()]), batch
+
+
+def test_embeddings_and_logits_of_siglip_are_big_visions() -> None:
+    learner, batch = siglip()
+    (image, text, _), (scale, bias) = Sigmoid().features(Encoded(learner.model, batch))
+    ours = (image, text, scale * image @ text.T + bias)
+    names = ("image_embedding", "text_embedding", "logits")
+    assert largest_difference((x, torch.from_numpy(SIGLIP[name])) for x, name in zip(ours, names, strict=True)) < TOLERANCE
+
+
+def test_loss_and_every_gradient_of_siglip_are_big_visions() -> None:
+    learner, batch = siglip()
+    losses = learner(batch, denominators(learner, [batch]))
+    losses["loss"].backward()
+    assert abs(losses["sigmoid"].item() - SIGLIP["loss"]) < TOLERANCE
+    theirs = to_ours(under(SIGLIP, "grad/"))
+    ours = gradients(learner)
+    assert ours.keys() == theirs.keys() == dict(learner.model.named_parameters()).keys()
+    assert largest_difference((ours[name], theirs[name]) for name in ours) < TOLERANCE
+    assert max(float(gradient.abs().max()) for gradient in theirs.values()) > 100 * TOLERANCE, "no gradient to compare"
