@@ -129,7 +129,7 @@ def test_the_sigmoid_loss_is_transformers() -> None:
     assert isinstance(host, SiglipModel)
     ours = learner(batch, denominators(learner, [batch]))["loss"]
     theirs = host(input_ids=batch["text"], pixel_values=batch["image"], return_loss=True).loss
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=1e-6)
 
 
 def test_orthogonal_features_start_at_ten_plus_the_negatives_share() -> None:
@@ -193,5 +193,4 @@ def test_no_slopes_are_formed_without_gradients(
 def test_the_operations_keep_torch_librarys_contract(operation: torch.library.CustomOpDef, arguments: tuple) -> None:
     differentiable = 4 if operation is fused._ring_sigmoid else 3
     leaves = [x.requires_grad_() if i < differentiable else x for i, x in enumerate(arguments)]
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operation, leaves, test_utils=checks)
+    torch.library.opcheck(operation, leaves)

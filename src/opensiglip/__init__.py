@@ -1,3 +1,22 @@
-"""Open pretraining of vision-language encoders."""
+"""Open pretraining of vision-language encoders: `train` a recipe, load a `Model`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Model", "UserError", "__version__", "train"]
+
+if TYPE_CHECKING:
+    from opensiglip.errors import UserError
+    from opensiglip.models.model import Model
+    from opensiglip.train.run import train
+
+
+HOMES = {"Model": "opensiglip.models.model", "UserError": "opensiglip.errors", "train": "opensiglip.train.run"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: `opensiglip --help` need not wait for torch."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'opensiglip' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

@@ -110,9 +110,13 @@ def data_show(
 
 
 def _train(recipe: str, rest: list[str]) -> None:
+    from transformers.utils import logging
+
     from opensiglip.train.config import find
     from opensiglip.train.run import train
 
+    logging.set_verbosity_error()  # it warns of its own default config's token ids whenever a model is saved
+    logging.disable_progress_bar()
     function = find(recipe)
     merged = merge(train, function, {"data": Annotated[tuple[str, ...], tyro.conf.UseAppendAction]})
     summary = call(lambda **flags: train(recipe, **flags), rest, f"opensiglip train {recipe}", like=merged)
@@ -154,7 +158,7 @@ def call(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            flags = tyro.cli(take, prog=program, args=words, config=(tyro.conf.FlagCreatePairsOff,))
+            flags = tyro.cli(take, prog=program, args=words, config=())
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

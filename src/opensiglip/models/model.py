@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ class Model(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
         model = cls(AutoModel.from_pretrained(folder), architecture, vocabulary)
+        if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
+            warnings.warn(
+                f"{folder} has logit_scale and logit_bias 0: "
+                "transformers starts both at 0; SigLIP's are log 10 and -10.",
+                stacklevel=2,
+            )
         if model.decoder is not None:
             path = folder / "decoder.safetensors"
             if not path.is_file():

@@ -31,9 +31,12 @@ class Recipe:
         if self.logit_bias == "auto":
             return -math.log(max(1, batch_size - 1))
         try:
-            return float(self.logit_bias)
+            bias = float(self.logit_bias)
         except ValueError:
-            raise UserError(f"--logit-bias {self.logit_bias!r} is neither a number nor auto.") from None
+            bias = math.nan
+        if not math.isfinite(bias):
+            raise UserError(f"--logit-bias {self.logit_bias!r} is neither a number nor auto.")
+        return bias
 
 
 RecipeFunction = Callable[..., Recipe]

@@ -71,13 +71,16 @@ def command(config: dict[str, Any], out: Path) -> str:
         flag = "--" + name.replace("_", "-")
         if name in ("resume", "changed") or value is None or value == []:
             continue
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag.removeprefix("--"))
+            continue
         for item in value if isinstance(value, list) and name == "data" else [value]:
             words += [flag, *map(str, item)] if isinstance(item, list) else [flag, str(item)]
     return shlex.join([*words, "--out", str(out)])
 
 
-def prepare(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) -> None:
-    """Make the run's folder and write config.json. Raises UserError rather than lose or mix what is there."""
+def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) -> None:
+    """Raises UserError rather than lose or mix what the run's folder holds."""
     path = folder / "config.json"
     if path.is_file() and not resume:
         raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
@@ -90,11 +93,15 @@ def prepare(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool
             raise UserError(f"--resume with other arguments ({'; '.join(differences)}); confirm with --changed.")
         for difference in differences:
             print(f"changed: {difference}", flush=True)
+
+
+def record(folder: Path, config: dict[str, Any]) -> None:
+    """Make the run's folder and write config.json. Raises UserError if it can't be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} can't be made ({error.strerror}).") from error
-    write_json(path, config | {"command": command(config, folder)})
+    write_json(folder / "config.json", config | {"command": command(config, folder)})
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

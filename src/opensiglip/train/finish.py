@@ -38,8 +38,9 @@ def finish(
         "versions": config["versions"],
         "precision": loop.accelerator.mixed_precision,
         "parameters": count_parameters(loop.learner),
-    } | {key: value for key, value in result.items() if key != "losses"}
-    summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in result["losses"]}
+    } | result
+    names = [name for name in rows[-1] if name.startswith("loss")] if rows else []
+    summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
     if held_out is not None:
         autocast = loop.accelerator.autocast
         began = time.perf_counter()
@@ -49,7 +50,9 @@ def finish(
             "source": held_out.name,
             "split": "val",
             "examples": len(judged.examples),
-            "referring": referring(model, judged, pipeline, recipe.boxes, constants, autocast),
+            "referring": referring(model, judged, pipeline, recipe.boxes, constants, autocast)
+            if "aref" in recipe.tasks
+            else {},
             "retrieval": retrieval(model, judged, pipeline, autocast),
             "seconds": round(time.perf_counter() - began, 1),
         }

@@ -51,14 +51,14 @@ class Loop:
         """Go on from the newest checkpoint. Raises UserError where there is none."""
         newest = checkpoint.latest(self.folder / "checkpoints")
         if newest is None:
-            raise UserError(f"{self.folder} has no checkpoint to --resume from; start without --resume.")
+            raise UserError(f"{self.folder} has no checkpoint to --resume from yet; delete it, or name another --out.")
         state = checkpoint.load(newest, self.learner, self.optimizer)
         self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
             self.judge.read, self.judge.skipped = int(state["read"]), Counter(state["skipped_examples"])
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step. Returns its losses, the rate and what was skipped."""
+        """Train to the last step. Returns the rate and what was skipped."""
         accelerator, device = self.accelerator, self.accelerator.device
         wrapped: nn.Module = accelerator.prepare_model(self.learner)
         wrapped.train()
@@ -71,7 +71,7 @@ class Loop:
             self.log_every,
         )
         batches = loader(self.plan, self.step, self.steps, self.workers, pin=device.type == "cuda")
-        failures, values, started = 0, {}, time.perf_counter()
+        failures, started = 0, time.perf_counter()
         for batch in batches:
             read = sum(len(part["image"]) for part in batch.parts)
             self.judge.count(read, batch.skipped)
@@ -105,7 +105,6 @@ class Loop:
             "images_seen": self.step * self.plan.batch_size,
             "training_seconds": round(time.perf_counter() - started, 1),
             "images_per_second": round(log.rate(), 1),
-            "losses": values,
             "skipped_steps": self.skipped_steps,
             "skipped_examples": dict(sum_counters(self.judge.read, self.judge.skipped)[1].most_common()),
         }

@@ -3,12 +3,12 @@
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from opensiglip.data.example import Source
@@ -18,8 +18,9 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.recipes import Recipe
+from opensiglip.train.check import check_numbers
 from opensiglip.train.checkpoint import write_json
-from opensiglip.train.config import build, command, find, prepare, resolved
+from opensiglip.train.config import build, check, command, find, record, resolved
 from opensiglip.train.export import write_text
 from opensiglip.train.finish import count_parameters, finish
 from opensiglip.train.learner import Learner
@@ -87,8 +88,14 @@ def train(
         **keywords: the recipe's own, such as size and resolution.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("recipe", "out", "keywords")}
+    check_numbers(arguments | keywords)
+    if not data:
+        raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+    if steps is not None and epochs is not None:
+        raise UserError("--steps and --epochs both say how long to train; give one.")
     function = find(recipe)
     built = build(function, keywords)
+    bias = built.bias(batch_size)
     folder = Path(out)
     config = resolved(recipe, function, keywords, arguments)
     accelerator, why = _accelerator(precision, trackers, folder)
@@ -100,11 +107,14 @@ def train(
     wanted = None if languages is None else languages.split(",")
     side = built.architecture.resolution
     sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in data]
+    judged = None
     if accelerator.is_main_process:
-        prepare(folder, config, resume=resume, changed=changed)
-        if not resume:
-            about = write_text(folder / "model", built, _tokenizer(sources, tokenizer, vocabulary, built))
-            write_json(folder / "model" / SIDECAR, about)
+        check(folder, config, resume=resume, changed=changed)
+        judged = _held_out(data[0], held_out, wanted, side)
+        made = None if resume else _tokenizer(sources, tokenizer, vocabulary, built)
+        record(folder, config)
+        if made is not None:
+            write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
 
@@ -112,7 +122,7 @@ def train(
     pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
     model = Model.new(built.architecture, len(pipeline))
     if model.text is not None:
-        torch.nn.init.constant_(model.logit_bias, built.bias(batch_size))
+        torch.nn.init.constant_(model.logit_bias, bias)
     learner = Learner(model, built.objectives).to(accelerator.device)
     total = sum(len(source) for source in sources)
     last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
@@ -138,8 +148,7 @@ def train(
     result = loop.run()
     summary: dict[str, Any] = {}
     if accelerator.is_main_process:
-        judge = partial(open_source, split="val", languages=wanted, pixels=side)
-        summary = finish(folder, config, loop, built, result, judge(data[0]) if held_out else None, held_out)
+        summary = finish(folder, config, loop, built, result, judged, held_out)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
@@ -148,8 +157,8 @@ def train(
 def opening(loop: Loop, recipe: Recipe, why: str) -> str:
     """The start-up lines: what a wrong run would show at a glance."""
     accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
-    facts = [source.describe() for source in plan.sources]
-    count = {name: sum(int(fact.get(name) or 0) for fact in facts) for name in ("images", "regions")}
+    images = sum(len(source) for source in plan.sources)
+    regions = sum(int(source.describe().get("regions") or 0) for source in plan.sources)
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
     negatives = ""
     if model.text is not None:
@@ -159,8 +168,8 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
         f"{loop.workers} data worker(s)",
         f"precision   {accelerator.mixed_precision} ({why}); losses in float32",
-        f"data        {', '.join(source.name for source in plan.sources)}: {count['images']} images"
-        + (f", {count['regions']} regions" if count["regions"] else "")
+        f"data        {', '.join(source.name for source in plan.sources)}: {images} images"
+        + (f", {regions} regions" if regions else "")
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
@@ -178,6 +187,7 @@ def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
     mixed, why = choose(precision, device)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     try:
         accelerator = Accelerator(
             mixed_precision=mixed,
@@ -188,7 +198,20 @@ def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"--trackers {' '.join(trackers)} can't be used: {str(error).splitlines()[0]}") from error
+    missing = [name for name in trackers if name != "all" and name not in map(str, accelerator.log_with)]
+    if missing:
+        raise UserError(f"--trackers {missing[0]} is not installed; install it, or leave the flag out.")
     return accelerator, why
+
+
+def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int) -> Source | None:
+    if not count:
+        return None
+    try:
+        return open_source(spec, split="val", languages=languages, pixels=side)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"--held-out {count}: {reason}; give --held-out 0 to train without a judgement.") from error
 
 
 def _tokenizer(sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe) -> TextPipeline:

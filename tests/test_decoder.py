@@ -1,0 +1,134 @@
+"""The decoder: what a token may see, that packing changes nothing, and where the loss starts."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import SHAPE, small_model
+from torch import Tensor
+
+from opensiglip.data.captions import Target, pack
+from opensiglip.models.decoder import Decoder
+from opensiglip.models.model import Model
+from opensiglip.models.sizes import Architecture
+from opensiglip.objectives.captioning import Caption
+from opensiglip.train.learner import Learner, denominators
+from opensiglip.types import Batch
+
+VOCABULARY, LENGTH, EOS = 96, 12, 1
+THREE = [Target((7, 8), (11, 12, 13, EOS), parallel=True), Target((9, 8), (21, 22, EOS)), Target((5,), (31, 32, 33, 34, EOS))]
+
+
+def packed(*rows: list[Target]) -> Batch:
+    return pack(rows, length=LENGTH, pad_id=0, mask_id=VOCABULARY)
+
+
+def hidden(decoder: Decoder, batch: Batch, memory: Tensor, valid: Tensor | None = None) -> Tensor:
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    with torch.no_grad():
+        return decoder(*row, memory, valid)
+
+
+def a_decoder() -> Decoder:
+    decoder = small_model(vocabulary=VOCABULARY, length=LENGTH).decoder
+    assert decoder is not None
+    return decoder
+
+
+def memory(rows: int) -> Tensor:
+    return torch.randn(rows, 16, SHAPE.width, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_first_captioning_loss_is_the_log_of_the_vocabulary(parallel: bool) -> None:
+    torch.manual_seed(0)
+    model = Model.new(Architecture(32, 8, LENGTH, SHAPE, decoder=SHAPE), VOCABULARY)
+    batch = packed([Target((), (3, 4, EOS), parallel)], [Target((6,), (5, 4, 9, 8, EOS), parallel)])
+    learner = Learner(model, [Caption()])
+    loss = learner(batch | {"image": torch.randn(2, 3, 32, 32)}, denominators(learner, [batch]))["caption"]
+    assert abs(loss.item() - math.log(VOCABULARY)) < 1e-3
+
+
+def test_the_decoder_starts_as_flax_starts_it() -> None:
+    decoder = Decoder(SHAPE, 4000, 64, SHAPE.width, bias=True)
+    assert abs(decoder.embedding.weight.std().item() - 1) < 0.01
+    assert abs(decoder.position.std().item() - SHAPE.width**-0.5) < 0.02
+    query = torch.cat([block.self_attention.query.weight for block in decoder.blocks])
+    assert abs(query.std().item() * SHAPE.width**0.5 - 1) < 0.05  # lecun-normal, its deviation restored after the cut
+    up = decoder.blocks[0].up.weight
+    bound = math.sqrt(6 / sum(up.shape))
+    assert 0.95 * bound < up.abs().max().item() <= bound
+    assert not decoder.vocabulary.weight.any() and not decoder.vocabulary.bias.any()
+    assert 0 < decoder.blocks[0].up.bias.abs().max().item() < 1e-5
+
+
+def test_an_autoregressive_logit_does_not_see_later_tokens() -> None:
+    decoder, image = a_decoder(), memory(1)
+    before = hidden(decoder, packed([Target((), (3, 4, 5, 6, 7, EOS))]), image)
+    after = hidden(decoder, packed([Target((), (3, 4, 50, 60, 70, EOS))]), image)
+    # The third label, 5, is the input of the fourth place: places 0 to 2 may not notice.
+    torch.testing.assert_close(before[:, :3], after[:, :3], rtol=0, atol=1e-6)
+    assert (before[:, 3:6] - after[:, 3:6]).abs().amax(-1).min() > 1e-3
+
+
+def test_a_parallel_token_sees_its_whole_row_and_nothing_of_its_labels() -> None:
+    decoder, image = a_decoder(), memory(1)
+    first = hidden(decoder, packed([Target((7, 8), (3, 4, EOS), True)]), image)
+    labels = hidden(decoder, packed([Target((7, 8), (30, 40, 50, EOS), True)]), image)
+    prefix = hidden(decoder, packed([Target((7, 9), (3, 4, EOS), True)]), image)
+    assert torch.equal(first, labels)
+    assert (first - prefix)[0, :LENGTH].abs().amax(-1).min() > 1e-4, "also the places before it"
+
+
+def test_a_packed_row_is_its_texts_decoded_one_by_one() -> None:
+    decoder, image = a_decoder(), memory(1)
+    together = hidden(decoder, packed(THREE), image)
+    at = 0
+    for target in THREE:
+        size = LENGTH if target.parallel else len(target.prefix) + len(target.target)
+        alone = hidden(decoder, packed([target]), image)
+        torch.testing.assert_close(together[:, at : at + size], alone[:, :size], rtol=0, atol=2e-6)
+        at += size
+
+
+def test_the_loss_of_packed_rows_is_the_mean_over_their_texts() -> None:
+    learner, image = Learner(small_model(vocabulary=VOCABULARY, length=LENGTH), [Caption()]), torch.randn(1, 3, 32, 32)
+
+    def loss(*row: Target) -> float:
+        batch = packed(list(row))
+        return learner(batch | {"image": image}, denominators(learner, [batch]))["caption"].item()
+
+    assert abs(loss(*THREE) - sum(loss(one) for one in THREE) / 3) < 2e-6
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.lists(st.integers(2, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=3), st.booleans())
+def test_a_text_does_not_see_the_other_texts_of_its_row(others: list[list[int]], parallel: bool) -> None:
+    decoder, image = a_decoder(), memory(1)
+    mine = Target((7, 8), (3, 4, 5, EOS), parallel)
+    size = LENGTH if parallel else 6
+    alone = hidden(decoder, packed([mine]), image)
+    row = [*(Target((9,), (*ids, EOS), parallel=index == 0) for index, ids in enumerate(others)), mine]
+    batch = packed(row)
+    at = int((batch["segments"][0] == len(others)).nonzero()[0])
+    torch.testing.assert_close(
+        hidden(decoder, batch, image)[:, at : at + size], alone[:, :size], rtol=0, atol=2e-6
+    )
+
+
+def test_image_tokens_that_are_padding_change_nothing() -> None:
+    decoder, image = a_decoder(), memory(2)
+    batch = packed(THREE, THREE[1:])
+    longer = torch.cat([image, torch.full((2, 5, SHAPE.width), 100.0)], 1)
+    valid = torch.arange(21).expand(2, -1) < 16
+    plain = hidden(decoder, batch, image)
+    torch.testing.assert_close(hidden(decoder, batch, longer, valid), plain, rtol=0, atol=2e-6)
+    assert (hidden(decoder, batch, longer) - plain).abs().max() > 1e-2, "unmasked, they would"
+
+
+def test_every_text_reads_the_image() -> None:
+    decoder, batch = a_decoder(), packed(THREE)
+    change = hidden(decoder, batch, memory(1)) - hidden(decoder, batch, -memory(1))
+    assert change[batch["segments"] >= 0].abs().amax(-1).min() > 1e-3
