@@ -23,7 +23,10 @@ RENAMES = (
     (r"^text.tower/encoder_norm", "text.tower/final_layer_norm"),
     (r"encoderblock_(\d+)/LayerNorm_0", r"encoder/layers/\1/layer_norm1"),
     (r"encoderblock_(\d+)/LayerNorm_1", r"encoder/layers/\1/layer_norm2"),
-    (r"encoderblock_(\d+)/MultiHeadDotProductAttention_0/([qkv])(uery|ey|alue)", r"encoder/layers/\1/self_attn/\2_proj"),
+    (
+        r"encoderblock_(\d+)/MultiHeadDotProductAttention_0/([qkv])(uery|ey|alue)",
+        r"encoder/layers/\1/self_attn/\2_proj",
+    ),
     (r"encoderblock_(\d+)/MultiHeadDotProductAttention_0/out", r"encoder/layers/\1/self_attn/out_proj"),
     (r"encoderblock_(\d+)/MlpBlock_0", r"encoder/layers/\1/mlp"),
     (r"MAPHead_0/LayerNorm_0", "head/layernorm"),

@@ -1,14 +1,19 @@
 """What several test files share: scenes, a pipeline for them, and recipes with networks of a few thousand weights."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from opensiglip.data.example import Source
 from opensiglip.data.fields import Visit
+from opensiglip.data.loader import to_device
 from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import Architecture, Shape
@@ -17,6 +22,28 @@ from opensiglip.types import Batch
 
 SIDE, LENGTH = 32, 48
 SHAPE = Shape(width=32, depth=2, mlp=64, heads=2)
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+RECIPE = """
+from dataclasses import replace
+
+from opensiglip.models.sizes import Shape
+from opensiglip.recipes import siglip2
+
+
+def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10"):
+    '''SigLIP 2, small.
+
+    Args:
+        resolution: pixels of a side.
+        parallel: fraction of the captions predicted in parallel.
+        logit_bias: where the bias of the sigmoid starts.
+    '''
+    recipe = siglip2(size="tiny", resolution=resolution, parallel=parallel, logit_bias=logit_bias)
+    shape = Shape(width=32, depth=2, mlp=64, heads=2)
+    networks = replace(recipe.architecture, vision=shape, text=shape, decoder=replace(shape, depth=1))
+    return replace(recipe, architecture=networks)
+"""
 
 Small = Callable[..., Recipe]
 Drawn = list[list[Any]]  # what a recipe's fields drew: one list per example
@@ -66,9 +93,34 @@ def visits(scenes: Source) -> list[Visit]:
 
 @pytest.fixture(scope="session")
 def uneven(visits: list[Visit]) -> list[Visit]:
-    """Eight scenes: some without regions, one without a text, one with neither; most of it in the second half."""
-    some = [replace(visit, regions=()) if place in (0, 1, 2, 6) else visit for place, visit in enumerate(visits[:8])]
-    return [replace(visit, caption=None) if place in (2, 3) else visit for place, visit in enumerate(some)]
+    """Eight scenes: five without regions, one with regions but no text; two with nothing to read, side by side."""
+    some = [replace(visit, regions=()) if place in (0, 1, 2, 3, 6) else visit for place, visit in enumerate(visits[:8])]
+    return [replace(visit, caption=None) if place in (2, 3, 5) else visit for place, visit in enumerate(some)]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Thirty pictures of a square on a ground, six of them held out, with a caption and a region each."""
+    root = tmp_path_factory.mktemp("squares")
+    lines = []
+    for place, (ground, colour) in enumerate(list(permutations(COLOURS, 2))[:30]):
+        picture = Image.new("RGB", (SIDE, SIDE), ground)
+        left = place % 16
+        picture.paste(colour, (left, 8, left + 12, 24))
+        picture.save(root / f"{place}.png")
+        region = {"bbox": [left, 8, left + 12, 24], "phrase": f"{colour} square"}
+        row = {"file_name": f"{place}.png", "captions": [f"a {colour} square on {ground}"], "regions": [region]}
+        lines.append(json.dumps(row | {"split": "val" if place % 5 == 4 else "train"}))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """FILE.py:FUNCTION of SigLIP 2 with networks of a few thousand weights."""
+    file = tmp_path_factory.mktemp("recipe") / "small_siglip2.py"
+    file.write_text(RECIPE)
+    return f"{file}:small"
 
 
 def draw(recipe: Recipe, visits: Sequence[Visit], pipeline: TextPipeline) -> Drawn:
@@ -81,9 +133,14 @@ def draw(recipe: Recipe, visits: Sequence[Visit], pipeline: TextPipeline) -> Dra
 
 
 def collate(recipe: Recipe, drawn: Drawn, pipeline: TextPipeline) -> Batch:
-    """The batch of what was drawn, images as float in [-1, 1]; all that is floating in float64."""
+    """The batch of what was drawn, as the loader makes it."""
     batch: Batch = {}
     for index, field in enumerate(recipe.fields):
         batch |= field.collate([row[index] for row in drawn], pipeline)
-    batch["image"] = batch["image"].double() / 127.5 - 1
-    return {name: field.double() if field.is_floating_point() else field for name, field in batch.items()}
+    return batch
+
+
+def exact(batch: Batch) -> Batch:
+    """The batch as the device sees it, in float64."""
+    moved = to_device(batch, torch.device("cpu"))
+    return {name: field.double() if field.is_floating_point() else field for name, field in moved.items()}

@@ -1,13 +1,15 @@
 """The decoder: what a token may see, that packing changes nothing, and where the loss starts."""
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SHAPE, small_model
 from torch import Tensor
+from toys import SHAPE, small_model
 
 from opensiglip.data.captions import Target, pack
 from opensiglip.models.decoder import Decoder
@@ -18,7 +20,11 @@ from opensiglip.train.learner import Learner, denominators
 from opensiglip.types import Batch
 
 VOCABULARY, LENGTH, EOS = 96, 12, 1
-THREE = [Target((7, 8), (11, 12, 13, EOS), parallel=True), Target((9, 8), (21, 22, EOS)), Target((5,), (31, 32, 33, 34, EOS))]
+THREE = [
+    Target((7, 8), (11, 12, 13, EOS), parallel=True),
+    Target((9, 8), (21, 22, EOS)),
+    Target((5,), (31, 32, 33, 34, EOS)),
+]
 
 
 def packed(*rows: list[Target]) -> Batch:
@@ -31,6 +37,7 @@ def hidden(decoder: Decoder, batch: Batch, memory: Tensor, valid: Tensor | None 
         return decoder(*row, memory, valid)
 
 
+@cache
 def a_decoder() -> Decoder:
     decoder = small_model(vocabulary=VOCABULARY, length=LENGTH).decoder
     assert decoder is not None
@@ -52,7 +59,7 @@ def test_the_first_captioning_loss_is_the_log_of_the_vocabulary(parallel: bool) 
 
 
 def test_the_decoder_starts_as_flax_starts_it() -> None:
-    decoder = Decoder(SHAPE, 4000, 64, SHAPE.width, bias=True)
+    decoder: Any = Decoder(SHAPE, 4000, 64, SHAPE.width, bias=True)
     assert abs(decoder.embedding.weight.std().item() - 1) < 0.01
     assert abs(decoder.position.std().item() - SHAPE.width**-0.5) < 0.02
     query = torch.cat([block.self_attention.query.weight for block in decoder.blocks])
@@ -104,7 +111,9 @@ def test_the_loss_of_packed_rows_is_the_mean_over_their_texts() -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.lists(st.lists(st.integers(2, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=3), st.booleans())
+@given(
+    st.lists(st.lists(st.integers(2, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=3), st.booleans()
+)
 def test_a_text_does_not_see_the_other_texts_of_its_row(others: list[list[int]], parallel: bool) -> None:
     decoder, image = a_decoder(), memory(1)
     mine = Target((7, 8), (3, 4, 5, EOS), parallel)
@@ -113,9 +122,7 @@ def test_a_text_does_not_see_the_other_texts_of_its_row(others: list[list[int]],
     row = [*(Target((9,), (*ids, EOS), parallel=index == 0) for index, ids in enumerate(others)), mine]
     batch = packed(row)
     at = int((batch["segments"][0] == len(others)).nonzero()[0])
-    torch.testing.assert_close(
-        hidden(decoder, batch, image)[:, at : at + size], alone[:, :size], rtol=0, atol=2e-6
-    )
+    torch.testing.assert_close(hidden(decoder, batch, image)[:, at : at + size], alone[:, :size], rtol=0, atol=2e-6)
 
 
 def test_image_tokens_that_are_padding_change_nothing() -> None:

@@ -104,7 +104,9 @@ def test_embeddings_and_logits_of_siglip_are_big_visions() -> None:
     (image, text, _), (scale, bias) = Sigmoid().features(Encoded(learner.model, batch))
     ours = (image, text, scale * image @ text.T + bias)
     names = ("image_embedding", "text_embedding", "logits")
-    assert largest_difference((x, torch.from_numpy(SIGLIP[name])) for x, name in zip(ours, names, strict=True)) < TOLERANCE
+    assert (
+        largest_difference((x, torch.from_numpy(SIGLIP[name])) for x, name in zip(ours, names, strict=True)) < TOLERANCE
+    )
 
 
 def test_loss_and_every_gradient_of_siglip_are_big_visions() -> None:

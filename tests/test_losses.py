@@ -37,9 +37,7 @@ def plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: T
 def pairs(seed: int, count: int, width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """rows, columns, scale, bias, valid."""
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = (
-        F.normalize(torch.randn(count, width, generator=generator, dtype=dtype), dim=-1) for _ in range(2)
-    )
+    rows, columns = (F.normalize(torch.randn(count, width, generator=generator, dtype=dtype), dim=-1) for _ in range(2))
     scale, bias = torch.tensor([7.0], dtype=dtype), torch.tensor([-2.0], dtype=dtype)
     return [rows, columns, scale, bias, torch.rand(count, generator=generator) < 0.8]
 
@@ -162,7 +160,10 @@ def test_the_cross_entropy_under_autocast_takes_products_in_its_type_and_sums_in
 
 @pytest.mark.parametrize(
     "loss, block, arguments",
-    [(sigmoid_loss, "sigmoid_block", pairs(4, 5, 4)), (linear_cross_entropy, "cross_entropy_block", tokens(4, 5, 4, 6))],
+    [
+        (sigmoid_loss, "sigmoid_block", pairs(4, 5, 4)),
+        (linear_cross_entropy, "cross_entropy_block", tokens(4, 5, 4, 6)),
+    ],
 )
 def test_no_slopes_are_formed_without_gradients(
     loss: Callable[..., Tensor], block: str, arguments: list[Tensor], monkeypatch: pytest.MonkeyPatch
@@ -192,5 +193,5 @@ def test_no_slopes_are_formed_without_gradients(
 )
 def test_the_operations_keep_torch_librarys_contract(operation: torch.library.CustomOpDef, arguments: tuple) -> None:
     differentiable = 4 if operation is fused._ring_sigmoid else 3
-    leaves = [x.requires_grad_() if i < differentiable else x for i, x in enumerate(arguments)]
+    leaves = tuple(x.requires_grad_() if i < differentiable else x for i, x in enumerate(arguments))
     torch.library.opcheck(operation, leaves)

@@ -24,7 +24,7 @@ class BoxFormat:
     def parse(cls, text: str) -> "BoxFormat":
         """From "y1 x1 y2 x2" or "x1 y1 x2 y2:1000". Raises UserError."""
         order, _, top = text.partition(":")
-        if order not in ORDERS or (top and not (top.isdigit() and 0 < int(top) < 100_000)):
+        if order not in ORDERS or (top and not (top.isascii() and top.isdigit() and 0 < int(top) < 100_000)):
             raise UserError(f"--boxes {text!r} is not a box format; give 'y1 x1 y2 x2' or 'x1 y1 x2 y2', then :TOP.")
         return cls(order, int(top or 500))
 
@@ -44,7 +44,7 @@ class BoxFormat:
 
     def read(self, text: str, width: float, height: float) -> Box | None:
         """The box a text begins with; None unless it is four integers in range that make a box of some area."""
-        match = re.match(r"\s*(\d{1,5}) (\d{1,5}) (\d{1,5}) (\d{1,5})(?!\d)", text)
+        match = re.match(r"\s*(\d{1,5}) (\d{1,5}) (\d{1,5}) (\d{1,5})(?!\d)", text, re.ASCII)
         if match is None:
             return None
         side = {"x": width, "y": height}

@@ -25,6 +25,11 @@ class Target:
     parallel: bool = False
 
 
+def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...]) -> Ids:
+    """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa)."""
+    return () if tasks == ("cap",) else pipeline.ids(PREFIXES["cap"])
+
+
 def referring_prefix(pipeline: TextPipeline, phrase: str) -> Ids:
     """What stands before the box in "ARef: phrase : box"; decoding goes on from it."""
     return pipeline.ids(PREFIXES["aref"]) + pipeline.ids(f" {phrase}") + pipeline.ids(" :")

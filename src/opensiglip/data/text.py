@@ -4,7 +4,6 @@ The field's most costly silent mistake is to tokenise otherwise than the checkpo
 with the checkpoint and is the only way to ids in this package.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opensiglip.errors import UserError
 
 PAD, EOS = "<pad>", "</s>"
+# Of the tokenizers library, not Python's own: `str.lower` ends a Greek word otherwise. Applying them twice is once.
+ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
 STRUCTURE = ("cap :", "aref :", "gcap :", "0 1 2 3 4 5 6 7 8 9")  # words of the tasks, whatever the data holds
 
 
@@ -47,6 +48,7 @@ class TextPipeline:
         if self._fast is not None:
             self._fast.no_padding()
             self._fast.no_truncation()
+            self._fast.encode_special_tokens = True  # "</s>" in a caption is four letters, not its end
         self._ids = lru_cache(maxsize=65_536)(self._encode)
 
     def __len__(self) -> int:
@@ -79,9 +81,10 @@ class TextPipeline:
     def from_pretrained(cls, folder: str | Path, policy: dict[str, Any]) -> "TextPipeline":
         """The inverse of `save_pretrained`."""
         try:
-            return cls(AutoTokenizer.from_pretrained(folder), TextPolicy(**policy))
-        except (OSError, TypeError, ValueError) as error:
+            tokenizer, known = AutoTokenizer.from_pretrained(folder), TextPolicy(**policy)
+        except Exception as error:  # the library raises a dozen types for one cause
             raise UserError(f"the tokenizer in {folder} can't be read ({error}); export the run again.") from error
+        return cls(tokenizer, known)
 
     @classmethod
     def load(cls, name: str, length: int) -> "TextPipeline":
@@ -122,7 +125,7 @@ class TextPipeline:
         tokenizer = Tokenizer(models.BPE())
         # One leading space whether or not the text has one, so that a word is one token wherever it stands.
         tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Prepend(" ")]
+            [ONE_SPACE, LOWER, normalizers.NFKC(), LOWER, normalizers.Strip(), normalizers.Prepend(" ")]
         )
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -148,11 +151,12 @@ class TextPipeline:
             padding_side="right",
             model_input_names=["input_ids"],
             clean_up_tokenization_spaces=False,
+            split_special_tokens=True,
         )
         return cls(fast, TextPolicy(length))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        cleaned = re.sub(r"\s+", " ", text.lower() if self.policy.lower else text)
+        cleaned = ONE_SPACE.normalize_str(LOWER.normalize_str(text) if self.policy.lower else text)
         if self._fast is not None:
             return tuple(self._fast.encode(cleaned, add_special_tokens=False).ids)
         return tuple(self.tokenizer.encode(cleaned, add_special_tokens=False))

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -65,6 +66,10 @@ class Model(nn.Module):
         host = _host(architecture, vocabulary)
         initialise(host)
         model = cls(host, architecture, vocabulary)
+        if architecture.position_std is not None:
+            for name, parameter in model.named_parameters():
+                if "position" in name:
+                    nn.init.normal_(parameter, std=architecture.position_std)
         if model.text is not None:
             nn.init.constant_(model.logit_scale, math.log(10.0))
             nn.init.constant_(model.logit_bias, -10.0)
@@ -87,9 +92,14 @@ class Model(nn.Module):
         facts = read_sidecar(folder)
         try:
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
-        model = cls(AutoModel.from_pretrained(folder), architecture, vocabulary)
+        try:
+            host = AutoModel.from_pretrained(folder, use_safetensors=True)
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error
+        model = cls(host, architecture, vocabulary)
         if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
             warnings.warn(
                 f"{folder} has logit_scale and logit_bias 0: "
@@ -100,7 +110,10 @@ class Model(nn.Module):
             path = folder / "decoder.safetensors"
             if not path.is_file():
                 raise UserError(f"{path} is missing; a model with a decoder has it beside model.safetensors.")
-            model.decoder.load_state_dict(load_file(path))
+            try:
+                model.decoder.load_state_dict(load_file(path))
+            except (RuntimeError, SafetensorError) as error:
+                raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
         return model
 
 

@@ -1,1 +1,159 @@
-def write_report(*args: object) -> None: ...
+"""RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.example import Source
+from opensiglip.data.fields import Frame
+from opensiglip.data.scenes import Scenes
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.model import Model
+from opensiglip.models.sizes import SHAPES, Architecture
+from opensiglip.report.curves import curve
+from opensiglip.report.pictures import PREDICTED, TRUE, pictures
+
+PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in words, and its 95 % interval where it has one."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Held-out figures of one task: the model's in the first column, blind baselines in those after it."""
+
+    title: str
+    asked: str  # what was measured, in plain words
+    columns: tuple[str, ...]
+    rows: dict[str, list[Cell]]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve with its name; `change` is where it began and ended."""
+
+    name: str
+    svg: str
+    change: str = ""
+
+
+def write_report(
+    path: Path,
+    summary: dict[str, Any],
+    rows: list[dict[str, Any]],
+    model: Model,
+    pipeline: TextPipeline,
+    tasks: tuple[str, ...],
+    boxes: BoxFormat,
+    frame: Frame,
+    held_out: Source | None,
+) -> None:
+    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl."""
+    judged = summary.get("held_out", {})
+    shown = []
+    if held_out is not None:
+        shown = pictures(model, held_out, judged["examples"], pipeline, tasks, boxes, frame)
+    # Captions and phrases are other people's words, so everything is escaped but the curves.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
+    page = template.render(
+        summary=summary,
+        recipe=summary["recipe"].rpartition(":")[2],
+        size=size(model.architecture),
+        resolution=frame.resolution,
+        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
+        losses=loss_charts(rows, summary["losses"]),
+        pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
+        pictures=shown,
+        scenes=isinstance(held_out, Scenes),
+        true_color=TRUE,
+        predicted_color=PREDICTED,
+    )
+    path.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
+
+
+def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Chart]:
+    """A curve for each term, and for their sum where there are several."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss/"))
+    total = ["loss"] if len(names) > 1 else []
+    charts = []
+    for name in [*names, *total]:
+        ends = losses.get(name, {"first": None, "last": None})
+        known = ends["first"] is not None and ends["last"] is not None
+        change = f"{ends['first']:.3f} → {ends['last']:.3f}" if known else ""
+        words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
+        charts.append(Chart(words, curve(rows, name), change))
+    return charts
+
+
+def referring_table(measures: dict[str, Any]) -> Table:
+    """Boxes for phrases, beside two ways to answer without looking."""
+    columns = {"": "this model", "_constant_box": "the best constant box", "_shuffled_images": "another image"}
+    named = {"accuracy": ("boxes found (IoU ≥ 0.5)", percent), "mean_iou": ("mean IoU", three_places)}
+    floors = [measures[f"accuracy{suffix}_ci95"][1] for suffix in columns if suffix]
+    return Table(
+        "Finding what a phrase names",
+        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Beside it, two "
+        "ways to answer blindly: always the same box, the best there is; and the model itself, shown another image.",
+        tuple(columns.values()),
+        {words: [cell(measures, name + suffix, write) for suffix in columns] for name, (words, write) in named.items()},
+        "The model finds more boxes than either blind answer, beyond their intervals."
+        if measures["accuracy_ci95"][0] > max(floors)
+        else "The intervals overlap: these figures do not show that the model finds more than a blind answer.",
+    )
+
+
+def retrieval_table(measures: dict[str, Any]) -> Table:
+    """R@1 both ways, beside chance."""
+    named = {"image_to_text_r1": "image → caption, R@1", "text_to_image_r1": "caption → image, R@1"}
+    chance = measures["chance_r1"]
+    return Table(
+        "Matching images and captions",
+        f"{measures['images']} images, {measures['captions']} captions: how often the nearest is the right one.",
+        ("this model", "chance"),
+        {words: [cell(measures, name, percent), Cell(percent(chance))] for name, words in named.items()},
+        "The model matches better than chance, beyond its intervals."
+        if min(measures[f"{name}_ci95"][0] for name in named) > chance
+        else "The intervals reach down to chance: these figures do not show that the model has learned to match.",
+    )
+
+
+TABLES = {"referring": referring_table, "retrieval": retrieval_table}
+
+
+def cell(measures: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
+    low, high = map(write, measures[f"{name}_ci95"])
+    return Cell(write(measures[name]), f"{low.removesuffix(' %')} – {high}")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def three_places(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def size(architecture: Architecture) -> str:
+    """The image tower's size by name, or what it is made of."""
+    if architecture.encoder is not None:
+        return architecture.encoder
+    named = [name for name, shape in SHAPES.items() if shape == architecture.vision]
+    if named == ["tiny"]:
+        return "tiny"
+    shape = named[0] if named else f"{architecture.vision.width} wide, {architecture.vision.depth} deep, "
+    return f"{shape}/{architecture.patch}"

@@ -13,7 +13,6 @@ from opensiglip.recipes.recipe import Recipe
 
 CARD = """---
 library_name: transformers
-license: apache-2.0
 pipeline_tag: {{ "zero-shot-image-classification" if has_text else "image-feature-extraction" }}
 tags: [opensiglip, {{ recipe }}]
 ---

@@ -58,7 +58,7 @@ def finish(
         }
         summary["held_out"] = {key: value for key, value in summary["held_out"].items() if value != {}}
     card = {
-        "recipe": config["recipe"],
+        "recipe": config["recipe"].rpartition(":")[2],
         "size": config["keywords"].get("size", ""),
         "command": summary["command"],
         "data": config["train"]["data"],

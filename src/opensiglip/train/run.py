@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from opensiglip.data.example import Source
@@ -187,20 +188,18 @@ def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
     mixed, why = choose(precision, device)
+    available = [*map(str, get_available_trackers()), "all"]
+    for name in trackers:
+        if name not in available:
+            raise UserError(f"--trackers {name} is unknown or not installed; there are {', '.join(available)}.")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    try:
-        accelerator = Accelerator(
-            mixed_precision=mixed,
-            cpu=device.type == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
-    except (ValueError, ImportError) as error:
-        raise UserError(f"--trackers {' '.join(trackers)} can't be used: {str(error).splitlines()[0]}") from error
-    missing = [name for name in trackers if name != "all" and name not in map(str, accelerator.log_with)]
-    if missing:
-        raise UserError(f"--trackers {missing[0]} is not installed; install it, or leave the flag out.")
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        cpu=device.type == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
     return accelerator, why
 
 

@@ -1,8 +1,7 @@
-"""Small things that several tests share: tokenizers, a source of coloured rectangles, a model of two layers."""
+"""What several tests of the core share: a GPT-2-like tokenizer, coloured rectangles, a model of two layers."""
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,11 @@ from torch import Tensor
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
 from opensiglip.data.scenes import open_scenes
-from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 
 SHAPE = Shape(width=32, depth=2, mlp=64, heads=4)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
-
-
-@cache
-def own_pipeline(length: int = 64) -> TextPipeline:
-    """The tokenizer a run on the embedded data trains, on fewer texts."""
-    return TextPipeline.train(islice(open_scenes("scenes").texts(), 600), size=600, length=length)
 
 
 def like_gpt2(folder: Path) -> Path:

@@ -1,0 +1,227 @@
+"""RUN/model is what users take away: plain transformers reads it and gives our embeddings."""
+
+import json
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import SHAPE, SIDE, shrunk
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import pipeline as transformers_pipeline
+
+from opensiglip.cli import main
+from opensiglip.data.example import Source
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.recipes import RECIPES
+from opensiglip.train.export import export
+
+TEXTS = ("a red apple", "Two  SHOVELS above a mate,\nand nothing else", "ein Löffel")
+
+
+@dataclass
+class Exported:
+    """A model and the folder it was written to."""
+
+    folder: Path
+    model: Model
+    pipeline: TextPipeline
+
+
+@pytest.fixture(scope="module")
+def exported(scenes: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """An untrained, but nowhere zero, model of two recipes."""
+    made = {}
+    for name in ("siglip2", "cappa"):
+        recipe = RECIPES[name](size="tiny", resolution=SIDE)
+        recipe = replace(recipe, architecture=shrunk(recipe.architecture, SHAPE))
+        texts = [text for text, _ in zip(scenes.texts(), range(200), strict=False)]
+        pipeline = TextPipeline.train(texts, size=350, length=recipe.architecture.length)
+        torch.manual_seed(0)
+        model = Model.new(recipe.architecture, len(pipeline)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
+        folder = tmp_path_factory.mktemp(name) / "model"
+        card = {
+            "recipe": name,
+            "size": "tiny",
+            "command": f"opensiglip train {name} --data scenes:objects=3 --data 'my: folder'",
+            "data": ["scenes:objects=3", "my: folder"],
+            "steps": 10,
+            "images": 80,
+            "results": {"loss, first and last": "9.000 -> 1.000"},
+        }
+        export(folder, model, recipe, pipeline, card)
+        made[name] = Exported(folder, model, pipeline)
+    return made
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A photograph's shape and noise, of another size than the model's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((140, 100), Image.Resampling.BICUBIC)
+
+
+def pixels(picture: Image.Image) -> torch.Tensor:
+    """As our own frame sees it: [1, 3, S, S] in [-1, 1]."""
+    square = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+def test_plain_transformers_gives_our_embeddings(exported: dict[str, Exported], picture: Image.Image) -> None:
+    ours = exported["siglip2"]
+    theirs = AutoModel.from_pretrained(ours.folder)
+    processor = AutoProcessor.from_pretrained(ours.folder)
+    assert type(theirs).__name__ == "SiglipModel"
+    inputs = processor(
+        text=list(TEXTS), images=picture, padding="max_length", max_length=64, truncation=True, return_tensors="pt"
+    )
+    output = theirs(**inputs)
+    ids = torch.from_numpy(np.stack([ours.pipeline.fixed(text) for text in TEXTS]))
+    assert torch.equal(inputs["input_ids"], ids)
+    assert float((inputs["pixel_values"] - pixels(picture)).abs().max()) < 0.01  # one step of 255 at most
+    assert ours.model.text is not None
+    image = F.normalize(ours.model.vision(inputs["pixel_values"]).pooled, dim=-1)
+    text = F.normalize(ours.model.text(ids).pooled, dim=-1)
+    assert float((output.image_embeds - image).abs().max()) < 1e-6
+    assert float((output.text_embeds - text).abs().max()) < 1e-6
+    logits = image @ text.T * ours.model.logit_scale.exp() + ours.model.logit_bias
+    assert float((output.logits_per_image - logits).abs().max()) < 1e-5
+    assert float((text[0] - text[1]).abs().max()) > 0.01  # texts differ, so this compared something
+
+
+def test_a_zero_shot_pipeline_runs_on_a_picture(exported: dict[str, Exported], picture: Image.Image) -> None:
+    ours = exported["siglip2"]
+    classify = transformers_pipeline("zero-shot-image-classification", model=str(ours.folder))
+    answers = classify(picture, candidate_labels=["red apple", "shovel"], hypothesis_template="a {}")
+    assert {answer["label"] for answer in answers} == {"red apple", "shovel"}
+    with torch.no_grad():
+        processor = AutoProcessor.from_pretrained(ours.folder)
+        image = ours.model.vision(processor(images=picture, return_tensors="pt")["pixel_values"]).pooled
+        text = ours.model.text(torch.from_numpy(ours.pipeline.fixed("a red apple"))[None]).pooled
+        cosine = F.cosine_similarity(image, text)
+        expected = torch.sigmoid(cosine * ours.model.logit_scale.exp() + ours.model.logit_bias)
+    score = next(answer["score"] for answer in answers if answer["label"] == "red apple")
+    assert score == pytest.approx(expected.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_captioning_recipe_exports_a_vision_model(exported: dict[str, Exported], picture: Image.Image) -> None:
+    ours = exported["cappa"]
+    theirs, processor = AutoModel.from_pretrained(ours.folder), AutoImageProcessor.from_pretrained(ours.folder)
+    assert type(theirs).__name__ == "SiglipVisionModel"
+    inputs = processor(picture, return_tensors="pt")
+    tokens = ours.model.vision(inputs["pixel_values"]).tokens
+    assert float((theirs(**inputs).last_hidden_state - tokens).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["siglip2", "cappa"])
+def test_our_own_model_comes_back_bit_for_bit(exported: dict[str, Exported], name: str) -> None:
+    ours = exported[name]
+    back = Model.from_pretrained(ours.folder)
+    before, after = ours.model.state_dict(), back.state_dict()
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert any(key.startswith("decoder.") for key in after)
+    assert back.architecture == ours.model.architecture
+    pipeline = TextPipeline.from_pretrained(ours.folder, read_sidecar(ours.folder)["text"])
+    assert all(np.array_equal(pipeline.fixed(text), ours.pipeline.fixed(text)) for text in TEXTS)
+
+
+@pytest.mark.parametrize("name", ["siglip2", "cappa"])
+def test_the_model_card_is_one(exported: dict[str, Exported], name: str) -> None:
+    _, front, body = (exported[name].folder / "README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["library_name"] == "transformers"
+    assert (
+        facts["pipeline_tag"]
+        == {
+            "siglip2": "zero-shot-image-classification",
+            "cappa": "image-feature-extraction",
+        }[name]
+    )
+    assert facts["tags"] == ["opensiglip", name]
+    assert body.startswith(f"# {name} ")
+    assert f"opensiglip train {name} --data scenes:objects=3 --data 'my: folder'" in body
+    assert "| data | scenes:objects=3; my: folder |" in body
+    assert "| loss, first and last | 9.000 -> 1.000 |" in body
+    assert ("AutoProcessor" in body) == (name == "siglip2")
+    assert "{{" not in body and "{%" not in body
+
+
+def test_the_example_in_the_model_card_runs(
+    exported: dict[str, Exported], picture: Image.Image, monkeypatch: Any
+) -> None:
+    for name, result in (("siglip2", "probability"), ("cappa", "tokens")):
+        monkeypatch.chdir(exported[name].folder.parent)
+        code = Path("model/README.md").read_text().split("```python\n")[1].split("```")[0]
+        names: dict[str, Any] = {"image": picture}
+        exec(compile(code, "README.md", "exec"), names)
+        assert names[result].isfinite().all()
+
+
+def test_temperature_and_bias_that_never_were_set_are_noticed(exported: dict[str, Exported], tmp_path: Path) -> None:
+    model = Model.new(exported["siglip2"].model.architecture, 350)
+    model.save_pretrained(tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = Model.from_pretrained(tmp_path / "ours")
+    assert (back.logit_scale.item(), back.logit_bias.item()) == (pytest.approx(math.log(10)), -10)
+    for parameter in (model.logit_scale, model.logit_bias):
+        torch.nn.init.zeros_(parameter)
+    model.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match=r"transformers starts both at 0; SigLIP's are log 10 and -10"):
+        Model.from_pretrained(tmp_path / "theirs")
+
+
+def test_what_is_missing_or_broken_is_named(exported: dict[str, Exported], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"holds no {SIDECAR}; give the model/ folder of a run"):
+        Model.from_pretrained(tmp_path)
+    exported["cappa"].model.save_pretrained(tmp_path)
+    decoder, towers = tmp_path / "decoder.safetensors", tmp_path / "model.safetensors"
+    decoder.write_bytes(decoder.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"decoder\.safetensors can't be read"):
+        Model.from_pretrained(tmp_path)
+    decoder.unlink()
+    with pytest.raises(UserError, match=r"decoder\.safetensors is missing"):
+        Model.from_pretrained(tmp_path)
+    towers.write_bytes(b"")
+    with pytest.raises(UserError, match=r"weights in .* can't be read"):
+        Model.from_pretrained(tmp_path)
+    towers.unlink()
+    torch.save({}, tmp_path / "pytorch_model.bin")  # a pickle does not take its place
+    with pytest.raises(UserError, match=r"weights in .* can't be read"):
+        Model.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"architecture": 1, "vocabulary": 2}', '{"vocabulary": 2}'])
+def test_a_broken_sidecar_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SIDECAR).write_text(text)
+    with pytest.raises(UserError, match=rf"{SIDECAR}.*export the run again"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_a_run_exports_what_it_learned_and_says_only_what_matters(
+    recipe: str, folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", recipe, "--data", folder, "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "8"]
+    words += ["--workers", "0", "--held-out", "0", "--precision", "fp32", "--vocabulary", "300"]
+    assert main(words) == 0
+    assert capfd.readouterr().err == ""  # no chatter of transformers, no progress bar of a file or two
+    learned = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "learner.safetensors")
+    model = Model.from_pretrained(tmp_path / "run" / "model").state_dict()
+    assert {name.removeprefix("model.") for name in learned} == set(model)
+    assert all(torch.equal(model[name.removeprefix("model.")], tensor) for name, tensor in learned.items())
+    assert json.loads((tmp_path / "run" / "model" / SIDECAR).read_text())["recipe"] == "small"

@@ -1,0 +1,148 @@
+"""Each recipe learns: a frozen batch is memorised, boxes included, by looking at the images."""
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import Drawn, Small, collate, draw
+
+from opensiglip.data.captions import PREFIXES, Captions, referring_prefix
+from opensiglip.data.fields import Visit
+from opensiglip.data.loader import Plan, StepBatch, to_device
+from opensiglip.data.text import TextPipeline
+from opensiglip.decoding import BoxGrammar, greedy
+from opensiglip.evaluate.held_out import overlap
+from opensiglip.models.model import Model
+from opensiglip.models.sizes import Shape
+from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.captioning import Caption
+from opensiglip.recipes import RECIPES, Recipe
+from opensiglip.train.learner import Learner
+from opensiglip.train.log import read_lines
+from opensiglip.train.loop import Loop
+from opensiglip.train.optimizer import adamw
+from opensiglip.types import Batch
+
+STEPS, LR = 300, 3e-3
+PARALLEL = ("cappa", "captioner", "locca", "siglip2")
+
+
+@dataclass
+class Trained:
+    """A recipe that has seen one batch 300 times."""
+
+    recipe: Recipe
+    model: Model
+    drawn: Drawn
+    batch: Batch
+    rows: list[dict[str, Any]]
+
+    @property
+    def field(self) -> Captions:
+        return next(field for field in self.recipe.fields if isinstance(field, Captions))
+
+    def sequences(self) -> list[Any]:
+        """What the caption field drew for each example."""
+        return [row[self.recipe.fields.index(self.field)] for row in self.drawn]
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Trained]:
+    """Filled by `learn`, once per recipe."""
+    return {}
+
+
+@pytest.fixture
+def learn(
+    trained: dict[str, Trained],
+    small: Small,
+    visits: list[Visit],
+    pipeline: TextPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    def run(name: str) -> Trained:
+        if name not in trained:
+            recipe = small(name, Shape(width=64, depth=2, mlp=128, heads=2))
+            drawn = draw(recipe, visits, pipeline)
+            batch = collate(recipe, drawn, pipeline)
+            always = itertools.repeat(StepBatch([batch], Counter()), STEPS)
+            monkeypatch.setattr("opensiglip.train.loop.loader", lambda *_, **__: always)
+            torch.manual_seed(0)
+            learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
+            loop = Loop(
+                accelerator=Accelerator(cpu=True),
+                learner=learner,
+                optimizer=adamw(learner, LR, 0.0),
+                plan=Plan([], recipe.frame, recipe.fields, pipeline, len(visits), seed=0),
+                folder=tmp_path,
+                steps=STEPS,
+                lr=LR,
+                warmup=STEPS // 20,
+                clip_norm=1.0,
+                workers=0,
+                save_every=STEPS,
+                log_every=1,
+            )
+            loop.run()
+            seen = to_device(batch, torch.device("cpu"))
+            trained[name] = Trained(recipe, learner.model.eval(), drawn, seen, read_lines(tmp_path / "metrics.jsonl"))
+        return trained[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
+    rows = learn(name).rows
+    assert len(rows) == STEPS
+    terms = [key for key in rows[0] if key.startswith("loss")]
+    assert len(terms) == (3 if name == "siglip2" else 2)
+    for term in terms:
+        assert rows[-1][term] < 0.05 * rows[0][term], term
+
+
+@pytest.mark.parametrize("name", ["locca", "siglip2"])
+def test_the_boxes_of_a_memorised_batch_are_found(name: str, learn: Any, pipeline: TextPipeline) -> None:
+    this = learn(name)
+    asked = [
+        (place, pipeline.text(sequence.target).rpartition(" : "))
+        for place, row in enumerate(this.sequences())
+        for sequence in row
+        if sequence.prefix == pipeline.ids(PREFIXES["aref"])
+    ]
+    assert len(asked) >= 12
+    with torch.no_grad():
+        tokens = this.model.vision(this.batch["image"]).tokens
+    prefixes = [referring_prefix(pipeline, phrase) for _, (phrase, _, _) in asked]
+    memory = tokens[[place for place, _ in asked]]
+    boxes = this.recipe.boxes
+    answers = greedy(this.model.decoder, memory, prefixes, pipeline, BoxGrammar(pipeline, boxes))
+    found = [boxes.read(pipeline.text(answer), 32, 32) for answer in answers]
+    truth = [boxes.read(box, 32, 32) for _, (_, _, box) in asked]
+    overlaps = [overlap(a, b) for a, b in zip(found, truth, strict=True) if a and b]
+    assert len(overlaps) == len(asked)
+    assert sum(overlaps) / len(overlaps) > 0.9
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_captions_are_read_off_the_image(name: str, learn: Any, pipeline: TextPipeline) -> None:
+    """In parallel mode there is nothing but the image to go by: with another's, the loss rises by over a nat."""
+    this = learn(name)
+    sequences = [[sequence for sequence in row if sequence.parallel] for row in this.sequences()]
+    captions = this.field.collate(sequences, pipeline)
+    assert captions["sequences"].sum() >= 4
+
+    def loss(image: torch.Tensor) -> float:
+        encoded = Encoded(this.model, captions | {"image": image})
+        caption = Caption()
+        return float((caption(encoded) / caption.live(encoded.batch)).detach())
+
+    image = this.batch["image"]
+    assert loss(image) < 0.5
+    assert loss(image.roll(1, 0)) > loss(image) + 1

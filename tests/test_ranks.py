@@ -1,0 +1,157 @@
+"""Several ranks, one gradient: data parallelism changes nothing but where the numbers are computed."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import Small, collate, draw, exact
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from opensiglip.cli import main
+from opensiglip.data.fields import Visit
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.model import Model
+from opensiglip.recipes import Recipe
+from opensiglip.train.accumulate import accumulate
+from opensiglip.train.learner import Learner, denominators
+from opensiglip.train.log import read_lines
+from opensiglip.train.optimizer import adamw
+from opensiglip.types import Batch
+
+RANKS, EXACT = 2, 1e-12
+Seen = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class Case:
+    """What one comparison needs in every process."""
+
+    recipe: Recipe
+    vocabulary: int
+    whole: Batch
+    slices: dict[int, list[list[Batch]]]  # number of parts -> each rank's parts
+
+    def learner(self) -> Learner:
+        torch.manual_seed(0)
+        return Learner(Model.new(self.recipe.architecture, self.vocabulary), self.recipe.objectives).double()
+
+
+def plainly(loss: Tensor) -> None:
+    loss.backward()
+
+
+def measured(step: nn.Module, learner: Learner, parts: list[Batch]) -> Seen:
+    """Losses and gradients of one step."""
+    learner.zero_grad()
+    wrapped = isinstance(step, DistributedDataParallel)
+    no_sync: Any = (lambda module: module.no_sync()) if wrapped else (lambda module: nullcontext())
+    losses = accumulate(step, learner, parts, denominators(learner, parts), plainly, no_sync)
+    named = learner.named_parameters()
+    return {"losses": dict(losses), "grads": {name: p.grad.clone() for name, p in named if p.grad is not None}}
+
+
+def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
+    """One rank's part in all comparisons; what it saw goes to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    seen: dict[str, Any] = {}
+    for name, case in cases.items():
+        learner = case.learner()
+        step = DistributedDataParallel(learner)
+        for parts, slices in case.slices.items():
+            seen[f"{name} {parts}"] = one = measured(step, learner, slices[rank])
+            for loss in one["losses"].values():
+                dist.all_reduce(loss)
+                loss /= RANKS
+        optimizer = adamw(learner, 1e-2, 0.1)
+        for _ in range(3):
+            measured(step, learner, case.slices[2][rank])
+            optimizer.step()
+        seen[f"{name} weights"] = learner.state_dict()
+    torch.save(seen, f"{folder}/rank{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str, Case]:
+    made = {}
+    for name in ("siglip2", "locca"):
+        recipe = small(name)
+        drawn = draw(recipe, uneven, pipeline)
+
+        def some(first: int, count: int, recipe: Recipe = recipe, drawn: Any = drawn) -> Batch:
+            return exact(collate(recipe, drawn[first : first + count], pipeline))
+
+        slices = {
+            parts: [[some(4 * r + i * 4 // parts, 4 // parts) for i in range(parts)] for r in (0, 1)]
+            for parts in (1, 2)
+        }
+        made[name] = Case(recipe, len(pipeline), some(0, 8), slices)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (str(folder), cases), nprocs=RANKS)
+    return [torch.load(folder / f"rank{rank}") for rank in range(RANKS)]
+
+
+def test_the_slices_are_as_uneven_as_meant(cases: dict[str, Case]) -> None:
+    per_part = [[int(part["sequences"].sum()) for part in parts] for parts in cases["siglip2"].slices[2]]
+    assert per_part[0][1] == 0 and sum(per_part[0]) != sum(per_part[1])
+    assert not cases["siglip2"].whole["has_text"].all()
+    assert 0 in cases["locca"].whole["sequences"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["siglip2", "locca"])
+def test_two_ranks_give_the_loss_and_gradient_of_one(
+    cases: dict[str, Case], ranks: list[dict[str, Any]], name: str, parts: int
+) -> None:
+    learner = cases[name].learner()
+    alone = measured(learner, learner, [cases[name].whole])
+    for rank in ranks:
+        together = rank[f"{name} {parts}"]
+        for kind in ("losses", "grads"):
+            assert together[kind].keys() == alone[kind].keys()
+            gaps = {key: float((together[kind][key] - value).abs().max()) for key, value in alone[kind].items()}
+            assert max(gaps.values()) < EXACT, gaps
+    assert max(float(grad.abs().max()) for grad in alone["grads"].values()) > 0.1  # there was something to compare
+
+
+@pytest.mark.parametrize("name", ["siglip2", "locca"])
+def test_ranks_hold_the_same_weights_after_three_steps(
+    cases: dict[str, Case], ranks: list[dict[str, Any]], name: str
+) -> None:
+    first, second = (rank[f"{name} weights"] for rank in ranks)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    before = cases[name].learner().state_dict()
+    assert not torch.equal(first["model.decoder.norm.weight"], before["model.decoder.norm.weight"])
+
+
+def test_torchrun_trains_from_the_command_line_as_one_process_does(tmp_path: Path) -> None:
+    words = [
+        *("-m", "opensiglip.cli", "train", "siglip2", "--size", "tiny", "--resolution", "32", "--steps", "3"),
+        *("--data", "scenes:drawings=20,objects=3,count=64", "--batch-size", "8", "--accumulate", "2"),
+        *("--vocabulary", "400", "--workers", "0", "--held-out", "0", "--precision", "fp32"),
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, *words, "--out", str(tmp_path / "two")], check=True, env=environment, timeout=240)
+    assert main([*words[2:], "--out", str(tmp_path / "one")]) == 0
+    one_rank, two_ranks = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two_ranks] == [0, 1, 2]
+    for one, two in zip(one_rank, two_ranks, strict=True):
+        for key in ("loss", "loss/sigmoid", "loss/caption", "grad_norm"):
+            assert two[key] == pytest.approx(one[key], rel=1e-5 if one["step"] == 0 else 1e-3)
+    assert (tmp_path / "two" / "model" / "model.safetensors").is_file()

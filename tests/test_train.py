@@ -1,0 +1,326 @@
+"""What a run leaves behind, what it takes for granted, and when it stops."""
+
+import functools
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opensiglip.cli import main
+from opensiglip.errors import UserError
+from opensiglip.models.model import SIDECAR, Model
+from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.train import loop as loop_module
+from opensiglip.train import run as run_module
+from opensiglip.train.learner import Learner
+from opensiglip.train.log import EVERY_STEP_BELOW, Log, finite, read_lines
+from opensiglip.train.loop import PATIENCE, Diverged
+from opensiglip.train.optimizer import adamw, matrices, rate
+from opensiglip.train.run import train
+
+STEPS = 6
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(recipe: str, folder: str) -> Run:
+    """`train`, with what all runs here share."""
+
+    def go(out: Path, **changes: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "data": [folder],
+            "steps": STEPS,
+            "batch_size": 8,
+            "workers": 0,
+            "held_out": 0,
+            "precision": "fp32",
+            "vocabulary": 300,
+        }
+        return train(recipe, out=out, **settings | changes)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def out(run: Run, folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run on pictures one of which is broken. Not to be written to."""
+    root = tmp_path_factory.mktemp("train")
+    shutil.copytree(folder, root / "data")
+    (root / "data" / "7.png").write_bytes(b"no image")
+    run(root / "run", data=[str(root / "data")], held_out=4)
+    return root / "run"
+
+
+def without_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+def test_a_run_leaves_its_files(out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {
+        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model")
+    }
+    assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert (out / "model" / "model.safetensors").is_file()
+
+
+def test_metrics_have_one_row_per_step(out: Path) -> None:
+    rows = read_lines(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    keys = {"step", "loss", "loss/sigmoid", "loss/caption", "lr", "grad_norm", "images_per_second"}
+    for row in rows:
+        assert set(row) == keys
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["loss"] == pytest.approx(row["loss/sigmoid"] + row["loss/caption"], rel=1e-6)
+    vocabulary = json.loads((out / "model" / SIDECAR).read_text())["vocabulary"]
+    assert rows[0]["loss/caption"] == pytest.approx(math.log(vocabulary), rel=1e-5)  # the output layer starts at zero
+
+
+def test_later_rows_come_every_so_many_steps_and_at_the_last(tmp_path: Path) -> None:
+    class Alone:
+        is_main_process = True
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            assert "step" not in values
+
+    log = Log(Alone(), tmp_path / "metrics.jsonl", 0, 234, images=8, every=10)
+    for step in range(234):
+        log.step(step, {"loss": 1.0})
+    log.close()
+    steps = [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")]
+    assert steps == [*range(EVERY_STEP_BELOW), 200, 210, 220, 230, 233]
+
+
+def test_the_config_repeats_the_run(out: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in config.json, given to the command line, calls train with the same arguments."""
+    called: dict[str, Any] = {}
+
+    @functools.wraps(train)
+    def record(recipe: str, **keywords: Any) -> dict[str, Any]:
+        called.update(recipe=recipe, **keywords)
+        return {}
+
+    monkeypatch.setattr(run_module, "train", record)
+    config = json.loads((out / "config.json").read_text())
+    program, *words = shlex.split(config["command"])
+    assert program == "opensiglip"
+    assert main(words) == 0
+    called = {name: list(value) if isinstance(value, tuple) else value for name, value in called.items()}
+    assert Path(called.pop("out")) == out
+    assert called.pop("recipe") == config["recipe"] == recipe
+    assert called == config["train"] | config["keywords"]
+    assert set(config["versions"]) >= {"opensiglip", "torch", "python"}
+
+
+def test_the_summary_says_what_happened(out: Path) -> None:
+    summary = json.loads((out / "summary.json").read_text())
+    rows = read_lines(out / "metrics.jsonl")
+    assert summary["steps"] == STEPS and summary["images_seen"] == 8 * STEPS
+    assert summary["skipped_steps"] == 0
+    assert summary["losses"]["loss"]["first"] == rows[0]["loss"]
+    assert summary["losses"]["loss"]["last"] == pytest.approx(sum(row["loss"] for row in rows) / STEPS)
+    assert summary["held_out"]["examples"] == 4
+    assert set(summary["held_out"]) >= {"referring", "retrieval"}
+    assert summary["command"] == json.loads((out / "config.json").read_text())["command"]
+
+
+def test_a_broken_image_is_counted_and_another_takes_its_place(out: Path) -> None:
+    skipped = json.loads((out / "summary.json").read_text())["skipped_examples"]
+    assert skipped == {"image can't be decoded": 2}  # two epochs of 24 examples
+    state = json.loads((out / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())
+    assert state["skipped_examples"] == skipped and state["read"] == 8 * STEPS
+
+
+def test_a_run_stops_where_over_a_tenth_is_broken(run: Run, folder: str, tmp_path: Path) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    for number in (0, 3, 6, 11):
+        (data / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"\d+ of \d+ examples read are broken \(\d+ x image can't be decoded\); mend"):
+        run(tmp_path / "run", data=[str(data)], steps=20)
+    assert 5 <= len(read_lines(tmp_path / "run" / "metrics.jsonl")) < 20  # not judged before fifty were read
+
+
+def test_data_without_held_out_rows_is_refused_before_anything_is_written(
+    run: Run, folder: str, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    rows = (data / "metadata.jsonl").read_text()
+    (data / "metadata.jsonl").write_text(rows.replace('"val"', '"test"'))
+    with pytest.raises(UserError, match=r"--held-out 4: .* has no row in split 'val' .*; give --held-out 0"):
+        run(tmp_path / "run", data=[str(data)], held_out=4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(run: Run, folder: str, tmp_path: Path) -> None:
+    for name, seed in {"first": 0, "again": 0, "other": 1}.items():
+        run(tmp_path / name, seed=seed, steps=3)
+    first, again, other = (
+        without_rate(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("first", "again", "other")
+    )
+    assert first == again
+    assert first[0]["loss"] != other[0]["loss"]
+
+
+def test_data_processes_change_nothing(run: Run, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        run(tmp_path / str(workers), workers=workers, steps=3)
+    alone, helped = (without_rate(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("0", "2"))
+    assert alone == helped
+
+
+def test_epochs_are_passes_over_the_data(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", steps=None, epochs=1.5)["steps"] == 5  # ceil(1.5 * 24 / 8)
+
+
+def test_runs_of_one_process_may_differ_in_precision(run: Run, tmp_path: Path) -> None:
+    precisions = [run(tmp_path / name, precision=name, steps=1)["precision"] for name in ("bf16", "fp32")]
+    assert precisions == ["bf16", "no"]
+
+
+def test_a_tracker_gets_the_numbers_too(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "run", trackers=["tensorboard"], steps=2)
+    assert [path.name for path in (tmp_path / "run" / "opensiglip").rglob("events.out.tfevents.*")] != []
+
+
+# What decays, and how fast the weights move
+
+
+def test_weight_decay_applies_to_exactly_the_matrices() -> None:
+    shape = Shape(width=16, depth=1, mlp=32, heads=2)
+    networks = Architecture(
+        resolution=16, patch=8, length=8, vision=shape, text=shape, decoder=shape, decoder_bias=True
+    )
+    model = Model.new(networks, 50)
+    layer = [
+        f"{name}.weight"
+        for name in (
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.q_proj",
+            "self_attn.out_proj",
+            "mlp.fc1",
+            "mlp.fc2",
+        )
+    ]
+    block = [
+        f"{part}.{name}.weight"
+        for part in ("self_attention", "cross_attention")
+        for name in ("query", "key_value", "out")
+    ]
+    head = ["attention.in_proj_weight", "attention.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"]
+    decayed = {
+        "vision.tower.embeddings.patch_embedding.weight",
+        *(f"{tower}.tower.encoder.layers.0.{name}" for tower in ("vision", "text") for name in layer),
+        *(f"vision.tower.head.{name}" for name in head),
+        "text.tower.head.weight",
+        *(f"decoder.blocks.0.{name}" for name in [*block, "up.weight", "down.weight"]),
+        "decoder.vocabulary.weight",
+    }
+    assert matrices(model) == decayed
+    large = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    assert large - decayed == {  # as large, but no matrices: embeddings, positions and the MAP head's probe
+        "vision.tower.embeddings.position_embedding.weight",
+        "vision.tower.head.probe",
+        "text.tower.embeddings.token_embedding.weight",
+        "text.tower.embeddings.position_embedding.weight",
+        "decoder.embedding.weight",
+        "decoder.position",
+    }
+    learner = Learner(model, [])
+    groups = adamw(learner, 1e-3, 0.1).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in groups[0]["params"]} == decayed
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_the_schedule_warms_up_linearly_and_falls_as_a_cosine(out: Path) -> None:
+    assert [rate(step, 10, 2) for step in range(10)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.96193977, 0.85355339, 0.69134172, 0.5, 0.30865828, 0.14644661, 0.03806023]
+    )
+    assert rate(0, 10, 0) == 1.0 and rate(10, 10, 2) == pytest.approx(0.0)
+    logged = [row["lr"] for row in read_lines(out / "metrics.jsonl")]
+    assert logged == pytest.approx([1e-3 * rate(step, STEPS, 1) for step in range(STEPS)])
+
+
+# Numbers that are none
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Make the caption loss of some steps NaN, in the loss and so in every gradient."""
+
+    def poison(steps: set[int]) -> None:
+        calls = iter(range(10**6))
+        accumulate = loop_module.accumulate
+
+        def bad(step: Any, learner: Learner, parts: Any, live: torch.Tensor, *rest: Any) -> Any:
+            return accumulate(step, learner, parts, live * (math.nan if next(calls) in steps else 1), *rest)
+
+        monkeypatch.setattr(loop_module, "accumulate", bad)
+
+    return poison
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_never_logged_as_a_number(
+    run: Run, tmp_path: Path, poisoned: Callable[[set[int]], None], parts: int
+) -> None:
+    poisoned({2, 3})
+    summary = run(tmp_path / "run", save_every=1, steps=4, accumulate=parts)
+    assert summary["skipped_steps"] == 2
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["loss"] is None for row in rows] == [False, False, True, True]
+    assert rows[2]["loss/caption"] is None and rows[2]["grad_norm"] is None
+    third, fourth = (tmp_path / "run" / "checkpoints" / f"step-0000000{step}" for step in (3, 4))
+    for file in ("learner.safetensors", "optimizer.safetensors"):
+        before, after = load_file(third / file), load_file(fourth / file)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(tensor.isfinite().all() for tensor in after.values())
+    assert json.loads((fourth / "state.json").read_text())["skipped_steps"] == 2
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_skipped_step_leaves_the_weights_as_they_were(
+    run: Run, tmp_path: Path, poisoned: Callable[[set[int]], None], parts: int
+) -> None:
+    run(tmp_path / "short", steps=4, save_every=2, accumulate=parts)
+    poisoned({2, 3})
+    run(tmp_path / "long", steps=4, save_every=2, accumulate=parts)
+    after_two = load_file(tmp_path / "short" / "checkpoints" / "step-00000002" / "learner.safetensors")
+    after_four = load_file(tmp_path / "long" / "checkpoints" / "step-00000004" / "learner.safetensors")
+    assert all(torch.equal(after_two[name], after_four[name]) for name in after_two)
+
+
+def test_a_run_stops_after_five_such_steps_in_a_row(
+    run: Run, tmp_path: Path, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({0, 1, 2, 3, *range(5, 5 + PATIENCE)})
+    with pytest.raises(
+        Diverged, match=r"^loss.* not finite for 5 steps in a row at step 9: lower --lr, or --resume"
+    ) as stop:
+        run(tmp_path / "run", steps=20)
+    assert "\n" not in str(stop.value)
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["loss"] is not None] == [4]
+    assert rows[-1]["step"] == 9
+
+
+def test_a_learning_rate_far_too_large_ends_as_a_sentence(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="not finite for 5 steps in a row"):
+        run(tmp_path / "run", lr=1e30, steps=20)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_only_finite_numbers_are_numbers(value: float) -> None:
+    assert finite(value) is None
+    assert finite(0.5) == 0.5
