@@ -64,6 +64,7 @@ def test_a_text_that_is_no_box_is_none(order: str, text: str) -> None:
 
 
 def test_only_the_text_is_y_first() -> None:
+    assert str(BoxFormat()) == "y1 x1 y2 x2:500"
     box = (10.0, 20.0, 40.0, 80.0)
     assert BoxFormat("y1 x1 y2 x2", 100).write(box, 100, 200) == "10 10 40 40"
     assert BoxFormat("x1 y1 x2 y2", 100).write(box, 100, 200) == "10 10 40 40"

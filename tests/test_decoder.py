@@ -89,6 +89,20 @@ def test_a_parallel_token_sees_its_whole_row_and_nothing_of_its_labels() -> None
     assert (first - prefix)[0, :LENGTH].abs().amax(-1).min() > 1e-4, "also the places before it"
 
 
+def test_a_full_key_is_seen_by_its_whole_segment_and_its_query_sees_no_more() -> None:
+    """A prefix-LM: the prefix sees all of itself, and nothing of what follows."""
+    decoder, image = a_decoder(), memory(1)
+
+    def states(*ids: int) -> Tensor:
+        batch = packed([Target((), (*ids, 9, EOS))])
+        batch["full"][0, 1:4] = True  # behind the start token: inputs 1 to 3 are the prefix
+        return hidden(decoder, batch, image)
+
+    first = states(3, 4, 5, 6)
+    torch.testing.assert_close(states(3, 4, 5, 60)[:, :4], first[:, :4], rtol=0, atol=1e-6)
+    assert (states(3, 4, 50, 6) - first)[:, :4].abs().amax(-1).min() > 1e-4
+
+
 def test_a_packed_row_is_its_texts_decoded_one_by_one() -> None:
     decoder, image = a_decoder(), memory(1)
     together = hidden(decoder, packed(THREE), image)

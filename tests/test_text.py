@@ -86,9 +86,11 @@ def test_eos_is_sticky_and_padding_follows_it(pipeline: TextPipeline) -> None:
     assert pipeline.fixed("")[0] == 1
 
 
-def test_digits_are_single_tokens(pipeline: TextPipeline) -> None:
+def test_digits_are_single_tokens_however_often_a_number_comes() -> None:
+    pipeline = TextPipeline.train(["485 apples and 1234567"] * 50, size=500)
     tokens = pipeline.tokenizer.convert_ids_to_tokens(list(pipeline.ids("485 apples and 1234567")))
     assert [token for token in tokens if any(c.isdigit() for c in token)] == list("4851234567")
+    assert "Ġapples" in tokens, "words do merge"
 
 
 def test_case_and_spaces_around_make_no_difference(pipeline: TextPipeline) -> None:

@@ -1,7 +1,6 @@
 """Numbers over steps as small SVGs that take the page's colours. Only tick labels are text, so no glyph is missing."""
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK, LINE = "#010203", "#040506"  # stand-ins that matplotlib draws with, replaced by colours of the page
 POINTS = 400  # at most, of a curve: more can't be told apart, and make the page heavy
@@ -19,10 +18,10 @@ LOGARITHMIC = 20  # a curve whose largest value is so many times its smallest is
 
 
 def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True) -> str:
-    """An <svg> of a value over steps: each row a faint point, their running mean a line; if not `measured`, only a line.
+    """An <svg> of a value over steps: rows as faint points under their running mean; unless `measured`, a plain line.
 
-    Rows where the value is missing or None have no point. All curves of a run share the extent of x, so that a term that
-    begins late stands where it began. Empty where no row has a value.
+    Rows where the value is missing or None have no point; where all are, the text is empty. All curves of a run share
+    the extent of x, so that a term that begins late stands where it began.
     """
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:
@@ -34,7 +33,8 @@ def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True) -
     axes.set_xlim(first, max(last, first + 1))
     if measured and 0 < LOGARITHMIC * values.min() < values.max():
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -43,7 +43,7 @@ def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True) -
     axes.grid(color=INK, alpha=0.15, linewidth=0.5)
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.spines[:].set_visible(False)
-    few = slice(None, None, math.ceil(len(steps) / POINTS))
+    few = np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int)
     if measured:
         axes.plot(steps[few], values[few], ".", color=LINE, alpha=0.25, markersize=3, markeredgewidth=0)
     line = running_mean(steps, values, WINDOW * (last - first)) if measured else values

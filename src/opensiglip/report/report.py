@@ -107,13 +107,13 @@ def referring_table(measures: dict[str, Any]) -> Table:
     floors = [measures[f"accuracy{suffix}_ci95"][1] for suffix in columns if suffix]
     return Table(
         "Finding what a phrase names",
-        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Beside it, two "
-        "ways to answer blindly: always the same box, the best there is; and the model itself, shown another image.",
+        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Beside it, "
+        "two blind answers: always the same box, the best there is; and the model's own when shown another image.",
         tuple(columns.values()),
         {words: [cell(measures, name + suffix, write) for suffix in columns] for name, (words, write) in named.items()},
-        "The model finds more boxes than either blind answer, beyond their intervals."
+        "The model finds more boxes than either blind answer: its interval lies above both."
         if measures["accuracy_ci95"][0] > max(floors)
-        else "The intervals overlap: these figures do not show that the model finds more than a blind answer.",
+        else "The model's interval does not lie above both: these figures do not show that it looks at the image.",
     )
 
 
@@ -126,9 +126,9 @@ def retrieval_table(measures: dict[str, Any]) -> Table:
         f"{measures['images']} images, {measures['captions']} captions: how often the nearest is the right one.",
         ("this model", "chance"),
         {words: [cell(measures, name, percent), Cell(percent(chance))] for name, words in named.items()},
-        "The model matches better than chance, beyond its intervals."
+        "The model matches better than chance: its intervals lie above it."
         if min(measures[f"{name}_ci95"][0] for name in named) > chance
-        else "The intervals reach down to chance: these figures do not show that the model has learned to match.",
+        else "The model's intervals do not both lie above chance: these figures do not show that it learned to match.",
     )
 
 

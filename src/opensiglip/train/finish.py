@@ -1,6 +1,7 @@
 """The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def finish(
         "parameters": count_parameters(loop.learner),
     } | result
     names = [name for name in rows[-1] if name.startswith("loss")] if rows else []
+    left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
+    summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
     summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
     if held_out is not None:
         autocast = loop.accelerator.autocast
@@ -69,7 +72,7 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.boxes, frame, held_out)
+    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out)
     return summary
 
 
