@@ -31,18 +31,19 @@ from opensiglip.models.sizes import Shape
 from opensiglip.recipes import siglip2
 
 
-def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10"):
+def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10", decoder_bias: bool = False):
     '''SigLIP 2, small.
 
     Args:
         resolution: pixels of a side.
         parallel: fraction of the captions predicted in parallel.
         logit_bias: where the bias of the sigmoid starts.
+        decoder_bias: biases in the decoder's blocks.
     '''
     recipe = siglip2(size="tiny", resolution=resolution, parallel=parallel, logit_bias=logit_bias)
     shape = Shape(width=32, depth=2, mlp=64, heads=2)
     networks = replace(recipe.architecture, vision=shape, text=shape, decoder=replace(shape, depth=1))
-    return replace(recipe, architecture=networks)
+    return replace(recipe, architecture=replace(networks, decoder_bias=decoder_bias))
 """
 
 Small = Callable[..., Recipe]

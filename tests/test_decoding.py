@@ -41,7 +41,7 @@ def memory(rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["ours", "gpt2"])
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(ORDERS), st.sampled_from([63, 500]), st.randoms(use_true_random=False))
+@given(st.sampled_from(ORDERS), st.sampled_from([2, 63, 500]), st.randoms(use_true_random=False))
 def test_every_way_along_the_grammar_ends_in_a_box(
     grammars: Grammars, name: str, order: str, top: int, draw: Random
 ) -> None:

@@ -19,6 +19,7 @@ from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.train import loop as loop_module
 from opensiglip.train import run as run_module
+from opensiglip.train.config import command
 from opensiglip.train.learner import Learner
 from opensiglip.train.log import EVERY_STEP_BELOW, Log, finite, read_lines
 from opensiglip.train.loop import PATIENCE, Diverged
@@ -103,19 +104,27 @@ def test_the_config_repeats_the_run(out: Path, recipe: str, monkeypatch: pytest.
 
     @functools.wraps(train)
     def record(recipe: str, **keywords: Any) -> dict[str, Any]:
+        called.clear()
         called.update(recipe=recipe, **keywords)
         return {}
 
     monkeypatch.setattr(run_module, "train", record)
     config = json.loads((out / "config.json").read_text())
-    program, *words = shlex.split(config["command"])
-    assert program == "opensiglip"
-    assert main(words) == 0
-    called = {name: list(value) if isinstance(value, tuple) else value for name, value in called.items()}
-    assert Path(called.pop("out")) == out
-    assert called.pop("recipe") == config["recipe"] == recipe
-    assert called == config["train"] | config["keywords"]
     assert set(config["versions"]) >= {"opensiglip", "torch", "python"}
+    assert config["command"] == command(config, out)
+    two_sources = {"data": ["scenes:objects=3", "my folder"], "trackers": ["tensorboard"], "epochs": 0.5, "steps": None}
+    for train_changes, keyword_changes in (({}, {}), (two_sources, {"decoder_bias": True, "logit_bias": "auto"})):
+        changed = config | {
+            "train": config["train"] | train_changes,
+            "keywords": config["keywords"] | keyword_changes,
+        }
+        program, *words = shlex.split(command(changed, out))
+        assert program == "opensiglip"
+        assert main(words) == 0
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in called.items()}
+        assert Path(given.pop("out")) == out
+        assert given.pop("recipe") == config["recipe"] == recipe
+        assert given == changed["train"] | changed["keywords"]
 
 
 def test_the_summary_says_what_happened(out: Path) -> None:
@@ -167,6 +176,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(run: Run, folder: 
     assert first[0]["loss"] != other[0]["loss"]
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12's, of a fork
 def test_data_processes_change_nothing(run: Run, tmp_path: Path) -> None:
     for workers in (0, 2):
         run(tmp_path / str(workers), workers=workers, steps=3)
