@@ -1,7 +1,7 @@
 """Boxes as text: nothing lost but half a mark, nothing read that is no box, y-first nowhere outside."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from opensiglip.data.boxes import ORDERS, BoxFormat
@@ -12,6 +12,7 @@ shares = st.floats(0, 1)
 sides = st.integers(1, 4000)
 
 
+@settings(deadline=None)
 @given(formats, shares, shares, shares, shares, sides, sides)
 def test_a_box_comes_back_within_half_a_mark(
     boxes: BoxFormat, a: float, b: float, c: float, d: float, width: int, height: int
@@ -25,6 +26,7 @@ def test_a_box_comes_back_within_half_a_mark(
         assert abs(before - after) <= side * (0.5 / boxes.top + 1e-9)
 
 
+@settings(deadline=None)
 @given(formats, st.tuples(*[st.floats(-1e4, 1e4)] * 4), sides, sides)
 def test_any_box_becomes_four_integers_in_range(
     boxes: BoxFormat, box: tuple[float, float, float, float], width: int, height: int
@@ -34,6 +36,7 @@ def test_any_box_becomes_four_integers_in_range(
     assert boxes.write(box, width, height) == " ".join(map(str, numbers))
 
 
+@settings(deadline=None)
 @given(formats, st.text(max_size=30) | st.from_regex(r"\s?\d{1,5} \d{1,5} \d{1,5} \d{1,5}.{0,3}", fullmatch=True))
 def test_what_is_read_is_a_box_inside_the_image(boxes: BoxFormat, text: str) -> None:
     box = boxes.read(text, 30, 20)
@@ -74,6 +77,7 @@ def test_only_the_text_is_y_first() -> None:
     assert BoxFormat("x1 y1 x2 y2", 100).read("10 20 40 80", 100, 100) == box
 
 
+@settings(deadline=None)
 @given(formats)
 def test_a_format_is_its_text(boxes: BoxFormat) -> None:
     assert BoxFormat.parse(str(boxes)) == boxes

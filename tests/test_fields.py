@@ -78,6 +78,7 @@ def test_a_region_that_is_mostly_cut_away_is_dropped() -> None:
     assert min(kept.values()) > 30
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.99))
 def test_a_crop_lies_inside_and_keeps_about_its_area(seed: int, area: float) -> None:
     top, left, height, width = crop(seed, area)

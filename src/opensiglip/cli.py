@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(words)
     except UserError as error:
-        print(f"opensiglip: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once, not once a rank
+            print(f"opensiglip: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nopensiglip: stopped; `--resume` goes on from the last checkpoint.", file=sys.stderr)

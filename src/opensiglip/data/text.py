@@ -95,6 +95,8 @@ class TextPipeline:
         """
         path = Path(name)
         try:
+            if path.suffix == ".json" and not path.is_file():
+                raise FileNotFoundError("there is no such file")
             if path.is_file():
                 tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_file=str(path))
             else:

@@ -88,6 +88,7 @@ def train(
         trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
         **keywords: the recipe's own, such as size and resolution.
     """
+    data = [data] if isinstance(data, str) else data
     arguments = {k: v for k, v in locals().items() if k not in ("recipe", "out", "keywords")}
     check_numbers(arguments | keywords)
     if not data:
@@ -112,16 +113,17 @@ def train(
     if accelerator.is_main_process:
         check(folder, config, resume=resume, changed=changed)
         judged = _held_out(data[0], held_out, wanted, side)
-        made = None if resume else _tokenizer(sources, tokenizer, vocabulary, built)
-        record(folder, config)
-        if made is not None:
+        if not resume:
+            made = _tokenizer(sources, tokenizer, vocabulary, built)
             write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
 
     set_seed(seed)
     pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
     model = Model.new(built.architecture, len(pipeline))
+    if accelerator.is_main_process:
+        record(folder, config)
+    accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
     if model.text is not None:
         torch.nn.init.constant_(model.logit_bias, bias)
     learner = Learner(model, built.objectives).to(accelerator.device)
