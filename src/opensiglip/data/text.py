@@ -140,7 +140,7 @@ class TextPipeline:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        frequent = list(STRUCTURE) * 2  # twice: often enough to become words
+        frequent = list(STRUCTURE) * 10_000  # in every example: one token a word, whatever the data holds
         tokenizer.train_from_iterator([*frequent, *texts], trainer)
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
