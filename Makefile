@@ -27,7 +27,8 @@ format: .venv/.installed  ## rewrite the code in the one format
 	.venv/bin/ruff format
 
 train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
-	.venv/bin/opensiglip train siglip2 --size tiny --data scenes:drawings=200,objects=5,languages=en --out runs/siglip2-tiny $(FLAGS)
+	.venv/bin/opensiglip train siglip2 --size tiny --data scenes:drawings=200,objects=5,languages=en --out runs/siglip2-tiny \
+		--batch-size 64 --steps 1800 --lr 0.002 --logit-bias auto $(FLAGS)
 
 clean:  ## remove .venv, built packages and caches; runs/ stays
 	rm -rf .venv dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

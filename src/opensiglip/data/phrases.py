@@ -66,7 +66,7 @@ def part_of_image(box: Box, pixels: int) -> str:
 
 
 def plan(scene: Sequence[Placed], pixels: int, draw: Draw) -> Plan:
-    """Decide what to say of `scene`, which has each drawing at most twice. Draws 3 numbers a drawing and 1 more."""
+    """Decide what to say of `scene`, which has each drawing at most twice. Draws 2 numbers a drawing and 1 more."""
     twin = _twins(scene)
     phrases = tuple(_phrase(scene, index, twin, pixels, draw) for index in range(len(scene)))
     return Plan(_caption(scene, twin, pixels, draw), phrases, int(draw() * 720))
@@ -104,8 +104,8 @@ def _words(clause: Clause, scene: Sequence[Placed], language: str, style: int, *
 
 
 def _caption(scene: Sequence[Placed], twin: Mapping[int, int], pixels: int, draw: Draw) -> tuple[Clause, ...]:
-    """Each drawing once, in random order; up to two clauses state a relation, some others a place."""
-    order = sorted(range(len(scene)), key=[draw() for _ in scene].__getitem__)
+    """Each drawing once, left to right, so that naming says where they are; up to two relations, some places."""
+    order = sorted(range(len(scene)), key=lambda index: scene[index].box[0] + scene[index].box[2])
     left = [index for index in order if twin.get(index, index) >= index]  # a pair is spoken of as its first
     said, relations = [], 0
     while left:
