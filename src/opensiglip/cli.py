@@ -107,8 +107,6 @@ def data_show(
     from opensiglip.data.show import show
 
     print(show(source, out, split, None if languages is None else languages.split(",")))
-    if out is not None:
-        print(f"contact sheet: {out}")
 
 
 def _train(recipe: str, rest: list[str]) -> None:

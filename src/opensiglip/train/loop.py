@@ -18,6 +18,7 @@ from opensiglip.train import checkpoint
 from opensiglip.train.accumulate import accumulate
 from opensiglip.train.learner import Learner, denominators
 from opensiglip.train.log import Log, finite
+from opensiglip.train.memory import return_freed_memory
 from opensiglip.train.optimizer import rate
 
 PATIENCE = 5  # non-finite steps in a row that end a run
@@ -98,6 +99,8 @@ class Loop:
             if self.step % self.save_every == 0 or self.step == self.steps:
                 before = time.perf_counter()
                 self.save()
+                if device.type == "cpu":
+                    return_freed_memory()
                 log.pause(time.perf_counter() - before)
         log.close()
         return {

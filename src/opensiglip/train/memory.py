@@ -12,10 +12,21 @@ def keep_freed_memory() -> bool:
     Every tensor above its threshold otherwise costs a round of page faults: measured as 2 to 3 times the step's time
     (`opensiglip bench memory`). Other systems' allocators already keep theirs.
     """
-    if not sys.platform.startswith("linux"):
+    libc = _glibc()
+    if libc is None:
         return False
+    return all([libc.mallopt(MMAP_MAX, 0), libc.mallopt(TRIM_THRESHOLD, 2**31 - 1), libc.mallopt(TOP_PAD, 256 * 2**20)])
+
+
+def return_freed_memory() -> bool:
+    """Hand back what lies unused between live blocks, which slowly grows while nothing is returned; whether any was."""
+    libc = _glibc()
+    return libc is not None and bool(libc.malloc_trim(0))
+
+
+def _glibc() -> ctypes.CDLL | None:
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another libc
-        return False
-    return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 256 * 2**20)])
+        libc = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
+    except OSError:  # another libc
+        return None
+    return libc if libc is not None and hasattr(libc, "malloc_trim") else None
