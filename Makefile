@@ -14,8 +14,8 @@ help:  ## list the targets
 setup: .venv/.installed  ## make .venv with the pinned requirements and this package
 	@:
 
+# One thread: toy tensors gain nothing from more, and threads that wait for one another are slow on few cores.
 test: .venv/.installed  ## run the tests
-	# One thread: toy tensors gain nothing from more, and threads that wait for one another are slow on few cores.
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 lint: .venv/.installed  ## check format, style and types
