@@ -92,8 +92,11 @@ def test_the_pinned_packages_suffice_for_the_editable_install(tmp_path: Path, mo
     assert paths == [str(ROOT / "src")]
 
 
+MAKE = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON"}  # what `make test` hands down to a make under test
+
+
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "PYTHON"}}
+    environment = {name: value for name, value in os.environ.items() if name not in MAKE}
     return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
 
 

@@ -95,12 +95,16 @@ def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) 
             print(f"changed: {difference}", flush=True)
 
 
-def record(folder: Path, config: dict[str, Any]) -> None:
-    """Make the run's folder and write config.json. Raises UserError if it can't be made."""
+def claim(folder: Path) -> None:
+    """Make the run's folder. Raises UserError if it can't be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} can't be made ({error.strerror}).") from error
+
+
+def record(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json: from here on the folder holds a run."""
     write_json(folder / "config.json", config | {"command": command(config, folder)})
 
 

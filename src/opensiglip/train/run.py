@@ -21,7 +21,7 @@ from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.recipes import Recipe
 from opensiglip.train.check import check_numbers
 from opensiglip.train.checkpoint import write_json
-from opensiglip.train.config import build, check, command, find, record, resolved
+from opensiglip.train.config import build, check, claim, command, find, record, resolved
 from opensiglip.train.export import write_text
 from opensiglip.train.finish import count_parameters, finish
 from opensiglip.train.learner import Learner
@@ -115,6 +115,7 @@ def train(
         judged = _held_out(data[0], held_out, wanted, side)
         if not resume:
             made = _tokenizer(sources, tokenizer, vocabulary, built)
+            claim(folder)
             write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
 
