@@ -116,7 +116,7 @@ def checkout(tmp_path: Path) -> Path:
         'case "$*" in\n'
         "-c*|*--version) ;;\n"
         '"-m venv --clear .venv") echo venv >> log; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;\n'
-        '*) echo "$*" >> log; [ ! -e interrupted ] || kill -INT $PPID; [ ! -e broken ];;\n'
+        '*) echo "$*" >> log; [ ! -e interrupted ] || kill -TERM $PPID; [ ! -e broken ];;\n'
         "esac\n"
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
