@@ -41,7 +41,7 @@ def bench_attention(images: int = 64, tokens: int = 64, heads: int = 4, width: i
                 torch.cuda.synchronize()
             if turn >= 2:  # two rounds of warm-up
                 times[name].append((time.perf_counter() - began) / 5)
-    report(times, peer="torch sdpa", largest_difference=float((outputs[0] - outputs[1]).abs().max()))
+    report(times, peer="torch sdpa", largest_difference=float((outputs[0] - outputs[1]).detach().abs().max()))
 
 
 def bench_memory(steps: int = 6) -> None:

@@ -15,7 +15,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
     query [B, heads, R, d], key and value [B, heads, N, d], mask broadcastable to [B, 1, R, N] bool, no row all False.
 
-    torch's fused kernel, but not for bfloat16 on CPUs: there its backward is 3 to 8 times slower than plain products
+    torch's fused kernel, but not for bfloat16 on CPUs: there plain products are twice as fast
     (`opensiglip bench attention`), which oneDNN runs at full bfloat16 speed.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
