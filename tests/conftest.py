@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.recipes import RECIPES, Recipe
+from opensiglip.train.run import train
 from opensiglip.types import Batch
 
 SIDE, LENGTH = 32, 48
@@ -47,6 +49,7 @@ def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10
 """
 
 Small = Callable[..., Recipe]
+Run = Callable[..., dict[str, Any]]
 Drawn = list[list[Any]]  # what a recipe's fields drew: one list per example
 
 
@@ -145,3 +148,23 @@ def exact(batch: Batch) -> Batch:
     """The batch as the device sees it, in float64."""
     moved = to_device(batch, torch.device("cpu"))
     return {name: field.double() if field.is_floating_point() else field for name, field in moved.items()}
+
+
+@pytest.fixture(scope="session")
+def run(recipe: str, folder: str) -> Run:
+    """`train` on the squares, with what all such runs share."""
+
+    def go(out: Path, **changes: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "data": [folder],
+            "steps": 6,
+            "save_every": 3,
+            "batch_size": 8,
+            "workers": 0,
+            "held_out": 0,
+            "precision": "fp32",
+            "vocabulary": 300,
+        }
+        return train(recipe, out=out, **settings | changes)
+
+    return go

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from opensiglip.data.boxes import ORDERS, BoxFormat
+from opensiglip.data.boxes import ORDERS, SEPARATORS, BoxFormat
 from opensiglip.errors import UserError
 
-formats = st.builds(BoxFormat, st.sampled_from(ORDERS), st.sampled_from([63, 500, 1000, 1023]))
+formats = st.builds(
+    BoxFormat, st.sampled_from(ORDERS), st.sampled_from([63, 500, 1000, 1023]), st.sampled_from(SEPARATORS)
+)
 shares = st.floats(0, 1)
 sides = st.integers(1, 4000)
 
@@ -33,11 +35,11 @@ def test_any_box_becomes_four_integers_in_range(
 ) -> None:
     numbers = boxes.numbers(box, width, height)
     assert len(numbers) == 4 and all(0 <= number <= boxes.top for number in numbers)
-    assert boxes.write(box, width, height) == " ".join(map(str, numbers))
+    assert boxes.write(box, width, height) == boxes.separator.join(map(str, numbers))
 
 
 @settings(deadline=None)
-@given(formats, st.text(max_size=30) | st.from_regex(r"\s?\d{1,5} \d{1,5} \d{1,5} \d{1,5}.{0,3}", fullmatch=True))
+@given(formats, st.text(max_size=30) | st.from_regex(r"\s?(\d{1,5}[ ,;]{1,2}){4}.{0,3}", fullmatch=True))
 def test_what_is_read_is_a_box_inside_the_image(boxes: BoxFormat, text: str) -> None:
     box = boxes.read(text, 30, 20)
     if box is not None:

@@ -136,7 +136,12 @@ def test_a_recipe_of_the_users_own_trains(
     words += ["--workers", "0", "--held-out", "2", "--precision", "fp32", "--vocabulary", "300", "--parallel", "1"]
     assert main(words) == 0
     said = capsys.readouterr()
-    for part in ("48 images, 48 regions", "7 negatives for each image", "tasks cap aref gcap", "run/report.html"):
+    for part in (
+        "48 images, 48 texts, 48 regions",
+        "7 negatives for each image",
+        "tasks cap aref gcap",
+        "run/report.html",
+    ):
         assert part in said.out
     assert (place / "run" / "model" / "model.safetensors").is_file()
 

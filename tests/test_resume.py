@@ -2,42 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Run
 from safetensors.torch import load_file
 
 from opensiglip.errors import UserError
 from opensiglip.train import checkpoint
 from opensiglip.train import loop as loop_module
 from opensiglip.train.log import read_lines
-from opensiglip.train.run import train
 
 STEPS, SAVE_EVERY = 6, 3
-Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def run(recipe: str, folder: str) -> Run:
-    """`train`, with what all runs here share."""
-
-    def go(out: Path, **changes: Any) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "data": [folder],
-            "steps": STEPS,
-            "save_every": SAVE_EVERY,
-            "batch_size": 8,
-            "workers": 0,
-            "held_out": 0,
-            "precision": "fp32",
-            "vocabulary": 300,
-        }
-        return train(recipe, out=out, **settings | changes)
-
-    return go
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run
 from safetensors.torch import load_file
 
 from opensiglip.cli import main
@@ -27,26 +28,6 @@ from opensiglip.train.optimizer import adamw, matrices, rate
 from opensiglip.train.run import train
 
 STEPS = 6
-Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def run(recipe: str, folder: str) -> Run:
-    """`train`, with what all runs here share."""
-
-    def go(out: Path, **changes: Any) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "data": [folder],
-            "steps": STEPS,
-            "batch_size": 8,
-            "workers": 0,
-            "held_out": 0,
-            "precision": "fp32",
-            "vocabulary": 300,
-        }
-        return train(recipe, out=out, **settings | changes)
-
-    return go
 
 
 @pytest.fixture(scope="module")

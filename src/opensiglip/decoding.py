@@ -17,8 +17,11 @@ class BoxGrammar:
 
     def __init__(self, pipeline: TextPipeline, boxes: BoxFormat) -> None:
         self.eos, self.top = pipeline.policy.eos_id, boxes.top
-        self.numbers = {box_ids(pipeline, str(value)): value for value in range(boxes.top + 1)}
-        self.starts = {ids[:n] for ids in self.numbers for n in range(1, len(ids) + 1)}
+        # The first number stands alone; each of the others brings the separator before it.
+        first = {box_ids(pipeline, str(value)): value for value in range(boxes.top + 1)}
+        between = box_ids(pipeline, boxes.separator)
+        self.numbers = [first, {(*between, *ids): value for ids, value in first.items()}]
+        self.starts = [{ids[:n] for ids in some for n in range(1, len(ids) + 1)} for some in self.numbers]
         self._following = lru_cache(maxsize=None)(self._numbers_going_on)
 
     def allowed(self, so_far: Ids) -> set[int]:
@@ -26,17 +29,17 @@ class BoxGrammar:
         done: list[int] = []
         rest: Ids = ()
         for token in so_far:
-            if (*rest, token) in self.starts:
+            if (*rest, token) in self.starts[min(len(done), 1)]:
                 rest = (*rest, token)
             else:  # this id begins another number, so the one before has ended
-                done.append(self.numbers[rest])
+                done.append(self.numbers[min(len(done), 1)][rest])
                 rest = (token,)
-        following = set(self._following(rest, *self._range(done)))
-        value = self.numbers.get(rest)
+        following = set(self._following(rest, min(len(done), 1), *self._range(done)))
+        value = self.numbers[min(len(done), 1)].get(rest)
         low, high = self._range(done)
         if value is not None and low <= value <= high:  # a whole number: what begins after it?
             done.append(value)
-            following |= {self.eos} if len(done) == 4 else self._following((), *self._range(done))
+            following |= {self.eos} if len(done) == 4 else self._following((), 1, *self._range(done))
         return following
 
     def _range(self, done: Sequence[int]) -> tuple[int, int]:
@@ -44,11 +47,11 @@ class BoxGrammar:
             return 0, self.top - 1
         return done[len(done) - 2] + 1, self.top
 
-    def _numbers_going_on(self, rest: Ids, low: int, high: int) -> frozenset[int]:
+    def _numbers_going_on(self, rest: Ids, kind: int, low: int, high: int) -> frozenset[int]:
         size = len(rest)
         return frozenset(
             ids[size]
-            for ids, value in self.numbers.items()
+            for ids, value in self.numbers[kind].items()
             if low <= value <= high and len(ids) > size and ids[:size] == rest
         )
 

@@ -1,5 +1,6 @@
 """Captions: LocCa's three tasks as packed rows for the decoder. Cap, CapPa and LocCa differ in nothing else."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,11 @@ def grounded_prefix(pipeline: TextPipeline, box_text: str) -> Ids:
 
 
 def box_ids(pipeline: TextPipeline, box_text: str) -> Ids:
-    """A box's ids, number by number, so that training and constrained decoding agree whatever the tokenizer merges."""
-    return tuple(i for number in box_text.split() for i in pipeline.ids(f" {number}"))
+    """A box's ids, part by part, so that training and constrained decoding agree whatever the tokenizer merges.
+
+    Parts are the numbers and what stands between them; a space is no part of its own, each number brings one.
+    """
+    return tuple(i for part in re.findall(r"\d+|[^\d\s]", box_text) for i in pipeline.ids(f" {part}"))
 
 
 class Captions(Field):

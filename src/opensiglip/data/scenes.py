@@ -103,6 +103,7 @@ class Scenes(Source):
             "count": len(self),
             "drawings": len(self.drawings),
             "objects": self.spec.objects,
+            "captions": dict.fromkeys(self.languages, len(self)),
             "languages": list(self.languages),
             "seed": self.spec.seed,
             "pixels": self.pixels,

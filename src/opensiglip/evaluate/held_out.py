@@ -111,7 +111,9 @@ def referring(
     shift = max(1, len(judged.examples) // 2)
     blind = found([(place + shift) % len(judged.examples) for place in owners])
     candidates = [[overlap((a * side, b * side, c * side, d * side), t) for t in truths] for a, b, c, d in constants]
-    constant = max(candidates, key=lambda ious: (np.mean(np.array(ious) >= 0.5), np.mean(ious)), default=[0.0])
+    constant = max(
+        candidates, key=lambda ious: (np.mean(np.array(ious) >= 0.5), np.mean(ious)), default=[0.0] * len(asked)
+    )
     return {
         "phrases": len(asked),
         "images": len(set(owners)),

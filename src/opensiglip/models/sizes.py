@@ -4,7 +4,7 @@ B to g: big_vision models/vit.py:295-300; g is paired with a So400m text tower a
 ViT-S. tiny is ours: what two CPU cores can train in minutes.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from opensiglip.errors import UserError
@@ -68,12 +68,13 @@ def architecture(
     text: bool = False,
     decoder: bool = False,
     decoder_depth: int | None = None,
+    decoder_width: int | None = None,
     decoder_bias: bool = False,
 ) -> Architecture:
     """The networks of `size`, such as "B/16"; the decoder has the text tower's shape at half its depth, rounded down.
 
-    `resolution` None: 64 for tiny, else what gives 256 tokens. Raises UserError on an unknown size or a resolution that
-    the patches do not tile.
+    Another decoder width keeps the width of a head and the MLP's ratio. `resolution` None: 64 for tiny, else what gives
+    256 tokens. Raises UserError on an unknown size, or a resolution or width that its patches or heads do not divide.
     """
     name, _, patch_text = size.partition("/")
     if name not in SHAPES or (name != "tiny" and not patch_text.isdigit()) or (name == "tiny" and patch_text):
@@ -91,7 +92,14 @@ def architecture(
         length=length,
         vision=SHAPES[name],
         text=language if text else None,
-        decoder=replace(language, depth=decoder_depth or language.depth // 2) if decoder else None,
+        decoder=_decoder(language, decoder_depth, decoder_width) if decoder else None,
         decoder_bias=decoder_bias,
         position_std=TINY_POSITION_STD if name == "tiny" else None,
     )
+
+
+def _decoder(language: Shape, depth: int | None, width: int | None) -> Shape:
+    width, head = width or language.width, language.width // language.heads
+    if width % head:
+        raise UserError(f"--decoder-width {width} is not a multiple of {head}, the width of a head at this size.")
+    return Shape(width, depth or language.depth // 2, width * language.mlp // language.width, width // head)

@@ -16,6 +16,7 @@ def cap(
     resolution: int | None = None,
     length: int = 64,
     decoder_depth: int | None = None,
+    decoder_width: int | None = None,
     decoder_bias: bool = False,
     crop_area: float = 1.0,
 ) -> Recipe:
@@ -26,6 +27,7 @@ def cap(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
     """
@@ -35,6 +37,7 @@ def cap(
         length=length,
         parallel=0.0,
         decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
         decoder_bias=decoder_bias,
         crop_area=crop_area,
     )
@@ -47,6 +50,7 @@ def cappa(
     length: int = 64,
     parallel: float = 0.75,
     decoder_depth: int | None = None,
+    decoder_width: int | None = None,
     decoder_bias: bool = False,
     crop_area: float = 1.0,
 ) -> Recipe:
@@ -58,11 +62,18 @@ def cappa(
         length: tokens of a text.
         parallel: fraction of the captions whose input is all [MASK], drawn per example.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
     """
     networks = architecture(
-        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_bias=decoder_bias
+        size,
+        resolution,
+        length=length,
+        decoder=True,
+        decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
+        decoder_bias=decoder_bias,
     )
     boxes = BoxFormat()
     return Recipe(
@@ -82,6 +93,7 @@ def locca(
     parallel: float = 0.5,
     boxes: str = "y1 x1 y2 x2",
     decoder_depth: int | None = None,
+    decoder_width: int | None = None,
     decoder_bias: bool = False,
     crop_area: float = 1.0,
 ) -> Recipe:
@@ -92,13 +104,21 @@ def locca(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text.
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
-        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2", optionally ":TOP" for integers 0..TOP (500).
+        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+            integers 0..TOP instead of 0..500.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
     """
     networks = architecture(
-        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_bias=decoder_bias
+        size,
+        resolution,
+        length=length,
+        decoder=True,
+        decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
+        decoder_bias=decoder_bias,
     )
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     return Recipe(
@@ -119,6 +139,7 @@ def captioner(
     length: int = 77,
     parallel: float = 0.75,
     decoder_depth: int | None = None,
+    decoder_width: int | None = None,
     decoder_bias: bool = False,
     crop_area: float = 1.0,
 ) -> Recipe:
@@ -131,6 +152,7 @@ def captioner(
         length: tokens of a text.
         parallel: fraction of the captions whose input is all [MASK], drawn per example.
         decoder_depth: layers of the decoder; by default half the size's, rounded down.
+        decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
     """
@@ -140,6 +162,7 @@ def captioner(
         length=length,
         parallel=parallel,
         decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
         decoder_bias=decoder_bias,
         crop_area=crop_area,
     )

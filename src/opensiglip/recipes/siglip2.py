@@ -16,6 +16,9 @@ def siglip2(
     length: int = 64,
     parallel: float = 0.5,
     boxes: str = "y1 x1 y2 x2",
+    decoder_depth: int | None = None,
+    decoder_width: int | None = None,
+    decoder_bias: bool = False,
     crop_area: float = 1.0,
     logit_bias: str = "-10",
 ) -> Recipe:
@@ -26,12 +29,25 @@ def siglip2(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text, for the text tower and the decoder.
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
-        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2", optionally ":TOP" for integers 0..TOP (500).
+        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+            integers 0..TOP instead of 0..500.
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the text tower's.
+        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
     """
-    networks = architecture(size, resolution, length=length, text=True, decoder=True)
+    networks = architecture(
+        size,
+        resolution,
+        length=length,
+        text=True,
+        decoder=True,
+        decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
+        decoder_bias=decoder_bias,
+    )
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     return Recipe(
         networks,

@@ -20,6 +20,7 @@ AT_LEAST: dict[str, float] = {
     "resolution": 1,
     "length": 8,  # a task's prefix and some of its text
     "decoder_depth": 1,
+    "decoder_width": 1,
     "parallel": 0,
 }
 MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "clip_norm": 0, "crop_area": 0}

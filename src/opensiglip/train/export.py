@@ -18,7 +18,7 @@ tags: [opensiglip, {{ recipe }}]
 ---
 # {{ recipe }} · {{ size }}, {{ resolution }} px
 
-Trained with [OpenSigLIP](https://github.com/opensiglip/opensiglip) by
+Trained with OpenSigLIP by
 
 ```
 {{ command }}

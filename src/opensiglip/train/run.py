@@ -161,8 +161,11 @@ def train(
 def opening(loop: Loop, recipe: Recipe, why: str) -> str:
     """The start-up lines: what a wrong run would show at a glance."""
     accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
+    facts = [source.describe() for source in plan.sources]
     images = sum(len(source) for source in plan.sources)
-    regions = sum(int(source.describe().get("regions") or 0) for source in plan.sources)
+    texts = sum(sum((fact.get("captions") or {}).values()) for fact in facts)
+    regions = sum(int(fact.get("regions") or 0) for fact in facts)
+    drawn = max((int(fact.get("objects") or 0) for fact in facts), default=0)  # scenes are composed, not counted
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
     negatives = ""
     if model.text is not None:
@@ -172,8 +175,9 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
         f"{loop.workers} data worker(s)",
         f"precision   {accelerator.mixed_precision} ({why}); losses in float32",
-        f"data        {', '.join(source.name for source in plan.sources)}: {images} images"
+        f"data        {', '.join(source.name for source in plan.sources)}: {images} images, {texts} texts"
         + (f", {regions} regions" if regions else "")
+        + (f", 1 to {drawn} regions in each scene" if drawn else "")
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
