@@ -21,7 +21,7 @@ Grammars = Callable[[str, BoxFormat], tuple[TextPipeline, BoxGrammar]]
 
 @pytest.fixture(scope="module")
 def grammars(pipeline: TextPipeline, tmp_path_factory: pytest.TempPathFactory) -> Grammars:
-    """A tokenizer's pipeline and grammar: ours, digits single, or like GPT-2's, digits merged."""
+    """A tokenizer's pipeline and grammar: ours, digits apart, or like GPT-2's, digits merged."""
     pipelines = {
         "ours": pipeline,
         "gpt2": TextPipeline.load(str(like_gpt2(tmp_path_factory.mktemp("gpt2"))), pipeline.policy.length),

@@ -14,6 +14,8 @@ from tokenizers.models import WordLevel
 from toys import like_gpt2
 from transformers import AutoTokenizer
 
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import PREFIXES, task_words
 from opensiglip.data.scenes import open_scenes
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.errors import UserError
@@ -86,11 +88,13 @@ def test_eos_is_sticky_and_padding_follows_it(pipeline: TextPipeline) -> None:
     assert pipeline.fixed("")[0] == 1
 
 
-def test_digits_are_single_tokens_however_often_a_number_comes() -> None:
-    pipeline = TextPipeline.train(["485 apples and 1234567"] * 50, size=500)
-    tokens = pipeline.tokenizer.convert_ids_to_tokens(list(pipeline.ids("485 apples and 1234567")))
-    assert [token for token in tokens if any(c.isdigit() for c in token)] == list("4851234567")
-    assert "Ġapples" in tokens, "words do merge"
+def test_words_of_the_tasks_are_one_token_each_whatever_the_data_holds() -> None:
+    words = task_words(("cap", "aref", "gcap"), BoxFormat())
+    pipeline = TextPipeline.train(["some text that never says them"] * 5000, size=2000, words=words)
+    assert all(len(pipeline.ids(f" {number}")) == 1 for number in range(501))
+    assert [len(pipeline.ids(prefix)) for prefix in PREFIXES.values()] == [2, 2, 2], "the word and the colon"
+    assert len(pipeline.ids(" 501")) > 1
+    assert task_words(("cap",), BoxFormat()) == task_words((), BoxFormat()) == ""
 
 
 def test_case_and_spaces_around_make_no_difference(pipeline: TextPipeline) -> None:

@@ -7,6 +7,7 @@ with the checkpoint and is the only way to ids in this package.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from opensiglip.errors import UserError
 PAD, EOS = "<pad>", "</s>"
 # Of the tokenizers library, not Python's own: `str.lower` ends a Greek word otherwise. Applying them twice is once.
 ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
-STRUCTURE = ("cap :", "aref :", "gcap :", "0 1 2 3 4 5 6 7 8 9")  # words of the tasks, whatever the data holds
+OFTEN = 1_000  # how often a word counts in training that is to be one token whatever the data holds
 
 
 @dataclass(frozen=True)
@@ -119,19 +120,17 @@ class TextPipeline:
         return cls(tokenizer, TextPolicy(length, True, int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)))
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, size: int = 8192, length: int = 64) -> "TextPipeline":
-        """A byte-level BPE of at most `size` entries, trained on `texts`; pad 0, eos 1, digits single, no <unk>.
+    def train(cls, texts: Iterable[str], *, size: int = 8192, length: int = 64, words: str = "") -> "TextPipeline":
+        """A byte-level BPE of at most `size` entries, trained on `texts`; pad 0, eos 1, no <unk>.
 
-        Deterministic for the same texts in the same order.
+        Each of `words` becomes one token if there is room. Deterministic for the same texts in the same order.
         """
         tokenizer = Tokenizer(models.BPE())
         # One leading space whether or not the text has one, so that a word is one token wherever it stands.
         tokenizer.normalizer = normalizers.Sequence(
             [ONE_SPACE, LOWER, normalizers.NFKC(), LOWER, normalizers.Strip(), normalizers.Prepend(" ")]
         )
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size,
@@ -140,8 +139,7 @@ class TextPipeline:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        frequent = list(STRUCTURE) * 10_000  # in every example: one token a word, whatever the data holds
-        tokenizer.train_from_iterator([*frequent, *texts], trainer)
+        tokenizer.train_from_iterator(chain(repeat(words, OFTEN), texts), trainer)
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
         )

@@ -24,6 +24,7 @@ from opensiglip.errors import UserError
 from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
 from opensiglip.models.decoder import Decoder
+from opensiglip.models.short_start import short_start
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.models.timm_tower import TimmVision
 from opensiglip.models.towers import Text, Vision, initialise
@@ -66,10 +67,8 @@ class Model(nn.Module):
         host = _host(architecture, vocabulary)
         initialise(host)
         model = cls(host, architecture, vocabulary)
-        if architecture.position_std is not None:
-            for name, parameter in model.named_parameters():
-                if "position" in name:
-                    nn.init.normal_(parameter, std=architecture.position_std)
+        if architecture.short_start:
+            short_start(model)
         if model.text is not None:
             nn.init.constant_(model.logit_scale, math.log(10.0))
             nn.init.constant_(model.logit_bias, -10.0)

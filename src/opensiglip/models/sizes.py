@@ -28,9 +28,6 @@ SHAPES = {
     "So400m": Shape(1152, 27, 4304, 16),
     "g": Shape(1536, 40, 6144, 16),
 }
-# At the papers' 1/sqrt(width) a position is a tenth of its patch's norm. Billions of examples find it; a run of 100,000
-# learns to name things but, measured, nothing of where they are. Ours, for our own size only.
-TINY_POSITION_STD = 0.5
 SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16", "g/16")
 
 
@@ -47,7 +44,7 @@ class Architecture:
     decoder_bias: bool = False
     encoder: str | None = None  # a timm encoder to take the place of the image tower
     frozen: bool = False  # the image tower is not trained
-    position_std: float | None = None  # of the learned positions at the start; None: 1/sqrt(width), as in the papers
+    short_start: bool = False  # start as models/short_start.py says, not as the papers' code
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to store beside the weights."""
@@ -94,7 +91,7 @@ def architecture(
         text=language if text else None,
         decoder=_decoder(language, decoder_depth, decoder_width) if decoder else None,
         decoder_bias=decoder_bias,
-        position_std=TINY_POSITION_STD if name == "tiny" else None,
+        short_start=name == "tiny",
     )
 
 

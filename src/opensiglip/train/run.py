@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from opensiglip.data.captions import task_words
 from opensiglip.data.example import Source
 from opensiglip.data.loader import Plan
 from opensiglip.data.sources import open_source
@@ -224,4 +225,5 @@ def _tokenizer(sources: Sequence[Source], name: str | None, vocabulary: int, rec
     length = recipe.architecture.length
     if name is not None:
         return TextPipeline.load(name, length)
-    return TextPipeline.train((text for s in sources for text in s.texts()), size=vocabulary, length=length)
+    texts = (text for source in sources for text in source.texts())
+    return TextPipeline.train(texts, size=vocabulary, length=length, words=task_words(recipe.tasks, recipe.boxes))

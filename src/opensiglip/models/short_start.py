@@ -1,0 +1,40 @@
+"""A start for short runs. Ours, for our size `tiny` only; every other size starts as the papers' code does.
+
+In a fresh ViT each layer adds to all tokens nearly the same vector, the mean of what it attends to. What tells a token
+from its neighbours is then 4 % of the output's variance, its place 7 %; captions, which need neither, train even that
+away. Billions of examples bring it back; runs of 100,000 learned to name things and nothing of where they stand.
+So here tokens start as what is theirs: content and place large, what the layers add small, and places as waves, in
+which neighbours are alike.    (waves: MoCo v3; big_vision models/vit.py "sincos2d")
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PATCH, PLACE, RESIDUAL = 6.0, 3.0, 0.1  # times SigLIP's patch embedding; deviation of places; times what layers add
+TEXT_PLACE = 0.5  # deviation of positions in texts, instead of 1 / sqrt(width)
+LONGEST_WAVE = 30.0  # over 2 pi, in patches
+
+
+@torch.no_grad()
+def short_start(model: Any) -> None:
+    """Change a freshly initialised `Model` in place."""
+    for name, parameter in model.named_parameters():
+        if "position" in name:
+            nn.init.normal_(parameter, std=TEXT_PLACE)
+    tower: Any = model.vision.tower
+    places = tower.embeddings.position_embedding.weight  # [N, D]
+    places.copy_(PLACE * 2**0.5 * waves(int(len(places) ** 0.5), places.shape[1]))
+    tower.embeddings.patch_embedding.weight.mul_(PATCH)
+    for layer in tower.encoder.layers:
+        layer.self_attn.out_proj.weight.mul_(RESIDUAL)
+        layer.mlp.fc2.weight.mul_(RESIDUAL)
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Places of a square grid as sines and cosines [side * side, width]: a quarter each of x and y, slow to fast."""
+    frequency = LONGEST_WAVE ** -torch.linspace(0, 1, width // 4)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    x, y = x.flatten()[:, None] * frequency, y.flatten()[:, None] * frequency
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
