@@ -17,7 +17,7 @@ from opensiglip.data.fields import Visit
 from opensiglip.data.loader import to_device
 from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
-from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import RECIPES, Recipe
 from opensiglip.train.run import train
 from opensiglip.types import Batch
@@ -29,7 +29,9 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 RECIPE = """
 from dataclasses import replace
 
+from opensiglip.models.heads import HeadShape
 from opensiglip.models.sizes import Shape
+from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
 from opensiglip.recipes import siglip2
 
 
@@ -45,7 +47,12 @@ def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10
     recipe = siglip2(size="tiny", resolution=resolution, parallel=parallel, logit_bias=logit_bias)
     shape = Shape(width=32, depth=2, mlp=64, heads=2)
     networks = replace(recipe.architecture, vision=shape, text=shape, decoder=replace(shape, depth=1))
-    return replace(recipe, architecture=replace(networks, decoder_bias=decoder_bias))
+    taught = [
+        LocalToGlobal(32, HeadShape(32, 16, 48), weight=0.25, start=0.8),
+        MaskedPatches(32, HeadShape(32, 16, 48), weight=0.0625, start=0.8),
+    ]
+    networks = replace(networks, decoder_bias=decoder_bias)
+    return replace(recipe, architecture=networks, objectives=[*recipe.objectives[:2], *taught])
 """
 
 Small = Callable[..., Recipe]
@@ -71,21 +78,12 @@ def small() -> Small:
     """A recipe by name with networks of `shape`; the captioner's encoder is then a random tower of ours, frozen."""
 
     def make(name: str, shape: Shape = SHAPE, **keywords: Any) -> Recipe:
-        recipe = RECIPES[name](size="tiny", resolution=SIDE, length=LENGTH, **keywords)
-        return replace(recipe, architecture=shrunk(recipe.architecture, shape))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(SHAPES, "tiny", shape)
+            recipe = RECIPES[name](**{"size": "tiny", "resolution": SIDE, "length": LENGTH} | keywords)
+        return replace(recipe, architecture=replace(recipe.architecture, encoder=None))
 
     return make
-
-
-def shrunk(networks: Architecture, shape: Shape) -> Architecture:
-    """The same towers, each of that shape."""
-    return replace(
-        networks,
-        vision=shape,
-        text=shape if networks.text else None,
-        decoder=replace(shape, depth=1) if networks.decoder else None,
-        encoder=None,
-    )
 
 
 @pytest.fixture(scope="session")

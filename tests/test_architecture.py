@@ -21,7 +21,7 @@ MAY = {
     "data": {"data", "errors", "types"},
     "drawing": {"data", "errors"},
     "data.show": {"data", "drawing", "errors"},
-    "objectives": {"objectives", "types", "fused", "models"},
+    "objectives": {"objectives", "types", "fused", "losses", "models"},
     "recipes": {"recipes", "data", "models", "objectives", "errors"},
     "decoding": {"data", "models", "types", "errors"},
     "evaluate": {"evaluate", "data", "models", "decoding", "types", "errors"},

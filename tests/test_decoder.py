@@ -54,7 +54,7 @@ def test_the_first_captioning_loss_is_the_log_of_the_vocabulary(parallel: bool) 
     model = Model.new(Architecture(32, 8, LENGTH, SHAPE, decoder=SHAPE), VOCABULARY)
     batch = packed([Target((), (3, 4, EOS), parallel)], [Target((6,), (5, 4, 9, 8, EOS), parallel)])
     learner = Learner(model, [Caption()])
-    loss = learner(batch | {"image": torch.randn(2, 3, 32, 32)}, denominators(learner, [batch]))["caption"]
+    loss = learner(batch | {"image": torch.randn(2, 3, 32, 32)}, denominators(learner, [batch])).losses["caption"]
     assert abs(loss.item() - math.log(VOCABULARY)) < 1e-3
 
 
@@ -119,7 +119,7 @@ def test_the_loss_of_packed_rows_is_the_mean_over_their_texts() -> None:
 
     def loss(*row: Target) -> float:
         batch = packed(list(row))
-        return learner(batch | {"image": image}, denominators(learner, [batch]))["caption"].item()
+        return learner(batch | {"image": image}, denominators(learner, [batch])).losses["caption"].item()
 
     assert abs(loss(*THREE) - sum(loss(one) for one in THREE) / 3) < 2e-6
 

@@ -69,7 +69,7 @@ def test_the_logits_of_cappa_are_big_visions(mode: str) -> None:
 def test_loss_and_every_gradient_of_cappa_are_big_visions(mode: str) -> None:
     learner = Learner(model(CAPPA, decoder=SHAPE), [Caption()])
     _, batch = captions(mode == "parallel")
-    losses = learner(batch, denominators(learner, [batch]))
+    losses, _ = learner(batch, denominators(learner, [batch]))
     losses["loss"].backward()
     assert abs(losses["caption"].item() - CAPPA[f"{mode}/loss"]) < TOLERANCE
     theirs = to_ours(under(CAPPA, f"{mode}/grad/"))
@@ -101,7 +101,9 @@ def siglip() -> tuple[Learner, Batch]:
 
 def test_embeddings_and_logits_of_siglip_are_big_visions() -> None:
     learner, batch = siglip()
-    (image, text, _), (scale, bias) = Sigmoid().features(Encoded(learner.model, batch))
+    (views, text, _), (scale, bias) = Sigmoid().features(Encoded(learner.model, batch))
+    assert views.shape[1] == 1
+    image = views[:, 0]
     ours = (image, text, scale * image @ text.T + bias)
     names = ("image_embedding", "text_embedding", "logits")
     assert (
@@ -111,7 +113,7 @@ def test_embeddings_and_logits_of_siglip_are_big_visions() -> None:
 
 def test_loss_and_every_gradient_of_siglip_are_big_visions() -> None:
     learner, batch = siglip()
-    losses = learner(batch, denominators(learner, [batch]))
+    losses, _ = learner(batch, denominators(learner, [batch]))
     losses["loss"].backward()
     assert abs(losses["sigmoid"].item() - SIGLIP["loss"]) < TOLERANCE
     theirs = to_ours(under(SIGLIP, "grad/"))

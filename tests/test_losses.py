@@ -125,7 +125,7 @@ def test_the_sigmoid_loss_is_transformers() -> None:
     }
     learner, host = Learner(model, [Sigmoid()]), model.host[0]
     assert isinstance(host, SiglipModel)
-    ours = learner(batch, denominators(learner, [batch]))["loss"]
+    ours = learner(batch, denominators(learner, [batch])).losses["loss"]
     theirs = host(input_ids=batch["text"], pixel_values=batch["image"], return_loss=True).loss
     torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=1e-6)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from opensiglip.cli import main
 from opensiglip.data.fields import Visit
 from opensiglip.data.text import TextPipeline
+from opensiglip.distributed import average
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.train.accumulate import accumulate
@@ -28,6 +30,7 @@ from opensiglip.train.optimizer import adamw
 from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
+NAMES = ("siglip", "locca", "silc", "tips", "siglip2")
 Seen = dict[str, dict[str, Tensor]]
 
 
@@ -42,7 +45,8 @@ class Case:
 
     def learner(self) -> Learner:
         torch.manual_seed(0)
-        return Learner(Model.new(self.recipe.architecture, self.vocabulary), self.recipe.objectives).double()
+        objectives = deepcopy(self.recipe.objectives)
+        return Learner(Model.new(self.recipe.architecture, self.vocabulary), objectives).double()
 
 
 def plainly(loss: Tensor) -> None:
@@ -54,9 +58,9 @@ def measured(step: nn.Module, learner: Learner, parts: list[Batch]) -> Seen:
     learner.zero_grad()
     wrapped = isinstance(step, DistributedDataParallel)
     no_sync: Any = (lambda module: module.no_sync()) if wrapped else (lambda module: nullcontext())
-    losses = accumulate(step, learner, parts, denominators(learner, parts), plainly, no_sync)
-    named = learner.named_parameters()
-    return {"losses": dict(losses), "grads": {name: p.grad.clone() for name, p in named if p.grad is not None}}
+    losses, notes = accumulate(step, learner, parts, denominators(learner, parts), plainly, no_sync)
+    grads = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+    return {"losses": dict(losses), "grads": grads, "notes": notes}
 
 
 def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
@@ -74,8 +78,9 @@ def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
                 loss /= RANKS
         optimizer = adamw(learner, 1e-2, 0.1)
         for _ in range(3):
-            measured(step, learner, case.slices[2][rank])
+            notes = measured(step, learner, case.slices[2][rank])["notes"]
             optimizer.step()
+            learner.after_step(average(notes), 0.9)
         seen[f"{name} weights"] = learner.state_dict()
     torch.save(seen, f"{folder}/rank{rank}")
     dist.destroy_process_group()
@@ -84,7 +89,7 @@ def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
 @pytest.fixture(scope="module")
 def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str, Case]:
     made = {}
-    for name in ("siglip2", "locca"):
+    for name in NAMES:
         recipe = small(name)
         drawn = draw(recipe, uneven, pipeline)
 
@@ -114,7 +119,7 @@ def test_the_slices_are_as_uneven_as_meant(cases: dict[str, Case]) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("name", ["siglip2", "locca"])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_give_the_loss_and_gradient_of_one(
     cases: dict[str, Case], ranks: list[dict[str, Any]], name: str, parts: int
 ) -> None:
@@ -129,14 +134,22 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(
     assert max(float(grad.abs().max()) for grad in alone["grads"].values()) > 0.1  # there was something to compare
 
 
-@pytest.mark.parametrize("name", ["siglip2", "locca"])
+@pytest.mark.parametrize("name", NAMES)
 def test_ranks_hold_the_same_weights_after_three_steps(
     cases: dict[str, Case], ranks: list[dict[str, Any]], name: str
 ) -> None:
     first, second = (rank[f"{name} weights"] for rank in ranks)
     assert all(torch.equal(first[key], second[key]) for key in first)
     before = cases[name].learner().state_dict()
-    assert not torch.equal(first["model.decoder.norm.weight"], before["model.decoder.norm.weight"])
+    moved = {key for key, value in first.items() if not torch.equal(value, before[key])}
+    assert "model.vision.tower.post_layernorm.weight" in moved
+    if name in ("silc", "tips", "siglip2"):
+        assert {
+            "teacher.copy.tower.post_layernorm.weight",
+            "objectives.local_to_global.centre",
+            "objectives.local_to_global.head.prototypes",
+            "objectives.local_to_global.slow_head.copy.prototypes",
+        } <= moved
 
 
 def test_torchrun_trains_from_the_command_line_as_one_process_does(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ live, times = denominators(learner, [batch]).float(), []
 for step in range(3 + {steps}):
     began = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = learner(batch, live)["loss"]
+        loss = learner(batch, live).losses["loss"]
     loss.backward()
     learner.zero_grad()
     times.append(time.perf_counter() - began)

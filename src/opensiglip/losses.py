@@ -1,7 +1,7 @@
 """The equations, with their slopes: pure functions of tensors; no weights, no ranks, no state.
 
-Both losses here are linear maps followed by a pointwise or row-wise log; their gradients cost one product each once the
-logits are at hand. So each forward forms them block by block and nothing the size of the logits outlives its block.
+The two large losses are linear maps followed by a pointwise or row-wise log; their gradients cost one product each once
+the logits are at hand. So each forward forms them block by block and nothing the size of the logits outlives its block.
 `tests/test_losses.py` holds the plain autograd forms these must equal.
 """
 
@@ -51,3 +51,13 @@ def cross_entropy_block(
     slope *= weights[:, None]
     narrow = slope.to(hidden.dtype)
     return loss, (narrow @ weight).to(high), (narrow.T @ hidden).to(high), slope.sum(0)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """-sum_k p_t(k) log softmax(z_s / tau)(k).    (SILC, Eq. 3; DINO; iBOT on patches)
+
+    student: logits [..., K]; teacher: probabilities [..., K], constants; shapes broadcast. Returns [...] in float32
+    (float64 if given).
+    """
+    high = torch.promote_types(student.dtype, torch.float32)
+    return -(teacher * F.log_softmax(student.to(high) / temperature, -1)).sum(-1)

@@ -83,7 +83,12 @@ class Frame:
 
 
 class Field(ABC):
-    """What a recipe draws from each visit and how a batch holds it."""
+    """What a recipe draws from each visit and how a batch holds it, from the share `start` of training on.
+
+    Fields draw in the recipe's order from one generator, so one that begins late stands last.
+    """
+
+    start: float = 0.0
 
     @abstractmethod
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
@@ -111,7 +116,25 @@ class Texts(Field):
         return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None
 
     def collate(self, drawn: Sequence[tuple[np.ndarray, bool]], pipeline: TextPipeline) -> Batch:
-        return {
-            "text": torch.from_numpy(np.stack([ids for ids, _ in drawn])),
-            "has_text": torch.tensor([has for _, has in drawn]),
-        }
+        return _texts("text", drawn)
+
+
+class SecondTexts(Field):
+    """second_text [B, L] int64: a synthetic caption, else another one than the visit's, else the same.    (TIPS)"""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, bool]:
+        choice = rng.random()
+        language = visit.caption.language if visit.caption else None
+        synthetic = visit.example.extras.get("captions_synthetic", ())
+        others = [c for c in visit.example.captions if c != visit.caption and c.language == language]
+        texts = [c for c in synthetic if c.language == language] or list(synthetic) or others
+        caption = texts[int(choice * len(texts))] if texts else visit.caption
+        return pipeline.fixed(caption.text if caption else ""), caption is not None
+
+    def collate(self, drawn: Sequence[tuple[np.ndarray, bool]], pipeline: TextPipeline) -> Batch:
+        return _texts("second_text", drawn)
+
+
+def _texts(name: str, drawn: Sequence[tuple[np.ndarray, bool]]) -> Batch:
+    ids, has = zip(*drawn, strict=True)
+    return {name: torch.from_numpy(np.stack(ids)), f"has_{name}": torch.tensor(has)}

@@ -33,6 +33,7 @@ class Plan:
     rank: int = 0
     ranks: int = 1
     parts: int = 1  # of a rank's slice, for gradient accumulation
+    steps: int = 1  # of the whole run: fields begin at a share of it
 
 
 @dataclass
@@ -59,12 +60,13 @@ class Steps(Dataset[StepBatch]):
         plan, skipped = self.plan, Counter[str]()
         share = plan.batch_size // plan.ranks
         first = step * plan.batch_size + plan.rank * share
-        rows = [self._row(position, skipped) for position in range(first, first + share)]
+        fields = [field for field in plan.fields if field.start <= step / plan.steps]
+        rows = [self._row(position, fields, skipped) for position in range(first, first + share)]
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
             batch: Batch = {}
-            for index, field in enumerate(plan.fields):
+            for index, field in enumerate(fields):
                 batch |= field.collate([row[index] for row in rows[at : at + size]], plan.pipeline)
             parts.append(batch)
         return StepBatch(parts, skipped)
@@ -87,9 +89,9 @@ class Steps(Dataset[StepBatch]):
             return plan.frame.visit(example, rng, language), rng
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
-    def _row(self, position: int, skipped: Counter[str]) -> list[object]:
+    def _row(self, position: int, fields: Sequence[Field], skipped: Counter[str]) -> list[object]:
         visit, rng = self.visit(position, skipped)
-        return [field.draw(visit, rng, self.plan.pipeline) for field in self.plan.fields]
+        return [field.draw(visit, rng, self.plan.pipeline) for field in fields]
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, int(self.starts[-1]))

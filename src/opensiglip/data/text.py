@@ -105,11 +105,16 @@ class TextPipeline:
         except Exception as error:  # the library raises a dozen types for one cause
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"--tokenizer {name!r} can't be read ({reason}); give a folder or a hub id.") from error
+        return cls.around(tokenizer, length, f"--tokenizer {name!r}")
+
+    @classmethod
+    def around(cls, tokenizer: PreTrainedTokenizerBase, length: int, what: str = "the tokenizer") -> "TextPipeline":
+        """A transformers tokenizer at hand, given a pad token where it has none. Raises UserError without an eos."""
         vocabulary = tokenizer.get_vocab()
         if tokenizer.eos_token is None:
             named = next((token for token in ("<eos>", "</s>", "<|endoftext|>") if token in vocabulary), None)
             if named is None:
-                raise UserError(f"--tokenizer {name!r} has no end-of-text token; add one named </s>.")
+                raise UserError(f"{what} has no end-of-text token; add one named </s>.")
             tokenizer.eos_token = named
         if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
             if PAD in vocabulary:

@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         comes after it (a parallel row's keys; a prefix-LM's prefix); memory [B, N, M] image tokens; valid [B, N] bool.
         One rule for all rows: query and key share a segment and (the key is not later, or it is full).
         """
-        x = self.embedding(inputs) + self.position[positions]
+        x = self.embedding(inputs) + F.embedding(positions, self.position)
         place = torch.arange(inputs.shape[1], device=inputs.device)
         causal = place[:, None] >= place  # [R, R]
         allowed = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     PreTrainedModel,
+    Siglip2Model,
+    Siglip2VisionModel,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
@@ -46,7 +48,7 @@ class Model(nn.Module):
         self.text: Text | None = None
         self.decoder: Decoder | None = None
         if architecture.text is not None:
-            assert isinstance(host, SiglipModel)
+            assert isinstance(host, SiglipModel | Siglip2Model)
             self.text = Text(host.text_model)
             self.logit_scale, self.logit_bias = host.logit_scale, host.logit_bias
         self.vision.requires_grad_(not architecture.frozen)
@@ -134,8 +136,8 @@ def _vision(host: PreTrainedModel) -> Vision | TimmVision:
     if isinstance(host, TimmWrapperModel):
         return TimmVision(host)
     host.set_attn_implementation(NAME)
-    tower = host.vision_model if isinstance(host, SiglipModel) else host
-    assert isinstance(tower, SiglipVisionModel)
+    tower = host.vision_model if isinstance(host, SiglipModel | Siglip2Model) else host
+    assert isinstance(tower, SiglipVisionModel | Siglip2VisionModel)
     return Vision(tower)
 
 

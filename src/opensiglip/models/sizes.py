@@ -4,10 +4,11 @@ B to g: big_vision models/vit.py:295-300; g is paired with a So400m text tower a
 ViT-S. tiny is ours: what two CPU cores can train in minutes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from opensiglip.errors import UserError
+from opensiglip.models.heads import HeadShape
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ SHAPES = {
     "So400m": Shape(1152, 27, 4304, 16),
     "g": Shape(1536, 40, 6144, 16),
 }
+# How much self-distillation weighs: SigLIP 2, Sec. 2.3 gives B, L, So400m and g; the two small sizes take B's (ours).
+DISTILLATION = {"tiny": 0.25, "S": 0.25, "B": 0.25, "L": 0.5, "So400m": 1.0, "g": 0.5}
 SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16", "g/16")
 
 
@@ -93,6 +96,12 @@ def architecture(
         decoder_bias=decoder_bias,
         short_start=name == "tiny",
     )
+
+
+def head(size: str, prototypes: int | None = None) -> HeadShape:
+    """The projection head of self-distillation: DINO's at every size but tiny, where 65536 prototypes cost the most."""
+    shape = HeadShape(512, 64, 1024) if size == "tiny" else HeadShape()
+    return shape if prototypes is None else replace(shape, prototypes=prototypes)
 
 
 def _decoder(language: Shape, depth: int | None, width: int | None) -> Shape:

@@ -3,27 +3,53 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipTextModel, SiglipVisionModel
+from transformers import Siglip2TextModel, Siglip2VisionModel, SiglipTextModel, SiglipVisionModel
 
 from opensiglip.types import Features
 
 
 class Vision(nn.Module):
-    """ViT with learned positions and, where there is one, a MAP head.    (SigLIP; big_vision models/vit.py)"""
+    """ViT with learned positions and, where there is one, a MAP head.    (SigLIP; big_vision models/vit.py)
 
-    def __init__(self, tower: SiglipVisionModel) -> None:
+    A NaFlex tower (Siglip2VisionModel) is the same network on square images: its patch embedding is the convolution as
+    a matrix.
+    """
+
+    def __init__(self, tower: SiglipVisionModel | Siglip2VisionModel) -> None:
         super().__init__()
         self.tower = tower
-        self.patch = tower.embeddings.patch_embedding.kernel_size[0]
-        self.width = tower.embeddings.embed_dim
+        assert isinstance(tower.embeddings.patch_size, int)
+        self.patch = tower.embeddings.patch_size
+        self.width = int(tower.config.hidden_size)
 
-    def forward(self, pixels: Tensor) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D] after the final norm, and their MAP pooling [B, D]."""
-        embeddings = self.tower.embeddings
-        x = embeddings.patch_embedding(pixels).flatten(2).mT
+    def forward(self, pixels: Tensor, hidden: Tensor | None = None, token: Tensor | None = None) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D] after the final norm, and their MAP pooling [B, D].
+
+        Patches at the places `hidden` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
+        tower is told where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
+        """
+        x = self.patches(pixels)
+        if hidden is not None and token is not None:
+            x = x.scatter(1, hidden[..., None].expand(-1, -1, x.shape[-1]), token.to(x.dtype).expand(*hidden.shape, -1))
         x = x + self.positions(pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x).last_hidden_state)
-        return Features(self.tower.head(tokens) if self.tower.config.vision_use_head else None, tokens)
+        return Features(self.pool(tokens) if self.tower.config.vision_use_head else None, tokens)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] -> patch embeddings [B, N, D], rows first, without positions."""
+        embed = self.tower.embeddings.patch_embedding
+        if isinstance(embed, nn.Conv2d):
+            return embed(pixels).flatten(2).mT
+        kernel = embed.weight.unflatten(1, (self.patch, self.patch, -1)).permute(0, 3, 1, 2)  # columns are y, x, colour
+        return F.conv2d(pixels, kernel, embed.bias, stride=self.patch).flatten(2).mT
+
+    def pool(self, tokens: Tensor, probe: Tensor | None = None) -> Tensor:
+        """MAP pooling of tokens [B, N, D] -> [B, D]; with another `probe` [1, 1, D] than the tower's, by that."""
+        head = self.tower.head
+        if probe is None:
+            return head(tokens)
+        x = head.attention(probe.to(tokens.dtype).expand(len(tokens), -1, -1), tokens, tokens)[0]
+        return (x + head.mlp(head.layernorm(x)))[:, 0]
 
     def positions(self, height: int, width: int) -> Tensor:
         """Position embeddings [1, height * width, D] for that many patches, bilinear where the image has another size.
@@ -34,7 +60,9 @@ class Vision(nn.Module):
         side = int(len(table) ** 0.5)
         if (height, width) == (side, side):
             return table[None]
-        grid = table.float().unflatten(0, (1, side, side)).permute(0, 3, 1, 2)
+        grid = (
+            table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(0, (1, side, side)).permute(0, 3, 1, 2)
+        )
         resized = F.interpolate(grid, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
         return resized.flatten(2).mT.to(table.dtype)
 
@@ -46,7 +74,7 @@ class Text(nn.Module):
     an attention mask, or another amount of padding, changes the embedding.
     """
 
-    def __init__(self, tower: SiglipTextModel) -> None:
+    def __init__(self, tower: SiglipTextModel | Siglip2TextModel) -> None:
         super().__init__()
         self.tower = tower
 

@@ -2,56 +2,89 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from opensiglip.models.model import Model
+from opensiglip.models.slow import Slow
 from opensiglip.types import Batch, Features
+
+Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
 
 
 class Encoded:
     """One batch as the towers see it: each view is encoded once, when an objective first asks for it."""
 
-    def __init__(self, model: Model, batch: Batch) -> None:
-        self.model, self.batch = model, batch
-        self.passes: dict[str, Features] = {}
+    def __init__(
+        self, model: Model, batch: Batch, teacher: Slow | None = None, passes: dict[str, Features] | None = None
+    ) -> None:
+        """`passes`: what is already encoded, by what would be asked, such as "image:local"."""
+        self.model, self.batch, self.slow = model, batch, teacher
+        self.passes = dict(passes or {})
+        self.notes: Notes = {}  # what objectives remember of this step, for after it
 
     def image(self, view: str = "image") -> Features:
-        """The image tower's features of a batch field."""
-        return self._once(f"image:{view}", lambda: self.model.vision(self[view]))
+        """The image tower's features of a batch field [B, 3, H, W], or of [B, V, 3, H, W] as B * V images."""
+        return self._once(f"image:{view}", lambda: self.model.vision(self._pixels(view)))
+
+    def masked(self, view: str, token: Tensor) -> Features:
+        """The same with `token` in the place of the patches that the batch field "hidden" [B, M] names."""
+        return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["hidden"], token))
+
+    def teacher(self, view: str) -> Features:
+        """The teacher's features of a batch field; no gradient."""
+
+        def encode() -> Features:
+            assert self.slow is not None, "this recipe has no teacher"
+            features: Features = self.slow(self._pixels(view))
+            return features
+
+        return self._once(f"teacher:{view}", encode)
 
     def text(self, field: str = "text") -> Features:
         """The text tower's features of a batch field."""
-        assert self.model.text is not None, "this recipe's architecture has no text tower"
-        tower = self.model.text
-        return self._once(f"text:{field}", lambda: tower(self[field]))
+
+        def encode() -> Features:
+            assert self.model.text is not None, "this recipe's architecture has no text tower"
+            return self.model.text(self[field])
+
+        return self._once(f"text:{field}", encode)
 
     def __getitem__(self, field: str) -> Tensor:
         if field not in self.batch:
             raise KeyError(f"an objective reads {field!r}; this recipe's batch has {sorted(self.batch)}")
         return self.batch[field]
 
-    def _once(self, key: str, encode: Callable[[], Features]) -> Features:
+    def _pixels(self, view: str) -> Tensor:
+        return self[view].flatten(0, -4)
+
+    def _once(self, key: str, encode: Callable[[], Any]) -> Features:
         if key not in self.passes:
             self.passes[key] = encode()
         return self.passes[key]
 
 
 class Objective(nn.Module, ABC):
-    """One term of the loss, `weight * L`. It returns a *sum* over its live units; the learner divides by their number.
+    """One term of the loss, `weight * L` from the share `start` of training on.
 
-    The number comes from data alone and is the same on all ranks (their mean), so uneven counts stay exact.
+    It returns a *sum* over its live units; the learner divides by their number, which comes from data alone and is the
+    same on all ranks (their mean), so uneven counts stay exact.
     """
 
     name: str  # as logged: "loss/<name>"
+    taught = False  # does it compare with the teacher?
 
-    def __init__(self, *, weight: float = 1.0) -> None:
+    def __init__(self, *, weight: float = 1.0, start: float = 0.0) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.start = weight, start
 
     @abstractmethod
     def live(self, batch: Batch) -> Tensor:
         """How many units of this batch count: a scalar, from data, without weights."""
+
+    def learn(self, notes: Notes) -> None:
+        """After the optimizer's step: what is learned otherwise than by gradient, from the step's averaged notes."""
 
 
 class PerExample(Objective):

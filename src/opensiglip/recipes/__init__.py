@@ -2,9 +2,23 @@
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
 from opensiglip.recipes.contrastive import siglip
+from opensiglip.recipes.distillation import silc, tips
 from opensiglip.recipes.recipe import Recipe, RecipeFunction
 from opensiglip.recipes.siglip2 import siglip2
 
-RECIPES: dict[str, RecipeFunction] = {f.__name__: f for f in (siglip, cap, cappa, captioner, locca, siglip2)}
+_ALL = (siglip, cap, cappa, captioner, locca, silc, tips, siglip2)
+RECIPES: dict[str, RecipeFunction] = {recipe.__name__: recipe for recipe in _ALL}
 
-__all__ = ["RECIPES", "Recipe", "RecipeFunction", "cap", "cappa", "captioner", "locca", "siglip", "siglip2"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "RecipeFunction",
+    "cap",
+    "cappa",
+    "captioner",
+    "locca",
+    "siglip",
+    "siglip2",
+    "silc",
+    "tips",
+]

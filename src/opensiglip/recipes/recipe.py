@@ -22,6 +22,8 @@ class Recipe:
     tasks: tuple[str, ...] = ()  # what the decoder is trained on
     boxes: BoxFormat = BoxFormat()  # how it writes boxes
     logit_bias: str = "-10"  # a number, or "auto"
+    momentum: float = 0.996  # of the teacher, where objectives have one
+    momentum_end: float | None = None  # where it goes along a cosine; None: fixed
 
     def bias(self, batch_size: int) -> float:
         """Where the sigmoid's bias starts. "auto" is log(p / (1 - p)) at p = 1 / batch: the share of pairs that match.

@@ -3,9 +3,11 @@
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.captions import Captions
 from opensiglip.data.fields import Frame, Images, Texts
-from opensiglip.models.sizes import architecture
+from opensiglip.data.views import Hidden, Views
+from opensiglip.models.sizes import DISTILLATION, architecture, head
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
 from opensiglip.recipes.recipe import Recipe
 
 
@@ -21,8 +23,14 @@ def siglip2(
     decoder_bias: bool = False,
     crop_area: float = 1.0,
     logit_bias: str = "-10",
+    distill_start: float = 0.8,
+    momentum: float = 0.966,
+    prototypes: int | None = None,
 ) -> Recipe:
-    """SigLIP 2, first stage: SigLIP + LocCa at equal weight.    (arXiv:2502.14786, Sec. 2.2)
+    """SigLIP 2: SigLIP + LocCa; in the last fifth also SILC and TIPS.    (arXiv:2502.14786)
+
+    L = L_sigmoid + L_caption + r (L_local_to_global + 1/4 L_masked_patches), Sec. 2.2 and 2.3; r by size: B 1/4, L 1/2,
+    So400m 1, g 1/2. The last two compare additional augmented views with an EMA teacher.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
@@ -37,6 +45,9 @@ def siglip2(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
+        distill_start: share of training after which self-distillation and masked prediction begin; 1 is never.
+        momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
+        prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
     """
     networks = architecture(
         size,
@@ -48,22 +59,27 @@ def siglip2(
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
     )
+    side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
+        Frame(side, crop_area),
         fields=[
             Images(),
             Texts(),
             Captions(tasks, parallel=parallel, boxes=written),
-            # Sec. 2.3, the last 20 %: one global and eight local crops, and masks that hide half of the patches.
+            Views(side, patch, wholes=1, locals=8, start=start),
+            Hidden(side, patch, ratio=0.5, start=start),
         ],
         objectives=[
             Sigmoid(),
             Caption(),
-            # Sec. 2.3, the last 20 %: LocalToGlobal (SILC) at weight r, MaskedPatches (TIPS) at r / 4.
+            LocalToGlobal(width, shape, weight=r, start=start),
+            MaskedPatches(width, shape, weight=r / 4, start=start),
         ],
         tasks=tasks,
         boxes=written,
         logit_bias=logit_bias,
+        momentum=momentum,
     )

@@ -1,13 +1,13 @@
 """The exact gradient of a batch that does not fit: any objectives, any engine."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opensiglip.train.learner import Learner, Losses
+from opensiglip.train.learner import Learner, Losses, Outcome
 from opensiglip.types import Batch
 
 
@@ -18,32 +18,32 @@ def accumulate(
     live: Tensor,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[nn.Module], AbstractContextManager[Any]],
-) -> Losses:
-    """Leave the gradient of this rank's whole batch in `.grad` and return its losses, detached, averaged over parts.
+) -> Outcome:
+    """Leave the gradient of this rank's whole batch in `.grad`; return its losses and notes, averaged over parts.
 
     `step` is the learner, perhaps wrapped (DDP); weights are read only inside its calls. Terms of single examples add
     up over parts. Pairwise terms compare *all* parts: a first pass without gradients collects features, their loss
     gives the gradient at the features, a second pass pushes it through the towers (GradCache, arXiv:2101.06983).
     """
     if len(parts) == 1:
-        losses = step(parts[0], live)
+        losses, notes = step(parts[0], live)
         backward(losses["loss"])
-        return {name: loss.detach() for name, loss in losses.items()}
+        return Outcome({name: loss.detach() for name, loss in losses.items()}, notes)
 
     compared, pulls = _compare(step, learner, parts, live)
-    seen: list[Losses] = []
+    seen: list[Outcome] = []
     for index, part in enumerate(parts):
-        if index == len(parts) - 1:
-            losses = step(part, live, len(parts), pulls[index])
+        with no_sync(step) if index < len(parts) - 1 else nullcontext():
+            losses, notes = step(part, live, len(parts), pulls[index])
             backward(losses["loss"])
-        else:
-            with no_sync(step):
-                losses = step(part, live, len(parts), pulls[index])
-                backward(losses["loss"])
-        seen.append({name: loss.detach() for name, loss in losses.items()})
-    means = {o.name: sum(s[o.name] for s in seen) / len(parts) for o in learner.terms() if o.name in seen[0]} | compared
-    total = sum(objective.weight * means[objective.name] for objective in learner.terms())
-    return {name: torch.as_tensor(value) for name, value in (means | {"loss": total}).items()}
+        seen.append(Outcome({name: loss.detach() for name, loss in losses.items()}, notes))
+    means = _mean([losses for losses, _ in seen]) | compared
+    total = torch.as_tensor(sum(objective.weight * means[objective.name] for objective in learner.terms()))
+    return Outcome(means | {"loss": total}, _mean([notes for _, notes in seen]))
+
+
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0] if name != "loss"}
 
 
 def _compare(

@@ -22,9 +22,21 @@ AT_LEAST: dict[str, float] = {
     "decoder_depth": 1,
     "decoder_width": 1,
     "parallel": 0,
+    "distill_start": 0,
+    "momentum": 0,
+    "momentum_end": 0,
+    "prototypes": 2,
 }
-MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "clip_norm": 0, "crop_area": 0}
-AT_MOST: dict[str, float] = {"seed": 2**32 - 1, "parallel": 1, "crop_area": 1}
+MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "clip_norm": 0, "crop_area": 0, "mask": 0}
+AT_MOST: dict[str, float] = {
+    "seed": 2**32 - 1,
+    "parallel": 1,
+    "crop_area": 1,
+    "mask": 1,
+    "distill_start": 1,
+    "momentum": 1,
+    "momentum_end": 1,
+}
 
 
 def check_numbers(values: dict[str, Any]) -> None:

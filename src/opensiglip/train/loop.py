@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from opensiglip.data.loader import Judge, Plan, loader, to_device
-from opensiglip.distributed import mean_over_ranks, sum_counters
+from opensiglip.distributed import average, sum_counters
 from opensiglip.errors import UserError
+from opensiglip.objectives.base import Notes
 from opensiglip.train import checkpoint
 from opensiglip.train.accumulate import accumulate
 from opensiglip.train.learner import Learner, denominators
 from opensiglip.train.log import Log, finite
 from opensiglip.train.memory import return_freed_memory
 from opensiglip.train.optimizer import rate
+from opensiglip.train.signals import Watch, signals
+from opensiglip.types import Batch
 
 PATIENCE = 5  # non-finite steps in a row that end a run
 
@@ -61,8 +64,6 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train to the last step. Returns the rate and what was skipped."""
         accelerator, device = self.accelerator, self.accelerator.device
-        wrapped: nn.Module = accelerator.prepare_model(self.learner)
-        wrapped.train()
         log = Log(
             accelerator,
             self.folder / "metrics.jsonl",
@@ -72,31 +73,42 @@ class Loop:
             self.log_every,
         )
         batches = loader(self.plan, self.step, self.steps, self.workers, pin=device.type == "cuda")
-        failures, started = 0, time.perf_counter()
+        watch, failures, started = Watch(), 0, time.perf_counter()
+        # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
+        begun = self.learner.enter((self.step - 1) / self.steps) if self.step else set()
+        wrapped: nn.Module | None = None
         for batch in batches:
-            read = sum(len(part["image"]) for part in batch.parts)
-            self.judge.count(read, batch.skipped)
+            self.judge.count(self.plan.batch_size // self.plan.ranks, batch.skipped)
+            progress = self.step / self.steps
+            new = self.learner.enter(progress) - begun
+            if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
+                self.learner.begin(new)
+                begun |= new
+                wrapped = self._wrap(wrapped)
             parts = [to_device(part, device) for part in batch.parts]
             lr = self.lr * rate(self.step, self.steps, self.warmup)
-            losses, norm = self._gradient(wrapped, parts)
+            losses, notes, norm = self._gradient(wrapped, parts)
             if all(math.isfinite(value) for value in (*losses.values(), norm)):
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 self.optimizer.step()
+                self.learner.after_step(notes, progress)
                 failures = 0
             else:
                 failures, self.skipped_steps = failures + 1, self.skipped_steps + 1
             self.optimizer.zero_grad(set_to_none=True)
             values = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
-            log.step(self.step, values | {"lr": lr, "grad_norm": finite(norm)})
+            said = signals(self.learner, notes)
+            log.step(self.step, values | said | {"lr": lr, "grad_norm": finite(norm)})
             if failures == PATIENCE:
                 bad = [name for name, value in values.items() if value is None] or ["the gradient"]
                 raise Diverged(
                     f"{' and '.join(bad)} not finite for {PATIENCE} steps in a row at step {self.step}: "
                     "lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
                 )
+            healthy = watch.see(self.step, self.learner, said)
             self.step += 1
-            if self.step % self.save_every == 0 or self.step == self.steps:
+            if (self.step % self.save_every == 0 and healthy) or self.step == self.steps:
                 before = time.perf_counter()
                 self.save()
                 if device.type == "cpu":
@@ -120,11 +132,22 @@ class Loop:
             checkpoint.save(self.folder / "checkpoints", self.step, self.learner, self.optimizer, state)
         self.accelerator.wait_for_everyone()
 
-    def _gradient(self, wrapped: nn.Module, parts: list[dict[str, Tensor]]) -> tuple[dict[str, float], float]:
-        """Leave the clipped gradient of the global batch; return losses and gradient norm, equal on all ranks."""
+    def _wrap(self, wrapped: nn.Module | None) -> nn.Module:
+        """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
+        if wrapped is not None:
+            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+        ready: nn.Module = self.accelerator.prepare_model(self.learner)
+        return ready.train()
+
+    def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float]:
+        """Leave the clipped gradient of the global batch; return losses, notes and its norm, equal on all ranks."""
         live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
-        losses = accumulate(wrapped, self.learner, parts, live, self.accelerator.backward, self.accelerator.no_sync)
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.clip_norm)
-        # One transfer for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
-        numbers = mean_over_ranks(torch.stack([value.float() for value in losses.values()])).tolist()
-        return dict(zip(losses, numbers, strict=True)), float(norm)
+        backward, no_sync = self.accelerator.backward, self.accelerator.no_sync
+        losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+        # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
+        means = average({f"loss {name}": loss for name, loss in losses.items()} | notes)
+        numbers = torch.stack([means.pop(f"loss {name}") for name in losses]).tolist()
+        return dict(zip(losses, numbers, strict=True)), means, float(norm)

@@ -97,6 +97,7 @@ def train(
     if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs both say how long to train; give one.")
     function = find(recipe)
+    set_seed(seed)  # heads draw their weights when the recipe is built
     built = build(function, keywords)
     bias = built.bias(batch_size)
     folder = Path(out)
@@ -128,7 +129,7 @@ def train(
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
     if model.text is not None:
         torch.nn.init.constant_(model.logit_bias, bias)
-    learner = Learner(model, built.objectives).to(accelerator.device)
+    learner = Learner(model, built.objectives, built.momentum, built.momentum_end).to(accelerator.device)
     total = sum(len(source) for source in sources)
     last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
     ranks, rank = accelerator.num_processes, accelerator.process_index
@@ -137,7 +138,7 @@ def train(
         accelerator=accelerator,
         learner=learner,
         optimizer=adamw(learner, lr, weight_decay),
-        plan=Plan(sources, built.frame, built.fields, pipeline, batch_size, seed, rank, ranks, accumulate),
+        plan=Plan(sources, built.frame, built.fields, pipeline, batch_size, seed, rank, ranks, accumulate, last),
         folder=folder,
         steps=last,
         lr=lr,

@@ -1,0 +1,147 @@
+"""`SigLIP2Loss`: the whole objective on plain tensors, for any encoders and any loop."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensiglip.distributed import average
+from opensiglip.models.decoder import Decoder
+from opensiglip.models.heads import HeadShape
+from opensiglip.models.slow import Slow
+from opensiglip.objectives.base import Encoded, Notes, Objective
+from opensiglip.objectives.captioning import Caption
+from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
+from opensiglip.train.learner import denominators, weigh
+from opensiglip.types import Batch, Features
+
+
+def siglip2_terms(
+    width: int, head: HeadShape, *, sigmoid: float, caption: float, distillation: float, start: float
+) -> list[Objective]:
+    """SigLIP 2's terms with weights sigmoid, caption, r and r / 4, the last two from `start` on; weight 0 leaves out.
+
+    (SigLIP 2, Sec. 2.2 and 2.3)
+    """
+    terms: list[Objective] = [Sigmoid(weight=sigmoid)] if sigmoid else []
+    terms += [Caption(weight=caption)] if caption else []
+    if distillation:
+        terms += [
+            LocalToGlobal(width, head, weight=distillation, start=start),
+            MaskedPatches(width, head, weight=distillation / 4, start=start),
+        ]
+    return terms
+
+
+class SigLIP2Loss(nn.Module):
+    """L = L_sigmoid + L_caption + r (L_local_to_global + 1/4 L_masked_patches).    (SigLIP 2, Sec. 2.2 and 2.3)
+
+    You encode; this compares. It owns what only training needs: projection heads, their slow copies, centres and the
+    mask token. Your optimizer takes its parameters (`requires_grad` is right), your loop calls `after_step` after each
+    optimizer step once distillation has begun, and keeps the teacher, an exponential moving average of your encoder.
+    Negatives come from all ranks where torch.distributed is up; means are over all ranks, as DDP expects.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        sigmoid: float = 1.0,
+        caption: float = 1.0,
+        distillation: float = 0.25,
+        start: float = 0.8,
+        head: HeadShape | None = None,
+    ) -> None:
+        """`width` of image embeddings and patch tokens. Weights are B's: r 0.5 for L and g, 1 for So400m."""
+        super().__init__()
+        terms = siglip2_terms(
+            width, head or HeadShape(), sigmoid=sigmoid, caption=caption, distillation=distillation, start=start
+        )
+        self.objectives = nn.ModuleDict({term.name: term for term in terms})
+        self.progress = 0.0
+        self.notes: Notes = {}
+
+    def terms(self) -> list[Objective]:
+        """The terms that have begun."""
+        return [o for o in self.objectives.values() if isinstance(o, Objective) and o.start <= self.progress]
+
+    @property
+    def mask_token(self) -> Tensor:
+        """[D]: what your encoder shall put in place of the patch embeddings of hidden patches, before positions."""
+        masked = self.objectives["masked_patches"]
+        assert isinstance(masked, MaskedPatches)
+        return masked.token
+
+    def forward(
+        self,
+        *,
+        progress: float,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        logit_scale: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        has_text: Tensor | None = None,
+        patch_tokens: Tensor | None = None,
+        decoder: Decoder | None = None,
+        captions: Batch | None = None,
+        local_embeds: Tensor | None = None,
+        teacher_embeds: Tensor | None = None,
+        masked_tokens: Tensor | None = None,
+        teacher_tokens: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """ "loss" and each term that has begun, by name. Raises ValueError naming what a term lacks.
+
+        progress: share of training done, 0 to 1. Sigmoid: image_embeds, text_embeds [B, D], not normalised; logit_scale
+        (a logarithm, as in transformers) and logit_bias [1]; has_text [B] bool, all by default. Captions: patch_tokens
+        [B, N, D], `decoder`, and `captions`, what `data.captions.pack` makes. Local to global: local_embeds [B, L, D]
+        of crops, teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with patches
+        `hidden` [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
+        """
+        self.progress = progress
+        given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "progress")}
+        needed = {
+            "sigmoid": ("image_embeds", "text_embeds", "logit_scale", "logit_bias"),
+            "caption": ("patch_tokens", "decoder", "captions"),
+            "local_to_global": ("local_embeds", "teacher_embeds"),
+            "masked_patches": ("masked_tokens", "teacher_tokens", "hidden"),
+        }
+        for term in self.terms():
+            for name in needed[term.name]:
+                if given[name] is None:
+                    raise ValueError(f"{term.name} has begun (progress {progress:g}) and needs {name}.")
+        nothing = torch.empty(0)
+        passes = {"image:image": Features(image_embeds, nothing if patch_tokens is None else patch_tokens)}
+        passes["text:text"] = Features(text_embeds, nothing)
+        passes["image:local"] = Features(None if local_embeds is None else local_embeds.flatten(0, 1), nothing)
+        passes["teacher:global"] = Features(teacher_embeds, nothing if teacher_tokens is None else teacher_tokens)
+        passes["masked:global"] = Features(None, nothing if masked_tokens is None else masked_tokens)
+        batch = dict(captions or {})
+        if text_embeds is not None:
+            every = torch.ones(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
+            batch["has_text"] = every if has_text is None else has_text
+        batch |= {name: x for name, x in (("local", local_embeds), ("hidden", hidden)) if x is not None}
+        model: Any = SimpleNamespace(decoder=decoder, logit_scale=logit_scale, logit_bias=logit_bias)
+        encoded = Encoded(model, batch, passes=passes)
+        live = denominators(self, [batch]).float()
+        losses = weigh(self.terms(), encoded, live)
+        self.notes = encoded.notes
+        return losses
+
+    @torch.no_grad()
+    def after_step(self, momentum: float = 0.966) -> None:
+        """After an optimizer step: slow heads follow with `momentum`, centres with DINO's 0.9."""
+        notes = average(self.notes)
+        for term in self.terms():
+            if isinstance(term, Distilled):
+                term.slow_head.follow(momentum)
+                term.learn(notes)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """When distillation begins: slow heads become copies. Copy your encoder to your teacher at the same time."""
+        for module in self.modules():
+            if isinstance(module, Slow):
+                module.follow(0.0)

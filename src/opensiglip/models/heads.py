@@ -1,0 +1,45 @@
+"""The projection head of self-distillation: features to scores of learned prototypes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md)."""
+
+    hidden: int = 2048
+    bottleneck: int = 256
+    prototypes: int = 65536
+
+
+class Head(nn.Module):
+    """MLP of three layers, L2-normalised bottleneck, weight-normed prototypes.    (DINOv2 layers/dino_head.py:12-58)
+
+    Prototypes are normalised with their gain fixed at 1 (iBOT's norm_last_layer), so a score is a cosine in [-1, 1].
+    """
+
+    def __init__(self, width: int, shape: HeadShape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Linear(width, shape.hidden),
+                nn.Linear(shape.hidden, shape.hidden),
+                nn.Linear(shape.hidden, shape.bottleneck),
+            ]
+        )
+        self.prototypes = nn.Parameter(torch.empty(shape.prototypes, shape.bottleneck))
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> cosines with the prototypes [..., K]."""
+        first, second, third = self.layers
+        x = third(F.gelu(second(F.gelu(first(x)))))
+        return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(self.prototypes, dim=-1))

@@ -1,0 +1,106 @@
+"""What does the teacher make of it? Self-distillation of whole images from crops, and of patches that are hidden."""
+
+import torch
+from torch import Tensor, nn
+
+from opensiglip.losses import distillation
+from opensiglip.models.heads import Head, HeadShape
+from opensiglip.models.slow import Slow
+from opensiglip.objectives.base import Encoded, Notes, PerExample
+from opensiglip.types import Batch
+
+STUDENT_TEMPERATURE = 0.1  # DINO and iBOT; SILC's recalled as the same
+TEACHER_TEMPERATURE = 0.04
+CENTRE_MOMENTUM = 0.9
+
+
+class Distilled(PerExample):
+    """A head for the student, its slow copy for the teacher, and the centre that keeps the teacher from collapse.
+
+    Teacher: p_t = softmax((z_t - c) / tau_t); c <- 0.9 c + 0.1 mean(z_t) after it was used.    (DINOv2
+    loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
+    """
+
+    taught = True
+
+    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float) -> None:
+        super().__init__(weight=weight, start=start)
+        self.head = Head(width, head)
+        self.slow_head = Slow(self.head)
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(head.prototypes))
+
+    def assign(self, encoded: Encoded, x: Tensor) -> Tensor:
+        """The teacher's probabilities [..., K] of features [..., D], constants; notes what `learn` and the log need."""
+        with torch.no_grad():
+            scores = self.slow_head(x)
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(0, -2)
+            probabilities = ((scores - self.centre) / TEACHER_TEMPERATURE).softmax(-1)  # [rows, K]
+            best = probabilities.argmax(-1)
+            used = torch.zeros_like(self.centre).index_fill(0, best, 1.0).sum()
+            encoded.notes |= {
+                f"{self.name}/centre": scores.mean(0),
+                f"{self.name}/teacher_entropy": torch.special.entr(probabilities).sum(-1).mean(),
+                f"{self.name}/prototypes_used": used / min(len(best), len(self.centre)),  # of those that could be
+            }
+            return probabilities.unflatten(0, x.shape[:-1])
+
+    def learn(self, notes: Notes) -> None:
+        mean = notes[f"{self.name}/centre"]  # over all ranks and parts
+        self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
+
+
+class LocalToGlobal(Distilled):
+    """From a small crop, tell what the teacher makes of a large one.    (SILC, Eq. 3)
+
+    L = -1/B sum_b mean over local views l and global views g of sum_k P_t(g)_k log P_s(l)_k, on the pooled image.
+    Reads "global" [B, G, 3, S, S] and "local" [B, L, 3, s, s]. The mean over views, where the papers leave open whether
+    it is the sum, is DINO's normalisation.
+    """
+
+    name = "local_to_global"
+
+    def live(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["local"]), device=batch["local"].device)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        local, whole = encoded.image("local").pooled, encoded.teacher("global").pooled
+        assert local is not None and whole is not None
+        examples = len(encoded["local"])
+        teacher = self.assign(encoded, whole).unflatten(0, (examples, -1)).mean(1, keepdim=True)  # [B, 1, K]
+        student = self.head(local).unflatten(0, (examples, -1))  # [B, L, K]
+        loss = distillation(student, teacher, STUDENT_TEMPERATURE)  # [B, L]
+        with torch.no_grad():
+            entropy = torch.special.entr(teacher).sum(-1).mean()
+            encoded.notes[f"{self.name}/kl"] = loss.mean() - entropy
+        return loss.mean(1).sum()
+
+
+class MaskedPatches(Distilled):
+    """At each hidden patch, tell what the teacher sees there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
+
+    L = -1/B sum_b mean over hidden i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
+    Reads "global" [B, 1, 3, S, S] and "hidden" [B, M], places of patches.
+    """
+
+    name = "masked_patches"
+
+    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float) -> None:
+        super().__init__(width, head, weight=weight, start=start)
+        self.token = nn.Parameter(torch.zeros(width))  # what stands in place of a hidden patch
+
+    def live(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["hidden"]), device=batch["hidden"].device)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        hidden = encoded["hidden"]
+
+        def there(tokens: Tensor) -> Tensor:
+            return tokens.take_along_dim(hidden[..., None], 1)  # [B, M, D]
+
+        teacher = self.assign(encoded, there(encoded.teacher("global").tokens))
+        student = self.head(there(encoded.masked("global", self.token).tokens))
+        loss = distillation(student, teacher, STUDENT_TEMPERATURE)  # [B, M]
+        with torch.no_grad():
+            encoded.notes[f"{self.name}/kl"] = loss.mean() - encoded.notes[f"{self.name}/teacher_entropy"]
+        return loss.mean(1).sum()

@@ -1,0 +1,86 @@
+"""Contrastive learning and self-distillation together, as SILC and TIPS have them by themselves."""
+
+from opensiglip.data.fields import Frame, SecondTexts, Texts
+from opensiglip.data.views import Hidden, Views
+from opensiglip.models.sizes import architecture, head
+from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
+from opensiglip.recipes.recipe import Recipe
+
+
+def silc(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    logit_bias: str = "-10",
+    momentum: float = 0.966,
+    prototypes: int | None = None,
+) -> Recipe:
+    """SILC: image and text aligned, local crops taught by an EMA teacher of large ones.    (arXiv:2310.13355)
+
+    L = L_sigmoid + L_local_to_global; two global views, each aligned with the text, and eight local ones.
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        momentum: of the teacher, fixed, as the paper insists; the value is recalled, not established.
+        prototypes: of the projection head; by default 65536 (recalled), for tiny 1024 (ours).
+    """
+    networks = architecture(size, resolution, length=length, text=True)
+    side, patch, width = networks.resolution, networks.patch, networks.vision.width
+    return Recipe(
+        networks,
+        Frame(side),
+        fields=[Texts(), Views(side, patch, wholes=2, locals=8)],
+        objectives=[Sigmoid(image="global"), LocalToGlobal(width, head(size, prototypes), weight=1.0, start=0.0)],
+        logit_bias=logit_bias,
+        momentum=momentum,
+    )
+
+
+def tips(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    mask: float = 0.75,
+    logit_bias: str = "-10",
+    momentum: float = 0.994,
+    momentum_end: float = 1.0,
+    prototypes: int | None = None,
+) -> Recipe:
+    """TIPS: two captions aligned with two pooled features; self-distillation; masked patches.    (arXiv:2410.16512)
+
+    L = 1/2 (L_sigmoid + L_second_sigmoid) + 1 L_local_to_global + 2 L_masked_patches, App. A.2, on one global view. The
+    paper pools by two CLS tokens; SigLIP's towers have none, so two MAP probes do it here (ours).
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        mask: share of the patches that is hidden from the student.
+        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        momentum: of the teacher at the start (recalled, not established).
+        momentum_end: of the teacher at the end, along a cosine (recalled, not established).
+        prototypes: of each projection head; by default the paper's 32768, for tiny 1024 (ours).
+    """
+    networks = architecture(size, resolution, length=length, text=True)
+    side, patch, width = networks.resolution, networks.patch, networks.vision.width
+    shape = head(size, prototypes or (None if size == "tiny" else 32768))
+    return Recipe(
+        networks,
+        Frame(side),
+        fields=[Texts(), SecondTexts(), Views(side, patch, wholes=1, locals=6), Hidden(side, patch, ratio=mask)],
+        objectives=[
+            Sigmoid(image="global", weight=0.5),
+            Sigmoid(image="global", text="second_text", probe_width=width, name="second_sigmoid", weight=0.5),
+            LocalToGlobal(width, shape, weight=1.0, start=0.0),
+            MaskedPatches(width, shape, weight=2.0, start=0.0),
+        ],
+        logit_bias=logit_bias,
+        momentum=momentum,
+        momentum_end=momentum_end,
+    )

@@ -1,0 +1,355 @@
+"""Self-distillation: values, what learns and what does not, when it begins, and what it costs."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPE, Run, Small, collate, draw, exact
+from torch import Tensor
+
+from opensiglip.data.fields import Visit
+from opensiglip.data.text import TextPipeline
+from opensiglip.losses import distillation
+from opensiglip.models.heads import Head, HeadShape
+from opensiglip.models.model import Model
+from opensiglip.models.slow import Slow
+from opensiglip.models.towers import Text, Vision
+from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
+from opensiglip.recipes import siglip2
+from opensiglip.train.learner import Learner, Outcome, denominators
+from opensiglip.train.log import read_lines
+from opensiglip.train.signals import STOP, WARN, Collapsed, Watch
+from opensiglip.types import Batch
+
+HEAD = HeadShape(24, 8, 20)
+LIGHTLY = json.loads((Path(__file__).parent / "goldens" / "lightly.json").read_text())
+
+
+@pytest.fixture
+def learner(small: Small, pipeline: TextPipeline) -> Learner:
+    recipe = small("siglip2")
+    torch.manual_seed(0)
+    return Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives, 0.9).double()
+
+
+@pytest.fixture
+def batch(small: Small, visits: list[Visit], pipeline: TextPipeline) -> Batch:
+    recipe = small("siglip2")
+    return exact(collate(recipe, draw(recipe, visits[:6], pipeline), pipeline))
+
+
+def step(learner: Learner, batch: Batch) -> Outcome:
+    outcome = learner(batch, denominators(learner, [batch]))
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_both_terms_are_the_papers_sums(learner: Learner, batch: Batch) -> None:
+    """DINO's and iBOT's formulas again, by loops over float64 scores."""
+    for name in ("local_to_global", "masked_patches"):
+        term = learner.objectives[name]
+        assert isinstance(term, Distilled)
+        torch.nn.init.normal_(term.centre, std=0.1)
+        torch.nn.init.normal_(term.slow_head.copy.prototypes)  # a teacher that is not the student
+    encoded = Encoded(learner.model, batch, learner.teacher)
+    with torch.no_grad():
+        student = learner.objectives["local_to_global"].head(encoded.image("local").pooled).numpy()
+        whole = learner.objectives["local_to_global"].slow_head(encoded.teacher("global").pooled).numpy()
+        term = learner.objectives["masked_patches"]
+        masked = term.head(encoded.masked("global", term.token).tokens).numpy()
+        seen = term.slow_head(encoded.teacher("global").tokens).numpy()
+    outcome = step(learner, batch)
+    losses, notes = ({name: float(x.detach().mean()) for name, x in some.items()} for some in outcome)
+
+    centre = learner.objectives["local_to_global"].centre.numpy()
+    total = 0.0
+    for b in range(6):
+        p = softmax((whole[b] - centre) / 0.04)
+        total += np.mean([-(p * np.log(softmax(student[8 * b + v] / 0.1))).sum() for v in range(8)]) / 6
+    assert abs(losses["local_to_global"] - total) < 1e-10
+
+    centre, total = learner.objectives["masked_patches"].centre.numpy(), 0.0
+    for b in range(6):
+        places = batch["hidden"][b].tolist()
+        ps = [softmax((seen[b, i] - centre) / 0.04) for i in places]
+        total += (
+            np.mean([-(p * np.log(softmax(masked[b, i] / 0.1))).sum() for p, i in zip(ps, places, strict=True)]) / 6
+        )
+    assert abs(losses["masked_patches"] - total) < 1e-10
+
+    p = softmax((whole - learner.objectives["local_to_global"].centre.numpy()) / 0.04)
+    entropy = -(p * np.log(p + 1e-300)).sum(-1).mean()
+    assert abs(notes["local_to_global/teacher_entropy"] - entropy) < 1e-10
+    assert abs(notes["local_to_global/kl"] - (losses["local_to_global"] - entropy)) < 1e-10
+    used = len(set(p.argmax(-1).tolist())) / min(len(p), p.shape[-1])
+    assert abs(notes["local_to_global/prototypes_used"] - used) < 1e-10
+    expected = {"loss": 1.0, "sigmoid": 1.0, "caption": 1.0, "local_to_global": 0.25, "masked_patches": 0.0625}
+    assert set(losses) == set(expected)
+    assert abs(losses["loss"] - sum(losses[k] * w for k, w in expected.items() if k != "loss")) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot"])
+def test_values_are_lightlys(name: str) -> None:
+    """Against lightly's DINOLoss and IBOTPatchLoss, by numbers that tests/goldens/make_lightly.py printed."""
+    case = LIGHTLY[name]
+    student, teacher, centre = (
+        torch.tensor(case[key], dtype=torch.float64) for key in ("student", "teacher", "centre")
+    )
+    probabilities = ((teacher - centre) / case["teacher_temperature"]).softmax(-1)
+    if name == "dino":  # [L, B, K] and [1, B, K]
+        loss = distillation(student, probabilities, case["student_temperature"]).mean()
+    else:  # rows of all images' masked patches; per-image means
+        rows = distillation(student, probabilities, case["student_temperature"])
+        loss = torch.stack([some.mean() for some in rows.split(case["masked_of_each"])]).mean()
+    assert float(loss) == pytest.approx(case["loss"], rel=1e-6)
+    if "centre_after" in case:
+        moved = centre.lerp(teacher.flatten(0, -2).mean(0), 0.1)
+        assert torch.allclose(moved, torch.tensor(case["centre_after"], dtype=torch.float64), atol=1e-6)
+
+
+def test_distillation_takes_low_precision_scores_and_wide_sums() -> None:
+    student, teacher = torch.randn(5, 7, dtype=torch.bfloat16), torch.rand(5, 7).softmax(-1)
+    assert distillation(student, teacher, 0.1).dtype == torch.float32
+    assert distillation(student.double(), teacher.double(), 0.1).dtype == torch.float64
+
+
+def test_scores_are_cosines() -> None:
+    head = Head(16, HEAD)
+    scores = head(torch.randn(3, 5, 16) * 100)
+    assert scores.shape == (3, 5, 20) and float(scores.detach().abs().max()) <= 1 + 1e-5
+
+
+def test_nothing_reaches_the_teacher_and_all_else_learns(learner: Learner, batch: Batch) -> None:
+    step(learner, batch).losses["loss"].backward()
+    slow = {name for name, _ in learner.named_parameters() if "teacher." in name or "slow_head." in name}
+    assert slow and all((parameter.grad is None) == (name in slow) for name, parameter in learner.named_parameters())
+    assert learner.objectives["masked_patches"].token.grad.abs().max() > 0
+
+
+def test_only_hidden_places_count(learner: Learner, batch: Batch) -> None:
+    """The loss has no slope at the student's visible patches, and the teacher sees what is hidden."""
+    term = learner.objectives["masked_patches"]
+    encoded = Encoded(learner.model, batch, learner.teacher)
+    features = encoded.masked("global", term.token)
+    tokens = features.tokens.detach().requires_grad_()
+    encoded.passes["masked:global"] = features._replace(tokens=tokens)
+    term(encoded).backward()
+    reached = tokens.grad.abs().sum(-1) > 0
+    expected = torch.zeros_like(reached).scatter(1, batch["hidden"], True)
+    assert torch.equal(reached, expected) and expected.float().mean() == 0.5
+    changed = batch | {"global": batch["global"].clone()}
+    patch, (row, column) = 8, divmod(int(batch["hidden"][0, 0]), 4)
+    changed["global"][0, 0, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
+    student = [Encoded(learner.model, b).masked("global", term.token).tokens for b in (batch, changed)]
+    teacher = [Encoded(learner.model, b, learner.teacher).teacher("global").tokens for b in (batch, changed)]
+    assert torch.equal(*student) and not torch.equal(*teacher)
+
+
+def test_a_hidden_patch_is_the_token_at_its_place(learner: Learner) -> None:
+    vision = learner.model.vision
+    assert isinstance(vision, Vision)
+    pixels, token = torch.randn(2, 3, 32, 32).double(), torch.randn(32).double()
+    hidden = torch.tensor([[1, 5], [0, 15]])
+    embedding = vision.tower.embeddings.patch_embedding
+    x = embedding(pixels).flatten(2).mT.clone()
+    for b in range(2):
+        x[b, hidden[b]] = token
+    x = x + vision.tower.embeddings.position_embedding.weight
+    by_hand = vision.tower.post_layernorm(vision.tower.encoder(inputs_embeds=x).last_hidden_state)
+    assert torch.allclose(vision(pixels, hidden, token).tokens, by_hand, atol=1e-12)
+
+
+def test_the_last_stage_costs_five_passes(learner: Learner, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text, plain image, local crops in one, masked view, teacher: none twice."""
+    passes: list[tuple[str, tuple[int, ...]]] = []
+    plain = Vision.forward
+
+    def counted(self: Vision, pixels: Tensor, *rest: Any) -> Any:
+        passes.append(("teacher" if not next(self.parameters()).requires_grad else "vision", tuple(pixels.shape)))
+        return plain(self, pixels, *rest)
+
+    monkeypatch.setattr(Vision, "forward", counted)
+    read = Text.forward
+
+    def counted_text(self: Text, ids: Tensor) -> Any:
+        passes.append(("text", tuple(ids.shape)))
+        return read(self, ids)
+
+    monkeypatch.setattr(Text, "forward", counted_text)
+    step(learner, batch)
+    assert sorted(kind for kind, _ in passes) == ["teacher", "text", "vision", "vision", "vision"]
+    assert ("vision", (48, 3, 16, 16)) in passes, "eight local crops of each image in one pass"
+    passes.clear()
+    learner.enter(0.5)
+    step(learner, batch)
+    assert sorted(kind for kind, _ in passes) == ["text", "vision"]
+
+
+def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learner, batch: Batch) -> None:
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
+
+    def gap(slow: Slow) -> float:
+        pairs = zip(slow.copy.parameters(), slow.source[0].parameters(), strict=True)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+    def train(progress: float) -> None:
+        optimizer.zero_grad()
+        losses, notes = step(learner, batch)
+        losses["loss"].backward()
+        optimizer.step()
+        learner.after_step(notes, progress)
+
+    assert learner.teacher is not None
+    assert learner.enter(0.0) == {"sigmoid", "caption"}
+    assert all(p.grad is None for p in learner.objectives.parameters())
+    train(0.0)
+    assert gap(learner.teacher) > 0, "before its lessons it does not follow"
+    begun = learner.enter(0.8)
+    learner.begin(begun - {"sigmoid", "caption"})
+    term = learner.objectives["local_to_global"]
+    assert isinstance(term, Distilled)
+    assert gap(learner.teacher) == gap(term.slow_head) == 0
+    assert not term.centre.any()
+    before = [p.detach().clone() for p in learner.teacher.copy.parameters()]
+    train(0.8)
+    for slow, old, fast in zip(
+        learner.teacher.copy.parameters(), before, learner.model.vision.parameters(), strict=True
+    ):
+        assert torch.allclose(slow, 0.9 * old + 0.1 * fast, atol=1e-12)
+    assert gap(learner.teacher) > 0 and gap(term.slow_head) > 0 and term.centre.any()
+
+
+def test_a_scheduled_momentum_goes_along_a_cosine(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Slow, "follow", lambda self, momentum: seen.append(momentum))
+    monkeypatch.setattr(Distilled, "learn", lambda self, notes: None)
+    learner.momentum, learner.momentum_end = 0.9, 1.0
+    for progress in (0.8, 0.9, 1.0):
+        learner.after_step({}, progress)
+    assert seen[::3] == pytest.approx([0.9, 0.95, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("size", "silc", "tips"),
+    [
+        ("B/16", 0.25, 0.0625),
+        ("L/16", 0.5, 0.125),
+        ("So400m/14", 1.0, 0.25),
+        ("g/16", 0.5, 0.125),
+        ("tiny", 0.25, 0.0625),
+        ("S/16", 0.25, 0.0625),
+    ],
+)
+def test_weights_are_the_papers_by_size(size: str, silc: float, tips: float) -> None:
+    weights = {o.name: (o.weight, o.start) for o in siglip2(size=size, prototypes=8).objectives}
+    assert weights == {
+        "sigmoid": (1.0, 0.0),
+        "caption": (1.0, 0.0),
+        "local_to_global": (silc, 0.8),
+        "masked_patches": (tips, 0.8),
+    }
+
+
+def test_a_run_through_the_switch_leaves_terms_signals_and_a_plain_model(run: Run, tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", steps=10)
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    late = {
+        *("loss/local_to_global", "loss/masked_patches"),
+        *(
+            f"{term}/{what}"
+            for term in ("local_to_global", "masked_patches")
+            for what in ("teacher_entropy", "kl", "prototypes_used", "centre_norm")
+        ),
+    }
+    assert all(set(row) & late == (late if row["step"] >= 8 else set()) for row in rows)
+    assert {"logit_scale", "logit_bias"} <= set(rows[0]) and rows[0]["logit_scale"] == pytest.approx(10, rel=1e-2)
+    assert set(summary["losses"]) >= {"loss/local_to_global", "loss/masked_patches"}
+    assert rows[8]["local_to_global/kl"] < math.log(48)
+    saved = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert not any(word in saved for word in (b"teacher", b"slow_head", b"prototypes", b"centre"))
+
+
+def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsys: pytest.CaptureFixture[str]) -> None:
+    top = math.log(len(learner.objectives["local_to_global"].centre))
+    for entropy, words in ((0.0, "same prototype"), (top, "equally likely")):
+        watch, well = Watch(), {"masked_patches/teacher_entropy": top / 2}
+        bad = well | {"local_to_global/teacher_entropy": entropy}
+        fine = well | {"local_to_global/teacher_entropy": top / 2}
+        for place in range(STOP + 10):  # a good step between starts the count again
+            watch.see(place, learner, bad if place % (WARN - 1) else fine)
+        assert capsys.readouterr().err == ""
+        seen = [watch.see(place, learner, bad) for place in range(STOP - 1)]
+        assert seen == [place + 1 < WARN for place in range(STOP - 1)], "no checkpoint over the last good one"
+        assert words in capsys.readouterr().err
+        with pytest.raises(Collapsed, match="last good checkpoint"):
+            watch.see(STOP, learner, bad)
+
+
+@pytest.mark.parametrize("name", ["siglip", "locca", "silc", "tips", "siglip2"])
+def test_a_step_compiles_whole(name: str, small: Small, visits: list[Visit], pipeline: TextPipeline) -> None:
+    recipe = small(name)
+    batch = exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
+    torch.manual_seed(0)
+    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
+    live = denominators(learner, [batch])
+    plain = learner(batch, live)
+    compiled = torch.compile(learner, backend="aot_eager", fullgraph=True)(batch, live)
+    assert set(plain.losses) == set(compiled.losses)
+    plain.losses["loss"].backward()
+    slopes = {key: p.grad.clone() for key, p in learner.named_parameters() if p.grad is not None}
+    learner.zero_grad()
+    compiled.losses["loss"].backward()
+    for key, value in plain.losses.items():
+        assert torch.allclose(value, compiled.losses[key], atol=1e-12)
+    gaps = {key: float((p.grad - slopes[key]).abs().max()) for key, p in learner.named_parameters() if key in slopes}
+    assert max(gaps.values()) < 1e-10
+
+
+def test_tips_pools_by_two_probes_and_silc_aligns_both_views(
+    small: Small, visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe = small("tips")
+    first, second = recipe.objectives[:2]
+    assert (first.weight, second.weight) == (0.5, 0.5) and second.probe is not None and first.probe is None
+    assert [o.weight for o in recipe.objectives[2:]] == [1.0, 2.0]
+    assert recipe.fields[-1].count == round(0.75 * 16)
+    torch.manual_seed(0)
+    model = Model.new(recipe.architecture, len(pipeline)).double()
+    tokens = torch.randn(2, 16, SHAPE.width).double()
+    head = model.vision.tower.head
+    assert torch.allclose(model.vision.pool(tokens, head.probe), head(tokens), atol=1e-12)
+
+    recipe = small("silc")
+    batch = exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
+    assert batch["global"].shape[1] == 2
+    sigmoid = recipe.objectives[0]
+    whole = [sigmoid.compare(*sigmoid.features(Encoded(model, batch)))]
+    for view in (0, 1):
+        one = batch | {"global": batch["global"][:, view : view + 1]}
+        whole.append(sigmoid.compare(*sigmoid.features(Encoded(model, one))))
+    assert torch.allclose(whole[0], (whole[1] + whole[2]) / 2, atol=1e-12)
+
+
+@pytest.mark.parametrize("term", [LocalToGlobal, MaskedPatches])
+def test_a_term_says_which_field_it_lacks(term: type[Distilled], learner: Learner, batch: Batch) -> None:
+    made = term(32, HEAD, weight=1.0, start=0.0).double()
+    few = {key: value for key, value in batch.items() if key not in ("global", "hidden", "local")}
+    with pytest.raises(KeyError, match="an objective reads"):
+        made(Encoded(learner.model, few, learner.teacher))
+
+
+def test_never_is_a_start_too(small: Small) -> None:
+    recipe = small("siglip2", distill_start=1.0)
+    learner = Learner(Model.new(replace(recipe.architecture), 300), recipe.objectives)
+    assert learner.enter(0.999) == {"sigmoid", "caption"}
