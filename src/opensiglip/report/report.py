@@ -9,12 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Source
-from opensiglip.data.fields import Frame
 from opensiglip.data.scenes import Scenes
-from opensiglip.data.text import TextPipeline
-from opensiglip.models.model import Model
+from opensiglip.evaluate.subject import Subject
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.report.curves import curve
 from opensiglip.report.pictures import PREDICTED, TRUE, pictures
@@ -54,26 +51,23 @@ def write_report(
     path: Path,
     summary: dict[str, Any],
     rows: list[dict[str, Any]],
-    model: Model,
-    pipeline: TextPipeline,
-    tasks: tuple[str, ...],
-    boxes: BoxFormat,
-    frame: Frame,
+    subject: Subject,
+    architecture: Architecture,
     held_out: Source | None,
 ) -> None:
     """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl."""
     judged = summary.get("held_out", {})
     shown = []
     if held_out is not None:
-        shown = pictures(model, held_out, judged["examples"], pipeline, tasks, boxes, frame)
+        shown = pictures(subject, held_out, judged["examples"])
     # Captions and phrases are other people's words, so everything is escaped but the curves.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
     page = template.render(
         summary=summary,
         recipe=summary["recipe"].rpartition(":")[2],
-        size=size(model.architecture),
-        resolution=frame.resolution,
+        size=size(architecture),
+        resolution=architecture.resolution,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),
@@ -100,7 +94,7 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
     return charts
 
 
-def referring_table(measures: dict[str, Any]) -> Table:
+def grounding_table(measures: dict[str, Any]) -> Table:
     """Boxes for phrases, beside two ways to answer without looking."""
     columns = {"": "this model", "_constant_box": "the best constant box", "_shuffled_images": "another image"}
     named = {"accuracy": ("boxes found (IoU ≥ 0.5)", percent), "mean_iou": ("mean IoU", three_places)}
@@ -132,7 +126,7 @@ def retrieval_table(measures: dict[str, Any]) -> Table:
     )
 
 
-TABLES = {"referring": referring_table, "retrieval": retrieval_table}
+TABLES = {"grounding": grounding_table, "retrieval": retrieval_table}
 
 
 def cell(measures: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:

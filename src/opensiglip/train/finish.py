@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from opensiglip.data.example import Source
-from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
+from opensiglip.evaluate.base import Context
+from opensiglip.evaluate.judged import look
+from opensiglip.evaluate.subject import Subject
+from opensiglip.evaluate.tasks import judge
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
 from opensiglip.train.checkpoint import write_json
@@ -16,6 +19,8 @@ from opensiglip.train.config import command
 from opensiglip.train.export import export
 from opensiglip.train.log import read_lines
 from opensiglip.train.loop import Loop
+
+AT_THE_END = ("grounding", "retrieval")  # the quick tasks; `opensiglip eval` has them all
 
 
 def finish(
@@ -28,7 +33,7 @@ def finish(
     count: int,
 ) -> dict[str, Any]:
     """Write model/, summary.json and report.html; return the summary."""
-    model, pipeline, frame = loop.learner.model.eval(), loop.plan.pipeline, recipe.frame
+    model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
     rows = read_lines(folder / "metrics.jsonl")
     first = next((row for row in rows if row.get("loss") is not None), {})
     summary: dict[str, Any] = {
@@ -44,24 +49,30 @@ def finish(
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
     summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
+    languages = dict.fromkeys(code for source in loop.plan.sources for code in source.languages)
+    subject = Subject.of(
+        model,
+        pipeline,
+        name=str(folder),
+        boxes=recipe.boxes,
+        tasks=recipe.tasks,
+        languages=tuple(languages),
+        autocast=loop.accelerator.autocast,
+    )
     if held_out is not None:
-        autocast = loop.accelerator.autocast
         began = time.perf_counter()
-        judged = look(model, held_out, frame, count, autocast)
-        constants = constant_boxes(loop.plan.sources[0], frame)
+        judged = look(subject, held_out, count)
+        found, _ = judge(subject, judged, AT_THE_END, Context(loop.plan.sources[0]))
         summary["held_out"] = {
             "source": held_out.name,
             "split": "val",
             "examples": len(judged.examples),
-            "referring": referring(model, judged, pipeline, recipe.boxes, constants, autocast)
-            if "aref" in recipe.tasks
-            else {},
-            "retrieval": retrieval(model, judged, pipeline, autocast),
+            **{name: findings.figures for name, findings in found.items()},
             "seconds": round(time.perf_counter() - began, 1),
         }
-        summary["held_out"] = {key: value for key, value in summary["held_out"].items() if value != {}}
     card = {
         "recipe": config["recipe"].rpartition(":")[2],
+        "languages": list(languages),
         "size": config["keywords"].get("size", ""),
         "command": summary["command"],
         "data": config["train"]["data"],
@@ -72,7 +83,7 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out)
+    write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out)
     return summary
 
 
@@ -94,7 +105,7 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
             said[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
-    for task in ("referring", "retrieval"):
+    for task in AT_THE_END:
         measures = summary.get("held_out", {}).get(task, {})
         for name, value in measures.items():
             if f"{name}_ci95" in measures:

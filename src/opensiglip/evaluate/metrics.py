@@ -1,0 +1,60 @@
+"""What answers are scored by: overlap of boxes, ranks, means with bootstrap intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opensiglip.data.example import Box
+
+BLOCK = 2**25  # scores held at once
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def measured(
+    name: str,
+    values: Sequence[float | bool],
+    clusters: Sequence[int],
+    weights: Sequence[float] | None = None,
+    draws: int = 1000,
+) -> dict[str, Any]:
+    """{name: mean, name_ci95: [low, high]}: percentile bootstrap over clusters (images), seed 0.
+
+    `weights` of the values, all alike if not given: what makes a mean over languages one over languages.
+    """
+    scores, group = np.asarray(values, float), np.unique(clusters, return_inverse=True)[1]
+    weight = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
+    totals, counts = np.bincount(group, scores * weight), np.bincount(group, weight)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(totals), size=(draws, len(totals)))
+    means = totals[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {name: float(np.average(scores, weights=weight)), f"{name}_ci95": [float(low), float(high)]}
+
+
+def ranks(queries: Tensor, candidates: Tensor, owners: Tensor, candidate_owners: Tensor) -> Tensor:
+    """How many candidates stand before the first right one, for each query: [Q] int64; below k is a hit of R@k.
+
+    queries [Q, D] and candidates [M, D], scored by their dot products; right is what has the same owner, of which each
+    query must have one. Equal scores stand in the candidates' order, as in a stable sort, so a model that gives all the
+    same embedding is at chance. Exact over all pairs; a block of them at a time.    (CLIP_benchmark: recall_at_k)
+    """
+    found = []
+    place = torch.arange(len(candidates), device=candidates.device)
+    rows = max(1, BLOCK // len(candidates))
+    for some, who in zip(queries.split(rows), owners.split(rows), strict=True):
+        scores = (some @ candidates.T).nan_to_num(nan=-torch.inf)  # [rows, M]
+        right = who[:, None] == candidate_owners
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        first = ((scores == best) & right).int().argmax(1, keepdim=True)
+        found.append(((scores > best) | ((scores == best) & (place < first))).sum(1))
+    return torch.cat(found)
