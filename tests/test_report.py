@@ -19,6 +19,7 @@ from opensiglip.data.captions import Captions, Ids, caption_prefix
 from opensiglip.data.example import Caption, Example, Source
 from opensiglip.data.fields import Visit
 from opensiglip.data.text import TextPipeline
+from opensiglip.drawing import PREDICTED, SIDE, TRUE, as_uri
 from opensiglip.evaluate.judged import look
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
@@ -26,7 +27,7 @@ from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.report import pictures
 from opensiglip.report.curves import POINTS, curve, running_mean
-from opensiglip.report.pictures import COUNT, PREDICTED, SIDE, TRUE, answered, draw, retrieved
+from opensiglip.report.pictures import COUNT, answered, retrieved
 from opensiglip.report.report import write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
@@ -240,7 +241,7 @@ def test_the_running_mean_starts_at_the_first_value_and_follows_a_line() -> None
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
-    source = draw(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TRUE), ((0, 0, 16, 16), PREDICTED)])
+    source = as_uri(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TRUE), ((0, 0, 16, 16), PREDICTED)])
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))).astype(int)
     scale = SIDE / 32
     inner = round(20 * scale)

@@ -19,6 +19,7 @@ from opensiglip.errors import UserError
 USAGE = """usage: opensiglip COMMAND ...
 
   train RECIPE --data SOURCE --out RUN    train a recipe; `opensiglip train RECIPE --help` lists its flags
+  eval MODEL --data SOURCE                judge a model: retrieval, zero-shot, probes, ...; `--tasks`, `--out`
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
   bench attention|memory                  the measurements behind claims on speed, each against a named peer
@@ -50,6 +51,10 @@ def run(words: list[str]) -> int:
             call(recipes, rest, "opensiglip recipes")
         case ["data", "show", *rest]:
             call(data_show, rest, "opensiglip data show")
+        case ["eval", *rest]:
+            from opensiglip.evaluate.command import command
+
+            call(command, rest, "opensiglip eval")
         case ["train", recipe, *rest] if not recipe.startswith("-"):
             _train(recipe, rest)
         case ["train", *_]:

@@ -18,7 +18,7 @@ BATCH = 64
 class Judged:
     """Examples in the subject's frame, and its features of them, on its device."""
 
-    examples: list[Example]  # image and boxes in the frame
+    examples: list[Example]  # image and boxes in the frame; extras also `size`, (width, height) of the stored image
     tokens: Tensor  # [E, N, D] float32; N is 0 where they were not kept
     pooled: Tensor | None  # [E, D] float32; None where the model does not pool
 
@@ -41,7 +41,8 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
             framed = []
             for example in some:
                 image, regions = subject.frame.apply(example, None)
-                framed.append(replace(example, image=image, regions=regions))
+                size = (example.image.shape[2], example.image.shape[1])
+                framed.append(replace(example, image=image, regions=regions, extras=example.extras | {"size": size}))
             features = subject.see(torch.stack([example.image for example in framed]))
             examples += framed
             kept.append(features.tokens if tokens else features.tokens[:, :0])

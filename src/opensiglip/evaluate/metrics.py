@@ -10,6 +10,7 @@ from torch import Tensor
 from opensiglip.data.example import Box
 
 BLOCK = 2**25  # scores held at once
+DRAWS = 1000  # of a bootstrap
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -25,7 +26,6 @@ def measured(
     values: Sequence[float | bool],
     clusters: Sequence[int],
     weights: Sequence[float] | None = None,
-    draws: int = 1000,
 ) -> dict[str, Any]:
     """{name: mean, name_ci95: [low, high]}: percentile bootstrap over clusters (images), seed 0.
 
@@ -35,7 +35,7 @@ def measured(
     weight = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
     totals, counts = np.bincount(group, scores * weight), np.bincount(group, weight)
     rng = np.random.default_rng(0)
-    drawn = rng.integers(len(totals), size=(draws, len(totals)))
+    drawn = rng.integers(len(totals), size=(DRAWS, len(totals)))
     means = totals[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {name: float(np.average(scores, weights=weight)), f"{name}_ci95": [float(low), float(high)]}
@@ -58,3 +58,30 @@ def ranks(queries: Tensor, candidates: Tensor, owners: Tensor, candidate_owners:
         first = ((scores == best) & right).int().argmax(1, keepdim=True)
         found.append(((scores > best) | ((scores == best) & (place < first))).sum(1))
     return torch.cat(found)
+
+
+def mean_iou(name: str, areas: Tensor) -> dict[str, Any]:
+    """mIoU with its interval, from the areas [E, 3, C] of intersection, prediction and truth by image and class.
+
+    Summed over images first, then intersection over union, then the mean over classes that are predicted or true
+    anywhere. Percentile bootstrap over images, seed 0.
+    """
+
+    def score(total: Tensor) -> Tensor:  # [..., 3, C] -> [...]
+        shared, found, true = total.double().unbind(-2)
+        union = found + true - shared
+        return (shared / union.clamp(min=1)).sum(-1) / (union > 0).sum(-1).clamp(min=1)
+
+    rng = np.random.default_rng(0)
+    drawn = torch.from_numpy(rng.multinomial(len(areas), np.full(len(areas), 1 / len(areas)), size=DRAWS))
+    means = score((drawn.double() @ areas.double().flatten(1)).unflatten(1, areas.shape[1:]))
+    low, high = np.percentile(means.numpy(), [2.5, 97.5])
+    return {name: float(score(areas.sum(0))), f"{name}_ci95": [float(low), float(high)]}
+
+
+def class_areas(found: Tensor, true: Tensor, classes: int, ignored: int = -1) -> Tensor:
+    """[3, C] int64: pixels by class where two maps agree, of the first, of the second; `ignored` truth is left out."""
+    kept = true != ignored
+    found, true = found[kept], true[kept]
+    counts = (some.bincount(minlength=classes) for some in (true[found == true], found, true))
+    return torch.stack(list(counts))

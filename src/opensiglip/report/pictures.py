@@ -1,26 +1,20 @@
 """Held-out pictures: what the model says and finds, beside what is true."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from opensiglip.data.captions import Ids, caption_prefix, grounded_prefix, referring_prefix
 from opensiglip.data.example import Box, Caption, Example, Region, Source
 from opensiglip.decoding import BoxGrammar, greedy
-from opensiglip.drawing import draw_boxes
+from opensiglip.drawing import PREDICTED, TRUE, as_uri
 from opensiglip.evaluate.judged import Judged, look
 from opensiglip.evaluate.metrics import overlap
 from opensiglip.evaluate.subject import Subject
 
 COUNT = 12
-SIDE = 352  # pixels a picture is drawn at: boxes on an image of 64 would hide it
-TRUE, PREDICTED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermillion; the template has them too
 
 
 @dataclass(frozen=True)
@@ -79,12 +73,12 @@ def answered(subject: Subject, seen: Judged) -> list[Picture]:
         named = decode({place: grounded_prefix(pipeline, text) for place, text in written.items()})
     drawn = []
     for place, (example, region) in enumerate(zip(seen.examples, regions, strict=True)):
-        picture = Picture(draw(example.image), example.name, example.captions, captions.get(place))
+        picture = Picture(as_uri(example.image), example.name, example.captions, captions.get(place))
         if region is not None:
             box = boxes.read(found[place], side, side) if place in found else None
             picture = replace(
                 picture,
-                source=draw(example.image, [(region.bbox, TRUE)] + ([(box, PREDICTED)] if box else [])),
+                source=as_uri(example.image, [(region.bbox, TRUE)] + ([(box, PREDICTED)] if box else [])),
                 phrase=phrase(region),
                 overlap=(overlap(box, region.bbox) if box else 0.0) if place in found else None,
                 named=named.get(place),
@@ -107,7 +101,7 @@ def retrieved(subject: Subject, seen: Judged, best: int = 3) -> list[Picture]:
         order = (F.normalize(seen.pooled, dim=-1) @ subject.read(texts).T).topk(min(best, len(texts)))[1]
     return [
         Picture(
-            draw(example.image),
+            as_uri(example.image),
             example.name,
             example.captions,
             retrieved=[(texts[index], place in owners[texts[index]]) for index in order[place].tolist()],
@@ -124,14 +118,3 @@ def one_region(example: Example) -> Region | None:
 def phrase(region: Region) -> str:
     """The region's phrase in the example's first language, as the grounding task asks for it."""
     return next(iter(region.phrases.values()))
-
-
-def draw(image: Tensor, boxes: Sequence[tuple[Box, str]] = ()) -> str:
-    """The image [3, S, S] with boxes in their colours, as a data URI of a JPEG of SIDE pixels."""
-    scale = SIDE / image.shape[-1]
-    large = functional.resize(image, [SIDE, SIDE], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
-    places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
-    picture = draw_boxes(large, places, [""] * len(places), [color for _, color in boxes])
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -11,10 +11,11 @@ from jinja2 import Environment, StrictUndefined
 
 from opensiglip.data.example import Source
 from opensiglip.data.scenes import Scenes
+from opensiglip.evaluate.page import style
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.report.curves import curve
-from opensiglip.report.pictures import PREDICTED, TRUE, pictures
+from opensiglip.report.pictures import pictures
 
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
 
@@ -71,11 +72,11 @@ def write_report(
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),
+        over_time=[Chart(name.removeprefix("eval/").replace("_", " "), curve(rows, name, measured=False)) for name in judged_names(rows)],
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
         pictures=shown,
         scenes=isinstance(held_out, Scenes),
-        true_color=TRUE,
-        predicted_color=PREDICTED,
+        style=style(),
     )
     path.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
 
@@ -92,6 +93,11 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
         words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
         charts.append(Chart(words, curve(rows, name), change))
     return charts
+
+
+def judged_names(rows: list[dict[str, Any]]) -> list[str]:
+    """What was judged while training, in the order met."""
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith("eval/")))
 
 
 def grounding_table(measures: dict[str, Any]) -> Table:

@@ -1,26 +1,20 @@
 """The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opensiglip.data.example import Source
-from opensiglip.evaluate.base import Context
-from opensiglip.evaluate.judged import look
 from opensiglip.evaluate.subject import Subject
-from opensiglip.evaluate.tasks import judge
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
 from opensiglip.train.checkpoint import write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
+from opensiglip.train.judgement import TASKS, Judgement
 from opensiglip.train.log import read_lines
 from opensiglip.train.loop import Loop
-
-AT_THE_END = ("grounding", "retrieval")  # the quick tasks; `opensiglip eval` has them all
 
 
 def finish(
@@ -29,11 +23,11 @@ def finish(
     loop: Loop,
     recipe: Recipe,
     result: dict[str, Any],
-    held_out: Source | None,
-    count: int,
+    judgement: Judgement | None,
 ) -> dict[str, Any]:
     """Write model/, summary.json and report.html; return the summary."""
     model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
+    subject = of_run(folder, loop, recipe)
     rows = read_lines(folder / "metrics.jsonl")
     first = next((row for row in rows if row.get("loss") is not None), {})
     summary: dict[str, Any] = {
@@ -49,30 +43,11 @@ def finish(
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
     summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
-    languages = dict.fromkeys(code for source in loop.plan.sources for code in source.languages)
-    subject = Subject.of(
-        model,
-        pipeline,
-        name=str(folder),
-        boxes=recipe.boxes,
-        tasks=recipe.tasks,
-        languages=tuple(languages),
-        autocast=loop.accelerator.autocast,
-    )
-    if held_out is not None:
-        began = time.perf_counter()
-        judged = look(subject, held_out, count)
-        found, _ = judge(subject, judged, AT_THE_END, Context(loop.plan.sources[0]))
-        summary["held_out"] = {
-            "source": held_out.name,
-            "split": "val",
-            "examples": len(judged.examples),
-            **{name: findings.figures for name, findings in found.items()},
-            "seconds": round(time.perf_counter() - began, 1),
-        }
+    if judgement is not None:
+        summary["held_out"] = judgement.of(subject)
     card = {
         "recipe": config["recipe"].rpartition(":")[2],
-        "languages": list(languages),
+        "languages": list(subject.languages),
         "size": config["keywords"].get("size", ""),
         "command": summary["command"],
         "data": config["train"]["data"],
@@ -83,8 +58,22 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
+    held_out = None if judgement is None else judgement.source
     write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out)
     return summary
+
+
+def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Subject:
+    """The run's model, as its weights stand, to be judged in the run's precision."""
+    return Subject.of(
+        loop.learner.model,
+        loop.plan.pipeline,
+        name=str(folder),
+        boxes=recipe.boxes,
+        tasks=recipe.tasks,
+        languages=tuple(dict.fromkeys(code for source in loop.plan.sources for code in source.languages)),
+        autocast=loop.accelerator.autocast,
+    )
 
 
 def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float | None:
@@ -105,7 +94,7 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
             said[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
-    for task in AT_THE_END:
+    for task in TASKS:
         measures = summary.get("held_out", {}).get(task, {})
         for name, value in measures.items():
             if f"{name}_ci95" in measures:
