@@ -1,7 +1,8 @@
 """What the truth of an example is, for tasks that need classes: its label, and the masks of the things in it.
 
 Folders: `label`, a name or {language: name}; `masks`, [{"label": name or {language: name}, "polygons": [[x1, y1, x2,
-y2, ...], ...]}] in pixels of the stored image. Scenes: the drawings.
+y2, ...], ...]}] in pixels of the stored image; `depth`, a PNG of 16 bits in millimetres, 0 where unknown (as NYUv2 is
+handed on). Scenes: the drawings.
 """
 
 import string
@@ -18,6 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from opensiglip.data.example import Example
+from opensiglip.data.folder import MAX_PIXELS
+from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 
 Names = Mapping[str, str]  # language -> name; a bare name is taken for English
@@ -62,6 +65,22 @@ def things(example: Example) -> list[Thing]:
     if shown.shape[-2:] != (side, side):
         shown = F.interpolate(shown[None].float(), size=(side, side), mode="nearest-exact")[0] > 0.5
     return [Thing(name, mask) for name, mask in zip(names, shown, strict=True)]
+
+
+def depth(example: Example) -> Tensor | None:
+    """[S, S] float32 metres, NaN where unknown; None where the example has no depth. Raises UserError if unreadable."""
+    path, side = example.extras.get("depth"), example.image.shape[-1]
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in ("I;16", "I") or image.width * image.height > MAX_PIXELS:
+                raise ValueError("not one channel of 16 bits, or too large")
+            millimetres = torch.from_numpy(np.array(image).astype(np.float32))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the depth map {path} can't be read ({error}); give a PNG of 16 bits.") from error
+    near = F.interpolate(millimetres[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+    return near.masked_fill(near == 0, torch.nan) / 1000
 
 
 @cache
