@@ -11,7 +11,7 @@ from opensiglip.data.example import Source
 from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
-from opensiglip.train.checkpoint import write_json
+from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
 from opensiglip.train.log import read_lines
@@ -72,7 +72,10 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out)
+    before = stages(folder / "stages", model)
+    write_report(
+        folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out, before
+    )
     return summary
 
 
