@@ -1,7 +1,7 @@
 """RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +13,13 @@ from opensiglip.data.example import Source
 from opensiglip.data.scenes import Scenes
 from opensiglip.evaluate.page import style
 from opensiglip.evaluate.subject import Subject
+from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.report.curves import curve
+from opensiglip.report.features import patch_maps
 from opensiglip.report.pictures import pictures
 
+KEPT_APART = ("step", "loss")  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
 
 
@@ -55,12 +58,18 @@ def write_report(
     subject: Subject,
     architecture: Architecture,
     held_out: Source | None,
+    stages: Mapping[str, Model],
 ) -> None:
-    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl."""
+    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
+
+    `stages` are the model as it was when a later part of the recipe began.
+    """
     judged = summary.get("held_out", {})
-    shown = []
+    shown, patches = [], []
     if held_out is not None:
         shown = pictures(subject, held_out, judged["examples"])
+        before = {name: replace(subject, vision=stage.vision) for name, stage in stages.items()}
+        patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
@@ -72,9 +81,11 @@ def write_report(
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),
-        over_time=[Chart(name.removeprefix("eval/").replace("_", " "), curve(rows, name, measured=False)) for name in judged_names(rows)],
+        over_time=judged_charts(rows),
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
+        signals=signal_charts(rows),
         pictures=shown,
+        patches=patches,
         scenes=isinstance(held_out, Scenes),
         style=style(),
     )
@@ -95,9 +106,23 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
     return charts
 
 
-def judged_names(rows: list[dict[str, Any]]) -> list[str]:
-    """What was judged while training, in the order met."""
-    return list(dict.fromkeys(name for row in rows for name in row if name.startswith("eval/")))
+def judged_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each held-out figure that was taken while training."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    return [
+        Chart(name.removeprefix("eval/").replace("/", ": ").replace("_", " "), curve(rows, name, measured=False))
+        for name in names
+    ]
+
+
+def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each number of metrics.jsonl that is neither a loss nor the pace: signs of health."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
+        for name in names
+        if not name.startswith(("loss/", "eval/")) and name not in (*KEPT_APART, *PACE)
+    ]
 
 
 def grounding_table(measures: dict[str, Any]) -> Table:

@@ -9,7 +9,7 @@ import torch
 from opensiglip.evaluate.subject import Subject
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
-from opensiglip.train.checkpoint import write_json
+from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
 from opensiglip.train.judgement import TASKS, Judgement
@@ -58,8 +58,8 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    held_out = None if judgement is None else judgement.source
-    write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out)
+    before, held_out = stages(folder / "stages", model), None if judgement is None else judgement.source
+    write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out, before)
     return summary
 
 

@@ -85,6 +85,8 @@ class Loop:
             progress = self.step / self.steps
             new = self.learner.enter(progress) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
+                if new and self.step and accelerator.is_main_process:
+                    checkpoint.save_stage(self.folder / "stages", self.step, self.learner.model)
                 self.learner.begin(new)
                 begun |= new
                 wrapped = self._wrap(wrapped)
