@@ -24,7 +24,7 @@ MAY = {
     "objectives": {"objectives", "types", "fused", "losses", "models"},
     "recipes": {"recipes", "data", "models", "objectives", "errors"},
     "decoding": {"data", "models", "types", "errors"},
-    "evaluate": {"evaluate", "data", "models", "decoding", "types", "errors"},
+    "evaluate": {"evaluate", "data", "models", "decoding", "drawing", "types", "errors"},
 }
 
 
