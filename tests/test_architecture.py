@@ -24,7 +24,18 @@ MAY = {
     "objectives": {"objectives", "types", "fused", "losses", "models"},
     "recipes": {"recipes", "data", "models", "objectives", "errors"},
     "decoding": {"data", "models", "types", "errors"},
-    "evaluate": {"evaluate", "data", "models", "decoding", "drawing", "types", "errors"},
+    "train.optimizer": {"models"},
+    "evaluate": {
+        "evaluate",
+        "data",
+        "models",
+        "objectives",
+        "decoding",
+        "drawing",
+        "train.optimizer",
+        "types",
+        "errors",
+    },
 }
 
 

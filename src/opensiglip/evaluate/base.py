@@ -39,6 +39,7 @@ class Findings:
 
     figures: dict[str, Any]
     pictures: list[Picture] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # by figure, what its mean is taken over; set by `judge`
 
 
 @dataclass

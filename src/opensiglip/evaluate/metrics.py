@@ -29,6 +29,7 @@ def measured(
 ) -> dict[str, Any]:
     """{name: mean, name_ci95: [low, high]}: percentile bootstrap over clusters (images), seed 0.
 
+    And name_values, what the mean is taken over, which `judge` keeps apart: models are compared example by example.
     `weights` of the values, all alike if not given: what makes a mean over languages one over languages.
     """
     scores, group = np.asarray(values, float), np.unique(clusters, return_inverse=True)[1]
@@ -38,7 +39,12 @@ def measured(
     drawn = rng.integers(len(totals), size=(DRAWS, len(totals)))
     means = totals[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return {name: float(np.average(scores, weights=weight)), f"{name}_ci95": [float(low), float(high)]}
+    behind = {"scores": scores.tolist(), "clusters": list(clusters)} | ({} if weights is None else {"weights": weight.tolist()})
+    return {
+        name: float(np.average(scores, weights=weight)),
+        f"{name}_ci95": [float(low), float(high)],
+        f"{name}_values": behind,
+    }
 
 
 def ranks(queries: Tensor, candidates: Tensor, owners: Tensor, candidate_owners: Tensor) -> Tensor:

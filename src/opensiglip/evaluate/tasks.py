@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ from opensiglip.data.sources import open_source
 from opensiglip.errors import UserError
 from opensiglip.evaluate import page
 from opensiglip.evaluate.base import Context, Findings, Impossible, Task
+from opensiglip.evaluate.captioning import captioning
+from opensiglip.evaluate.compositionality import compositionality
+from opensiglip.evaluate.decoder_probe import decoder_probe
 from opensiglip.evaluate.grounding import grounding
 from opensiglip.evaluate.judged import Judged, look
+from opensiglip.evaluate.naming import grounded_captioning
 from opensiglip.evaluate.openvocab import openvocab
+from opensiglip.evaluate.paired import apart
 from opensiglip.evaluate.probes import probes
 from opensiglip.evaluate.retrieval import retrieval
 from opensiglip.evaluate.subject import Subject
@@ -21,8 +27,12 @@ TASKS: dict[str, Task] = {
     "retrieval": retrieval,
     "zeroshot": zeroshot,
     "grounding": grounding,
+    "grounded_captioning": grounded_captioning,
+    "captioning": captioning,
+    "compositionality": compositionality,
     "probes": probes,
     "openvocab": openvocab,
+    "decoder_probe": decoder_probe,
 }
 
 
@@ -77,6 +87,7 @@ def evaluate(
             + (["--languages", ",".join(languages)] if languages else [])
         ),
         "tasks": {name: findings.figures for name, findings in found.items()},
+        "values": {name: findings.values for name, findings in found.items()},
         "left_out": left_out,
     }
     if out is not None:
@@ -92,9 +103,12 @@ def judge(
     left_out: dict[str, str] = {}
     for name in known(tasks):
         try:
-            found[name] = TASKS[name](subject, judged, context)
+            findings = TASKS[name](subject, judged, context)
         except Impossible as reason:
             left_out[name] = str(reason)
+            continue
+        figures, values = apart(findings.figures)
+        found[name] = replace(findings, figures=figures, values=values)
     return found, left_out
 
 
