@@ -1,0 +1,97 @@
+"""Contrasts: the caption is true of the scene by its boxes, the negative is not."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from opensiglip.data.example import Box, Caption, Example
+from opensiglip.data.phrases import Placed, Plan, part_of_image
+from opensiglip.data.scenes import open_scenes
+from opensiglip.evaluate.contrasts import Contrast, contrasts, negatives
+
+SIDE = 64
+KINDS = {"replace relation", "swap objects", "replace place", "change count", "replace object"}
+
+
+@cache
+def told() -> list[Example]:
+    scenes = open_scenes("scenes:drawings=60,languages=en+de+ja", split="val", pixels=SIDE)
+    return [scenes.example(index) for index in range(150)]
+
+
+def strangers() -> list[Placed]:
+    return [placed for example in told() for placed in example.extras["told"][0]]
+
+
+def pairs(example: Example, seed: int = 0) -> list[Contrast]:
+    return contrasts(example, strangers(), ["en", "de", "ja"], seed)
+
+
+def middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def holds(place: str, box: Box, other: Box) -> bool:
+    """Said of centres alone: what is left of something else can't be right of it."""
+    (x, y), (u, v) = middle(box), middle(other)
+    return {"left": x < u, "right": x > u, "above": y < v, "below": y > v}[place]
+
+
+def clauses() -> Iterator[tuple[list[Placed], Plan, str, object, object]]:
+    for example in told():
+        scene, plan = example.extras["told"]
+        for kind, clause, other in negatives(plan):
+            yield scene, plan, kind, clause, other
+
+
+def test_every_negative_clause_is_false_and_what_it_replaces_is_true() -> None:
+    seen = Counter[str]()
+    for scene, plan, kind, clause, other in clauses():
+        seen[kind] += 1
+        assert clause in plan.caption
+        codes = Counter(placed.code for placed in scene)
+        for one, true in ((clause, True), (other, False)):
+            subject = scene[one.subject]
+            if one.landmark is not None:
+                assert codes[subject.code] == codes[scene[one.landmark].code] == 1
+                assert holds(one.place, subject.box, scene[one.landmark].box) == true
+            elif one.place:
+                assert codes[subject.code] == 1
+                assert (part_of_image(subject.box, SIDE) == one.place) == true
+            else:
+                assert (codes[subject.code] == one.boxes) == true
+    assert set(seen) == KINDS - {"replace object"} and min(seen.values()) > 10
+
+
+def test_the_texts_differ_and_only_the_first_is_the_scenes_caption() -> None:
+    kinds = Counter[str]()
+    for example in told():
+        own = {caption.text for caption in example.captions}
+        for pair in pairs(example):
+            kinds[pair.kind] += 1
+            assert pair.caption in own and pair.negative not in own
+    assert set(kinds) == KINDS
+
+
+def test_a_drawing_that_takes_anothers_place_stands_nowhere_in_the_scene() -> None:
+    for example in told():
+        scene, _ = example.extras["told"]
+        names = {placed.names["en"] for placed in scene}
+        (pair,) = contrasts(example, strangers(), ["en"], 3)[-1:]
+        assert pair.kind == "replace object"
+        gone = [name for name in names if name in pair.caption and name not in pair.negative]
+        assert gone, "a name of the scene has left the caption"
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> None:
+    example = told()[0]
+    assert pairs(example, 1) == pairs(example, 1)
+    assert len({pairs(example, seed)[-1].negative for seed in range(20)}) > 5
+
+
+@pytest.mark.parametrize(("negative", "count"), [("a green box", 1), ("  ", 0), (7, 0), (None, 0)])
+def test_a_row_of_a_folder_names_its_own(negative: object, count: int) -> None:
+    example = Example(told()[0].image, (Caption("a red box"),), extras={"negative_caption": negative})
+    assert contrasts(example, [], ["en"], 0) == [Contrast("pairs", "a red box", "a green box")] * count
