@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opensiglip.errors import UserError
-from opensiglip.evaluate.paired import difference
+from opensiglip.evaluate.paired import difference, flat
 from opensiglip.evaluate.tasks import evaluate
 
 RESULTS = "evaluation.json"
@@ -45,7 +45,7 @@ def compare(
     if missing and data is None:
         raise UserError(f"{missing[0]} holds no {RESULTS}; give --data to judge it now, or run `opensiglip eval` first.")
     results = [
-        evaluate(model, str(data), tasks, **settings) if path is None else read(path)
+        tidy(evaluate(model, str(data), tasks, **settings)) if path is None else read(path)
         for model, path in zip(models, stored, strict=True)
     ]
     for model, result in zip(models[1:], results[1:], strict=True):
@@ -55,7 +55,7 @@ def compare(
                     f"{models[0]} and {model} were not judged on the same examples ({what} {results[0][what]!r} and "
                     f"{result[what]!r}); judge them alike with `opensiglip eval`."
                 )
-    return [str(result["model"]) for result in results], list(rows(results))
+    return [str(result["model"]) for result in results], rows(results)
 
 
 def find(model: str) -> Path | None:
@@ -66,39 +66,45 @@ def find(model: str) -> Path | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A stored evaluation. Raises UserError if it is none."""
+    """A stored evaluation, as `tidy` leaves it. Raises UserError if it is none."""
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError("it is too large")
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        result = {what: stored[what] for what in (*ALIKE, "model", "tasks", "values")}
-        for task, figures in result["tasks"].items():
-            for name, figure in figures.items():
-                if f"{name}_ci95" in figures:
-                    low, high = figures[f"{name}_ci95"]
-                    figures[name], figures[f"{name}_ci95"] = float(figure), [float(low), float(high)]
-            result["values"].setdefault(task, {})
+        return tidy(json.loads(path.read_text(encoding="utf-8")))
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`.") from error
-    return result
+
+
+def tidy(stored: dict[str, Any]) -> dict[str, Any]:
+    """What is compared of an evaluation: by task and name the figures that have an interval, and their single values.
+
+    Raises KeyError, TypeError, ValueError or AttributeError on anything else.
+    """
+    figures, values = {}, {}
+    for task, nested in stored["tasks"].items():
+        said = flat(nested)
+        for name in said:
+            if f"{name}_ci95" in said:
+                low, high = said[f"{name}_ci95"]
+                figures[task, name] = (float(said[name]), [float(low), float(high)])
+        for name, some in stored["values"].get(task, {}).items():
+            kinds = {"scores": float, "clusters": int} | ({"weights": float} if "weights" in some else {})
+            behind = {kind: [number(x) for x in some[kind]] for kind, number in kinds.items()}
+            if {len(numbers) for numbers in behind.values()} != {len(behind["scores"]) or 1}:
+                raise ValueError(f"the values of {name} are not of one length")
+            values[task, name] = behind
+    return {what: stored[what] for what in ("model", *ALIKE)} | {"figures": figures, "values": values}
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """The figures of the first model that has them, in its order, then those of the others."""
-    names = dict.fromkeys(
-        (task, name)
-        for result in results
-        for task, figures in result["tasks"].items()
-        for name in figures
-        if f"{name}_ci95" in figures
-    )
+    """What two tidy results or more have, in the order of the first that has it."""
     found = []
-    for task, name in names:
-        values = [result["tasks"].get(task, {}).get(name) for result in results]
+    for key in dict.fromkeys(key for result in results for key in result["figures"]):
+        said = [result["figures"].get(key, (None, None)) for result in results]
+        behind = [result["values"].get(key) for result in results]
+        values = [value for value, _ in said]
         if sum(value is not None for value in values) < 2:
             continue
-        intervals = [result["tasks"].get(task, {}).get(f"{name}_ci95") for result in results]
-        behind = [result["values"].get(task, {}).get(name) for result in results]
         differences: list[list[float] | None] = []
         for value, some in zip(values[1:], behind[1:], strict=True):
             if value is None or values[0] is None:
@@ -106,8 +112,9 @@ def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 continue
             paired = None if behind[0] is None or some is None else difference(behind[0], some)
             differences.append([value - values[0]] if paired is None else list(paired))
-        found.append(Row(task, name, values, intervals, differences))
-    return found
+        found.append(Row(*key, values, [interval for _, interval in said], differences))
+    tasks = list(dict.fromkeys(row.task for row in found))
+    return sorted(found, key=lambda row: tasks.index(row.task))
 
 
 def table(names: Sequence[str], found: Sequence[Row]) -> str:

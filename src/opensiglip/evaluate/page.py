@@ -53,7 +53,9 @@ def write(out: Path, results: dict[str, Any], found: dict[str, Findings], tasks:
         for name, findings in found.items()
     }
     page = template.render(results=results, tasks=shown, style=style(), scenes=results["data"].startswith("scenes"))
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    figures = {name: some for name, some in results.items() if name != "values"}
+    values = json.dumps(results["values"], allow_nan=False)  # thousands of numbers: on one line
+    text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)[:-2] + f',\n  "values": {values}\n}}'
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(text + "\n", encoding="utf-8", errors="replace")

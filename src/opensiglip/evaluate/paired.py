@@ -8,9 +8,18 @@ VALUES, DRAWS = "_values", 1000
 
 
 def apart(figures: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A task's figures without what their means are taken over, and that, by figure, for those that stand on top."""
-    values = {name.removesuffix(VALUES): some for name, some in figures.items() if name.endswith(VALUES)}
+    """A task's figures without what their means are taken over; and that, by figure."""
+    values = {name.removesuffix(VALUES): some for name, some in flat(figures).items() if name.endswith(VALUES)}
     return _without(figures), values
+
+
+def flat(figures: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Every figure, those of a part named after it: {"image": {"knn": 1}} is {"image: knn": 1}."""
+    found: dict[str, Any] = {}
+    for name, some in figures.items():
+        nested = isinstance(some, dict) and not name.endswith(VALUES)
+        found |= flat(some, f"{above}{name}: ") if nested else {above + name: some}
+    return found
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, float] | None:
