@@ -271,7 +271,8 @@ def test_the_same_figures_are_taken_while_training(trained: Path) -> None:
         (["RUN", "--data", "scenes", "--split", "dusk"], "dusk"),
         (["RUN", "--data", "scenes", "--count", "0"], "at least 1"),
         (["timm:nowhere", "--data", "scenes"], "can't be loaded"),
-        (["open_clip:nowhere", "--data", "scenes"], "can't be loaded"),
+        (["open_clip:nowhere:x", "--data", "scenes"], "can't be loaded"),
+        (["open_clip:ViT-B-32", "--data", "scenes"], "names no weights"),
     ],
 )
 def test_what_can_not_be_judged_is_said_in_a_sentence(

@@ -52,7 +52,10 @@ def from_open_clip(rest: str) -> Subject:
         from open_clip.transformer import VisionTransformer
     except ImportError:
         raise UserError("open_clip: models need open_clip; `pip install open-clip-torch`.") from None
-    name, _, weights = rest.partition(":")
+    whole = rest.startswith(("hf-hub:", "local-dir:"))  # names with a colon of their own
+    name, _, weights = (rest, "", "") if whole else rest.partition(":")
+    if not weights and not whole:
+        raise UserError(f"open_clip:{rest} names no weights; write open_clip:NAME:PRETRAINED, or a file of weights.")
     device = best_device()
     try:
         model = open_clip.create_model(name, pretrained=weights or None, device=device).eval()

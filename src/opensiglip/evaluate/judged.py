@@ -1,13 +1,18 @@
 """Held-out examples as a model sees them, encoded once for all tasks."""
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.fields import Frame
 from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 
@@ -37,14 +42,9 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
     kept: list[Tensor] = []
     pooled: list[Tensor] = []
     with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet) as bar:
-        for some in batches(readable(source, count)):
-            framed = []
-            for example in some:
-                image, regions = subject.frame.apply(example, None)
-                size = (example.image.shape[2], example.image.shape[1])
-                framed.append(replace(example, image=image, regions=regions, extras=example.extras | {"size": size}))
-            features = subject.see(torch.stack([example.image for example in framed]))
-            examples += framed
+        for some in batches(framed(source, subject.frame, count)):
+            features = subject.see(torch.stack([example.image for example in some]))
+            examples += some
             kept.append(features.tokens if tokens else features.tokens[:, :0])
             if features.pooled is not None:
                 pooled.append(features.pooled)
@@ -52,6 +52,32 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
     if not examples:
         raise UserError(f"{source.name} has no example that can be read; `opensiglip data show` says why.")
     return Judged(examples, torch.cat(kept), torch.cat(pooled) if pooled else None)
+
+
+def framed(source: Source, frame: Frame, count: int) -> Iterator[Example]:
+    """The first `count` readable examples in the frame, in order; threads read ahead while the model encodes."""
+
+    def read(index: int) -> Example | None:
+        try:
+            example = source.example(index)
+        except BrokenExample:
+            return None
+        image, regions = frame.apply(example, None)
+        size = (example.image.shape[2], example.image.shape[1])
+        return replace(example, image=image, regions=regions, extras=example.extras | {"size": size})
+
+    indices = iter(range(len(source)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ahead = deque(pool.submit(read, index) for index in islice(indices, min(count, 2 * BATCH)))
+        found = 0
+        while ahead and found < count:
+            example = ahead.popleft().result()
+            ahead.extend(pool.submit(read, index) for index in islice(indices, 1))
+            if example is not None:
+                found += 1
+                yield example
+        for future in ahead:
+            future.cancel()
 
 
 def readable(source: Source, count: int) -> Iterator[Example]:

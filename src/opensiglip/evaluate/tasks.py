@@ -69,7 +69,8 @@ def evaluate(
             training = open_source(data, split="train", languages=languages, pixels=side)
         except UserError:  # a folder of nothing but held-out rows: probes say so themselves
             training = None
-    context = Context(training, None if languages in (None, ["all"]) else tuple(languages), seed, train_count, quiet)
+    spoken = None if languages is None or "all" in languages else tuple(languages)
+    context = Context(training, spoken, seed, train_count, quiet)
     judged = look(subject, source, count, quiet=quiet)
     found, left_out = judge(subject, judged, wanted, context)
     if not found:
