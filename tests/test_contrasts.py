@@ -84,11 +84,12 @@ def test_the_texts_differ_and_only_the_first_is_the_scenes_caption() -> None:
 def test_a_drawing_that_takes_anothers_place_stands_nowhere_in_the_scene() -> None:
     for example in told():
         scene, _ = example.extras["told"]
-        names = {placed.names["en"] for placed in scene}
-        (pair,) = contrasts(example, strangers(), ["en"], 3)[-1:]
+        codes = {placed.code for placed in scene}
+        (pair,) = contrasts(example, strangers(), ["ja"], 3)[-1:]  # where two of a thing have the name of one
         assert pair.kind == "replace object"
-        gone = [name for name in names if name in pair.caption and name not in pair.negative]
-        assert gone, "a name of the scene has left the caption"
+        new = {placed.code for placed in strangers() if placed.names["ja"] in pair.negative}
+        assert new - codes, "a name has come"
+        assert any(placed.names["ja"] not in pair.negative for placed in scene), "and one has gone"
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> None:
