@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.evaluate.base import Context, Impossible, some_of_both
-from opensiglip.evaluate.depth import patch_mean
 from opensiglip.evaluate.dense import most_frequent
+from opensiglip.evaluate.depth import patch_mean
 from opensiglip.evaluate.judged import Judged, look
 from opensiglip.evaluate.labels import canonical, class_embeddings, class_name, label, templates, things
 from opensiglip.evaluate.openvocab import openvocab

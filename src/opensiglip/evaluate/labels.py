@@ -58,7 +58,11 @@ def things(example: Example) -> list[Thing]:
         shown = torch.from_numpy(masks)
     else:
         known = [(_names(one.get("label")), one.get("polygons")) for one in masks if isinstance(one, dict)]
-        drawn = [(name, _paint(polygons, example.extras["size"])) for name, polygons in known if name and isinstance(polygons, list)]
+        drawn = [
+            (name, _paint(polygons, example.extras["size"]))
+            for name, polygons in known
+            if name and isinstance(polygons, list)
+        ]
         if not drawn:
             return []
         names, shown = [name for name, _ in drawn], torch.stack([mask for _, mask in drawn])

@@ -94,8 +94,8 @@ class Subject:
             boxes,
             tuple(tasks),
             tuple(languages),
-            float(model.logit_scale.exp()) if has_text else None,
-            float(model.logit_bias) if has_text else None,
+            float(model.logit_scale.detach().exp()) if has_text else None,
+            float(model.logit_bias.detach()) if has_text else None,
         )
 
     @property
