@@ -23,7 +23,7 @@ MAY = {
     "data.show": {"data", "drawing", "errors"},
     "objectives": {"objectives", "types", "fused", "losses", "models"},
     "recipes": {"recipes", "data", "models", "objectives", "errors"},
-    "decoding": {"data", "models", "types", "errors"},
+    "decoding": {"decoding", "data", "models", "types", "errors"},
     "train.optimizer": {"models"},
     "evaluate": {
         "evaluate",

@@ -1,14 +1,20 @@
 """Contrasts: the caption is true of the scene by its boxes, the negative is not."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from opensiglip.data.example import Box, Caption, Example
-from opensiglip.data.phrases import Placed, Plan, part_of_image
+from opensiglip.data.phrases import Clause, Placed, Plan, part_of_image
 from opensiglip.data.scenes import open_scenes
+from opensiglip.data.sources import open_source
+from opensiglip.errors import UserError
 from opensiglip.evaluate.contrasts import Contrast, contrasts, negatives
 
 SIDE = 64
@@ -39,7 +45,7 @@ def holds(place: str, box: Box, other: Box) -> bool:
     return {"left": x < u, "right": x > u, "above": y < v, "below": y > v}[place]
 
 
-def clauses() -> Iterator[tuple[list[Placed], Plan, str, object, object]]:
+def clauses() -> Iterator[tuple[list[Placed], Plan, str, Clause, Clause]]:
     for example in told():
         scene, plan = example.extras["told"]
         for kind, clause, other in negatives(plan):
@@ -78,11 +84,12 @@ def test_the_texts_differ_and_only_the_first_is_the_scenes_caption() -> None:
 def test_a_drawing_that_takes_anothers_place_stands_nowhere_in_the_scene() -> None:
     for example in told():
         scene, _ = example.extras["told"]
-        names = {placed.names["en"] for placed in scene}
-        (pair,) = contrasts(example, strangers(), ["en"], 3)[-1:]
+        codes = {placed.code for placed in scene}
+        (pair,) = contrasts(example, strangers(), ["ja"], 3)[-1:]  # where two of a thing have the name of one
         assert pair.kind == "replace object"
-        gone = [name for name in names if name in pair.caption and name not in pair.negative]
-        assert gone, "a name of the scene has left the caption"
+        new = {placed.code for placed in strangers() if placed.names["ja"] in pair.negative}
+        assert new - codes, "a name has come"
+        assert any(placed.names["ja"] not in pair.negative for placed in scene), "and one has gone"
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> None:
@@ -95,3 +102,46 @@ def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> No
 def test_a_row_of_a_folder_names_its_own(negative: object, count: int) -> None:
     example = Example(told()[0].image, (Caption("a red box"),), extras={"negative_caption": negative})
     assert contrasts(example, [], ["en"], 0) == [Contrast("pairs", "a red box", "a green box")] * count
+
+
+def sugar_crepe(folder: Path, **changes: Any) -> str:
+    """A file of two pairs, of which `changes` go into the first, with the images that they name."""
+    (folder / "images").mkdir()
+    for name in ("1.png", "images/2.png"):
+        Image.new("RGB", (20, 10), "red").save(folder / name)
+    pairs = [
+        {"filename": f"{number}.png", "caption": "a red box", "negative_caption": "a green box"} for number in (1, 2)
+    ]
+    (folder / "add_att.json").write_text(json.dumps({str(n): pair for n, pair in enumerate([pairs[0] | changes, pairs[1]])}))
+    return str(folder / "add_att.json")
+
+
+def test_sugar_crepes_files_are_sources(tmp_path: Path) -> None:
+    source = open_source(sugar_crepe(tmp_path), split="val")
+    examples = [source.example(index) for index in range(len(source))]
+    assert [tuple(example.image.shape) for example in examples] == [(3, 10, 20)] * 2
+    assert contrasts(examples[1], [], ["en"], 0) == [Contrast("add_att", "a red box", "a green box")]
+    with pytest.raises(UserError, match="test set"):
+        open_source(source.name, split="train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"filename": "../1.png"}, "path leaves the folder"),
+        ({"filename": "/etc/hostname"}, "path leaves the folder"),
+        ({"filename": "7.png"}, "image file is missing"),
+        ({"caption": 7}, "no caption or no negative_caption"),
+        ({"negative_caption": " "}, "no caption or no negative_caption"),
+    ],
+)
+def test_a_pair_that_can_not_be_used_is_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    source = open_source(sugar_crepe(tmp_path, **changes), split="val")
+    assert len(source) == 1 and source.skipped == {reason: 1}
+
+
+@pytest.mark.parametrize("text", ["7", "{", '{"0": 3}', "[" * 100_000])
+def test_a_file_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(UserError):
+        open_source(str(tmp_path / "pairs.json"), split="val")

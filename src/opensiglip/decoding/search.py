@@ -97,7 +97,7 @@ def beam(
         logits = decoder.vocabulary(hidden).float().log_softmax(-1).unflatten(0, sums.shape)
         ways = (sums[..., None] + logits).flatten(1)  # [images, texts * V]
         before = sums.shape[1]
-        # At most `width` of twice as many end here, so that enough go on.
+        # Each text has one way to end, so of twice `width` ways `width` go on.
         top, place = ways.topk(min(2 * width, ways.shape[1]), 1)
         row, token = place // logits.shape[-1], place % logits.shape[-1]
         longer = torch.cat([texts.gather(1, row[..., None].expand(-1, -1, size - 1)), token[..., None]], 2)
@@ -115,7 +115,8 @@ def beam(
         keep = torch.tensor(kept, device=device)
         sums, order = going.values[keep], going.indices[keep]
         texts = longer[keep].gather(1, order[..., None].expand(-1, -1, size))
-        cache, live = cache.take((keep[:, None] * before + row[keep].gather(1, order)).flatten()), [live[at] for at in kept]
+        cache = cache.take((keep[:, None] * before + row[keep].gather(1, order)).flatten())
+        live = [live[at] for at in kept]
         starts = torch.tensor([len(prefixes[image]) + size for image in live], device=device)
         last = texts[..., -1].flatten()[:, None]
         hidden = decoder.extend(last, starts.repeat_interleave(sums.shape[1]), cache)[:, 0]
