@@ -55,7 +55,7 @@ def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Finding
             group["lr"] = LR * rate(step, STEPS, STEPS // 20)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     if not any(losses):
         raise Impossible("no training example has a caption or a region to learn from")
     probe = replace(subject, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=TASKS, text=None)

@@ -51,7 +51,7 @@ def label(example: Example) -> Names | None:
 def things(example: Example) -> list[Thing]:
     """The masks of an example that `look` put into a square."""
     masks, side = example.extras.get("masks"), example.image.shape[-1]
-    if masks is None:
+    if not isinstance(masks, np.ndarray | list):
         return []
     if isinstance(masks, np.ndarray):  # of scenes
         names = [drawing_names()[code] for code in example.extras["drawings"]]
