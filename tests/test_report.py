@@ -283,9 +283,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         return answers
 
     monkeypatch.setattr(pictures, "greedy", oracle)
-    for picture, example in zip(
-        answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True
-    ):
+    for picture, example in zip(answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True):
         assert picture.caption == example.captions[0].text.lower()
         assert picture.named == picture.phrase.lower()
         assert picture.overlap is not None and picture.overlap > 0.9

@@ -141,17 +141,11 @@ def test_timm_is_vision_only(tmp_path: Path) -> None:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
     torch.manual_seed(0)
-    config = TimmWrapperConfig.from_dict(
-        {
-            "architecture": "vit_tiny_patch16_224",
-            "model_args": {"img_size": 32, "depth": 2},
-            "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
-        }
-    )
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 2})
     model = TimmWrapperModel(config).eval()
     model.save_pretrained(tmp_path)
     subject = Subject.load(f"timm:{tmp_path}")
-    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+    mean, std = (torch.tensor(model.timm_model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         pooled = model.timm_model((pixels() / 255 - mean) / std)
     seen = subject.see(pixels())

@@ -67,7 +67,7 @@ class Context:
 
     def bar(self, items: Iterable[Item], words: str, total: int | None = None) -> Iterable[Item]:
         """The items, with a progress bar."""
-        return tqdm(items, desc=words, total=total, leave=False, disable=self.quiet)
+        return tqdm(items, desc=words, total=total, leave=False, disable=self.quiet or None)
 
 
 Task = Callable[[Subject, Judged, Context], Findings]

@@ -28,7 +28,7 @@ def command(
     Args:
         model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
-        tasks: all, or names with commas between: retrieval, zeroshot, grounding,
+        tasks: all (but decoder_probe, which trains), or names with commas between: retrieval, zeroshot, grounding,
             grounded_captioning, captioning, compositionality, probes, openvocab, decoder_probe.
         out: folder for evaluation.json and evaluation.html.
         split: val, test or train; scenes also have val_drawings.

@@ -48,7 +48,9 @@ def segmentation_probe(subject: Subject, judged: Judged, context: Context) -> Fi
     for place in context.bar(asked, "segmentation", len(asked)):
         example = judged.examples[place]
         true = class_map(example, order)
-        logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T.unflatten(1, (grid, grid))  # [C, g, g]
+        logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T.unflatten(
+            1, (grid, grid)
+        )  # [C, g, g]
         found = F.interpolate(logits[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))

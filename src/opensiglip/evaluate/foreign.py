@@ -1,4 +1,4 @@
-"""Other people's models as subjects: transformers, open_clip, timm. A prefix of the spec says which library reads it."""
+"""Other people's models as subjects: transformers, open_clip, timm; a prefix of the spec says which reads it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -42,7 +42,9 @@ def from_transformers(name: str) -> Subject:
         return _siglip(host, name)
     if isinstance(host, SiglipVisionModel | Siglip2VisionModel):
         return Subject(name, _frame(host), host.device, autocast_on(host.device), Vision(host))
-    raise UserError(f"{name} is a {type(host).__name__}; of transformers' models Siglip, Siglip2 and CLIP can be judged.")
+    raise UserError(
+        f"{name} is a {type(host).__name__}; of transformers' models Siglip, Siglip2 and CLIP can be judged."
+    )
 
 
 def from_open_clip(rest: str) -> Subject:
@@ -85,8 +87,8 @@ def from_open_clip(rest: str) -> Subject:
         see,
         lambda texts: model.encode_text(tokenizer(list(texts)).to(device)),
         (lambda tokens: tokens @ visual.proj) if isinstance(visual, VisionTransformer) else None,
-        scale=float(model.logit_scale.exp()),
-        bias=None if bias is None else float(bias),
+        scale=float(model.logit_scale.detach().exp()),
+        bias=None if bias is None else float(bias.detach()),
     )
 
 
@@ -99,8 +101,9 @@ def from_timm(name: str) -> Subject:
         features = inner.forward_features(((pixels + 1) / 2 - tower.mean) / tower.std)
         return Features(inner.forward_head(features, pre_logits=True), features[:, tower.prefix :])
 
-    device = tower.mean.device
-    return Subject(f"timm:{name}", Frame(inner.pretrained_cfg["input_size"][-1]), device, autocast_on(device), see)
+    device, settings = tower.mean.device, tower.tower.config.model_args or {}
+    side = settings.get("img_size") or inner.pretrained_cfg["input_size"][-1]
+    return Subject(f"timm:{name}", Frame(side), device, autocast_on(device), see)
 
 
 LOADERS: dict[str, Callable[[str], Subject]] = {"open_clip": from_open_clip, "timm": from_timm}
@@ -125,15 +128,16 @@ def _siglip(host: SiglipModel | Siglip2Model, name: str) -> Subject:
         vision,
         read,
         partial(each_alone, vision),
-        scale=float(host.logit_scale.exp()),
-        bias=float(host.logit_bias),
+        scale=float(host.logit_scale.detach().exp()),
+        bias=float(host.logit_bias.detach()),
     )
 
 
 def _clip(host: CLIPModel, name: str) -> Subject:
     processor, tokenizer = AutoImageProcessor.from_pretrained(name), _tokenizer(name)
     mean, std = (
-        torch.tensor(value, device=host.device).view(1, 3, 1, 1) for value in (processor.image_mean, processor.image_std)
+        torch.tensor(value, device=host.device).view(1, 3, 1, 1)
+        for value in (processor.image_mean, processor.image_std)
     )
 
     def see(pixels: Tensor) -> Features:
@@ -153,7 +157,7 @@ def _clip(host: CLIPModel, name: str) -> Subject:
         see,
         read,
         host.visual_projection,  # patches go the class token's way
-        scale=float(host.logit_scale.exp()),
+        scale=float(host.logit_scale.detach().exp()),
     )
 
 

@@ -41,7 +41,7 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
     examples: list[Example] = []
     kept: list[Tensor] = []
     pooled: list[Tensor] = []
-    with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet) as bar:
+    with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet or None) as bar:
         for some in batches(framed(source, subject.frame, count)):
             features = subject.see(torch.stack([example.image for example in some]))
             examples += some

@@ -51,14 +51,18 @@ def label(example: Example) -> Names | None:
 def things(example: Example) -> list[Thing]:
     """The masks of an example that `look` put into a square."""
     masks, side = example.extras.get("masks"), example.image.shape[-1]
-    if masks is None:
+    if not isinstance(masks, np.ndarray | list):
         return []
     if isinstance(masks, np.ndarray):  # of scenes
         names = [drawing_names()[code] for code in example.extras["drawings"]]
         shown = torch.from_numpy(masks)
     else:
         known = [(_names(one.get("label")), one.get("polygons")) for one in masks if isinstance(one, dict)]
-        drawn = [(name, _paint(polygons, example.extras["size"])) for name, polygons in known if name and isinstance(polygons, list)]
+        drawn = [
+            (name, _paint(polygons, example.extras["size"]))
+            for name, polygons in known
+            if name and isinstance(polygons, list)
+        ]
         if not drawn:
             return []
         names, shown = [name for name, _ in drawn], torch.stack([mask for _, mask in drawn])

@@ -39,7 +39,9 @@ def measured(
     drawn = rng.integers(len(totals), size=(DRAWS, len(totals)))
     means = totals[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    behind = {"scores": scores.tolist(), "clusters": list(clusters)} | ({} if weights is None else {"weights": weight.tolist()})
+    behind = {"scores": scores.tolist(), "clusters": list(clusters)} | (
+        {} if weights is None else {"weights": weight.tolist()}
+    )
     return {
         name: float(np.average(scores, weights=weight)),
         f"{name}_ci95": [float(low), float(high)],

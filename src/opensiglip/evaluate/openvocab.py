@@ -94,7 +94,9 @@ def segmentation(subject: Subject, judged: Judged, context: Context) -> tuple[di
     masked = {place: some for place, example in enumerate(judged.examples) if (some := things(example))}
     known = {key(thing.names): thing.names for some in masked.values() for thing in some}
     order = {name: number for number, name in enumerate(sorted(known))}
-    spoken = [code for code in context.languages or judged.languages or ("en",) if all(code in n for n in known.values())]
+    spoken = [
+        code for code in context.languages or judged.languages or ("en",) if all(code in n for n in known.values())
+    ]
     if not masked or not spoken:
         return {}, []
     names = [str(class_name(known[name], spoken[0])) for name in order]

@@ -72,9 +72,7 @@ def _recalls(rows: dict[str, list[tuple[int, int, str]]]) -> dict[str, Any]:
         share = {language: 1 / spoken.count(language) for language in set(spoken)}
         for depth in DEPTHS:
             hits = [rank < depth for rank, _, _ in some]
-            said |= measured(
-                f"{way}_r{depth}", hits, [image for _, image, _ in some], [share[code] for code in spoken]
-            )
+            said |= measured(f"{way}_r{depth}", hits, [image for _, image, _ in some], [share[code] for code in spoken])
     return said
 
 

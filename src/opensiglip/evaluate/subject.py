@@ -175,6 +175,6 @@ def _read(model: Model, pipeline: TextPipeline, texts: Sequence[str]) -> Tensor:
 
 
 def each_alone(vision: Vision, tokens: Tensor) -> Tensor:
-    """Tokens [B, N, D] -> [B, N, D]: what the MAP head says of each patch when it is all there is to attend to (ours)."""
+    """Tokens [B, N, D] -> [B, N, D]: what the MAP head says of a patch when it is all there is to attend to (ours)."""
     alone = tokens.flatten(0, 1)[:, None]
     return torch.cat([vision.pool(some) for some in alone.split(PATCHES)]).unflatten(0, tokens.shape[:2])

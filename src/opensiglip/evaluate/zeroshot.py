@@ -100,7 +100,7 @@ def name_likelihoods(subject: Subject, tokens: Tensor, names: Sequence[str]) -> 
 
 def accuracies(name: str, scores: Tensor, truths: Tensor) -> dict[str, Any]:
     """{name: top-1, name_top5: top-5} with intervals; scores [E, C], truths [E]."""
-    nearest = scores.nan_to_num(nan=-torch.inf).argsort(1, descending=True, stable=True)[:, :5]
+    nearest = scores.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)[:, :5]
     hits = nearest == truths[:, None]
     return {
         **measured(name, hits[:, 0].tolist(), range(len(hits))),

@@ -1,13 +1,12 @@
 """Held-out pictures: what the model says and finds, beside what is true."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 
 from opensiglip.data.captions import Ids, caption_prefix, grounded_prefix, referring_prefix
-from opensiglip.data.example import Box, Caption, Example, Region, Source
+from opensiglip.data.example import Caption, Example, Region, Source
 from opensiglip.decoding import BoxGrammar, greedy
 from opensiglip.drawing import PREDICTED, TRUE, as_uri
 from opensiglip.evaluate.judged import Judged, look
