@@ -112,7 +112,9 @@ def sugar_crepe(folder: Path, **changes: Any) -> str:
     pairs = [
         {"filename": f"{number}.png", "caption": "a red box", "negative_caption": "a green box"} for number in (1, 2)
     ]
-    (folder / "add_att.json").write_text(json.dumps({str(n): pair for n, pair in enumerate([pairs[0] | changes, pairs[1]])}))
+    (folder / "add_att.json").write_text(
+        json.dumps({str(n): pair for n, pair in enumerate([pairs[0] | changes, pairs[1]])})
+    )
     return str(folder / "add_att.json")
 
 

@@ -182,7 +182,8 @@ def test_a_wide_beam_finds_the_best_of_all_texts_and_the_narrowest_none_worse_th
         expected = max(scores, key=lambda text: scores[text])
         assert best[row] == tuple(token for token in expected if token != pipeline.policy.eos_id)
         greedily, narrowly = (
-            scores[text if len(text) == length else (*text, pipeline.policy.eos_id)] for text in (first[row], narrow[row])
+            scores[text if len(text) == length else (*text, pipeline.policy.eos_id)]
+            for text in (first[row], narrow[row])
         )
         assert greedily <= narrowly <= scores[expected]
 

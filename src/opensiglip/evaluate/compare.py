@@ -43,7 +43,9 @@ def compare(
     stored = [find(model) for model in models]
     missing = [model for model, path in zip(models, stored, strict=True) if path is None]
     if missing and data is None:
-        raise UserError(f"{missing[0]} holds no {RESULTS}; give --data to judge it now, or run `opensiglip eval` first.")
+        raise UserError(
+            f"{missing[0]} holds no {RESULTS}; give --data to judge it now, or run `opensiglip eval` first."
+        )
     results = [
         tidy(evaluate(model, str(data), tasks, **settings)) if path is None else read(path)
         for model, path in zip(models, stored, strict=True)
@@ -72,7 +74,9 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("it is too large")
         return tidy(json.loads(path.read_text(encoding="utf-8")))
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`.") from error
+        raise UserError(
+            f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`."
+        ) from error
 
 
 def tidy(stored: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +116,8 @@ def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 continue
             paired = None if behind[0] is None or some is None else difference(behind[0], some)
             differences.append([value - values[0]] if paired is None else list(paired))
-        found.append(Row(*key, values, [interval for _, interval in said], differences))
+        task, name = key
+        found.append(Row(task, name, values, [interval for _, interval in said], differences))
     tasks = list(dict.fromkeys(row.task for row in found))
     return sorted(found, key=lambda row: tasks.index(row.task))
 

@@ -20,10 +20,10 @@ ELSEWHERE = 200  # drawings, the first met, of which one takes another's place
 def compositionality(subject: Subject, judged: Judged, context: Context) -> Findings:
     """SugarCrepe's question: of a caption and its hard negative, which does the model score higher?
 
-    By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes.md
+    By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes
     2.8: right if score(positive) > score(negative), so a tie is wrong), always beside the same decoder blind: on sets
-    like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth (evaluate/contrasts.py); rows of
-    a folder name theirs as `negative_caption`. Chance is one half. Intervals: bootstrap over images.
+    like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth (evaluate/contrasts.py); rows
+    of a folder name theirs as `negative_caption`. Chance is one half. Intervals: bootstrap over images.
     """
     if not subject.has_text and not subject.has_decoder:
         raise Impossible("the model has neither a text tower nor a decoder")
@@ -67,7 +67,9 @@ def compositionality(subject: Subject, judged: Judged, context: Context) -> Find
 def _by_similarity(subject: Subject, judged: Judged, pairs: Sequence[tuple[int, Contrast]]) -> dict[str, list[float]]:
     if not subject.has_text or judged.pooled is None:
         return {}
-    images = F.normalize(judged.pooled, dim=-1)[torch.tensor([place for place, _ in pairs], device=judged.pooled.device)]
+    images = F.normalize(judged.pooled, dim=-1)[
+        torch.tensor([place for place, _ in pairs], device=judged.pooled.device)
+    ]
     true, false = (subject.read([getattr(p, side) for _, p in pairs]) for side in ("caption", "negative"))
     return {"similarity": (images * (true - false)).sum(-1).tolist()}
 
@@ -77,9 +79,7 @@ def _by_likelihood(subject: Subject, judged: Judged, pairs: Sequence[tuple[int, 
     if decoder is None or pipeline is None or "cap" not in subject.tasks:
         return {}
     prefix = caption_prefix(pipeline, subject.tasks)
-    texts = [
-        (place, target(pipeline, prefix, text)) for place, pair in pairs for text in (pair.caption, pair.negative)
-    ]
+    texts = [(place, target(pipeline, prefix, text)) for place, pair in pairs for text in (pair.caption, pair.negative)]
     margins = {}
     for way, score in (("likelihood", likelihoods), ("blind_likelihood", blind_likelihoods)):
         with subject.autocast():

@@ -94,9 +94,7 @@ def find(
         prefixes = [referring_prefix(pipeline, phrase) for phrase in phrases[at : at + 4 * BATCH]]
         images, owners = torch.tensor(here, device=judged.tokens.device).unique(return_inverse=True)
         with subject.autocast():
-            answers = greedy(
-                decoder, judged.tokens[images], prefixes, pipeline, grammar, owners=owners.tolist()
-            )
+            answers = greedy(decoder, judged.tokens[images], prefixes, pipeline, grammar, owners=owners.tolist())
         found += [boxes.read(pipeline.text(answer), side, side) for answer in answers]
     return found
 
