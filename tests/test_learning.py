@@ -16,7 +16,7 @@ from opensiglip.data.fields import Visit
 from opensiglip.data.loader import Plan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import BoxGrammar, greedy
-from opensiglip.evaluate.held_out import overlap
+from opensiglip.evaluate.metrics import overlap
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Shape
 from opensiglip.objectives.base import Encoded

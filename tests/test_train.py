@@ -46,7 +46,7 @@ def without_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model")
+        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model", "stages")
     }
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert (out / "model" / "model.safetensors").is_file()
@@ -122,7 +122,7 @@ def test_the_summary_says_what_happened(out: Path) -> None:
     assert summary["losses"]["loss"]["first"] == rows[0]["loss"]
     assert summary["losses"]["loss"]["last"] == pytest.approx(sum(row["loss"] for row in rows) / STEPS)
     assert summary["held_out"]["examples"] == 4
-    assert set(summary["held_out"]) >= {"referring", "retrieval"}
+    assert set(summary["held_out"]) >= {"grounding", "retrieval"}
     assert summary["command"] == json.loads((out / "config.json").read_text())["command"]
 
 

@@ -51,7 +51,8 @@ class Scenes(Source):
         return self.spec.count if self.split == "train" else HELD_OUT_SCENES
 
     def example(self, index: int, language: str | None = None) -> Example:
-        """Scene `index`; extras `drawings`, code points; without `language` also `masks`, bool [n, H, W], what shows.
+        """Scene `index`; extras `drawings`, code points; without `language` also `masks`, bool [n, H, W], what shows,
+        and `told`, the drawings in their places with the plan of what is said of them.
 
         Boxes are tight around alpha > 1/2 of a whole drawing, also where a later one covers a little of it.
         """
@@ -68,7 +69,7 @@ class Scenes(Source):
         spoken = (language,) if language in self.languages else self.languages
         extras: dict[str, Any] = {"drawings": [placed.code for placed in scene]}
         if language is None:
-            extras["masks"] = self._masks(standing, rasters)
+            extras |= {"masks": self._masks(standing, rasters), "told": (scene, said)}
         return Example(
             torch.from_numpy(canvas.astype(np.uint8)),
             tuple(Caption(render_caption(said, scene, each), each, "synthetic") for each in spoken),
