@@ -51,7 +51,9 @@ def segmentation_probe(subject: Subject, judged: Judged, context: Context) -> Fi
         example = judged.examples[place]
         true = class_map(example, order)
         logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T  # [C, N]
-        found = F.interpolate(logits.unflatten(1, (grid, grid))[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
+        found = (
+            F.interpolate(logits.unflatten(1, (grid, grid))[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
+        )
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))
         right = (found == true)[true >= 0]
