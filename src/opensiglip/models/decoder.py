@@ -58,7 +58,9 @@ class Block(nn.Module):
     def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor, seen: Tensor | None) -> Tensor:
         """`forward` on the next inputs of rows whose earlier ones, and whose image, are remembered."""
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed)
+        x = x + self.self_attention(
+            normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed
+        )
         x = x + self.cross_attention(self.norm2(x), past.image, seen)
         return x + self.think(x)
 
