@@ -69,8 +69,8 @@ def bench_decoding(
 ) -> None:
     """Boxes decoded together with what was read remembered, against the plain loop; agreement is checked first.
 
-    The peer takes one phrase after the other and reads image and text anew for each token, along the same grammar. As
-    many phrases an image as in RefCOCO (10834 on 1500 images of its split val), 256 image tokens as in the papers.
+    The peer takes one phrase after the other and reads image and text anew for each token, along the same grammar. By
+    default eight phrases an image, about as many as RefCOCO has, and 256 image tokens, as in the papers.
 
     Args:
         phrases: to find a box for.

@@ -55,10 +55,14 @@ class Block(nn.Module):
         x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen)
         return x + self.think(x)
 
-    def extend(self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor, seen: Tensor | None) -> Tensor:
+    def extend(
+        self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor, seen: Tensor | None
+    ) -> Tensor:
         """`forward` on the next inputs of rows whose earlier ones, and whose images, are remembered."""
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed)
+        x = x + self.self_attention(
+            normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed
+        )
         x = x + seats.rows(self.cross_attention(seats.images(self.norm2(x)), past.image, seen))
         return x + self.think(x)
 

@@ -15,7 +15,7 @@ class Seats(NamedTuple):
 
     image: Tensor  # [B] int64
     seat: Tensor  # [B] int64, counted from 0 for each image
-    count: int  # of images
+    size: int  # images
     most: int  # rows of an image
 
     @classmethod
@@ -29,7 +29,7 @@ class Seats(NamedTuple):
 
     def images(self, x: Tensor) -> Tensor:
         """Rows [B, R, D] -> [images, most * R, D], empty seats zero."""
-        seats = x.new_zeros(self.count, self.most, *x.shape[1:])
+        seats = x.new_zeros(self.size, self.most, *x.shape[1:])
         seats[self.image, self.seat] = x
         return seats.flatten(1, 2)
 
@@ -64,9 +64,7 @@ class Cache(NamedTuple):
     def take(self, rows: Tensor) -> "Cache":
         """Those rows [K] int64, in that order; one may stand there several times. Images that no row reads leave."""
         images, owners = self.seats.image[rows].unique(return_inverse=True)
-        every = len(images) == self.seats.count
-        layers = [
-            Past(past.image if every else past.image[:, images], past.text[:, rows]) for past in self.layers
-        ]
+        every = len(images) == self.seats.size
+        layers = [Past(past.image if every else past.image[:, images], past.text[:, rows]) for past in self.layers]
         valid = self.valid if self.valid is None or every else self.valid[images]
         return Cache(layers, Seats.of(owners), valid)
