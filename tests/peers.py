@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models import register_model
-from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
@@ -29,7 +28,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-SIDE, PATCH, LENGTH, VOCABULARY = 32, 8, 16, 64
+SIDE, PATCH, LENGTH, VOCABULARY = 32, 8, 64, 64
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
 Embed = Callable[[Tensor], Tensor]
 
@@ -151,9 +150,15 @@ def vit_tiny_patch8_siglip_32(
 def timm_siglip(folder: Path, **changes: Any) -> Peer:
     """A timm SigLIP ViT; `changes` make another ViT of it."""
     model = shaken(timm.create_model("vit_tiny_patch8_siglip_32", num_classes=0, **changes))
-    save_for_hf(model, folder, model_args=changes or None, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architecture": "vit_tiny_patch8_siglip_32"}))
+    config = {
+        "architecture": "vit_tiny_patch8_siglip_32",
+        "num_classes": 0,
+        "model_args": changes,
+        "pretrained_cfg": model.pretrained_cfg,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     return Peer(folder, lambda x: F.normalize(model(x), dim=-1))
 
 

@@ -90,7 +90,7 @@ def _push(folder: Path, name: str) -> None:
         address = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by OpenSigLIP")
     except Exception as error:  # of the hub and the network: a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--push-to-hub {name} failed ({reason}); {folder} is written and can be sent later.") from error
+        raise UserError(
+            f"--push-to-hub {name} failed ({reason}); {folder} is written and can be sent later."
+        ) from error
     print(address)
-
-

@@ -51,7 +51,9 @@ def write_onnx(folder: Path, model: Model) -> dict[str, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise UserError('--format onnx needs onnx, onnxscript and onnxruntime: pip install "opensiglip[onnx]".') from error
+        raise UserError(
+            '--format onnx needs onnx, onnxscript and onnxruntime: pip install "opensiglip[onnx]".'
+        ) from error
     side, generator = model.architecture.resolution, torch.Generator().manual_seed(0)
     pixels = torch.rand(3, 3, side, side, generator=generator) * 2 - 1
     names = ["last_hidden_state"] if model.text is None and not model.architecture.pooling else None
@@ -75,9 +77,13 @@ def write_onnx(folder: Path, model: Model) -> dict[str, Any]:
             float(np.abs(theirs - ours.numpy()).max()) / scale
             for theirs, ours, scale in zip(found, expected, scales, strict=True)
         )
-        print(f"{path.name}: onnxruntime differs by at most {worst:.1e}, on another batch size than it was exported with")
+        print(
+            f"{path.name}: onnxruntime differs by at most {worst:.1e}, on another batch size than it was exported with"
+        )
         if not worst <= TOLERANCE:
-            raise UserError(f"{path} computes something else than the model ({worst:.1e}); update onnx and onnxruntime.")
+            raise UserError(
+                f"{path} computes something else than the model ({worst:.1e}); update onnx and onnxruntime."
+            )
     if model.text is None:
         return {}
     return {"logit_scale": float(model.logit_scale.exp()), "logit_bias": float(model.logit_bias)}

@@ -1,4 +1,4 @@
-"""LoRA on the towers' encoders: learn a product of two thin matrices beside each frozen one. (arXiv:2106.09685; peft)"""
+"""LoRA: the towers learn by a product of two thin matrices beside each frozen one.    (arXiv:2106.09685; peft)"""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MATRICES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 def add(tower: nn.Module, rank: int) -> None:
-    """Freeze a tower and lay low-rank matrices beside those of its layers, at first without effect. Raises UserError."""
+    """Freeze a tower and lay thin matrices beside those of its layers, at first without effect. Raises UserError."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

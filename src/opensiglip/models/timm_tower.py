@@ -33,7 +33,7 @@ class TimmVision(nn.Module):
 
 
 def load(name: str, what: str | None = None) -> TimmWrapperModel:
-    """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError naming `what`."""
+    """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
     try:
         return TimmWrapperModel.from_pretrained(name)
     except Exception as error:  # hub, file and timm errors of a dozen types

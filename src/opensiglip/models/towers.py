@@ -53,7 +53,7 @@ class Vision(nn.Module):
         return (x + head.mlp(head.layernorm(x)))[:, 0]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Position embeddings [1, height * width, D] for that many patches, resized where the image has another size."""
+        """Position embeddings [1, height * width, D] for so many patches, resized for images of another size."""
         return resize_positions(self.tower.embeddings.position_embedding.weight, height, width)[None]
 
 

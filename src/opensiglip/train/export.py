@@ -37,9 +37,10 @@ Converted by OpenSigLIP from {{ origin }}; nothing was trained.
 ## Use
 {% if onnx %}
 `image_encoder.onnx` takes `pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% if has_text %} and
-gives `image_embeds` [B, D], `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D], both
-of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two numbers that
-`opensiglip.json` holds{% endif %}. `last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do.
+gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D];
+both are of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two
+numbers that `opensiglip.json` holds{% endif %}.
+`last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do.
 {% elif has_text %}
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -64,13 +65,13 @@ The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretr
 {% endif %}
 ## Licence
 
-OpenSigLIP is under Apache-2.0. The weights are their maker's to license, within the terms of the data{% if base %} and of
-`{{ base }}`, from which they started{% endif %}; say here which licence it is.
+OpenSigLIP is under Apache-2.0. The weights are their maker's to license, within the terms of the data{% if base %} and
+of `{{ base }}`, from which they started{% endif %}; say here which licence it is.
 
 ## Limits
 
-It knows what its data showed it, with the data's biases. {% if "scenes" in data | join %}The embedded scenes are OpenMoji
-drawings (CC BY-SA 4.0) in synthetic layouts: real artwork and real names, not photographs.{% endif %}
+It knows what its data showed it, with the data's biases. {% if "scenes" in data | join %}The embedded scenes are
+OpenMoji drawings (CC BY-SA 4.0) in synthetic layouts: real artwork and real names, not photographs.{% endif %}
 """
 
 

@@ -80,7 +80,7 @@ def train(
         recipe: a name that `opensiglip recipes` lists, or FILE.py:FUNCTION for one of your own.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
         out: the run's folder.
-        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz; its
+        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
             networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
         freeze: towers that are not trained: vision (LiT's), text or both.
         tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.

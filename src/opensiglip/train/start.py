@@ -64,14 +64,17 @@ def tokenizer_of(checkpoint: Checkpoint, recipe: Recipe, given: str | None) -> T
         return None
     found = None
     if checkpoint.text is not None and checkpoint.folder is not None:
-        found = TextPipeline.from_pretrained(checkpoint.folder, {**checkpoint.text, "length": networks.length})
+        found = TextPipeline.from_pretrained(checkpoint.folder, checkpoint.text)
     elif checkpoint.folder is not None:
-        found = text_of(checkpoint.folder, length=networks.length, vocabulary=rows, name=name)
+        found = text_of(checkpoint.folder, length=checkpoint.architecture.length, vocabulary=rows, name=name)
     if found is not None and given is not None:
         raise UserError(f"--tokenizer is not the one that the weights of {name} were trained with; leave it out.")
     if found is None and given is not None:
-        found = text_of(given, length=networks.length, vocabulary=rows, name=name)
-    return found and within(found, rows, name)
+        found = text_of(given, length=checkpoint.architecture.length, vocabulary=rows, name=name)
+    if found is None:
+        return None
+    found.tokenizer.model_max_length = networks.length
+    return within(TextPipeline(found.tokenizer, replace(found.policy, length=networks.length)), rows, name)
 
 
 def train_within(checkpoint: Checkpoint, sources: Sequence[Source], size: int, length: int, words: str) -> TextPipeline:
@@ -120,4 +123,3 @@ def slower(fitted: Fitted | None) -> set[str]:
     """The learner's parameters that `--tower-lr` slows: what the checkpoint brought of the towers."""
     names = fitted.brought if fitted else frozenset[str]()
     return {f"model.{name}" for name in names if name.startswith(("vision.", "text."))}
-

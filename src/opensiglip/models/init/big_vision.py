@@ -61,7 +61,7 @@ FUSED = ("query", "key", "value")
 def read(path: Path, name: str) -> Checkpoint:
     """The checkpoint in a .npz file. Raises UserError if it can't be read or holds neither model."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             root = "params/" if any(key.startswith("params/") for key in file.files) else ""
             arrays = {key.removeprefix(root): file[key] for key in file.files if key.startswith(root)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""`Checkpoint`: weights as `Model.state_dict()` names and lays them out, whoever made them; and where they are found."""
+"""`Checkpoint`: weights as `Model.state_dict()` names and lays them out, whoever made them; and where they lie."""
 
 import json
 from dataclasses import dataclass, field

@@ -106,7 +106,7 @@ def skeleton(variant: str, side: int, name: str) -> Architecture:
         with torch.device("meta"):
             encoder = timm.create_model(variant, num_classes=0, global_pool="map", img_size=side)
     except ImportError as error:
-        raise UserError('open_clip\'s image towers are timm\'s: pip install "opensiglip[timm]".') from error
+        raise UserError("open_clip's image towers are timm's: pip install \"opensiglip[timm]\".") from error
     except Exception as error:  # timm's errors of many types
         raise UserError(f"{name}: timm can't make its image tower {variant!r} ({error}).") from error
     networks = architecture(encoder, name)
