@@ -48,7 +48,7 @@ def write_onnx(folder: Path, model: Model) -> dict[str, Any]:
     Raises UserError where the export's libraries are missing, or onnxruntime computes something else than we do.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise UserError(

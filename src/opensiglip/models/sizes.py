@@ -110,7 +110,8 @@ def shapes(size: str) -> tuple[Shape, Shape, int]:
     if re.fullmatch(r"[1-9]\d{0,3}", patch):
         if name in SHAPES and name != "tiny":
             return SHAPES[name], SHAPES["So400m" if name == "g" else name], int(patch)
-        towers = [Shape(*map(int, part.split("x"))) for part in name.split("+") if SPELLED.fullmatch(part)]
+        parts = [[int(number) for number in part.split("x")] for part in name.split("+") if SPELLED.fullmatch(part)]
+        towers = [Shape(width, depth, mlp, heads) for width, depth, mlp, heads in parts]
         if len(towers) == 1 + name.count("+") <= 2 and all(tower.width % tower.heads == 0 for tower in towers):
             return towers[0], towers[-1], int(patch)
     raise UserError(f"--size {size!r} is unknown; sizes are {', '.join(SIZES)}, or WIDTHxDEPTHxMLPxHEADS/PATCH.")

@@ -76,5 +76,5 @@ def _shape(part: Any, name: str) -> Shape:
         int(part.intermediate_size),
         int(part.num_attention_heads),
         part.hidden_act,
-        f"{name}",
+        name,
     )

@@ -80,6 +80,6 @@ def architecture(config: dict[str, Any], name: str) -> Architecture:
         int(width * float(text.get("mlp_ratio", 4.0))),
         int(text["heads"]),
         "gelu_pytorch_tanh" if tanh else "gelu",
-        f"{name}",
+        name,
     )
     return Architecture(tower.resolution, tower.patch, int(text["context_length"]), tower.vision, language)

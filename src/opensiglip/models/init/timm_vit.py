@@ -84,16 +84,17 @@ def architecture(encoder: Any, name: str) -> Architecture | None:
     (height, width), patch = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
     if height != width:
         return None
-    act = first.mlp.act
+    act, up = first.mlp.act, first.mlp.fc1
+    assert isinstance(up, nn.Linear)
     exact = isinstance(act, nn.GELU) and act.approximate == "none"
     activation = "gelu" if exact else "gelu_pytorch_tanh" if "GELU" in type(act).__name__.upper() else repr(act)
     tower = shape(
         encoder.embed_dim,
         len(encoder.blocks),
-        first.mlp.fc1.out_features,
+        up.out_features,
         first.attn.num_heads,
         activation,
-        f"{name}",
+        name,
     )
     return Architecture(resolution=height * patch, patch=patch, length=64, vision=tower, pooling=pool is not None)
 
