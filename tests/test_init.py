@@ -365,17 +365,17 @@ def test_towers_learn_at_their_share_of_the_rate(peer_of: dict[str, Peer], folde
 
 
 def test_lora_moves_the_towers_layers_alone_and_is_merged(
-    peer_of: dict[str, Peer], folder: str, tmp_path: Path
+    peer_of: dict[str, Peer], recipe: str, folder: str, tmp_path: Path
 ) -> None:
     peer = peer_of["transformers SigLIP 2"]
-    after = begin(peer.folder, folder, tmp_path, "siglip", lora=2, lr=1e-2, steps=3)
+    after = begin(peer.folder, folder, tmp_path, recipe, lora=2, lr=1e-2, steps=5)  # the teacher's terms at step 4
     before = read(peer.folder).state
-    assert after.keys() == before.keys(), "nothing of peft is left"
+    assert {n for n in after if not n.startswith("decoder.")} == before.keys(), "nothing of peft is left"
+    assert load_file(tmp_path / "stages" / "step-00000004.safetensors").keys() == after.keys()
     went = moved(before, after) - {"logit_scale", "logit_bias"}
     assert went and all(".encoder.layers." in name and name.endswith("weight") for name in went)
     assert all(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= 2 for name in went)
-    again = begin(peer.folder, folder, tmp_path / "two", "siglip", lora=2, lr=1e-2, steps=3, save_every=1)
-    assert not moved(after, again)
+    assert went >= {f"{tower}.tower.encoder.layers.1.mlp.fc2.weight" for tower in ("vision", "text")}
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def merge(outer: Callable[..., Any], inner: Callable[..., Any], types: dict[str,
     ]
     inside, outside = (docstring_parser.parse(f.__doc__ or "") for f in (inner, outer))
     text = [inside.short_description or "", "", "Args:"]
-    text += [f"    {p.arg_name}: {p.description}" for p in [*outside.params, *inside.params]]
+    text += [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*outside.params, *inside.params]]
     return inspect.Signature(parameters), "\n".join(text)
 
 
