@@ -86,7 +86,7 @@ def write_onnx(folder: Path, model: Model) -> dict[str, Any]:
             )
     if model.text is None:
         return {}
-    return {"logit_scale": float(model.logit_scale.exp()), "logit_bias": float(model.logit_bias)}
+    return {"logit_scale": float(model.logit_scale.detach().exp()), "logit_bias": float(model.logit_bias.detach())}
 
 
 def _write(path: Path, encoder: nn.Module, field: str, inputs: Tensor, outputs: list[str]) -> None:
