@@ -86,8 +86,10 @@ def architecture(encoder: Any, name: str) -> Architecture | None:
         return None
     act, up = first.mlp.act, first.mlp.fc1
     assert isinstance(up, nn.Linear)
-    exact = isinstance(act, nn.GELU) and act.approximate == "none"
-    activation = "gelu" if exact else "gelu_pytorch_tanh" if "GELU" in type(act).__name__.upper() else repr(act)
+    approximate = "tanh" if type(act).__name__ == "GELUTanh" else getattr(act, "approximate", None)
+    activation = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}.get(str(approximate))
+    if activation is None:
+        return None
     tower = shape(
         encoder.embed_dim,
         len(encoder.blocks),
