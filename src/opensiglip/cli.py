@@ -21,6 +21,7 @@ USAGE = """usage: opensiglip COMMAND ...
   train RECIPE --data SOURCE --out RUN    train a recipe; `opensiglip train RECIPE --help` lists its flags
   eval MODEL --data SOURCE                judge a model: retrieval, zero-shot, probes, ...; `--tasks`, `--out`
   compare MODEL MODEL ...                 models side by side, with paired intervals; `--data`, `--out`
+  export SOURCE --out DIR                 a run, or weights of another make, as a transformers folder or as ONNX
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
   bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
@@ -48,6 +49,10 @@ def run(words: list[str]) -> int:
             print(USAGE)
         case ["--version"]:
             print(__version__)
+        case ["export", *rest]:
+            from opensiglip.export.command import export
+
+            call(export, rest, "opensiglip export")
         case ["recipes", *rest]:
             call(recipes, rest, "opensiglip recipes")
         case ["data", "show", *rest]:
@@ -149,7 +154,7 @@ def merge(outer: Callable[..., Any], inner: Callable[..., Any], types: dict[str,
     ]
     inside, outside = (docstring_parser.parse(f.__doc__ or "") for f in (inner, outer))
     text = [inside.short_description or "", "", "Args:"]
-    text += [f"    {p.arg_name}: {p.description}" for p in [*outside.params, *inside.params]]
+    text += [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*outside.params, *inside.params]]
     return inspect.Signature(parameters), "\n".join(text)
 
 

@@ -9,7 +9,7 @@ from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
 from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
-from opensiglip.train.export import export
+from opensiglip.train.export import card_of, export
 from opensiglip.train.judgement import TASKS, Judgement
 from opensiglip.train.learner import Learner
 from opensiglip.train.log import read_lines
@@ -44,18 +44,9 @@ def finish(
     summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
     if judgement is not None:
         summary["held_out"] = judgement.of(subject)
-    card = {
-        "recipe": config["recipe"].rpartition(":")[2],
-        "languages": list(subject.languages),
-        "size": config["keywords"].get("size", ""),
-        "command": summary["command"],
-        "data": config["train"]["data"],
-        "steps": result["steps"],
-        "images": result["images_seen"],
-        "results": figures(summary),
-    }
-    export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
+    card = card_of(config, summary) | {"languages": list(subject.languages)}
+    export(folder / "model", model, recipe, pipeline, card)
     write_json(folder / "summary.json", summary)
     before, held_out = stages(folder / "stages", model), None if judgement is None else judgement.source
     write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out, before)
