@@ -39,7 +39,7 @@ NOTHING = "no caption, and nothing found"
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples at fixed places of a split, read and ready for the detector; the broken ones by place, with the reason."""
+    """Examples at fixed places of a split, ready for the detector; the broken ones by place, with the reason."""
 
     split: str
     examples: dict[int, Example]

@@ -35,14 +35,19 @@ class PseudoBox:
 
 
 def choose(
-    boxes: Tensor, scores: Tensor, asked: Sequence[Query], size: tuple[int, int], given: Sequence[Region], limits: Limits
+    boxes: Tensor,
+    scores: Tensor,
+    asked: Sequence[Query],
+    size: tuple[int, int],
+    given: Sequence[Region],
+    limits: Limits,
 ) -> list[PseudoBox]:
     """The boxes to keep, best first.
 
     boxes [N, 4] x1, y1, x2, y2 in pixels of an image of `size` (height, width); scores [N, Q] in 0..1 of the Q queries
-    `asked`. Of the queries that reach the threshold at a box the best is taken, categories counting CATEGORY_WEIGHT; then
-    overlapping boxes are thinned, whatever their queries. A box over one that the image came with is left out: what is
-    given is better than what is guessed.
+    `asked`. Of the queries that reach the threshold at a box the best is taken, categories counting CATEGORY_WEIGHT;
+    then overlapping boxes are thinned, whatever their queries. A box over one that the image came with is left out:
+    what is given is better than what is guessed.
     """
     if not asked or not len(boxes):
         return []
@@ -58,7 +63,9 @@ def choose(
     places = kept.nonzero()[:, 0]
     places = places[ops.nms(boxes[places], found[places], limits.overlap)[: limits.most]]
     return [
-        PseudoBox(tuple(round(edge, 2) for edge in boxes[place].tolist()), asked[best[place]], round(float(found[place]), 4))
+        PseudoBox(
+            tuple(round(edge, 2) for edge in boxes[place].tolist()), asked[best[place]], round(float(found[place]), 4)
+        )
         for place in places.tolist()
     ]
 

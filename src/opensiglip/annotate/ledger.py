@@ -17,7 +17,7 @@ Key = tuple[str, int]  # split and index in the source
 
 
 class Ledger:
-    """`metadata.jsonl` with the rows, `left_out.jsonl` with what has none and why, `annotation.json` with the settings."""
+    """`metadata.jsonl` with the rows, `left_out.jsonl` with what has none and why, `annotation.json` with settings."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Open the folder, new or begun with the same settings. Raises UserError if it holds anything else."""

@@ -1,7 +1,7 @@
 """What an open-vocabulary detector is asked for on an image: the n-grams of its texts, and a list of categories.
 
 After OWL-ST (Scaling Open-Vocabulary Object Detection, Sec. 3.1, A.2, A.3), whose boxes SigLIP 2 cites for its own. The
-word lists are ours: the paper names only examples of generic words. PaLI's categories, which LocCa took, are not public.
+word lists are ours: the paper names only examples of generic words. PaLI's categories, LocCa's, are not public.
 """
 
 import re
@@ -16,23 +16,25 @@ MAX_BYTES, MAX_CATEGORIES = 1_000_000, 5_000  # of a file of categories
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 # Words that say nothing of what is to be seen: how the picture was made, kept or sold.
-GENERIC = frozenset(
-    """background buy clipart collage com copyright download drawing facebook file free gif graphic hd http https
+GENERIC_WORDS = """
+    background buy clipart collage com copyright download drawing facebook file free gif graphic hd http https
     illustration illustrations image images img instagram jpeg jpg logo online page pdf photo photograph photographs
     photography photos pic pics picture pictures pinterest png portrait print render resolution royalty-free sale
     screenshot shutterstock stock svg thumbnail twitter unsplash untitled upload vector video view wallpaper webp www
-    youtube""".split()
-)
-STOP_WORDS = frozenset(
-    """a about above across after again against all along also am an and another any are around as at away back be
+    youtube
+"""
+COMMON_WORDS = """
+    a about above across after again against all along also am an and another any are around as at away back be
     because been before behind being below beneath beside besides between beyond both but by can could did do does doing
     down during each either else every few for from further had has have having he her here hers herself him himself his
     how i if in inside into is it it's its itself just like me more most my myself near neither next no nor not now of
     off on once one only onto or other our ours ourselves out outside over own same she should so some such than that
     that's the their theirs them themselves then there these they this those through till to together too toward towards
     under until up upon us very via was we were what when where which while who whom whose why will with within without
-    would you your yours yourself yourselves""".split()
-)
+    would you your yours yourself yourselves
+"""
+
+GENERIC, STOP_WORDS = frozenset(GENERIC_WORDS.split()), frozenset(COMMON_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def ask_for(texts: Iterable[str], categories: Iterable[str], most: int = MOST) -
 
 
 def read_categories(name: str) -> list[str]:
-    """"coco": the 80 names of COCO as torchvision has them; "none"; else a text file with a name a line.
+    """ "coco": the 80 names of COCO as torchvision has them; "none"; else a text file with a name a line.
 
     Raises UserError if there is no such file, or too much in it.
     """
@@ -85,7 +87,9 @@ def read_categories(name: str) -> list[str]:
     path = Path(name)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"--categories {name} is over {MAX_BYTES // 1_000_000} MB; give a text file, a name a line.")
+            raise UserError(
+                f"--categories {name} is over {MAX_BYTES // 1_000_000} MB; give a text file, a name a line."
+            )
         lines = path.read_text(encoding="utf-8").lower().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional
 
 from opensiglip.drawing import COLORS, draw_boxes
 from opensiglip.errors import UserError
-from opensiglip.report.features import colour_map, heat_map, pca_colours
+from opensiglip.report.features import pca_colours
 from opensiglip.use.images import read_one
+from opensiglip.use.maps import colour_map, heat_map
 from opensiglip.use.predictor import Found, Predictor, load
 from opensiglip.use.search import Index, thumbnails
 
@@ -28,7 +29,8 @@ CSS = """
 .pad img { width: 100%; pointer-events: none; }
 .pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
 """
-PAD = """${value ? `<div class="pad"><img src="${value}" alt="the image, to drag a box on"><div class="box"></div></div>`
+PAD = """${value
+? `<div class="pad"><img src="${value}" alt="the image, to drag a box on"><div class="box"></div></div>`
 : `<p>Give an image first.</p>`}"""
 
 
@@ -150,11 +152,15 @@ class Page:
     def abilities(self) -> str:
         """What this model can do, in a sentence."""
         subject = self.predictor.subject
-        can = ["classify" if subject.has_text or "cap" in subject.tasks else "", "caption" if "cap" in subject.tasks else ""]
+        can = [
+            "classify" if subject.has_text or "cap" in subject.tasks else "",
+            "caption" if "cap" in subject.tasks else "",
+        ]
         can += ["locate", "propose"] if "aref" in subject.tasks else []
         can += ["describe a box"] if "gcap" in subject.tasks else []
         can += ["search by text"] if subject.has_text else []
-        return f"**{html.escape(subject.name)}** can {', '.join(filter(None, can))}, search by image and draw its features."
+        able = ", ".join(filter(None, can))
+        return f"**{html.escape(subject.name)}** can {able}, search by image and draw its features."
 
     def build(self) -> Any:
         """The page as gradio's Blocks."""
@@ -174,7 +180,9 @@ class Page:
                     )
                 with gr.Column(scale=3, min_width=300):
                     with gr.Tab("Classify"):
-                        labels = gr.Textbox(label="Labels", lines=3, max_length=LETTERS, info="One a line, or with commas.")
+                        labels = gr.Textbox(
+                            label="Labels", lines=3, max_length=LETTERS, info="One a line, or with commas."
+                        )
                         button = gr.Button("Classify", variant="primary")
                         shares = gr.Label(label="How likely", num_top_classes=10)
                         connect(button.click, self.classify, [image, labels], shares)
@@ -211,7 +219,9 @@ class Page:
                             elem_id="pad",
                         )
                         with gr.Row():
-                            corners = [gr.Number(label=name, precision=1, min_width=70) for name in ("x1", "y1", "x2", "y2")]
+                            corners = [
+                                gr.Number(label=name, precision=1, min_width=70) for name in ("x1", "y1", "x2", "y2")
+                            ]
                         button = gr.Button("Describe", variant="primary")
                         text = gr.Textbox(label="In the box", interactive=False)
                         outlined = gr.Image(label="The box", interactive=False, buttons=[], format="png")
@@ -224,7 +234,9 @@ class Page:
                         near = gr.Textbox(label="Phrase for the heat map (optional)", max_length=LETTERS)
                         button = gr.Button("Draw", variant="primary")
                         with gr.Row():
-                            colours = gr.Image(label="Principal components", interactive=False, buttons=[], format="png")
+                            colours = gr.Image(
+                                label="Principal components", interactive=False, buttons=[], format="png"
+                            )
                             heat = gr.Image(label="Near the phrase", interactive=False, buttons=[], format="png")
                         connect(button.click, self.features, [image, near], [colours, heat])
                         connect(near.submit, self.features, [image, near], [colours, heat], listed=False)

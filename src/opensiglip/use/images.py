@@ -1,7 +1,6 @@
 """Images as people have them: files, PIL images, arrays, tensors, one or many."""
 
-import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,11 @@ def read_all(images: Pictures) -> list[Tensor]:
     """Each image [3, H, W] uint8, upright. Raises UserError naming what can't be read."""
     if isinstance(images, str | Path | Image.Image):
         return [read_one(images)]
-    return [read_one(images)] if isinstance(images, np.ndarray | Tensor) and images.ndim < 4 else list(map(read_one, images))
+    return (
+        [read_one(images)]
+        if isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+        else list(map(read_one, images))
+    )
 
 
 def read_one(image: Picture) -> Tensor:
@@ -68,11 +71,16 @@ def find_files(names: Sequence[str]) -> list[Path]:
         path = Path(name).expanduser()
         if path.is_dir():
             some = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        elif path.exists() or not glob.has_magic(name):
+        elif path.exists() or not set("*?[") & set(name):
             some = [path]  # what is not there is reported when it is read
         else:
-            some = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            some = sorted(match for match in matches(path) if match.is_file())
         if not some:
             raise UserError(f"no image in {name}; give image files, a folder of them, or a pattern in quotes.")
         found += some
     return list(dict.fromkeys(found))
+
+
+def matches(pattern: Path) -> Iterator[Path]:
+    """What a pattern such as photos/**/*.jpg stands for."""
+    return Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))

@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Found:
-    """A phrase and its box. `score`: the mean probability of the tokens the decoder wrote, as a geometric mean, 0..1."""
+    """A phrase and its box; `score` in 0..1 is the geometric mean of the probabilities of the tokens that say it."""
 
     phrase: str
     box: Box
@@ -204,7 +204,7 @@ class Predictor:
 
     @memory_in_words()
     def similarity(self, images: Pictures, text: str) -> Tensor:
-        """Cosine [B, h, w] of each patch with the text, the patch read as if it were the whole image. Raises UserError."""
+        """Cosine [B, h, w] of each patch with the text, the patch read as if it were the image. Raises UserError."""
         if self.subject.to_text is None:
             raise UserError(f"{self.subject.name} has no way from patches to texts; give a model with a text tower.")
         dense = F.normalize(self.subject.dense(self._framed(read_all(images))), dim=-1)
@@ -253,7 +253,9 @@ class Predictor:
     def _task(self, text: str, pipeline: TextPipeline) -> tuple[Ids, BoxGrammar | None]:
         """The prefix's ids, part by part as in training, and the grammar where a box is to follow."""
         words = " ".join(text.split())
-        task = next((task for task, prefix in PREFIXES.items() if words.lower().startswith(prefix.strip().lower())), None)
+        task = next(
+            (task for task, prefix in PREFIXES.items() if words.lower().startswith(prefix.strip().lower())), None
+        )
         if task is None or task not in self.subject.tasks:
             known = ", ".join(f'"{PREFIXES[task].strip()}"' for task in self.subject.tasks)
             raise UserError(f"{text!r} begins with no task of this model; it was trained on {known or 'none'}.")
@@ -276,7 +278,9 @@ class Predictor:
             raise UserError(
                 f"this model knows {', '.join(known)} and is not told which to write; leave the language out."
             )
-        raise UserError(f"this model never saw {language!r}; its captions are in {', '.join(known) or 'no named language'}.")
+        raise UserError(
+            f"this model never saw {language!r}; its captions are in {', '.join(known) or 'no named language'}."
+        )
 
     def _decoder(self, verb: str, task: str | None = None) -> tuple[Decoder, TextPipeline]:
         """The decoder and its pipeline. Raises UserError where there is none, or it was not trained on the task."""
@@ -287,7 +291,8 @@ class Predictor:
             )
         if task is not None and task not in subject.tasks:
             raise UserError(
-                f"{subject.name} was trained on {', '.join(subject.tasks)} and can't {verb}; give a run of locca or siglip2."
+                f"{subject.name} was trained on {', '.join(subject.tasks)} and can't {verb}; "
+                "give a run of locca or siglip2."
             )
         return subject.decoder, subject.pipeline
 

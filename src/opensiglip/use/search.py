@@ -32,7 +32,9 @@ class Index:
         """Embed the folder. Raises UserError if it has no image that can be read, or too many."""
         files = find_files([folder])
         if len(files) > MOST:
-            raise UserError(f"{folder} has {len(files)} images; the search holds at most {MOST}, give a smaller folder.")
+            raise UserError(
+                f"{folder} has {len(files)} images; the search holds at most {MOST}, give a smaller folder."
+            )
         self.predictor = predictor
         self.files: list[Path] = []
         self.left_out: dict[Path, str] = {}

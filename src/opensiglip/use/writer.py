@@ -97,7 +97,9 @@ class Writer(PreTrainedModel, GenerationMixin):
         written: dict[int, list[Ids]] = {}
         for size in sorted({len(prefix) for prefix in prefixes}):  # rows of one length need no padding
             if size >= length:
-                raise UserError(f"a text of {size} tokens leaves no room: this model's have at most {length}; shorten it.")
+                raise UserError(
+                    f"a text of {size} tokens leaves no room: this model's have at most {length}; shorten it."
+                )
             rows = [row for row, prefix in enumerate(prefixes) if len(prefix) == size]
             inputs = torch.tensor([[pad, *prefixes[row]] for row in rows], device=memory.device)
             only = LogitsProcessorList([] if grammar is None else [OnlyBoxes(grammar, inputs.shape[1])])
