@@ -21,8 +21,8 @@ from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.use import predictor as predictor_module
-from opensiglip.use.maps import colour_map, heat_map
 from opensiglip.use.images import find_files, read_all, read_one
+from opensiglip.use.maps import colour_map, heat_map
 from opensiglip.use.predictor import Found, Predictor
 from opensiglip.use.writer import Writer
 
@@ -75,8 +75,8 @@ def test_one_image_in_every_form_is_the_same_image(tmp_path: Path, predictor: Pr
     for form in forms:
         assert torch.equal(read_one(form), read_one(image))
         assert torch.equal(predictor.embed_images(form), expected)
-        assert torch.equal(predictor.embed_images([form, form]), expected.expand(2, -1))
-    assert torch.equal(predictor.embed_images(np.stack([array, array])), expected.expand(2, -1))
+        torch.testing.assert_close(predictor.embed_images([form, form]), expected.expand(2, -1))
+    torch.testing.assert_close(predictor.embed_images(np.stack([array, array])), expected.expand(2, -1))
     assert read_one(array[..., 0]).shape == (3, 24, 48)  # grey
 
 

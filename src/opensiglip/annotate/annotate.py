@@ -214,15 +214,15 @@ def annotated(
     asked = [ask_for([c.text for c in e.captions if c.language == "en"], categories, queries) for e in examples]
     sizes = [(int(example.image.shape[1]), int(example.image.shape[2])) for example in examples]
     try:
-        texts = [[query.text for query in some] or [""] for some in asked]
-        found = model.detect(batch.prepared, sizes, texts) if examples else []
+        wanted = [[query.text for query in some] or [""] for some in asked]
+        found = model.detect(batch.prepared, sizes, wanted) if examples else []
     except torch.cuda.OutOfMemoryError:
         raise UserError("the GPU ran out of memory; lower --batch-size, or give --device cpu.") from None
     rows: list[dict[str, Any]] = []
     left_out = [{"split": batch.split, "row": place, "reason": reason} for place, reason in batch.broken.items()]
     for place, example, some, size, seen in zip(batch.examples, examples, asked, sizes, found, strict=True):
         boxes = choose(seen.boxes, seen.scores, some, size, example.regions, limits)
-        columns = texts_and_extras(example) | {"regions": as_columns(boxes, example.regions)}
+        columns = texts(example) | extras(source, example) | {"regions": as_columns(boxes, example.regions)}
         if not any(columns.values()):
             left_out.append({"split": batch.split, "row": place, "reason": NOTHING})
             continue
@@ -231,13 +231,20 @@ def annotated(
     return rows, left_out
 
 
-def texts_and_extras(example: Example) -> dict[str, Any]:
-    """The columns that the row had, and whose meaning annotation does not touch."""
+def extras(source: Source, example: Example) -> dict[str, Any]:
+    """The optional columns of a folder's row, whose meaning annotation does not touch."""
+    if not isinstance(source, Folder):
+        return {}  # a scene's are arrays
+    return {name: example.extras[name] for name in EXTRAS if name in example.extras}
+
+
+def texts(example: Example) -> dict[str, Any]:
+    """The columns of captions, of every language and source."""
     captions = [{"lang": c.language, "text": c.text, "source": c.source} for c in example.captions]
     columns: dict[str, Any] = {"captions_i18n": captions}
     if synthetic := example.extras.get("captions_synthetic"):
         columns |= {"captions_synthetic": [c.text for c in synthetic], "lang": synthetic[0].language}
-    return columns | {name: example.extras[name] for name in EXTRAS if name in example.extras}
+    return columns
 
 
 def place_image(source: Source, place: int, example: Example, split: str, out: Path) -> str:

@@ -132,9 +132,10 @@ class Predictor:
 
     def locate(self, images: Pictures, phrase: str, **how: Any) -> Any:
         """Where the phrase is: `Found`, always with a box, so look at its score. Raises UserError."""
-        self._decoder("locate", "aref")
+        _, pipeline = self._decoder("locate", "aref")
         pixels = read_all(images)
-        return self._as_asked(images, self._locate(self._see(pixels), [phrase] * len(pixels), pixels, **how))
+        asked = [(phrase, referring_prefix(pipeline, phrase))] * len(pixels)
+        return self._as_asked(images, self._locate(self._see(pixels), asked, pixels, **how))
 
     def describe(self, image: Pictures, box: Sequence[float], **how: Any) -> Any:
         """What stands in the box x1, y1, x2, y2 in pixels of the image. Raises UserError."""
@@ -158,7 +159,7 @@ class Predictor:
 
         Of proposals that overlap the better one stays. LocCa proposes from that prompt; the two steps are ours.
         """
-        _, pipeline = self._decoder("propose", "aref")
+        decoder, pipeline = self._decoder("propose", "aref")
         pixels = read_all(images)
         features, beams = self._see(pixels), 2 * count
         start, colon = pipeline.ids(PREFIXES["aref"]), pipeline.ids(" :")
@@ -174,12 +175,13 @@ class Predictor:
         answers = []
         for number, picture in enumerate(pixels):
             mine = phrases[number * beams : (number + 1) * beams]
-            texts = list(dict.fromkeys(filter(None, (pipeline.text(ids) for ids in mine))))
-            found = self._locate(rows(features, [number] * len(texts)), texts, [picture] * len(texts))
-            said = [(0, Target(start, (*pipeline.ids(f" {text}"), *colon))) for text in texts]
+            texts = {text: ids for ids in reversed(mine) if (text := pipeline.text(ids))}
+            asked = [(text, (*start, *ids, *colon)) for text, ids in texts.items()]
+            found = self._locate(rows(features, [number] * len(asked)), asked, [picture] * len(asked))
+            said = [(0, Target(start, (*ids, *colon))) for ids in texts.values()]
             with memory_in_words(), self.subject.autocast():
                 seen = rows(features, [number])
-                sums = likelihoods(self._decoder("propose")[0], seen.tokens, said, pipeline, seen.valid)
+                sums = likelihoods(decoder, seen.tokens, said, pipeline, seen.valid)
             both = [
                 replace(box, score=box.score * exp(total / len(text.target)))
                 for box, total, (_, text) in zip(found, sums, said, strict=True)
@@ -233,14 +235,17 @@ class Predictor:
         with self.subject.autocast():
             return self._writer.write(features.tokens, prefixes, valid=features.valid, **how)
 
-    def _locate(self, features: Features, phrases: Sequence[str], pixels: Sequence[Tensor], **how: Any) -> list[Found]:
+    def _locate(
+        self, features: Features, asked: Sequence[tuple[str, Ids]], pixels: Sequence[Tensor], **how: Any
+    ) -> list[Found]:
+        """A box for each phrase, which goes on from the ids beside it."""
         decoder, pipeline = self._decoder("locate")
-        prefixes = [referring_prefix(pipeline, phrase) for phrase in phrases]
+        phrases, prefixes = [phrase for phrase, _ in asked], [prefix for _, prefix in asked]
         texts = self._write(features, prefixes, grammar=self._grammar, **how)
         whole = [(*ids, pipeline.policy.eos_id) for ids in texts]
-        asked = [(row, Target(prefix, ids)) for row, (prefix, ids) in enumerate(zip(prefixes, whole, strict=True))]
+        said = [(row, Target(prefix, ids)) for row, (prefix, ids) in enumerate(zip(prefixes, whole, strict=True))]
         with memory_in_words(), self.subject.autocast():
-            sums = likelihoods(decoder, features.tokens, asked, pipeline, features.valid)
+            sums = likelihoods(decoder, features.tokens, said, pipeline, features.valid)
         found = []
         for phrase, ids, picture, total in zip(phrases, texts, pixels, sums, strict=True):
             height, width = picture.shape[1:]
@@ -333,5 +338,6 @@ def thinned(found: Sequence[Found]) -> list[Found]:
     """The best first, without those that overlap a better one."""
     if not found:
         return []
-    kept = nms(torch.tensor([f.box for f in found]), torch.tensor([f.score for f in found]), OVERLAP)
+    boxes, scores = torch.tensor([[*f.box, f.score] for f in found], dtype=torch.float64).split([4, 1], 1)
+    kept = nms(boxes, scores[:, 0], OVERLAP)
     return [found[place] for place in kept.tolist()]
