@@ -64,7 +64,9 @@ def choose(
     places = places[ops.nms(boxes[places], found[places], limits.overlap)[: limits.most]]
     return [
         PseudoBox(
-            tuple(round(edge, 2) for edge in boxes[place].tolist()), asked[best[place]], round(float(found[place]), 4)
+            tuple(round(edge, 2) for edge in boxes[place].tolist()),
+            asked[int(best[place])],
+            round(float(found[place]), 4),
         )
         for place in places.tolist()
     ]

@@ -1,8 +1,10 @@
 """`opensiglip demo`: a trained model in a web page, on this machine."""
 
 import base64
+import errno
 import html
 import io
+import socket
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -49,6 +51,8 @@ def demo(
         port: where the page is, as in http://127.0.0.1:7860.
         host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
     """
+    library()
+    check_port(host, port)
     predictor = load(model)
     index = None if images is None else Index(predictor, images)
     if index is not None:
@@ -58,28 +62,36 @@ def demo(
 
 def launch(page: "Page", *, host: str, port: int, wait: bool) -> Any:
     """Serve the page; returns gradio's Blocks. Raises UserError if the port is taken."""
+    check_port(host, port)
     gr = library()
     blocks = page.build()
-    try:
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=not wait,
-            share=False,
-            quiet=not wait,
-            show_error=True,
-            max_file_size=UPLOAD,
-            footer_links=["api"],
-            run_history=False,
-            enable_monitoring=False,
-            theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
-            css=CSS,
-        )
-    except OSError as error:
-        if "port" not in str(error):
-            raise UserError(f"--host {host} can't be served ({error.strerror or error}); give 127.0.0.1.") from None
-        raise UserError(f"port {port} is in use; give another, such as --port {port + 1}.") from None
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not wait,
+        share=False,
+        quiet=not wait,
+        show_error=True,
+        max_file_size=UPLOAD,
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
+        css=CSS,
+    )
     return blocks
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError where nothing can be served."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((host, port))
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise UserError(f"port {port} is in use; give another, such as --port {port + 1}.") from None
+            raise UserError(f"--host {host} --port {port} can't be served ({error}); leave them out.") from None
 
 
 def library() -> Any:

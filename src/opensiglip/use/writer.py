@@ -19,6 +19,7 @@ class WriterConfig(PreTrainedConfig):
     """What `generate` asks of a config."""
 
     model_type = "opensiglip_decoder"
+    vocab_size: int = 0
 
 
 class Memory:
@@ -75,7 +76,8 @@ class Writer(PreTrainedModel, GenerationMixin):
             past = None
             one_text = torch.zeros_like(input_ids)
             hidden = self.decoder(input_ids, places, one_text, one_text.bool(), memory, valid)
-        return CausalLMOutputWithPast(logits=self.decoder.vocabulary(hidden[:, -1:]), past_key_values=past)
+        # A memory is no `Cache` of the library's, and need not be.
+        return CausalLMOutputWithPast(logits=self.decoder.vocabulary(hidden[:, -1:]), past_key_values=past)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def write(
@@ -103,7 +105,7 @@ class Writer(PreTrainedModel, GenerationMixin):
             rows = [row for row, prefix in enumerate(prefixes) if len(prefix) == size]
             inputs = torch.tensor([[pad, *prefixes[row]] for row in rows], device=memory.device)
             only = LogitsProcessorList([] if grammar is None else [OnlyBoxes(grammar, inputs.shape[1])])
-            ids = self.generate(
+            ids = self.generate(  # type: ignore[misc]  # it asks for what every PreTrainedModel has
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 memory=memory[rows],
