@@ -62,13 +62,10 @@ def choose(
         kept &= (ops.box_iou(boxes, torch.tensor([region.bbox for region in given])) <= limits.overlap).all(1)
     places = kept.nonzero()[:, 0]
     places = places[ops.nms(boxes[places], found[places], limits.overlap)[: limits.most]]
+    kept_boxes, kept_scores = boxes[places].tolist(), found[places].tolist()
     return [
-        PseudoBox(
-            tuple(round(edge, 2) for edge in boxes[place].tolist()),
-            asked[int(best[place])],
-            round(float(found[place]), 4),
-        )
-        for place in places.tolist()
+        PseudoBox((round(x1, 2), round(y1, 2), round(x2, 2), round(y2, 2)), asked[query], round(score, 4))
+        for (x1, y1, x2, y2), query, score in zip(kept_boxes, best[places].tolist(), kept_scores, strict=True)
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 from PIL import Image
 from torchvision.transforms.v2 import functional
+from transformers.utils import logging
 
 from opensiglip.drawing import COLORS, draw_boxes
 from opensiglip.errors import UserError
@@ -27,6 +28,8 @@ UPLOAD = "20mb"  # of a file; what it unpacks to is bounded when it is read
 LETTERS = 2_000  # of a text that is typed
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto; }
+#hits .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
+#hits .caption-label { max-width: 100%; }
 .pad { position: relative; line-height: 0; touch-action: none; cursor: crosshair; user-select: none; }
 .pad img { width: 100%; pointer-events: none; }
 .pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
@@ -53,6 +56,7 @@ def demo(
     """
     library()
     check_port(host, port)
+    logging.disable_progress_bar()
     predictor = load(model)
     index = None if images is None else Index(predictor, images)
     if index is not None:
@@ -203,7 +207,7 @@ class Page:
                         with gr.Row():
                             by_text = gr.Button("Search by text", variant="primary")
                             by_image = gr.Button("Search by the image")
-                        hits = gr.Gallery(label="Nearest first", columns=4, height="auto", buttons=[])
+                        hits = gr.Gallery(label="Nearest first", height="auto", buttons=[], elem_id="hits")
                         connect(by_text.click, self.search_by_text, [text], hits)
                         connect(text.submit, self.search_by_text, [text], hits, listed=False)
                         connect(by_image.click, self.search_by_image, [image], hits)
@@ -287,7 +291,7 @@ def in_words(answer: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return answer(*arguments)
         except UserError as error:
-            raise gr.Error(html.escape(str(error)), title="That did not work", print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     return said
 
@@ -314,7 +318,7 @@ def drawn(image: str | None, found: list[Found], *, scores: bool = True) -> Imag
     scale = SHOWN / max(height, width)
     large = functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
     boxes = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for x1, y1, x2, y2 in (one.box for one in found)]
-    labels = [f"{one.phrase} {one.score:.2f}" if scores else one.phrase for one in found]
+    labels = [f"{one.phrase} {one.score:.2g}" if scores else one.phrase for one in found]
     return draw_boxes(large, boxes, labels, [COLORS[place % len(COLORS)] for place in range(len(found))])
 
 

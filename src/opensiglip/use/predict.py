@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.show import COLUMNS, draw_cell
@@ -60,6 +61,7 @@ def predict(
     labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
     if classify is not None and not labels:
         raise UserError("--classify has no label; give some with commas between.")
+    logging.disable_progress_bar()
     files, predictor = find_files(images), load(model)
     caption = caption or not (locate or box or labels or propose)
     drawn: list[Image.Image] = []
@@ -156,7 +158,7 @@ def as_text(answers: Answers) -> str:
         elif question == "describe":
             lines.append(f"  {box_text(said['box'])}  {said.get('text', said.get('error'))}")
         else:
-            lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2f})" for f in listed(said)]
+            lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2g})" for f in listed(said)]
     return "\n".join(lines)
 
 
@@ -173,7 +175,7 @@ def as_example(answers: Answers) -> Example:
     said = answers.said
     text = said.get("caption") or ", ".join(f"{label} {share:.2f}" for label, share in said.get("classify", {}).items())
     found = [f for question in ("locate", "propose") if question in said for f in listed(said[question])]
-    regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2f}"}) for f in found]
+    regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2g}"}) for f in found]
     if "text" in (described := said.get("describe", {})):
         x1, y1, x2, y2 = described["box"]
         regions.append(Region((x1, y1, x2, y2), {"en": described["text"]}))
