@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,9 @@ USAGE = """usage: opensiglip COMMAND ...
   export SOURCE --out DIR                 a run, or weights of another make, as a transformers folder or as ONNX
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
+  predict MODEL IMAGE...                  captions, boxes, labels of image files: --caption, --locate PHRASE, ...
+  demo MODEL                              the same in a web page, on this machine
+  annotate SOURCE --out DIR               boxes for your own photos, by an open-vocabulary detector
   bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
 """
 
@@ -75,6 +79,9 @@ def run(words: list[str]) -> int:
                 f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
+        case ["predict" | "demo" | "annotate" as name, *rest]:
+            home = {"predict": "use.predict", "demo": "use.demo", "annotate": "annotate.annotate"}[name]
+            call(getattr(import_module(f"opensiglip.{home}"), name), rest, f"opensiglip {name}")
         case ["bench", "attention" | "decoding" | "memory" as name, *rest]:
             from opensiglip import bench
 
