@@ -166,7 +166,8 @@ def merge(
     ]
     inside, outside = (docstring_parser.parse(f.__doc__ or "") for f in (inner, outer))
     text = [inside.short_description or "", "", "Args:"]
-    text += [f"    {p.arg_name}: {p.description}" for p in [*outside.params, *inside.params]]
+    # On one line each: a second one, not indented, would end the section.
+    text += [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*outside.params, *inside.params]]
     return inspect.Signature(parameters), "\n".join(text)
 
 
