@@ -160,7 +160,7 @@ def test_another_seed_or_step_is_another_batch(pipeline: TextPipeline) -> None:
 
 def test_an_epoch_visits_every_example_of_every_source_once(pipeline: TextPipeline) -> None:
     steps = Steps(plan(pipeline, sources=(Rectangles(11, name="a"), Rectangles(6, name="b"))))
-    names = [steps.visit(position, Counter())[0].example.name for position in range(34)]
+    names = [steps.visit(position, Counter(), Frame(32))[0].example.name for position in range(34)]
     everything = sorted([f"a/{i}" for i in range(11)] + [f"b/{i}" for i in range(6)])
     assert sorted(names[:17]) == sorted(names[17:]) == everything
     assert names[:17] != names[17:]
@@ -172,7 +172,7 @@ def test_a_broken_examples_place_is_taken_and_the_reason_counted(pipeline: TextP
     batch = steps[0]
     assert batch.skipped == Counter({"truncated image": 3}), "4, and 5 in its place; 5 itself"
     assert len(batch.parts[0]["image"]) == 10
-    names = sorted(steps.visit(position, Counter())[0].example.name for position in range(10))
+    names = sorted(steps.visit(position, Counter(), Frame(32))[0].example.name for position in range(10))
     assert names == sorted(f"rectangles/{i}" for i in (0, 1, 2, 3, 6, 6, 6, 7, 8, 9))
 
 

@@ -77,9 +77,9 @@ def test_later_rows_come_every_so_many_steps_and_at_the_last(tmp_path: Path) -> 
         def log(self, values: dict[str, float], step: int) -> None:
             assert "step" not in values
 
-    log = Log(Alone(), tmp_path / "metrics.jsonl", 0, 234, images=8, every=10)
+    log = Log(Alone(), tmp_path / "metrics.jsonl", 0, 234, every=10)
     for step in range(234):
-        log.step(step, {"loss": 1.0})
+        log.step(step, {"loss": 1.0}, images=8)
     log.close()
     steps = [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")]
     assert steps == [*range(EVERY_STEP_BELOW), 200, 210, 220, 230, 233]

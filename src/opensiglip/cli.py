@@ -134,13 +134,17 @@ def data_show(
 def _train(recipe: str, rest: list[str]) -> None:
     from transformers.utils import logging
 
-    from opensiglip.train.config import find
+    from opensiglip.train.config import find, inherited
     from opensiglip.train.run import train
 
     logging.set_verbosity_error()  # it warns of its own default config's token ids whenever a model is saved
     logging.disable_progress_bar()
     function = find(recipe)
-    merged = merge(train, function, {"data": Annotated[tuple[str, ...], tyro.conf.UseAppendAction]})
+    types = {"data": Annotated[tuple[str, ...], tyro.conf.UseAppendAction]}
+    defaults = inherited(flag(rest, "--continue-from"))
+    if flag(rest, "--data") is not None:  # else what is given would be added to what the other run had
+        defaults.pop("data", None)
+    merged = merge(train, function, types, defaults)
     summary = call(lambda **flags: train(recipe, **flags), rest, f"opensiglip train {recipe}", like=merged)
     if summary:
         out = Path(summary["folder"])
@@ -151,16 +155,30 @@ def _train(recipe: str, rest: list[str]) -> None:
         print(f"checkpoint  {out / 'checkpoints'}\nsummary     {out / 'summary.json'}")
 
 
-def merge(outer: Callable[..., Any], inner: Callable[..., Any], types: dict[str, Any]) -> tuple[inspect.Signature, str]:
+def flag(words: Sequence[str], name: str) -> str | None:
+    """What follows a flag among words that are not parsed yet."""
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        given, joined, value = word.partition("=")
+        if given.replace("_", "-") == name:
+            return value if joined else following
+    return None
+
+
+def merge(
+    outer: Callable[..., Any], inner: Callable[..., Any], types: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[inspect.Signature, str]:
     """One signature and docstring of `outer`'s keywords and `inner`'s: what the flags are made from."""
     parameters = [
-        parameter.replace(annotation=types.get(name, parameter.annotation))
+        parameter.replace(
+            annotation=types.get(name, parameter.annotation), default=defaults.get(name, parameter.default)
+        )
         for function in (outer, inner)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
     inside, outside = (docstring_parser.parse(f.__doc__ or "") for f in (inner, outer))
     text = [inside.short_description or "", "", "Args:"]
+    # On one line each: a second one, not indented, would end the section.
     text += [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*outside.params, *inside.params]]
     return inspect.Signature(parameters), "\n".join(text)
 

@@ -17,3 +17,25 @@ class Features(NamedTuple):
     pooled: Tensor | None  # [B, D]
     tokens: Tensor  # [B, N, D], after the final layer norm
     valid: Tensor | None = None  # [B, N] bool
+
+
+class Patches(NamedTuple):
+    """Images of any aspect ratio as rows of patches, padded to one length (NaFlex)."""
+
+    values: Tensor  # [B, N, P * P * 3], a patch's pixels by row, column, colour
+    shapes: Tensor  # [B, 2] int64, rows and columns of patches
+    valid: Tensor  # [B, N] bool: the patches of an image, row by row; the rest is padding, wherever it stands
+
+    @classmethod
+    def of(cls, batch: Batch, view: str) -> "Patches":
+        """Those of a batch's view; its three fields are named after it."""
+        return cls(batch[view], batch[f"{view}_shapes"], batch[f"{view}_valid"])
+
+    def to_batch(self, view: str) -> Batch:
+        """The inverse of `of`."""
+        return {view: self.values, f"{view}_shapes": self.shapes, f"{view}_valid": self.valid}
+
+
+def pixels(batch: Batch, view: str) -> Tensor | Patches:
+    """A batch's view as the image tower takes it: patches, or [B, 3, H, W] (of [B, V, 3, H, W] B * V images)."""
+    return Patches.of(batch, view) if f"{view}_shapes" in batch else batch[view].flatten(0, -4)

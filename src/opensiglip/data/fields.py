@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,21 +23,45 @@ class Visit:
     """One example as one training step sees it: image and boxes after the geometric transforms, one caption drawn."""
 
     example: Example
-    image: Tensor  # [3, S, S] uint8
+    image: Tensor  # [3, h, w] uint8
     regions: tuple[Region, ...]  # boxes in pixels of `image`
     caption: Caption | None
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The geometry all recipes share: a square of `resolution`, the aspect ratio given up as big_vision does.
+class Turn(NamedTuple):
+    """One step's part of the endless stream of examples, and the geometry that it is seen in."""
+
+    geometry: "Geometry"
+    first: int  # examples of the stream before it
+    images: int  # of the global batch
+
+
+class Geometry(ABC):
+    """How an example is framed: its image perhaps cropped, then resized; its boxes follow.
 
     With `crop_area` below 1 a random part of at least that area is cut out first (3:4 to 4:3; not in the papers, useful
     on small data); boxes follow as tv_tensors, and regions cut away are dropped.
     """
 
-    resolution: int
-    crop_area: float = 1.0
+    crop_area: float
+    least: ClassVar[int] = 1  # the smallest batch of a step is a batch by this
+
+    @abstractmethod
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in pixels, that an image of that size is resized to."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """The side of the largest square that it resizes to: how large drawings are to be drawn."""
+
+    @abstractmethod
+    def turn(self, seed: int, step: int, batch_size: int) -> Turn:
+        """What a step takes of the stream, and how it sees it: a pure function."""
+
+    @abstractmethod
+    def batch(self, images: Sequence[Tensor]) -> Batch:
+        """Framed images [3, h, w] uint8 as the fields "image..." of a batch."""
 
     def visit(self, example: Example, rng: np.random.Generator, language: str | None) -> Visit:
         """Draw a visit of `example`; captions of `language` are preferred."""
@@ -48,22 +72,24 @@ class Frame:
 
     def apply(self, example: Example, rng: np.random.Generator | None) -> tuple[Tensor, tuple[Region, ...]]:
         """Image and regions in the frame; without a generator, never cropped (evaluation)."""
-        image, regions, side = example.image, example.regions, self.resolution
+        image, regions = example.image, example.regions
         if self.crop_area < 1 and rng is not None:
             top, left, height, width = self._crop(image, rng)
+            down, across = self.sides(height, width)
         else:
             top, left, height, width = 0, 0, image.shape[-2], image.shape[-1]
-            if (height, width) == (side, side):  # nothing to do: rendered at this size
+            down, across = self.sides(height, width)
+            if (height, width) == (down, across):  # nothing to do: rendered at this size
                 return image, regions
-        image = transform.resized_crop(image, top, left, height, width, [side, side], antialias=True)
+        image = transform.resized_crop(image, top, left, height, width, [down, across], antialias=True)
         if not regions:
             return image, regions
         boxes = tv_tensors.BoundingBoxes(
             [r.bbox for r in regions], format="XYXY", canvas_size=example.image.shape[-2:], dtype=torch.float64
         )
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        moved = transform.resized_crop(boxes, top, left, height, width, [side, side])
-        whole = areas * (side / width) * (side / height)
+        moved = transform.resized_crop(boxes, top, left, height, width, [down, across])
+        whole = areas * (across / width) * (down / height)
         clipped = transform.clamp_bounding_boxes(moved)
         left_over = (clipped[:, 2] - clipped[:, 0]).clamp(min=0) * (clipped[:, 3] - clipped[:, 1]).clamp(min=0)
         kept = left_over >= SMALLEST * whole
@@ -80,6 +106,27 @@ class Frame:
         w = int(min(width, max(1, round(np.sqrt(area * ratio)))))
         h = int(min(height, max(1, round(np.sqrt(area / ratio)))))
         return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+@dataclass(frozen=True)
+class Frame(Geometry):
+    """What all recipes but NaFlex share: a square of `resolution`, the aspect ratio given up as big_vision does."""
+
+    resolution: int
+    crop_area: float = 1.0
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
+    @property
+    def pixels(self) -> int:
+        return self.resolution
+
+    def turn(self, seed: int, step: int, batch_size: int) -> Turn:
+        return Turn(self, step * batch_size, batch_size)
+
+    def batch(self, images: Sequence[Tensor]) -> Batch:
+        return {"image": torch.stack(list(images))}
 
 
 class Field(ABC):

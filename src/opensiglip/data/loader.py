@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opensiglip.data.example import BrokenExample, Source
-from opensiglip.data.fields import Field, Frame, Visit
+from opensiglip.data.fields import Field, Geometry, Turn, Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
@@ -25,7 +25,7 @@ class Plan:
     """What a run reads and how: everything a worker needs to make any step's batch."""
 
     sources: Sequence[Source]
-    frame: Frame
+    frame: Geometry
     fields: Sequence[Field]
     pipeline: TextPipeline
     batch_size: int  # examples of the global batch
@@ -33,7 +33,18 @@ class Plan:
     rank: int = 0
     ranks: int = 1
     parts: int = 1  # of a rank's slice, for gradient accumulation
-    steps: int = 1  # of the whole run: fields begin at a share of it
+    steps: int = 1  # of the schedule: fields begin at a share of it
+    begin: int = 0  # the step of it at which this run begins, if it continues another
+    stretch: float = 1.0  # how many steps this run takes for each one of the schedule
+
+    def place(self, step: int) -> float:
+        """Where a step stands in the schedule."""
+        return self.begin + (step - self.begin) / self.stretch
+
+    def turn(self, step: int) -> Turn:
+        """A step's part of the endless stream, which a run that continues another reads on where that stood."""
+        frame, first, count = self.frame.turn(self.seed, step - self.begin, self.batch_size)
+        return Turn(frame, self.begin * self.batch_size + first, count)
 
 
 @dataclass
@@ -58,10 +69,11 @@ class Steps(Dataset[StepBatch]):
 
     def __getitem__(self, step: int) -> StepBatch:
         plan, skipped = self.plan, Counter[str]()
-        share = plan.batch_size // plan.ranks
-        first = step * plan.batch_size + plan.rank * share
-        fields = [field for field in plan.fields if field.start <= step / plan.steps]
-        rows = [self._row(position, fields, skipped) for position in range(first, first + share)]
+        frame, first, count = plan.turn(step)
+        share = count // plan.ranks
+        first += plan.rank * share
+        fields = [field for field in plan.fields if field.start <= plan.place(step) / plan.steps]
+        rows = [self._row(position, skipped, frame, fields) for position in range(first, first + share)]
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
@@ -71,7 +83,7 @@ class Steps(Dataset[StepBatch]):
             parts.append(batch)
         return StepBatch(parts, skipped)
 
-    def visit(self, position: int, skipped: Counter[str]) -> tuple[Visit, np.random.Generator]:
+    def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> tuple[Visit, np.random.Generator]:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
         plan = self.plan
         index = self._index(position)
@@ -86,11 +98,11 @@ class Steps(Dataset[StepBatch]):
             except BrokenExample as error:
                 skipped[str(error)] += 1
                 continue
-            return plan.frame.visit(example, rng, language), rng
+            return frame.visit(example, rng, language), rng
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
-    def _row(self, position: int, fields: Sequence[Field], skipped: Counter[str]) -> list[object]:
-        visit, rng = self.visit(position, skipped)
+    def _row(self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]) -> list[object]:
+        visit, rng = self.visit(position, skipped, frame)
         return [field.draw(visit, rng, self.plan.pipeline) for field in fields]
 
     def _index(self, position: int) -> int:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     PreTrainedModel,
+    Siglip2Config,
     Siglip2Model,
+    Siglip2TextConfig,
+    Siglip2VisionConfig,
     Siglip2VisionModel,
     SiglipConfig,
     SiglipModel,
@@ -171,6 +174,16 @@ def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
         "bos_token_id": None,
         "eos_token_id": 1,
     }
+    if architecture.naflex:
+        vision = tower(architecture.vision) | {
+            "num_patches": (architecture.resolution // architecture.patch) ** 2,
+            "patch_size": architecture.patch,
+        }
+        return Siglip2Model(
+            Siglip2Config(
+                vision_config=Siglip2VisionConfig(**vision).to_dict(), text_config=Siglip2TextConfig(**text).to_dict()
+            )
+        )
     return SiglipModel(
         SiglipConfig(
             vision_config=SiglipVisionConfig(**vision).to_dict(), text_config=SiglipTextConfig(**text).to_dict()

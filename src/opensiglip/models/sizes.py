@@ -54,6 +54,7 @@ class Architecture:
     encoder: str | None = None  # a timm encoder to take the place of the image tower
     frozen: bool = False  # the image tower is not trained
     pooling: bool = False  # a MAP head without a text tower, as weights of an image tower alone have it
+    naflex: bool = False  # it takes images of any aspect ratio; its table of positions is that of `resolution`
     short_start: bool = False  # start as models/short_start.py says, not as the papers' code
 
     def to_json(self) -> dict[str, Any]:

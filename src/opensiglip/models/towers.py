@@ -6,14 +6,14 @@ from torch import Tensor, nn
 from transformers import Siglip2TextModel, Siglip2VisionModel, SiglipTextModel, SiglipVisionModel
 
 from opensiglip.models.resize import resize_positions
-from opensiglip.types import Features
+from opensiglip.types import Features, Patches
 
 
 class Vision(nn.Module):
     """ViT with learned positions and, where there is one, a MAP head.    (SigLIP; big_vision models/vit.py)
 
-    A NaFlex tower (Siglip2VisionModel) is the same network on square images: its patch embedding is the convolution as
-    a matrix.
+    A NaFlex tower (Siglip2VisionModel) is the same network, its patch embedding the convolution as a matrix. It takes
+    images of any aspect ratio as `Patches`, and whole images too.
     """
 
     def __init__(self, tower: SiglipVisionModel | Siglip2VisionModel) -> None:
@@ -23,38 +23,78 @@ class Vision(nn.Module):
         self.patch = tower.embeddings.patch_size
         self.width = int(tower.config.hidden_size)
 
-    def forward(self, pixels: Tensor, hidden: Tensor | None = None, token: Tensor | None = None) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D] after the final norm, and their MAP pooling [B, D].
+    def forward(self, image: Tensor | Patches, hidden: Tensor | None = None, token: Tensor | None = None) -> Features:
+        """image [B, 3, H, W] or patches, in [-1, 1] -> tokens [B, N, D] after the final norm, MAP pooling [B, D].
 
         Patches at the places `hidden` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
         tower is told where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
         """
-        x = self.patches(pixels)
+        x = self.patches(image)
         if hidden is not None and token is not None:
             x = x.scatter(1, hidden[..., None].expand(-1, -1, x.shape[-1]), token.to(x.dtype).expand(*hidden.shape, -1))
-        x = x + self.positions(pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
-        tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x).last_hidden_state)
-        return Features(self.pool(tokens) if self.tower.config.vision_use_head else None, tokens)
+        valid, mask = None, None
+        if isinstance(image, Patches):
+            valid, x = image.valid, x + self.places(image)
+            mask = valid[:, None, None]  # hides padding as keys alone: a query that may look at nothing gives NaN
+        else:
+            x = x + self.positions(image.shape[-2] // self.patch, image.shape[-1] // self.patch)
+        tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
+        return Features(self.pool(tokens, valid=valid) if self.tower.config.vision_use_head else None, tokens, valid)
 
-    def patches(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] -> patch embeddings [B, N, D], rows first, without positions."""
+    def patches(self, image: Tensor | Patches) -> Tensor:
+        """image [B, 3, H, W] or patches -> patch embeddings [B, N, D], rows first, without positions."""
         embed = self.tower.embeddings.patch_embedding
+        if isinstance(image, Patches):
+            assert isinstance(embed, nn.Linear), "this tower takes whole images"
+            return embed(image.values)
         if isinstance(embed, nn.Conv2d):
-            return embed(pixels).flatten(2).mT
-        kernel = embed.weight.unflatten(1, (self.patch, self.patch, -1)).permute(0, 3, 1, 2)  # columns are y, x, colour
-        return F.conv2d(pixels, kernel, embed.bias, stride=self.patch).flatten(2).mT
+            return embed(image).flatten(2).mT
+        kernel = embed.weight.unflatten(1, (self.patch, self.patch, -1)).permute(0, 3, 1, 2)  # rows: y, x, colour
+        return F.conv2d(image, kernel, embed.bias, stride=self.patch).flatten(2).mT
 
-    def pool(self, tokens: Tensor, probe: Tensor | None = None) -> Tensor:
-        """MAP pooling of tokens [B, N, D] -> [B, D]; with another `probe` [1, 1, D] than the tower's, by that."""
+    def pool(self, tokens: Tensor, probe: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """MAP pooling of tokens [B, N, D], of those `valid` [B, N] says -> [B, D].
+
+        With another `probe` [1, 1, D] than the tower's, by that.
+        """
         head = self.tower.head
-        if probe is None:
-            return head(tokens)
-        x = head.attention(probe.to(tokens.dtype).expand(len(tokens), -1, -1), tokens, tokens)[0]
+        query = (head.probe if probe is None else probe).to(tokens.dtype).expand(len(tokens), -1, -1)
+        x = head.attention(query, tokens, tokens, key_padding_mask=None if valid is None else ~valid)[0]
         return (x + head.mlp(head.layernorm(x)))[:, 0]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Position embeddings [1, height * width, D] for so many patches, resized for images of another size."""
+        """Position embeddings [1, height * width, D] for that many patches, resized where an image has another size."""
         return resize_positions(self.tower.embeddings.position_embedding.weight, height, width)[None]
+
+    def places(self, image: Patches) -> Tensor:
+        """Position embeddings [B, N, D] of patches, resized to each image's shape.
+
+        `positions` for every image at once: bilinear resizing is linear and separable, so a patch at row y and column x
+        has sum_ij a(y, i) b(x, j) table[i, j] with a and b the resizing's weights for its image's height and width: one
+        product for the whole batch, without a loop.    (F.interpolate with antialias, which transformers calls for one
+        image after the other)
+        """
+        table = self.tower.embeddings.position_embedding.weight
+        exact = table.to(torch.promote_types(table.dtype, torch.float32))
+        side = int(len(table) ** 0.5)
+        number = (image.valid.cumsum(1) - 1).clamp(min=0)  # [B, N], of a patch among its image's
+        height, width = image.shapes[:, :1], image.shapes[:, 1:]
+        down = triangle(number // width, height, side, exact.dtype)
+        across = triangle(number % width, width, side, exact.dtype)
+        with torch.autocast(exact.device.type, enabled=False):
+            return ((down[..., None] * across[..., None, :]).flatten(2) @ exact).to(table.dtype)
+
+
+def triangle(place: Tensor, size: Tensor, source: int, dtype: torch.dtype) -> Tensor:
+    """Weights [B, N, source] that resize a line of `source` points to `size` [B, 1]: of its points `place` [B, N].
+
+    Bilinear, antialiased, corners not aligned: a triangle around the point's centre, as wide as a source point or,
+    where the line shrinks, as a new one.
+    """
+    scale = source / size.to(dtype)
+    distance = torch.arange(source, device=place.device) + 0.5 - ((place + 0.5) * scale)[..., None]
+    weights = (1 - distance.abs() / scale.clamp(min=1)[..., None]).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 class Text(nn.Module):

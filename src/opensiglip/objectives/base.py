@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opensiglip.models.model import Model
 from opensiglip.models.slow import Slow
-from opensiglip.types import Batch, Features
+from opensiglip.types import Batch, Features, Patches, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
 
@@ -25,7 +25,7 @@ class Encoded:
         self.notes: Notes = {}  # what objectives remember of this step, for after it
 
     def image(self, view: str = "image") -> Features:
-        """The image tower's features of a batch field [B, 3, H, W], or of [B, V, 3, H, W] as B * V images."""
+        """The image tower's features of a batch field [B, 3, H, W], of [B, V, 3, H, W] as B * V images, of patches."""
         return self._once(f"image:{view}", lambda: self.model.vision(self._pixels(view)))
 
     def masked(self, view: str, token: Tensor) -> Features:
@@ -56,8 +56,8 @@ class Encoded:
             raise KeyError(f"an objective reads {field!r}; this recipe's batch has {sorted(self.batch)}")
         return self.batch[field]
 
-    def _pixels(self, view: str) -> Tensor:
-        return self[view].flatten(0, -4)
+    def _pixels(self, view: str) -> Tensor | Patches:
+        return pixels({view: self[view]} | self.batch, view)
 
     def _once(self, key: str, encode: Callable[[], Any]) -> Features:
         if key not in self.passes:

@@ -46,7 +46,7 @@ class Sigmoid(Pairwise):
         image = features.pooled
         if self.probe is not None:
             assert isinstance(encoded.model.vision, Vision)
-            image = encoded.model.vision.pool(features.tokens, self.probe)
+            image = encoded.model.vision.pool(features.tokens, self.probe, features.valid)
         assert image is not None and text is not None
         model = encoded.model
         image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))

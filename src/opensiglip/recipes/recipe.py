@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields import Field, Frame
+from opensiglip.data.fields import Field, Geometry
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture
 from opensiglip.objectives.base import Objective
@@ -16,7 +16,7 @@ class Recipe:
     """One paper's loss: `fields` of the batch, and the `objectives` that read them."""
 
     architecture: Architecture
-    frame: Frame
+    frame: Geometry
     fields: list[Field]
     objectives: list[Objective]
     tasks: tuple[str, ...] = ()  # what the decoder is trained on
@@ -24,6 +24,8 @@ class Recipe:
     logit_bias: str = "-10"  # a number, or "auto"
     momentum: float = 0.996  # of the teacher, where objectives have one
     momentum_end: float | None = None  # where it goes along a cosine; None: fixed
+    share: float = 0.95  # of another run's training, after which this goes on from it    (SigLIP 2, Sec. 2.4.1)
+    stretch: float = 1.0  # how many steps it then takes for each that was left
 
     def bias(self, batch_size: int) -> float:
         """Where the sigmoid's bias starts. "auto" is log(p / (1 - p)) at p = 1 / batch: the share of pairs that match.

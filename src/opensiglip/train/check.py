@@ -43,6 +43,9 @@ AT_MOST: dict[str, float] = {
 
 def check_numbers(values: dict[str, Any]) -> None:
     """Raises UserError on a number out of its range; keywords that no table names pass."""
+    for share in values.get("keep", ()):
+        if not 0 < share < 1:
+            raise UserError(f"--keep {share:g} is no share of training; give numbers between 0 and 1, such as 0.9.")
     for name, value in values.items():
         if not isinstance(value, int | float):
             continue

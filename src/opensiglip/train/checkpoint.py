@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,19 @@ def write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def save(folder: Path, step: int, learner: Learner, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Write checkpoints/step-N: `step` steps have been taken. Older ones beyond the newest two are removed after."""
-    final, part = folder / f"step-{step:08d}", folder / f"step-{step:08d}.part"
+def save(
+    folder: Path,
+    step: int,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: Collection[int] = (),
+) -> Path:
+    """Write checkpoints/step-N: `step` steps have been taken.
+
+    Older ones beyond the newest two are removed after, but for those of the steps in `keep`.
+    """
+    final, part = place(folder, step), folder / f"step-{step:08d}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(_own_storage(learner.state_dict()), part / "learner.safetensors")
@@ -40,8 +51,10 @@ def save(folder: Path, step: int, learner: Learner, optimizer: torch.optim.Optim
             os.fsync(stream.fileno())
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    for old in _complete(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    kept = [place(folder, step) for step in keep]
+    for old in complete(folder)[:-KEPT]:
+        if old not in kept:
+            shutil.rmtree(old)
     return final
 
 
@@ -63,9 +76,14 @@ def stages(folder: Path, model: Model) -> dict[str, Model]:
     return found
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint after so many steps lies."""
+    return folder / f"step-{step:08d}"
+
+
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    return next(reversed(_complete(folder)), None)
+    return next(reversed(complete(folder)), None)
 
 
 def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -100,5 +118,6 @@ def _own_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _complete(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".part" and (path / "state.json").is_file())

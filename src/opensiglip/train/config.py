@@ -15,7 +15,8 @@ from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
 from opensiglip.train.checkpoint import write_json
 
-FREE = {"resume", "changed", "workers", "trackers", "save_every", "log_every"}  # a resumed run may change these
+FREE = {"resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}  # a resumed run may change these
+OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
 
 
 def find(recipe: str) -> RecipeFunction:
@@ -56,7 +57,7 @@ def resolved(
     values = {name: list(v) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
     return {
         "recipe": recipe,
-        "keywords": defaults | keywords,
+        "keywords": {name: list(v) if isinstance(v, tuple) else v for name, v in (defaults | keywords).items()},
         "train": values,
         "versions": {"opensiglip": __version__}
         | {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
@@ -87,11 +88,10 @@ def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) 
     if resume:
         if not path.is_file():
             raise UserError(f"--out {folder} holds no run to --resume.")
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differences = list(_differences(before, config))
-        if differences and not changed:
-            raise UserError(f"--resume with other arguments ({'; '.join(differences)}); confirm with --changed.")
-        for difference in differences:
+        found = differences(stored(folder), config)
+        if found and not changed:
+            raise UserError(f"--resume with other arguments ({'; '.join(found)}); confirm with --changed.")
+        for difference in found:
             print(f"changed: {difference}", flush=True)
 
 
@@ -108,7 +108,36 @@ def record(folder: Path, config: dict[str, Any]) -> None:
     write_json(folder / "config.json", config | {"command": command(config, folder)})
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def stored(run: Path) -> dict[str, Any]:
+    """What a run's config.json holds. Raises UserError."""
+    path = run / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(config["train"], dict) and isinstance(config["keywords"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path} can't be read ({error or type(error).__name__}); name the folder of a run.") from error
+    return dict(config)
+
+
+def inherited(name: str | None) -> dict[str, Any]:
+    """The arguments of the run to continue, which hold where the one that goes on from it says nothing else."""
+    if name is None:
+        return {}
+    config = stored(run_of(name))
+    values = {**config["train"], **config["keywords"]}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in OWN}
+
+
+def run_of(name: str) -> Path:
+    """The folder of the run that `name` is, or is a checkpoint of. Raises UserError."""
+    for folder in (Path(name), Path(name).parent.parent):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"--continue-from {name} is no run; give a run's folder, or a checkpoint in it.")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The arguments in which two runs differ, of those that change a result."""
     pairs = [("recipe", before.get("recipe"), now["recipe"])]
     for part in ("keywords", "train"):
         old, new = before.get(part, {}), now[part]

@@ -1,13 +1,21 @@
 """RUN/model: what users take away. A plain transformers folder, the decoder beside it, and a model card."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from transformers import SiglipImageProcessor, SiglipProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Siglip2ImageProcessor,
+    Siglip2Processor,
+    SiglipImageProcessor,
+    SiglipProcessor,
+)
 
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import Architecture
 from opensiglip.models.timm_tower import TimmVision
 from opensiglip.recipes.recipe import Recipe
 
@@ -47,9 +55,12 @@ from transformers import AutoModel, AutoProcessor
 
 model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoProcessor.from_pretrained("{{ folder }}")
 inputs = processor(text=["a red apple"], images=image, padding="max_length", max_length={{ length }}, truncation=True,
-                   return_tensors="pt")
+                   {% for name, value in patches.items() %}{{ name }}={{ value }}, {% endfor %}return_tensors="pt")
 probability = model(**inputs).logits_per_image.sigmoid()
 ```
+{% if patches %}
+Images keep their aspect ratio; `max_num_patches` is free, and more of them see more.
+{% endif %}
 {% else %}
 ```python
 from transformers import AutoImageProcessor, AutoModel
@@ -81,10 +92,44 @@ def write_processor(folder: Path, model: Model, pipeline: TextPipeline | None) -
     mean, std = [0.5] * 3, [0.5] * 3
     if isinstance(tower, TimmVision):
         mean, std = tower.mean.flatten().tolist(), tower.std.flatten().tolist()
+    images: SiglipImageProcessor | Siglip2ImageProcessor
     images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
+    both: type[SiglipProcessor | Siglip2Processor] = SiglipProcessor
+    if model.architecture.naflex:
+        cut = patches(model.architecture)
+        images = Siglip2ImageProcessor(patch_size=cut["patch_size"], max_num_patches=cut["max_num_patches"])
+        both = Siglip2Processor
     images.save_pretrained(folder)
-    if model.text is not None and pipeline is not None:
-        SiglipProcessor(images, pipeline.tokenizer).save_pretrained(folder)
+    if model.text is None or pipeline is None:
+        return
+    both(images, pipeline.tokenizer).save_pretrained(folder)
+    if model.architecture.naflex and type(pipeline.tokenizer) is PreTrainedTokenizerFast:
+        keep_class(folder / "tokenizer_config.json")
+
+
+def keep_class(path: Path) -> None:
+    """Have transformers read the tokenizer as what it is.
+
+    It takes every tokenizer beside a Siglip2Model for Gemma's and rebuilds it as such, whatever the folder says
+    (models/auto/tokenization_auto.py: MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS): silently other ids. A folder that
+    names a class of its own is left alone, and without trust_remote_code that class is never looked for.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoTokenizer": [None, "tokenizer.PreTrainedTokenizerFast"]}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def patches(architecture: Architecture) -> dict[str, int]:
+    """How transformers' NaFlex processor cuts images: into as many patches as a square of `resolution` has.
+
+    The card gives them too: the processor of image and text overrules the one of images with 16 and 256 of its own.
+    """
+    if not architecture.naflex:
+        return {}
+    return {
+        "patch_size": architecture.patch,
+        "max_num_patches": (architecture.resolution // architecture.patch) ** 2,
+    }
 
 
 def write_text(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dict[str, Any]:
@@ -120,6 +165,7 @@ def write_card(folder: Path, model: Model, card: dict[str, Any], name: str = "mo
         "has_decoder": model.decoder is not None,
         "length": model.architecture.length,
         "resolution": model.architecture.resolution,
+        "patches": patches(model.architecture),
     }
     text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")

@@ -17,9 +17,9 @@ EVERY_STEP_BELOW = 200
 class Log:
     """Rows of numbers by step. Only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, first: int, steps: int, images: int, every: int) -> None:
-        """`first`: the step to go on from; rows of later steps, of a run cut short, go. `images`: of one step."""
-        self.accelerator, self.path, self.images, self.every, self.steps = accelerator, path, images, every, steps
+    def __init__(self, accelerator: Accelerator, path: Path, first: int, steps: int, every: int) -> None:
+        """`first`: the step to go on from; rows of later steps, of a run cut short, go."""
+        self.accelerator, self.path, self.every, self.steps = accelerator, path, every, steps
         self.writes = accelerator.is_main_process
         if self.writes:
             kept = [line for line in read_lines(path) if line["step"] < first]
@@ -28,18 +28,21 @@ class Log:
             total=steps, initial=first, unit="step", disable=not (self.writes and sys.stderr.isatty()), smoothing=0.05
         )
         self.started = self.last = time.perf_counter()
-        self.since = 0
-        self.seen = 0
+        self.since = 0  # images, since the last row
+        self.seen = 0  # images
 
-    def step(self, step: int, values: dict[str, float | None]) -> None:
-        """Count a step, and write its row if it is one to write: all below 200, every N-th after, the last."""
-        self.since += 1
-        self.seen += 1
+    def step(self, step: int, values: dict[str, float | None], images: int) -> None:
+        """Count a step of so many images, and write its row if it is one to write.
+
+        These are all below 200, every N-th after, and the last.
+        """
+        self.since += images
+        self.seen += images
         self.bar.update()
         if step >= EVERY_STEP_BELOW and step % self.every and step != self.steps - 1:
             return
         now = time.perf_counter()
-        row = values | {"images_per_second": self.since * self.images / max(now - self.last, 1e-9)}
+        row = values | {"images_per_second": self.since / max(now - self.last, 1e-9)}
         self.last, self.since = now, 0
         if not self.writes:
             return
@@ -61,7 +64,7 @@ class Log:
 
     def rate(self) -> float:
         """Images a second over the whole session."""
-        return self.seen * self.images / max(time.perf_counter() - self.started, 1e-9)
+        return self.seen / max(time.perf_counter() - self.started, 1e-9)
 
     def close(self) -> None:
         """Take the bar down."""

@@ -52,7 +52,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     plan: Plan
     folder: Path
-    steps: int
+    steps: int  # of the schedule
     lr: float
     warmup: int
     clip_norm: float
@@ -61,9 +61,19 @@ class Loop:
     log_every: int
     eval_every: int = 0
     evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
+    keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
     step: int = 0  # steps taken
     skipped_steps: int = 0
     judge: Judge = field(default_factory=Judge)
+
+    @property
+    def last(self) -> int:
+        """Steps of the whole run: the schedule's, those from `plan.begin` on stretched."""
+        return self.plan.begin + round((self.steps - self.plan.begin) * self.plan.stretch)
+
+    def progress(self, step: int) -> float:
+        """The share of training that lies before a step."""
+        return self.plan.place(step) / self.steps
 
     def restore(self) -> None:
         """Go on from the newest checkpoint. Raises UserError where there is none."""
@@ -82,18 +92,18 @@ class Loop:
             accelerator,
             self.folder / "metrics.jsonl",
             self.step,
-            self.steps,
-            self.plan.batch_size,
+            self.last,
             self.log_every,
         )
-        batches = loader(self.plan, self.step, self.steps, self.workers, pin=device.type == "cuda")
+        batches = loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda")
         watch, failures, started = Watch(), 0, time.perf_counter()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
-        begun = self.learner.enter((self.step - 1) / self.steps) if self.step else set()
+        begun = self.learner.enter(self.progress(self.step - 1)) if self.step else set()
         wrapped: nn.Module | None = None
         for batch in batches:
-            self.judge.count(self.plan.batch_size // self.plan.ranks, batch.skipped)
-            progress = self.step / self.steps
+            images = self.plan.turn(self.step).images
+            self.judge.count(images // self.plan.ranks, batch.skipped)
+            progress = self.progress(self.step)
             new = self.learner.enter(progress) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
                 if new and self.step and accelerator.is_main_process:
@@ -103,7 +113,7 @@ class Loop:
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
             parts = [to_device(part, device) for part in batch.parts]
-            lr = self.lr * rate(self.step, self.steps, self.warmup)
+            lr = self.lr * rate(self.plan.place(self.step), self.steps, self.warmup)
             losses, notes, norm = self._gradient(wrapped, parts)
             if all(math.isfinite(value) for value in (*losses.values(), norm)):
                 for group in self.optimizer.param_groups:
@@ -116,7 +126,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             values = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
             said = signals(self.learner, notes)
-            log.step(self.step, values | said | {"lr": lr, "grad_norm": finite(norm)})
+            log.step(self.step, values | said | {"lr": lr, "grad_norm": finite(norm)}, images)
             if failures == PATIENCE:
                 bad = [name for name, value in values.items() if value is None] or ["the gradient"]
                 raise Diverged(
@@ -125,13 +135,14 @@ class Loop:
                 )
             healthy = watch.see(self.step, self.learner, said)
             self.step += 1
-            if self.eval_every and self.step % self.eval_every == 0 and self.step < self.steps:  # the end has its own
+            if self.eval_every and self.step % self.eval_every == 0 and self.step < self.last:  # the end has its own
                 before = time.perf_counter()
                 if self.evaluate is not None:
                     log.write(self.step - 1, self.evaluate())
                 accelerator.wait_for_everyone()
                 log.pause(time.perf_counter() - before)
-            if (self.step % self.save_every == 0 and healthy) or self.step == self.steps:
+            due = self.step % self.save_every == 0 or self.step in self.keep
+            if (due and healthy) or self.step == self.last:
                 before = time.perf_counter()
                 self.save()
                 if device.type == "cpu":
@@ -140,7 +151,7 @@ class Loop:
         log.close()
         return {
             "steps": self.step,
-            "images_seen": self.step * self.plan.batch_size,
+            "images_seen": self.plan.turn(self.step).first,
             "training_seconds": round(time.perf_counter() - started, 1),
             "images_per_second": round(log.rate(), 1),
             "skipped_steps": self.skipped_steps,
@@ -151,8 +162,14 @@ class Loop:
         """Write a checkpoint, from the main process; called on all."""
         read, skipped = sum_counters(self.judge.read, self.judge.skipped)
         if self.accelerator.is_main_process:
-            state = {"skipped_steps": self.skipped_steps, "read": read, "skipped_examples": dict(skipped)}
-            checkpoint.save(self.folder / "checkpoints", self.step, self.learner, self.optimizer, state)
+            state = {
+                "progress": self.progress(self.step),
+                "skipped_steps": self.skipped_steps,
+                "read": read,
+                "skipped_examples": dict(skipped),
+            }
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder, self.step, self.learner, self.optimizer, state, self.keep)
         self.accelerator.wait_for_everyone()
 
     def _wrap(self) -> nn.Module:

@@ -49,7 +49,7 @@ def adamw(
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def rate(step: int, steps: int, warmup: int) -> float:
+def rate(step: float, steps: int, warmup: int) -> float:
     """The schedule's factor at a step: (step + 1) / warmup, then half a cosine from the end of the warm-up to zero.
 
     The cosine's progress counts from the end of the warm-up (big_vision utils.py:1113-1137).

@@ -28,7 +28,8 @@ from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.recipes import Recipe
 from opensiglip.train.check import check_numbers
 from opensiglip.train.checkpoint import write_json
-from opensiglip.train.config import build, check, claim, command, find, record, resolved
+from opensiglip.train.config import build, check, claim, command, differences, find, record, resolved, stored
+from opensiglip.train.continued import origin, take_over
 from opensiglip.train.export import write_text
 from opensiglip.train.finish import count_parameters, finish, of_run
 from opensiglip.train.judgement import Judgement
@@ -63,8 +64,10 @@ def train(
     seed: int = 0,
     precision: str = "auto",
     workers: int | None = None,
+    continue_from: str | None = None,
     resume: bool = False,
     changed: bool = False,
+    keep: Sequence[float] = (),
     save_every: int = 1000,
     log_every: int = 10,
     held_out: int = 500,
@@ -99,8 +102,11 @@ def train(
         seed: of weights and of every random choice in the data.
         precision: auto, fp32 or bf16.
         workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
+        continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
+            90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
         resume: go on from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments (the differences are printed).
+        keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
         save_every: steps between checkpoints.
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
@@ -117,6 +123,8 @@ def train(
         raise UserError("--eval-every needs examples to judge on; give --held-out too.")
     if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs both say how long to train; give one.")
+    if init is not None and continue_from is not None:
+        raise UserError("--init and --continue-from both say where to start from; give one.")
     function = find(recipe)
     set_seed(seed)  # heads draw their weights when the recipe is built
     checkpoint = None
@@ -132,45 +140,69 @@ def train(
     folder = Path(out)
     config = resolved(recipe, function, keywords, arguments)
     accelerator, why = _accelerator(precision, trackers, folder)
-    if batch_size % (accelerator.num_processes * accumulate):
-        ranks = accelerator.num_processes
-        raise UserError(f"--batch-size {batch_size} is not divisible by {ranks} ranks x --accumulate {accumulate}.")
+    if batch_size % (accelerator.num_processes * accumulate * built.frame.least):
+        ranks, halves = accelerator.num_processes, " x 2 halves" if built.frame.least > 1 else ""
+        raise UserError(
+            f"--batch-size {batch_size} is not divisible by {ranks} ranks x --accumulate {accumulate}{halves}."
+        )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     wanted = None if languages is None else languages.split(",")
-    side = built.architecture.resolution
+    side = built.frame.pixels
     sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in data]
+    total = sum(len(source) for source in sources)
+    last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
+    start, begin, stretch = None, 0, 1.0
+    if continue_from is not None:
+        start = origin(continue_from, built.share)
+        begin, stretch = round(start.progress * last), built.stretch
+        if begin == last:
+            raise UserError(f"--continue-from {continue_from} is at the end of training; name an earlier checkpoint.")
     judgement = None
     if accelerator.is_main_process:
         check(folder, config, resume=resume, changed=changed)
         if held_out:
             judgement = Judgement(_held_out(data[0], held_out, wanted, side), held_out, sources[0])
         if not resume:
-            made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
+            if start is not None:
+                for difference in differences(stored(start.run), config):
+                    print(f"changed: {difference}", flush=True)
+                made = read_pipeline(start.run / "model")
+            else:
+                made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
             claim(folder)
             write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
 
     set_seed(seed)
-    pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
+    pipeline = read_pipeline(folder / "model")
     model = Model.new(built.architecture, len(pipeline))
     fitted = None if checkpoint is None else fit(model, checkpoint)
-    if accelerator.is_main_process:
-        record(folder, config)
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
     if model.text is not None and (fitted is None or "logit_bias" not in fitted.brought or built.logit_bias != "-10"):
         torch.nn.init.constant_(model.logit_bias, bias)
     hold(model, freeze, lora)
     learner = Learner(model, built.objectives, built.momentum, built.momentum_end).to(accelerator.device)
-    total = sum(len(source) for source in sources)
-    last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
     ranks, rank = accelerator.num_processes, accelerator.process_index
     cores = torch.get_num_threads() // ranks if accelerator.device.type == "cpu" else (os.cpu_count() or 2) // ranks
     loop = Loop(
         accelerator=accelerator,
         learner=learner,
         optimizer=adamw(learner, lr, weight_decay, slower(fitted), tower_lr),
-        plan=Plan(sources, built.frame, built.fields, pipeline, batch_size, seed, rank, ranks, accumulate, last),
+        plan=Plan(
+            sources,
+            built.frame,
+            built.fields,
+            pipeline,
+            batch_size,
+            seed,
+            rank,
+            ranks,
+            accumulate,
+            last,
+            begin,
+            stretch,
+        ),
         folder=folder,
         steps=last,
         lr=lr,
@@ -180,11 +212,18 @@ def train(
         save_every=save_every,
         log_every=log_every,
         eval_every=eval_every,
+        keep=frozenset(begin + math.floor((share * last - begin) * stretch + 1e-9) for share in keep),
+        step=begin,
     )
     if judgement is not None:
         loop.evaluate = partial(judgement.row, of_run(folder, loop, built), model)
     if resume:
         loop.restore()
+    elif start is not None:
+        resized = take_over(start, learner, loop.optimizer)
+        accelerator.print(f"continues   {start.checkpoint}; resized: {', '.join(resized) or 'nothing'}", flush=True)
+    if accelerator.is_main_process:
+        record(folder, config)
     accelerator.print(opening(loop, built, why), flush=True)
     if checkpoint is not None and fitted is not None:
         accelerator.print(f"start       {told(checkpoint, fitted, freeze, tower_lr, lora)}", flush=True)
@@ -223,7 +262,7 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         + (" ".join(recipe.tasks) or "none"),
         f"batch       {plan.batch_size} images a step{negatives}",
         f"parameters  {parameters}",
-        f"steps       {loop.step} -> {loop.steps}, {loop.warmup} of warm-up; {loop.steps * plan.batch_size} images",
+        f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.turn(loop.last).first} images",
     ]
     skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
     if skipped:
@@ -256,6 +295,11 @@ def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int)
     except UserError as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"--held-out {count}: {reason}; give --held-out 0 to train without a judgement.") from error
+
+
+def read_pipeline(folder: Path) -> TextPipeline:
+    """The text pipeline of a run's model folder. Raises UserError."""
+    return TextPipeline.from_pretrained(folder, read_sidecar(folder)["text"])
 
 
 def _tokenizer(

@@ -1,0 +1,78 @@
+"""SigLIP 2 NaFlex: one model for every aspect ratio and many resolutions."""
+
+from dataclasses import replace
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import Captions
+from opensiglip.data.fields import Texts
+from opensiglip.data.naflex import BUDGETS, NaFlex, NaFlexImages
+from opensiglip.errors import UserError
+from opensiglip.models.sizes import architecture
+from opensiglip.objectives.captioning import Caption
+from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.recipes.recipe import Recipe
+
+STRETCH = 3.75  # of the last tenth of the schedule    (Sec. 2.4.2)
+
+
+def siglip2_naflex(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    parallel: float = 0.5,
+    boxes: str = "y1 x1 y2 x2",
+    decoder_depth: int | None = None,
+    decoder_width: int | None = None,
+    decoder_bias: bool = False,
+    crop_area: float = 1.0,
+    logit_bias: str = "-10",
+    budgets: tuple[int, ...] | None = None,
+) -> Recipe:
+    """SigLIP 2 NaFlex: SigLIP + LocCa on images of their own aspect ratio, at many sizes.    (arXiv:2502.14786)
+
+    L = L_sigmoid + L_caption, Sec. 2.4.2: it continues a run of siglip2 at 90 % (--continue-from), without
+    self-distillation and masked prediction, and takes 3.75 times as many examples as were left.
+
+    Args:
+        size: that of the run it continues: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: of that run, in pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text, for the text tower and the decoder.
+        parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
+        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+            integers 0..TOP instead of 0..500.
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the text tower's.
+        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        logit_bias: where the sigmoid's bias starts if no run is continued: -10, another number, or auto.
+        budgets: patches of an image, one drawn for each batch; by default the paper's 128 256 576 784 1024, for tiny,
+            whose squares have 64 patches instead of 256, a quarter of these. The largest has half the batch.
+    """
+    networks = architecture(
+        size,
+        resolution,
+        length=length,
+        text=True,
+        decoder=True,
+        decoder_depth=decoder_depth,
+        decoder_width=decoder_width,
+        decoder_bias=decoder_bias,
+    )
+    chosen = tuple(budgets or ((budget // 4 for budget in BUDGETS) if size == "tiny" else BUDGETS))
+    if min(chosen) < 1 or len(set(chosen)) < len(chosen):
+        raise UserError(f"--budgets {' '.join(map(str, chosen))}: give different numbers of at least 1 patch.")
+    patch, square = networks.patch, (networks.resolution // networks.patch) ** 2
+    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    return Recipe(
+        replace(networks, naflex=True),
+        NaFlex(patch, square, chosen, crop_area),
+        fields=[NaFlexImages(patch), Texts(), Captions(tasks, parallel=parallel, boxes=written)],
+        objectives=[Sigmoid(), Caption()],
+        tasks=tasks,
+        boxes=written,
+        logit_bias=logit_bias,
+        share=0.9,
+        # The schedule counts examples, and the largest budget takes two steps for a batch of them.
+        stretch=STRETCH * (len(chosen) + 1) / len(chosen),
+    )

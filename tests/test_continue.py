@@ -1,0 +1,275 @@
+"""Going on from another run: as NaFlex, at another resolution, with other patches; and what can't be gone on from."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Run
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from opensiglip import cli
+from opensiglip.data.naflex import pack
+from opensiglip.models.model import Model
+from opensiglip.models.resize import resize_positions
+from opensiglip.recipes import Recipe
+from opensiglip.train.config import find, inherited
+from opensiglip.train.continued import origin, take_over
+from opensiglip.train.learner import Learner
+from opensiglip.train.log import read_lines
+from opensiglip.train.optimizer import adamw, rate
+from opensiglip.train.run import read_pipeline, train
+from opensiglip.types import Patches
+
+STEPS, NINETY = 20, 18
+MORE = """
+
+def patched(*, patch: int = 8):
+    '''The same with other patches.'''
+    recipe = small()
+    side = 4 * patch
+    taught = [replace_field(field, side, patch) for field in recipe.fields]
+    return replace(recipe, architecture=replace(recipe.architecture, patch=patch, resolution=side), fields=taught,
+                   frame=replace(recipe.frame, resolution=side))
+
+
+def replace_field(field, side, patch):
+    from opensiglip.data.views import Hidden, Views
+    if isinstance(field, Views):
+        return Views(side, patch, wholes=1, locals=8, start=0.8)
+    return Hidden(side, patch, ratio=0.5, start=0.8) if isinstance(field, Hidden) else field
+
+
+def naflex(*, resolution: int = 32, length: int = 64, depth: int = 1, budgets: tuple[int, ...] = (8, 16, 30)):
+    '''NaFlex, small.'''
+    from opensiglip.recipes import siglip2_naflex
+    recipe = siglip2_naflex(size="tiny", resolution=resolution, length=length, budgets=budgets)
+    shape = Shape(width=32, depth=2, mlp=64, heads=2)
+    networks = replace(recipe.architecture, vision=shape, text=shape, decoder=replace(shape, depth=depth))
+    return replace(recipe, architecture=networks)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipes(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The small recipe, its NaFlex and one with other patches, by name."""
+    file = tmp_path_factory.mktemp("recipes") / "small_continued.py"
+    file.write_text(Path(recipe.rpartition(":")[0]).read_text() + MORE)
+    return lambda name: f"{file}:{name}"
+
+
+@pytest.fixture(scope="module")
+def before(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of which the checkpoints at 90 and 95 % stay."""
+    out = tmp_path_factory.mktemp("before") / "run"
+    run(out, steps=STEPS, save_every=7, keep=(0.9, 0.95), warmup=2)
+    return out
+
+
+def built(recipe: str, **keywords: Any) -> tuple[Recipe, Learner, torch.optim.Optimizer]:
+    torch.manual_seed(1)
+    made = find(recipe)(**keywords)
+    learner = Learner(Model.new(made.architecture, 300), made.objectives)
+    return made, learner, adamw(learner, 1e-3, 0.1)
+
+
+def weights(before: Path) -> dict[str, torch.Tensor]:
+    return load_file(before / f"checkpoints/step-{NINETY:08d}/learner.safetensors")
+
+
+def test_checkpoints_that_are_to_stay_stay(before: Path) -> None:
+    steps = sorted(int(path.name.partition("-")[2]) for path in (before / "checkpoints").iterdir())
+    assert steps == [18, 19, 20], "and of those of every 7 steps none"
+    state = json.loads((before / "checkpoints/step-00000019/state.json").read_text())
+    assert state["progress"] == 0.95
+
+
+@torch.no_grad()
+def test_naflex_begins_as_the_model_it_continues(before: Path, recipes: Callable[[str], str]) -> None:
+    """On a square image of the old resolution both say the same: nothing was lost on the way."""
+    _, learner, optimizer = built(recipes("naflex"))
+    assert take_over(origin(str(before), 0.9), learner, optimizer) == []
+    _, old, _ = built(recipes("small"))
+    old.load_state_dict(weights(before))
+    image = torch.rand(3, 3, 32, 32) * 2 - 1
+    said, seen = (one.model.eval().vision for one in (old, learner))
+    expected, found = said(image), seen(pack(list(image), 8, 20))
+    torch.testing.assert_close(found.pooled, expected.pooled, rtol=0, atol=1e-5)
+    ids = torch.randint(300, (2, 64))
+    assert torch.equal(learner.model.text(ids).pooled, old.model.text(ids).pooled)
+
+
+def test_the_optimizers_state_goes_on_but_for_what_was_resized(before: Path, recipes: Callable[[str], str]) -> None:
+    moments = load_file(before / f"checkpoints/step-{NINETY:08d}/optimizer.safetensors")
+    for name, keywords, fresh in (
+        ("naflex", {}, ()),
+        ("small", {"resolution": 64}, ("position",)),
+        ("patched", {"patch": 7}, ("patch",)),
+    ):
+        _, learner, optimizer = built(recipes(name), **keywords)
+        resized = take_over(origin(f"{before}/checkpoints/step-{NINETY:08d}", 0.5), learner, optimizer)
+        assert all(any(f"{word}_embedding" in one for word in fresh) for one in resized)
+        assert len(resized) == (2 if fresh else 0), "the tower's and the teacher's"
+        for key, parameter in learner.named_parameters():
+            state = optimizer.state.get(parameter, {})
+            if key in resized or f"{key}/step" not in moments:
+                assert not state
+                continue
+            for part in ("exp_avg", "exp_avg_sq"):
+                expected = moments[f"{key}/{part}"]
+                if state[part].shape != expected.shape:  # a convolution as a matrix
+                    expected = expected.permute(0, 2, 3, 1).flatten(1)
+                assert torch.equal(state[part], expected), key
+            assert state["step"] == moments[f"{key}/step"]
+
+
+def test_another_resolution_resizes_positions_of_tower_and_teacher(before: Path, recipes: Callable[[str], str]) -> None:
+    _, learner, optimizer = built(recipes("small"), resolution=64)
+    take_over(origin(str(before), 0.9), learner, optimizer)
+    found, old = learner.state_dict(), weights(before)
+    for tower in ("model.vision.tower", "teacher.copy.tower"):
+        name = f"{tower}.embeddings.position_embedding.weight"
+        assert torch.equal(found[name], resize_positions(old[name], 8, 8))
+    same = [name for name in old if "position_embedding" not in name or "vision" not in name and "teacher" not in name]
+    assert all(torch.equal(found[name], old[name]) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "share", "last"),
+    [("naflex", {}, 0.9, 28), ("small", {"resolution": 64}, 0.95, STEPS), ("patched", {"patch": 7}, 0.95, STEPS)],
+)
+def test_a_run_goes_on_along_its_schedule_with_all_losses(
+    name: str,
+    changes: dict[str, Any],
+    share: float,
+    last: int,
+    before: Path,
+    recipes: Callable[[str], str],
+    folder: str,
+    tmp_path: Path,
+) -> None:
+    out, begin = tmp_path / "after", round(share * STEPS)
+    words = ["train", recipes(name), "--continue-from", str(before), "--out", str(out), "--workers", "0"]
+    words += [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    assert cli.main([*words, "--held-out", "4"]) == 0
+    rows = read_lines(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(begin, last))
+    stretch = (last - begin) / (STEPS - begin)
+    places = [begin + (row["step"] - begin) / stretch for row in rows]
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate(place, STEPS, 2) for place in places])
+    terms = {key for key in rows[0] if key.startswith("loss/")}
+    taught = {"loss/local_to_global", "loss/masked_patches"} if name != "naflex" else set()
+    assert terms == {"loss/sigmoid", "loss/caption"} | taught
+    config = json.loads((out / "config.json").read_text())
+    was = json.loads((before / "config.json").read_text())
+    assert config["train"] == was["train"] | {
+        "continue_from": str(before),
+        "held_out": 4,
+        "keep": [],
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["held_out"]["examples"] == 4 and set(summary["held_out"]) >= {"grounding", "retrieval"}
+    assert (out / "report.html").is_file()
+    # Two rounds of NaFlex are 48 images, and two steps more have half a batch each at least.
+    least, most = (48 + 8, 48 + 16) if name == "naflex" else (8, 8)
+    assert begin * 8 + least <= summary["images_seen"] <= begin * 8 + most
+
+
+@pytest.fixture(scope="module")
+def after(before: Path, recipes: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NaFlex, continued from the run, from Python."""
+    out = tmp_path_factory.mktemp("after") / "run"
+    go_on(before, recipes, out)
+    return out
+
+
+def go_on(before: Path, recipes: Callable[[str], str], out: Path, **changes: Any) -> None:
+    given = {name: value for name, value in inherited(str(before)).items() if name != "logit_bias"}
+    given = {name: value for name, value in given.items() if name in inspect.signature(train).parameters}
+    train(recipes("naflex"), out=out, **given | {"continue_from": str(before)} | changes)
+
+
+@torch.no_grad()
+def test_naflex_leaves_a_plain_transformers_folder(after: Path) -> None:
+    theirs, processor = (auto.from_pretrained(after / "model") for auto in (AutoModel, AutoProcessor))
+    assert (type(theirs).__name__, type(processor).__name__) == ("Siglip2Model", "Siglip2Processor")
+    ours = Model.from_pretrained(after / "model").eval()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 90, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise[0]), Image.fromarray(noise[1].swapaxes(0, 1)), Image.fromarray(noise[2, :, :40])]
+    inputs = processor(
+        text=["a red square", "blue"],
+        images=pictures,
+        padding="max_length",
+        max_length=64,
+        truncation=True,
+        patch_size=8,
+        max_num_patches=16,
+        return_tensors="pt",
+    )
+    ids = [read_pipeline(after / "model").fixed(text) for text in ("a red square", "blue")]
+    assert torch.equal(inputs["input_ids"], torch.from_numpy(np.stack(ids)))
+    assert len(read_pipeline(after / "model")) == ours.vocabulary
+    output = theirs(**inputs)
+    image = Patches(inputs["pixel_values"], inputs["spatial_shapes"], inputs["pixel_attention_mask"].bool())
+    assert all(rows * columns <= 16 for rows, columns in image.shapes.tolist())
+    assert image.shapes[0].tolist() == image.shapes[1].flip(0).tolist() and image.shapes[2].tolist() == [4, 4]
+    mine = F.normalize(ours.vision(image).pooled, dim=-1)
+    assert ours.text is not None
+    texts = F.normalize(ours.text(inputs["input_ids"]).pooled, dim=-1)
+    assert (output.image_embeds - mine).abs().max() < 1e-5
+    assert (output.text_embeds - texts).abs().max() < 1e-5
+    assert (mine[0] - mine[1]).abs().max() > 1e-3, "the images differ, so this compared something"
+    assert "patch_size=8, max_num_patches=16" in (after / "model" / "README.md").read_text()
+
+
+def test_a_continued_run_that_is_cut_short_resumes_bit_for_bit(
+    before: Path, after: Path, recipes: Callable[[str], str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(after, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-00000028")
+    go_on(before, recipes, copy, resume=True)
+    ends = [load_file(out / "checkpoints/step-00000028/learner.safetensors") for out in (after, copy)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("naflex --continue-from nowhere", "--continue-from nowhere is no run"),
+        ("naflex --continue-from cut", "has checkpoints at 95.0%, 100.0%: train it with --keep 0.9"),
+        ("naflex --continue-from cut/checkpoints/step-00000020", "is at the end of training"),
+        ("naflex --continue-from cut/checkpoints/step-00000001", "does not say how far it is"),
+        ("naflex --continue-from cut/checkpoints/step-00000019 --depth 2", "has no model.decoder.blocks.1"),
+        ("naflex --continue-from cut/checkpoints/step-00000019 --length 32", "no rule fits"),
+        (
+            "naflex --continue-from cut --batch-size 3",
+            "--batch-size 3 is not divisible by 1 ranks x --accumulate 1 x 2",
+        ),
+        ("small --keep 1.5 --data scenes", "--keep 1.5 is no share of training"),
+    ],
+)
+def test_what_can_not_be_continued_is_one_sentence(
+    words: str,
+    part: str,
+    before: Path,
+    recipes: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(before, "cut")
+    shutil.rmtree("cut/checkpoints/step-00000018")
+    name, *rest = words.split()
+    assert cli.main(["train", recipes(name), *rest, "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("opensiglip: ") and said.count("\n") == 1 and part in said
