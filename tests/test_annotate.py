@@ -415,7 +415,7 @@ def test_wherever_it_is_killed_the_same_command_ends_with_the_same_bytes(
         (out / "metadata.jsonl").write_bytes(expected["metadata.jsonl"][:rows])
         (out / "left_out.jsonl").write_bytes(expected["left_out.jsonl"][:left])
         shutil.copytree(whole / "images", out / "images")
-        (out / "images/deep/1.png.part").write_bytes(b"half an im")
+        (out / "images/deep/9.png").rename(out / "images/deep/9.png.part")  # the last row is always written again
         assert go(photos, out) == 0
         assert written(out) == expected, (rows, left)
         assert sorted(path.name for path in (out / "images/deep").iterdir()) == [
