@@ -264,7 +264,7 @@ def dino() -> GroundingDino:
     text = {"model_type": "bert", "vocab_size": len(entries), "hidden_size": 16, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "intermediate_size": 32}
     config = GroundingDinoConfig(
-        backbone_config=swin, text_config=text, num_queries=5, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+        backbone_config=swin, text_config=text, num_queries=5, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=32,
         decoder_ffn_dim=32, d_model=32, encoder_attention_heads=2, decoder_attention_heads=2, num_feature_levels=2,
         max_text_len=12,
     )  # fmt: skip
