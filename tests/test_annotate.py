@@ -278,7 +278,7 @@ def test_texts_stand_in_lines_between_full_stops(dino: GroundingDino) -> None:
     assert dino.lines(["red fox", "square"]) == [
         ([101, red, fox, 1012, square, 1012, 102], {0: slice(1, 3), 1: slice(4, 5)})
     ]
-    lines = dino.lines(["red fox", "...", "square", "red red red red", "fox"])  # the second has nothing to ask for
+    lines = dino.lines(["red fox", "...", "square", "red red red red red", "fox"])  # the second has nothing to ask for
     assert [list(places) for _, places in lines] == [[0, 2], [3, 4]]
     assert all(len(ids) <= 12 for ids, _ in lines)
     assert len(dino.lines(["red " * 40])[0][0]) == 12
@@ -299,7 +299,7 @@ def test_grounding_dino_scores_a_text_by_the_mean_of_its_tokens(dino: GroundingD
 
 def test_grounding_dino_looks_once_a_line_and_is_not_moved_by_the_other_lines(dino: GroundingDino) -> None:
     prepared = dict(dino.images([picture(32, 32), picture(32, 32, 1)], return_tensors="pt"))
-    texts = ["red red red red", "fox fox fox fox", "square"]
+    texts = ["red red red red red", "fox fox fox fox fox", "square"]
     both = dino.detect(prepared, [(32, 32)] * 2, [texts, []])
     assert both[0].boxes.shape == (10, 4) and both[1].boxes.shape == (0, 4) and both[1].scores.shape == (0, 0)
     assert (both[0].scores[:5, 1:] == 0).all() and (both[0].scores[5:, 0] == 0).all()
