@@ -102,7 +102,7 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
     rows = learn(name).rows
     assert len(rows) == STEPS
     terms = {key.removeprefix("loss/"): next(row for row in rows if key in row) for key in rows[-1] if "loss/" in key}
-    assert len(terms) == {"siglip2": 4, "tips": 4, "silc": 2}.get(name, 1)
+    assert len(terms) == {"siglip2": 4, "tips": 4, "silc": 2, "coca": 2}.get(name, 1)
     for term, first in terms.items():
         if term in ("local_to_global", "masked_patches"):
             assert rows[-1][f"{term}/kl"] < 0.3 * max(row[f"{term}/kl"] for row in rows if f"{term}/kl" in row), term

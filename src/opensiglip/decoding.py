@@ -9,6 +9,7 @@ from torch import Tensor
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.captions import Ids, box_ids
 from opensiglip.data.text import TextPipeline
+from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 
 
@@ -18,7 +19,7 @@ class BoxGrammar:
     def __init__(self, pipeline: TextPipeline, boxes: BoxFormat) -> None:
         self.eos, self.top = pipeline.policy.eos_id, boxes.top
         # The first number stands alone; each of the others brings the separator before it.
-        first = {box_ids(pipeline, str(value)): value for value in range(boxes.top + 1)}
+        first = {box_ids(pipeline, boxes.mark(value)): value for value in range(boxes.top + 1)}
         between = box_ids(pipeline, boxes.separator)
         self.numbers = [first, {(*between, *ids): value for ids, value in first.items()}]
         self.starts = [{ids[:n] for ids in some for n in range(1, len(ids) + 1)} for some in self.numbers]
@@ -58,7 +59,7 @@ class BoxGrammar:
 
 @torch.no_grad()
 def greedy(
-    decoder: Decoder,
+    decoder: Decoder | Multimodal,
     memory: Tensor,
     prefixes: Sequence[Ids],
     pipeline: TextPipeline,

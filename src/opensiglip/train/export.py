@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from transformers import SiglipImageProcessor, SiglipProcessor
+from transformers import SiglipImageProcessor, SiglipModel, SiglipProcessor
 
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
@@ -53,6 +53,8 @@ tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 ```
 {% endif %}{% if has_decoder %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
+{% endif %}{% if has_more %}
+What a transformers model has no place for is in `beside.safetensors`; `opensiglip.Model.from_pretrained` loads it, too.
 {% endif %}
 ## Limits
 
@@ -90,8 +92,9 @@ def export(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline, c
     model.save_pretrained(folder, about | {"recipe": card["recipe"]})
     facts = card | {
         "folder": "model",
-        "has_text": model.text is not None,
+        "has_text": isinstance(model.host[0], SiglipModel),
         "has_decoder": model.decoder is not None,
+        "has_more": bool(model.beside()),
         "length": recipe.architecture.length,
         "resolution": recipe.architecture.resolution,
     }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from opensiglip.data.example import Source
+from opensiglip.evaluate.answers import answers
 from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
@@ -57,6 +58,9 @@ def finish(
             if "aref" in recipe.tasks
             else {},
             "retrieval": retrieval(model, judged, pipeline, autocast),
+            "answers": answers(model, judged, pipeline, recipe.tasks, recipe.boxes, autocast)
+            if set(recipe.tasks) - {"cap", "aref", "gcap"}  # those have measures of their own
+            else {},
             "seconds": round(time.perf_counter() - began, 1),
         }
         summary["held_out"] = {key: value for key, value in summary["held_out"].items() if value != {}}
@@ -102,5 +106,12 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
                 said[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
             elif name == "chance_r1":
                 said["held-out retrieval, chance"] = f"{value:.3f}"
+    for task, measures in summary.get("held_out", {}).get("answers", {}).items():
+        for name, value in measures.items():
+            if f"{name}_ci95" in measures:
+                low, high = measures[f"{name}_ci95"]
+                said[f"held-out answers, {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+            elif name == "ap":
+                said[f"held-out answers, {task}, AP"] = f"{value:.3f}"
     said["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
     return said

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def train(
 
     set_seed(seed)
     pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
-    model = Model.new(built.architecture, len(pipeline))
+    networks = replace(built.architecture, pad_id=pipeline.policy.pad_id)
+    model = Model.new(networks, len(pipeline))
     if accelerator.is_main_process:
         record(folder, config)
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
@@ -225,6 +227,7 @@ def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int)
 def _tokenizer(sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe) -> TextPipeline:
     length = recipe.architecture.length
     if name is not None:
-        return TextPipeline.load(name, length)
+        return TextPipeline.load(name, length).with_tokens(recipe.boxes.tokens())
     texts = (text for source in sources for text in source.texts())
-    return TextPipeline.train(texts, size=vocabulary, length=length, words=task_words(recipe.tasks, recipe.boxes))
+    words = task_words(recipe.tasks, recipe.boxes)
+    return TextPipeline.train(texts, size=vocabulary, length=length, words=words).with_tokens(recipe.boxes.tokens())

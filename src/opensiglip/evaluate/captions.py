@@ -1,0 +1,95 @@
+"""CIDEr-D and BLEU-4 without Java: equal to pycocoevalcap's on the same tokens."""
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGEST = 4  # words of an n-gram
+SIGMA = 6.0  # CIDEr-D's: how fast a text of another length than the reference loses
+# Scripts that put no spaces between words: each letter stands for one.
+UNSPACED = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u3040", "\u30ff"), ("\u3400", "\u9fff"))
+
+Grams = Counter[tuple[str, ...]]
+
+
+def words(text: str) -> list[str]:
+    """The text in lower case, punctuation dropped, split at spaces; where there are none, at letters.
+
+    Ours, for all languages alike: COCO's figures are over the Penn Treebank's tokens, which differ a little in English.
+    """
+    letters = []
+    for letter in unicodedata.normalize("NFC", text.lower()):
+        kind = unicodedata.category(letter)
+        if kind[0] in "PSZ" or kind == "Cc":
+            letters.append(" ")
+        elif any(low <= letter <= high for low, high in UNSPACED):
+            letters.append(f" {letter} ")
+        else:
+            letters.append(letter)
+    return "".join(letters).split()
+
+
+def n_grams(tokens: Sequence[str]) -> Grams:
+    """How often each n-gram of 1 to 4 words occurs."""
+    return Counter(tuple(tokens[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(tokens) - n + 1))
+
+
+def cider_d(answers: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+    """CIDEr-D of each answer, 10 at best; their mean is the corpus's.    (Vedantam et al., arXiv:1411.5726, Sec. 6)
+
+    Tokens of one answer and of one or more references an image. An n-gram weighs the less, the more images' references
+    have it, so a score hangs on the set. As pycocoevalcap has it (cider/cider_scorer.py): a text's length is the number
+    of its word pairs.
+    """
+    grams = [[n_grams(one) for one in some] for some in references]
+    images = Counter(gram for some in grams for gram in {gram for one in some for gram in one})
+    total = math.log(len(references)) if references else 0.0
+
+    def vectors(counts: Grams) -> tuple[dict[int, dict[tuple[str, ...], float]], list[float], int]:
+        weighed: dict[int, dict[tuple[str, ...], float]] = defaultdict(dict)
+        for gram, count in counts.items():
+            weighed[len(gram)][gram] = count * (total - math.log(max(1, images[gram])))
+        norms = [math.sqrt(sum(x * x for x in weighed[n].values())) for n in range(1, LONGEST + 1)]
+        return weighed, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+    scores = []
+    for answer, some in zip(answers, grams, strict=True):
+        ours, our_norms, our_length = vectors(n_grams(answer))
+        likeness = 0.0
+        for theirs, their_norms, their_length in map(vectors, some):
+            penalty = math.exp(-((our_length - their_length) ** 2) / (2 * SIGMA**2))
+            for n in range(1, LONGEST + 1):
+                dot = sum(min(x, theirs[n].get(gram, 0.0)) * theirs[n].get(gram, 0.0) for gram, x in ours[n].items())
+                norm = our_norms[n - 1] * their_norms[n - 1]
+                likeness += penalty * (dot / norm if norm else dot)
+        scores.append(10 * likeness / LONGEST / len(some))
+    return scores
+
+
+def bleu_counts(answer: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
+    """What BLEU-4 of a corpus sums up: n-grams found and n-grams written, for n = 1 to 4; length; closest reference's.
+
+    An n-gram is found at most as often as the reference that has it most often has it.
+    """
+    ours, most = n_grams(answer), Counter[tuple[str, ...]]()
+    for reference in references:
+        most |= n_grams(reference)
+    found = ours & most
+    hits = [sum(count for gram, count in found.items() if len(gram) == n) for n in range(1, LONGEST + 1)]
+    written = [max(0, len(answer) - n + 1) for n in range(1, LONGEST + 1)]
+    closest = min((abs(len(reference) - len(answer)), len(reference)) for reference in references)[1]
+    return [*hits, *written, len(answer), closest]
+
+
+def bleu4(counts: np.ndarray) -> float:
+    """BLEU-4 of a corpus, 1 at best, from the sum [10] of its `bleu_counts`.    (Papineni et al., ACL 2002)
+
+    The two small numbers against division by zero are pycocoevalcap's (bleu/bleu_scorer.py).
+    """
+    found, written, (length, closest) = counts[:4], counts[4:8], counts[8:]
+    precision = float(np.prod((found + 1e-15) / (written + 1e-9))) ** (1 / LONGEST)
+    ratio = (length + 1e-15) / (closest + 1e-9)
+    return precision * math.exp(min(0.0, 1 - 1 / ratio))
