@@ -119,13 +119,24 @@ def test_answers_are_true_of_the_scene(seen: list[Visit]) -> None:
     for visit in seen:
         names = [region.names["en"] for region in visit.regions]
         boxes = {region.names["en"]: region.bbox for region in visit.regions}
+        everywhere = [(region.names["en"], region.bbox) for region in visit.regions]
         for question, answer in questions(visit):
             kinds[question.split()[0]] += 1
             if found := re.fullmatch(r"is there (?:an? )?(.+)\?", question):
                 assert (found[1] in names) == (answer == "yes")
             elif found := re.fullmatch(r"what is (left of|right of|above|below) the (.+)\?", question):
-                (ax, ay), (bx, by) = (((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in (boxes[answer], boxes[found[2]]))
-                assert {"left of": ax < bx, "right of": ax > bx, "above": ay < by, "below": ay > by}[found[1]]
+                a = boxes[found[2]]
+                there = [
+                    name
+                    for name, b in everywhere
+                    if {
+                        "left of": b[2] <= a[0],
+                        "right of": b[0] >= a[2],
+                        "above": b[3] <= a[1],
+                        "below": b[1] >= a[3],
+                    }[found[1]]
+                ]
+                assert answer in there
             else:
                 found = re.fullmatch(r"where is the (.+)\?", question)
                 assert found is not None
@@ -158,12 +169,14 @@ def test_detection_asks_for_every_box_of_a_name(seen: list[Visit]) -> None:
 
 
 def test_an_outline_filled_is_its_mask(seen: list[Visit]) -> None:
+    overlaps = []
     for visit in seen[:20]:
         for mask in visit.example.extras["masks"]:
             points = trace(mask)
             assert points is not None and area(points) > 0
             back = fill(points, SIDE, SIDE)
-            assert back.sum() >= (mask & back).sum() > 0.8 * mask.sum()
+            overlaps.append((mask & back).sum() / (mask | back).sum())
+    assert np.mean(overlaps) > 0.9, "less where a drawing has holes or pieces"
     square = np.zeros((9, 8), bool)
     square[2:6, 3:7] = True
     assert np.array_equal(fill(trace(square) or (), 8, 9), square)
@@ -355,8 +368,8 @@ def test_the_how_to_s_task_is_asked_trained_and_read(tmp_path: Path, seen: list[
     for visit in seen[:10]:
         asked = task.ask(visit, lambda: 0.0)
         assert asked is not None
-        sizes = {r.names["en"]: (r.bbox[2] - r.bbox[0]) * (r.bbox[3] - r.bbox[1]) for r in visit.regions}
-        assert sizes[asked.truth] == max((b[2] - b[0]) * (b[3] - b[1]) for b in (r.bbox for r in visit.regions))
+        sizes = [((r.bbox[2] - r.bbox[0]) * (r.bbox[3] - r.bbox[1]), r.names["en"]) for r in visit.regions]
+        assert (max(sizes)[0], asked.truth) in sizes
         target = compose(asked, visit, BOXES[0], texts)
         assert task.read(texts.text(target.target), form()) == asked.truth
     with pytest.raises(UserError, match="has no task 'smallest'"):

@@ -79,7 +79,7 @@ def from_open_clip(
         missing, unknown = model.load_state_dict(ours, strict=False)
         left = [name for name in missing if name != "logit_bias" and ".tower.post_layernorm." not in name]
     except (KeyError, IndexError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"these are not the weights of an open_clip CoCa ({reason}).") from error
     if left or unknown:
         raise UserError(f"these are not the weights of an open_clip CoCa (no place for {[*left, *unknown][:3]}).")
