@@ -1,5 +1,6 @@
 """The command line: bad input is one sentence and exit code 2, before anything is written."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -201,3 +202,13 @@ def test_an_interrupted_run_says_how_to_go_on(
     monkeypatch.setattr("opensiglip.cli.run", interrupt)
     assert main(["train", "siglip2"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_the_recipe_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "train-on-your-data.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "heavy_captions" in text)
+    (tmp_path / "my_runs.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    recipe = find("my_runs.py:heavy_captions")(size="tiny", caption_weight=3.0)
+    assert {o.name: o.weight for o in recipe.objectives}["caption"] == 3.0
+    assert len(recipe.objectives) == 4

@@ -280,6 +280,19 @@ def test_a_run_through_the_switch_leaves_terms_signals_and_a_plain_model(run: Ru
     assert not any(word in saved for word in (b"teacher", b"slow_head", b"prototypes", b"centre"))
 
 
+def test_every_stage_runs_in_the_precision_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low: list[bool] = []
+    plain = Vision.forward
+
+    def watched(self: Vision, pixels: Tensor, *rest: Any) -> Any:
+        low.append(torch.is_autocast_enabled(pixels.device.type))
+        return plain(self, pixels, *rest)
+
+    monkeypatch.setattr(Vision, "forward", watched)
+    run(tmp_path / "run", precision="bf16")
+    assert low == [True] * (5 + 4)  # five steps of one view, one of four
+
+
 def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsys: pytest.CaptureFixture[str]) -> None:
     top = math.log(len(learner.objectives["local_to_global"].centre))
     for entropy, words in ((0.0, "same prototype"), (top, "equally likely")):

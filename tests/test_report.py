@@ -25,8 +25,10 @@ from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.report import pictures
 from opensiglip.report.curves import POINTS, curve, running_mean
+from opensiglip.report.features import COUNT as MAPPED
+from opensiglip.report.features import pca_colours
 from opensiglip.report.pictures import COUNT, PREDICTED, SIDE, TRUE, answered, draw, retrieved
-from opensiglip.report.report import write_report
+from opensiglip.report.report import signal_charts, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
 Row = dict[str, Any]
@@ -50,6 +52,10 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+    def pictures(self) -> list[dict[str, str | None]]:
+        """The images with the model's answers, which have a width; maps of patch features have none."""
+        return [image for image in self.all("img") if image.get("width")]
 
 
 class Hostile(Source):
@@ -82,7 +88,8 @@ def write(tmp_path: Path, small: Small, pipeline: TextPipeline, scenes: Source) 
         some = metrics("sigmoid", "caption") if rows is None else rows
         about = summary(some, judged=values["held_out"] is not None) | values.pop("summary", {})
         model = new(recipe, pipeline)
-        write_report(path, about, some, model, pipeline, recipe.tasks, recipe.boxes, recipe.frame, values["held_out"])
+        told = (pipeline, recipe.tasks, recipe.boxes, recipe.frame, values["held_out"])
+        write_report(path, about, some, model, *told, values.get("stages", {}))
         return Page(path)
 
     return page
@@ -155,8 +162,8 @@ def test_every_term_has_a_curve_and_every_figure_its_words(write: Callable[..., 
         "images a second",
     ]
     assert len(page.all("svg")) == len(labels)
-    assert len(page.all("img")) == COUNT
-    for image in page.all("img"):
+    assert len(page.pictures()) == COUNT
+    for image in page.pictures():
         assert image["alt"] and "box" in image["alt"]
         decoded = Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2])))
         assert decoded.size == (SIDE, SIDE)
@@ -189,7 +196,7 @@ def test_what_others_wrote_is_shown_not_run(write: Callable[..., Page], scenes: 
 @pytest.mark.parametrize(("name", "answers"), [("siglip2", 3), ("locca", 3), ("cappa", 1), ("siglip", 1)])
 def test_only_what_the_model_can_do_is_shown(write: Callable[..., Page], name: str, answers: int) -> None:
     page = write(name)
-    assert len(page.all("img")) == COUNT
+    assert len(page.pictures()) == COUNT
     assert [attributes.get("class") for attributes in page.all("dd")].count("predicted") == answers * COUNT
     assert page.text.count("IoU 0.") == (COUNT if answers == 3 else 0)
     assert page.text.count("What is in the true box") == (COUNT if answers == 3 else 0)
@@ -310,3 +317,35 @@ def test_a_caption_is_asked_for_as_it_was_trained(small: Small, pipeline: TextPi
         field = next(field for field in recipe.fields if isinstance(field, Captions))
         drawn = field.draw(visits[0], np.random.default_rng(0), pipeline)[0]
         assert drawn.prefix == caption_prefix(pipeline, recipe.tasks), name
+
+
+def test_patches_stand_in_their_colours_before_and_after(
+    write: Callable[..., Page], small: Small, pipeline: TextPipeline
+) -> None:
+    once = [image["alt"] for image in write().all("img") if "patch features" in str(image["alt"])]
+    assert len(once) == MAPPED
+    before = {"after 24 steps": new(small("siglip2"), pipeline)}
+    both = [str(image["alt"]) for image in write(stages=before).all("img") if "patch features" in str(image["alt"])]
+    assert len(both) == 2 * MAPPED
+    assert [alt.rpartition(", ")[2] for alt in both[:2]] == ["after 24 steps", "after 30 steps"]
+
+
+def test_colours_are_the_principal_components_whatever_the_basis() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.arange(16.0).view(4, 4)
+    strong, weak = ramp.flatten(), (ramp.T.flatten() % 5) ** 2 / 10
+    tokens = torch.stack([strong, weak, 0.01 * torch.randn(16, generator=generator), torch.zeros(16)], -1)[None]
+    colours = pca_colours(tokens)
+    assert colours.shape == (1, 4, 4, 3) and colours.min() == 0 and colours.max() == 1
+    red = colours[0, ..., 0].flatten()
+    assert abs(float(torch.corrcoef(torch.stack([red, strong]))[0, 1])) > 0.99  # the largest variance first
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
+    torch.testing.assert_close(pca_colours(tokens @ turn + 3), colours, rtol=0, atol=1e-4)
+    assert torch.isfinite(pca_colours(torch.ones(2, 9, 8))).all()  # a tower that tells nothing apart
+
+
+def test_signs_of_health_have_curves_of_their_own() -> None:
+    rows = [row | {"logit_scale": 10.0 + row["step"], "silc/kl": 0.5} for row in metrics("sigmoid")]
+    charts = signal_charts(rows)
+    assert [chart.name for chart in charts] == ["logit scale", "silc: kl"]
+    assert all("<svg" in chart.svg for chart in charts)

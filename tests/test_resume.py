@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,23 @@ def straight(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its fifth step: one checkpoint, of step 3, and a row after it. Not to be written to."""
     out = tmp_path_factory.mktemp("cut") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        calls, accumulate = iter([False] * 4 + [True]), loop_module.accumulate
+    cut_short(4, lambda: run(out))
+    return out
 
-        def stop_at_the_fifth(*arguments: Any) -> Any:
+
+def cut_short(after: int, start: Callable[[], Any]) -> None:
+    """Stop a run in the step that follows its first `after`."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls, accumulate = iter([False] * after + [True]), loop_module.accumulate
+
+        def stop(*arguments: Any) -> Any:
             if next(calls):
                 raise KeyboardInterrupt
             return accumulate(*arguments)
 
-        patch.setattr(loop_module, "accumulate", stop_at_the_fifth)
+        patch.setattr(loop_module, "accumulate", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(out)
-    return out
+            start()
 
 
 @pytest.fixture
@@ -56,8 +62,8 @@ def losses(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def assert_same_end(out: Path, other: Path) -> None:
-    last = f"checkpoints/step-{STEPS:08d}"
+def assert_same_end(out: Path, other: Path, steps: int = STEPS) -> None:
+    last = f"checkpoints/step-{steps:08d}"
     for file in (f"{last}/learner.safetensors", f"{last}/optimizer.safetensors", "model/model.safetensors"):
         ours, theirs = load_file(out / file), load_file(other / file)
         assert ours.keys() == theirs.keys()
@@ -84,6 +90,28 @@ def test_resuming_just_after_a_checkpoint_gives_the_straight_run(straight: Path,
     (copy / "metrics.jsonl").write_text("".join(rows[:SAVE_EVERY]) + '{"step": 3, "lo')  # and killed while writing
     run(copy, resume=True)
     assert_same_end(copy, straight)
+
+
+def test_a_run_cut_short_around_the_switch_to_the_last_stage_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
+    steps, switch = 10, 8
+    run(tmp_path / "straight", steps=steps)
+    for taken in (switch - 1, switch, switch + 1):
+        out = tmp_path / str(taken)
+        cut_short(taken, lambda out=out: run(out, steps=steps, save_every=1))
+        newest = out / "checkpoints" / f"step-{taken:08d}"
+        assert checkpoint.latest(out / "checkpoints") == newest
+        if taken == switch:
+            fresh = load_file(newest / "learner.safetensors")
+        run(out, steps=steps, save_every=1, resume=True)
+        assert_same_end(out, tmp_path / "straight", steps)
+        stage = load_file(out / "stages" / f"step-{switch:08d}.safetensors")
+        before = load_file(tmp_path / "straight" / "stages" / f"step-{switch:08d}.safetensors")
+        assert all(torch.equal(stage[name], before[name]) for name in before)
+    end = load_file(tmp_path / "straight" / "checkpoints" / f"step-{steps:08d}" / "learner.safetensors")
+    assert [
+        name for name in end if torch.equal(end[name], fresh[name])
+    ] == []  # model, heads, teacher, centres: all moved
+    assert [name for name in before if not torch.equal(before[name], fresh[f"model.{name}"])] == []
 
 
 def test_resuming_a_finished_run_changes_nothing_and_ends_cleanly(straight: Path, tmp_path: Path, run: Run) -> None:

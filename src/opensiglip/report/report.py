@@ -1,6 +1,6 @@
 """RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -17,8 +17,10 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.report.curves import curve
+from opensiglip.report.features import patch_maps
 from opensiglip.report.pictures import PREDICTED, TRUE, pictures
 
+KEPT_APART = ("step", "loss")  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
 
 
@@ -60,12 +62,17 @@ def write_report(
     boxes: BoxFormat,
     frame: Frame,
     held_out: Source | None,
+    stages: Mapping[str, Model],
 ) -> None:
-    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl."""
+    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
+
+    `stages` are the model as it was when a later part of the recipe began.
+    """
     judged = summary.get("held_out", {})
-    shown = []
+    shown, patches = [], []
     if held_out is not None:
         shown = pictures(model, held_out, judged["examples"], pipeline, tasks, boxes, frame)
+        patches = patch_maps({**stages, f"after {summary['steps']} steps": model}, held_out, frame)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
@@ -78,7 +85,9 @@ def write_report(
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
+        signals=signal_charts(rows),
         pictures=shown,
+        patches=patches,
         scenes=isinstance(held_out, Scenes),
         true_color=TRUE,
         predicted_color=PREDICTED,
@@ -98,6 +107,16 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
         words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
         charts.append(Chart(words, curve(rows, name), change))
     return charts
+
+
+def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each number of metrics.jsonl that is neither a loss nor the pace: signs of health."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
+        for name in names
+        if not name.startswith("loss/") and name not in (*KEPT_APART, *PACE)
+    ]
 
 
 def referring_table(measures: dict[str, Any]) -> Table:

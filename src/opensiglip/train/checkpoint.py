@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opensiglip.errors import UserError
+from opensiglip.models.model import Model
 from opensiglip.train.learner import Learner
 
 KEPT = 2  # newest checkpoints that stay
@@ -40,6 +42,24 @@ def save(folder: Path, step: int, learner: Learner, optimizer: torch.optim.Optim
     for old in _complete(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def save_stage(folder: Path, step: int, model: Model) -> None:
+    """Write stages/step-N.safetensors: the model as it is when a later part of the recipe begins."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:08d}.safetensors"
+    part = path.with_suffix(".part")
+    save_file(_own_storage(model.state_dict()), part)
+    part.replace(path)
+
+
+def stages(folder: Path, model: Model) -> dict[str, Model]:
+    """The models that `save_stage` wrote, by how far they had come; `model` says how they are built."""
+    found = {}
+    for path in sorted(folder.glob("step-*.safetensors")):
+        found[f"after {int(path.stem.removeprefix('step-'))} steps"] = stage = deepcopy(model)
+        stage.load_state_dict(load_file(path))
+    return found
 
 
 def latest(folder: Path) -> Path | None:

@@ -5,16 +5,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opensiglip.data.example import Source
 from opensiglip.evaluate.answers import answers
 from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
-from opensiglip.train.checkpoint import write_json
+from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
+from opensiglip.train.learner import Learner
 from opensiglip.train.log import read_lines
 from opensiglip.train.loop import Loop
 
@@ -76,7 +75,10 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    write_report(folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out)
+    before = stages(folder / "stages", model)
+    write_report(
+        folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out, before
+    )
     return summary
 
 
@@ -86,10 +88,12 @@ def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float 
     return sum(values) / len(values) if values else None
 
 
-def count_parameters(learner: torch.nn.Module) -> dict[str, int]:
-    """Parameters per part of the model, and in all."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}  # type: ignore[union-attr]
-    return parts | {"total": sum(p.numel() for p in learner.parameters())}
+def count_parameters(learner: Learner) -> dict[str, int]:
+    """Parameters per part of the model, of what only training needs (heads and teacher), and in all."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}
+    total = sum(p.numel() for p in learner.parameters())
+    helpers = total - sum(p.numel() for p in learner.model.parameters())
+    return parts | ({"heads and teacher": helpers} if helpers else {}) | {"total": total}
 
 
 def figures(summary: dict[str, Any]) -> dict[str, str]:

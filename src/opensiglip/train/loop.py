@@ -31,6 +31,17 @@ class Diverged(UserError):
     """The loss or its gradient stayed non-finite."""
 
 
+class Stage(nn.Module):
+    """The learner as one stage of a run wraps it: Accelerate hands a module that it has prepared back as it is."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.learner(*inputs, **named)
+
+
 @dataclass
 class Loop:
     """One run's training, from wherever it stands to its last step."""
@@ -82,9 +93,12 @@ class Loop:
             progress = self.step / self.steps
             new = self.learner.enter(progress) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
+                if new and self.step and accelerator.is_main_process:
+                    checkpoint.save_stage(self.folder / "stages", self.step, self.learner.model)
                 self.learner.begin(new)
                 begun |= new
-                wrapped = self._wrap(wrapped)
+                wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
+                wrapped = self._wrap()
             parts = [to_device(part, device) for part in batch.parts]
             lr = self.lr * rate(self.step, self.steps, self.warmup)
             losses, notes, norm = self._gradient(wrapped, parts)
@@ -132,12 +146,10 @@ class Loop:
             checkpoint.save(self.folder / "checkpoints", self.step, self.learner, self.optimizer, state)
         self.accelerator.wait_for_everyone()
 
-    def _wrap(self, wrapped: nn.Module | None) -> nn.Module:
+    def _wrap(self) -> nn.Module:
         """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
-        if wrapped is not None:
-            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-            self.accelerator.free_memory()
-        ready: nn.Module = self.accelerator.prepare_model(self.learner)
+        self.accelerator.free_memory()
+        ready: nn.Module = self.accelerator.prepare_model(Stage(self.learner))
         return ready.train()
 
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float]:

@@ -1,0 +1,66 @@
+"""Patch features as colours: which patches the image tower tells apart, and which it takes for alike."""
+
+import base64
+import io
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from opensiglip.data.example import Source
+from opensiglip.data.fields import Frame
+from opensiglip.evaluate.held_out import look
+from opensiglip.models.model import Model
+from opensiglip.report.pictures import SIDE, draw
+
+COUNT = 6
+EXTREMES = 0.01  # of all patches are brighter or darker than the colours go
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A held-out image, and its patches as each model sees them."""
+
+    name: str
+    image: str  # data URI
+    maps: dict[str, str]  # by the model's name: data URI
+
+
+def patch_maps(models: Mapping[str, Model], source: Source, frame: Frame) -> list[Patches]:
+    """The first examples of a source through several models, each with colours of its own."""
+    maps: dict[str, list[str]] = {}
+    for name, model in models.items():
+        seen = look(model, source, frame, COUNT, nullcontext)
+        maps[name] = [_png(colours) for colours in pca_colours(seen.tokens)]
+    return [
+        Patches(example.name, draw(example.image), {name: some[place] for name, some in maps.items()})
+        for place, example in enumerate(seen.examples)
+    ]
+
+
+def pca_colours(tokens: Tensor) -> Tensor:
+    """tokens [B, N, D] of square images -> [B, n, n, 3] in 0..1, n * n = N: alike patches have alike colours.
+
+    Red, green and blue are the first three principal components of all B * N tokens together, each stretched over its
+    range. A component's sign is arbitrary; its skewness is made positive, so that the result is always the same.
+    """
+    images, patches, width = tokens.shape
+    flat = tokens.detach().flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :3]  # [D, 3], largest variance first
+    scores = flat @ axes
+    scores = scores * torch.where(scores.pow(3).mean(0) < 0, -1.0, 1.0)
+    low, high = scores.quantile(EXTREMES, 0), scores.quantile(1 - EXTREMES, 0)
+    side = int(patches**0.5)
+    return ((scores - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float().view(images, side, side, 3)
+
+
+def _png(colours: Tensor) -> str:
+    """One patch, one square of colour: [n, n, 3] in 0..1 as a data URI."""
+    small = Image.fromarray((colours * 255).round().to(torch.uint8).cpu().numpy())
+    file = io.BytesIO()
+    small.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
