@@ -24,8 +24,19 @@ MAY = {
     "data.show": {"data", "drawing", "errors"},
     "objectives": {"objectives", "types", "fused", "losses", "models"},
     "recipes": {"recipes", "data", "models", "objectives", "errors"},
-    "decoding": {"data", "models", "types", "errors"},
-    "evaluate": {"evaluate", "data", "models", "decoding", "types", "errors"},
+    "decoding": {"decoding", "data", "models", "types", "errors"},
+    "train.optimizer": {"models"},
+    "evaluate": {
+        "evaluate",
+        "data",
+        "models",
+        "objectives",
+        "decoding",
+        "drawing",
+        "train.optimizer",
+        "types",
+        "errors",
+    },
 }
 
 

@@ -149,6 +149,40 @@ def test_image_tokens_that_are_padding_change_nothing() -> None:
     assert (hidden(decoder, batch, longer) - plain).abs().max() > 1e-2, "unmasked, they would"
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_remembered_gives_the_logits_of_the_whole_row(padded: bool) -> None:
+    """Rows that stand at different places, some leaving, against one packed forward pass of each whole text."""
+    decoder, image, rng = a_decoder(), memory(4), torch.Generator().manual_seed(5)
+    valid = torch.arange(16).expand(4, -1) < torch.tensor([[16], [9], [3], [16]]) if padded else None
+    texts = torch.randint(2, VOCABULARY, (4, LENGTH - 1), generator=rng)
+    inputs = torch.cat([torch.zeros(4, 1, dtype=torch.int64), texts], 1)
+    places, none = torch.arange(LENGTH).expand(4, -1), torch.zeros_like(inputs)
+    with torch.no_grad():
+        whole = decoder.vocabulary(decoder(inputs, places, none, none.bool(), image, valid))
+        cache, starts = decoder.remember(image, valid), torch.zeros(4, dtype=torch.int64)
+        read = torch.tensor([1, 4, 6, 2])  # inputs that each row begins with
+        first = inputs[:, :6].masked_fill(torch.arange(6) >= read[:, None], 77)  # what stands behind them is padding
+        logits = decoder.vocabulary(decoder.extend(first, starts, cache))
+        for row in range(4):
+            torch.testing.assert_close(logits[row, : read[row]], whole[row, : read[row]], rtol=0, atol=1e-5)
+        live = torch.arange(4)
+        for step in range(LENGTH):
+            live_now = (read + step < LENGTH).nonzero()[:, 0]
+            if not len(live_now):
+                break
+            cache = cache.take(torch.searchsorted(live, live_now))
+            live, at = live_now, read[live_now] + step
+            logits = decoder.vocabulary(decoder.extend(inputs[live, at][:, None], at, cache)[:, 0])
+            torch.testing.assert_close(logits, whole[live, at], rtol=0, atol=1e-5)
+    assert step > 8
+
+
+def test_logits_among_some_ids_are_those_of_all() -> None:
+    decoder, state = a_decoder(), torch.randn(3, SHAPE.width, generator=torch.Generator().manual_seed(2))
+    some = torch.tensor([7, 0, 95])
+    torch.testing.assert_close(decoder.vocabulary(state, among=some), decoder.vocabulary(state)[:, some])
+
+
 def test_every_text_reads_the_image() -> None:
     decoder, batch = a_decoder(), packed(THREE)
     change = hidden(decoder, batch, memory(1)) - hidden(decoder, batch, -memory(1))

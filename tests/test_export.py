@@ -52,6 +52,7 @@ def exported(small: Small, scenes: Source, tmp_path_factory: pytest.TempPathFact
         folder = tmp_path_factory.mktemp(name) / "model"
         card = {
             "recipe": name,
+            "languages": ["en"],
             "size": "tiny",
             "command": f"opensiglip train {name} --data scenes:objects=3 --data 'my: folder'",
             "data": ["scenes:objects=3", "my: folder"],

@@ -16,7 +16,7 @@ from opensiglip.data.fields import Visit
 from opensiglip.data.loader import Plan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import BoxGrammar, greedy
-from opensiglip.evaluate.held_out import overlap
+from opensiglip.evaluate.metrics import overlap
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Shape
 from opensiglip.objectives.base import Encoded
@@ -108,7 +108,8 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
             assert rows[-1][f"{term}/kl"] < 0.3 * max(row[f"{term}/kl"] for row in rows if f"{term}/kl" in row), term
             assert first["step"] == (240 if name == "siglip2" else 0), "the last fifth, or all of training"
         else:
-            assert rows[-1][f"loss/{term}"] < 0.05 * first[f"loss/{term}"], term
+            # LiT's tower is locked, and random here: it tells images apart less well.
+            assert rows[-1][f"loss/{term}"] < (0.3 if name == "lit" else 0.05) * first[f"loss/{term}"], term
 
 
 @pytest.mark.parametrize("name", ["locca", "siglip2"])

@@ -14,6 +14,7 @@ from open_clip.coca_model import CoCa
 from torch import Tensor
 from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel
 
+from opensiglip.data.captions import Target, pack
 from opensiglip.data.fields import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import greedy
@@ -239,11 +240,26 @@ def test_one_pass_over_the_text_serves_both_losses(
     torch.testing.assert_close(losses["loss"], both)
 
 
+def test_packed_texts_are_read_as_each_alone(small: Small, pipeline: TextPipeline, batch: Batch) -> None:
+    model, text = coca(small, pipeline), batch["text"]
+    assert isinstance(model.decoder, Multimodal)
+    memory = model.vision(batch["image"]).tokens
+    drawn = [[Target((), tuple(ids[ids != 0].tolist())) for ids in (row, row.flip(0))] for row in text]
+    rows = pack(drawn, length=LENGTH, pad_id=0, mask_id=len(pipeline))
+    hidden = model.decoder(*(rows[name] for name in ("inputs", "positions", "segments", "full")), memory)
+    alone = model.decoder.go_on(model.text(text).tokens, memory)
+    for row in range(len(text)):
+        size = len(drawn[row][0].target)
+        torch.testing.assert_close(hidden[row, :size], alone[row, :size], rtol=0, atol=1e-12)
+        assert not torch.allclose(hidden[row, size : 2 * size], alone[row, :size])
+
+
 def test_decoding_continues_what_was_trained(small: Small, pipeline: TextPipeline, batch: Batch) -> None:
     """Greedily decoded ids are the likeliest by the teacher-forced pass over them."""
     model = coca(small, pipeline)
     assert isinstance(model.decoder, Multimodal)
     with torch.no_grad():
+        model.decoder.vocabulary.bias[pipeline.policy.pad_id] = -1e3  # no text that is trained has padding in it
         memory = model.vision(batch["image"]).tokens
         written = greedy(model.decoder, memory, [()] * 4, pipeline)
         for row, ids in enumerate(written):

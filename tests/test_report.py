@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,14 +19,17 @@ from opensiglip.data.captions import Captions, Ids, caption_prefix
 from opensiglip.data.example import Caption, Example, Source
 from opensiglip.data.fields import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluate.held_out import look, measured
+from opensiglip.drawing import PREDICTED, SIDE, TRUE, as_uri
+from opensiglip.evaluate.judged import look
+from opensiglip.evaluate.metrics import measured
+from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.report import pictures
 from opensiglip.report.curves import POINTS, curve, running_mean
 from opensiglip.report.features import COUNT as MAPPED
 from opensiglip.report.features import pca_colours
-from opensiglip.report.pictures import COUNT, PREDICTED, SIDE, TRUE, answered, draw, retrieved
+from opensiglip.report.pictures import COUNT, answered, retrieved
 from opensiglip.report.report import signal_charts, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
@@ -88,8 +90,8 @@ def write(tmp_path: Path, small: Small, pipeline: TextPipeline, scenes: Source) 
         some = metrics("sigmoid", "caption") if rows is None else rows
         about = summary(some, judged=values["held_out"] is not None) | values.pop("summary", {})
         model = new(recipe, pipeline)
-        told = (pipeline, recipe.tasks, recipe.boxes, recipe.frame, values["held_out"])
-        write_report(path, about, some, model, *told, values.get("stages", {}))
+        told = (subject(recipe, model, pipeline), recipe.architecture, values["held_out"])
+        write_report(path, about, some, *told, values.get("stages", {}))
         return Page(path)
 
     return page
@@ -98,6 +100,10 @@ def write(tmp_path: Path, small: Small, pipeline: TextPipeline, scenes: Source) 
 def new(recipe: Recipe, pipeline: TextPipeline) -> Model:
     torch.manual_seed(0)
     return Model.new(recipe.architecture, len(pipeline)).eval()
+
+
+def subject(recipe: Recipe, model: Model, pipeline: TextPipeline) -> Subject:
+    return Subject.of(model, pipeline, name="it", boxes=recipe.boxes, tasks=recipe.tasks)
 
 
 def metrics(*names: str, count: int = 30) -> list[Row]:
@@ -126,11 +132,11 @@ def summary(rows: list[Row], *, judged: bool = True) -> Row:
         "losses": {name: {"first": 5.0, "last": 0.5} for name in names},
     }
     if judged:
-        held: Row = {"source": HOSTILE[:8], "split": "val", "examples": 24, "referring": {"phrases": 40, "images": 20}}
+        held: Row = {"source": HOSTILE[:8], "split": "val", "examples": 24, "grounding": {"phrases": 40, "images": 20}}
         for suffix, share in (("", 0.9), ("_constant_box", 0.2), ("_shuffled_images", 0.1)):
             hits = [float(place < 40 * share) for place in range(40)]
-            held["referring"] |= measured(f"accuracy{suffix}", hits, range(40))
-            held["referring"] |= measured(f"mean_iou{suffix}", [0.75 * hit for hit in hits], range(40))
+            held["grounding"] |= measured(f"accuracy{suffix}", hits, range(40))
+            held["grounding"] |= measured(f"mean_iou{suffix}", [0.75 * hit for hit in hits], range(40))
         held["retrieval"] = {"images": 24, "captions": 24, "chance_r1": 1 / 24}
         held["retrieval"] |= measured("image_to_text_r1", [True] + [False] * 23, range(24))
         held["retrieval"] |= measured("text_to_image_r1", [True] * 12 + [False] * 12, range(24))
@@ -242,7 +248,7 @@ def test_the_running_mean_starts_at_the_first_value_and_follows_a_line() -> None
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
-    source = draw(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TRUE), ((0, 0, 16, 16), PREDICTED)])
+    source = as_uri(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TRUE), ((0, 0, 16, 16), PREDICTED)])
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))).astype(int)
     scale = SIDE / 32
     inner = round(20 * scale)
@@ -261,7 +267,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
 ) -> None:
     recipe = small("locca")
     model = new(recipe, pipeline)
-    seen = look(model, scenes, recipe.frame, 6, nullcontext)
+    seen = look(subject(recipe, model, pipeline), scenes, 6)
     field = Captions(recipe.tasks, boxes=recipe.boxes)
     rows: list[list[Ids]] = []
     for example in seen.examples:  # rows of training about the first region
@@ -277,9 +283,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         return answers
 
     monkeypatch.setattr(pictures, "greedy", oracle)
-    for picture, example in zip(
-        answered(model, seen, pipeline, recipe.tasks, recipe.boxes), seen.examples, strict=True
-    ):
+    for picture, example in zip(answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True):
         assert picture.caption == example.captions[0].text.lower()
         assert picture.named == picture.phrase.lower()
         assert picture.overlap is not None and picture.overlap > 0.9
@@ -289,15 +293,15 @@ def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
     monkeypatch: pytest.MonkeyPatch, small: Small, pipeline: TextPipeline, scenes: Source
 ) -> None:
     recipe = small("siglip")
-    model = new(recipe, pipeline)
-    seen = replace(look(model, scenes, recipe.frame, 20, nullcontext), pooled=torch.eye(20))
+    one = subject(recipe, new(recipe, pipeline), pipeline)
+    seen = replace(look(one, scenes, 20), pooled=torch.eye(20))
     told = [example.captions[0].text for example in seen.examples]
 
-    def oracle(_: Model, texts: Sequence[str], __: TextPipeline) -> torch.Tensor:
+    def oracle(_: Subject, texts: Sequence[str]) -> torch.Tensor:
         return torch.stack([torch.eye(20)[told.index(text)] for text in texts])
 
-    monkeypatch.setattr(pictures, "embedded", oracle)
-    for place, picture in enumerate(retrieved(model, seen, pipeline)):
+    monkeypatch.setattr(Subject, "read", oracle)
+    for place, picture in enumerate(retrieved(one, seen)):
         if told.index(told[place]) == place:  # a caption told twice has the first one's embedding here
             assert picture.retrieved[0] == (told[place], True)
         assert all(right == (text == told[place]) for text, right in picture.retrieved)
@@ -306,7 +310,7 @@ def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
 def test_embeddings_are_of_unit_length(small: Small, pipeline: TextPipeline) -> None:
     model = new(small("siglip"), pipeline)
     with torch.no_grad():
-        found = pictures.embedded(model, ["a red apple", "two dogs"], pipeline)
+        found = subject(small("siglip"), model, pipeline).read(["a red apple", "two dogs"])
     assert found.norm(dim=-1).tolist() == pytest.approx([1, 1])
     assert not math.isclose(float(found[0] @ found[1]), 1, abs_tol=1e-6)
 

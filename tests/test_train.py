@@ -122,7 +122,7 @@ def test_the_summary_says_what_happened(out: Path) -> None:
     assert summary["losses"]["loss"]["first"] == rows[0]["loss"]
     assert summary["losses"]["loss"]["last"] == pytest.approx(sum(row["loss"] for row in rows) / STEPS)
     assert summary["held_out"]["examples"] == 4
-    assert set(summary["held_out"]) >= {"referring", "retrieval"}
+    assert set(summary["held_out"]) >= {"grounding", "retrieval"}
     assert summary["command"] == json.loads((out / "config.json").read_text())["command"]
 
 

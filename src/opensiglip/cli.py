@@ -19,9 +19,11 @@ from opensiglip.errors import UserError
 USAGE = """usage: opensiglip COMMAND ...
 
   train RECIPE --data SOURCE --out RUN    train a recipe; `opensiglip train RECIPE --help` lists its flags
+  eval MODEL --data SOURCE                judge a model: retrieval, zero-shot, probes, ...; `--tasks`, `--out`
+  compare MODEL MODEL ...                 models side by side, with paired intervals; `--data`, `--out`
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
-  bench attention|memory                  the measurements behind claims on speed, each against a named peer
+  bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
 """
 
 
@@ -50,6 +52,14 @@ def run(words: list[str]) -> int:
             call(recipes, rest, "opensiglip recipes")
         case ["data", "show", *rest]:
             call(data_show, rest, "opensiglip data show")
+        case ["eval", *rest]:
+            from opensiglip.evaluate.command import command
+
+            call(command, rest, "opensiglip eval")
+        case ["compare", *rest]:
+            from opensiglip.evaluate.command import compare
+
+            call(compare, rest, "opensiglip compare")
         case ["train", recipe, *rest] if not recipe.startswith("-"):
             _train(recipe, rest)
         case ["train", *_]:
@@ -60,13 +70,13 @@ def run(words: list[str]) -> int:
                 f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
-        case ["bench", "attention" | "memory" as name, *rest]:
+        case ["bench", "attention" | "decoding" | "memory" as name, *rest]:
             from opensiglip import bench
 
-            measure: Callable[..., None] = bench.bench_attention if name == "attention" else bench.bench_memory
+            measure: Callable[..., None] = getattr(bench, f"bench_{name}")
             call(measure, rest, f"opensiglip bench {name}")
         case ["bench", *_]:
-            raise UserError("`opensiglip bench` measures one of: attention, memory.")
+            raise UserError("`opensiglip bench` measures one of: attention, decoding, memory.")
         case ["data", *_]:
             raise UserError("`opensiglip data` has one command: show SOURCE.")
         case _:

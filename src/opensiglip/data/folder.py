@@ -20,7 +20,7 @@ from torchvision.io import decode_image
 from torchvision.transforms.v2 import functional
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
-from opensiglip.data.rows import MAX_LINE, NO_TEXT, Row, fit_box, parse_row
+from opensiglip.data.rows import MAX_LINE, NO_TEXT, Row, fit_box, parse_file_name, parse_row
 from opensiglip.errors import UserError
 
 MAX_PIXELS = 64_000_000
@@ -54,7 +54,7 @@ class Folder(Source):
         """Read and check all of `metadata.jsonl`. Raises UserError where it is missing, broken or has no such rows."""
         self.name = spec
         self.split = split
-        root = Path(spec).expanduser().resolve()
+        self.root = root = Path(spec).expanduser().resolve()
         rows, self.skipped = read_rows(root / "metadata.jsonl")
         splits = split_rows(rows)
         self.splits = {name: len(members) for name, members in splits.items()}
@@ -79,6 +79,8 @@ class Folder(Source):
         image = read_image(Path(row["image"]["path"]))
         captions = tuple(Caption(**caption) for caption in row["captions"])
         extras = json.loads(row["extras"])
+        if "depth" in extras:
+            extras["depth"] = below(self.root, extras["depth"])
         if synthetic := tuple(Caption(**caption) for caption in row["captions_synthetic"]):
             extras["captions_synthetic"] = synthetic
         return Example(
@@ -165,6 +167,14 @@ def scan(root: Path, folder: str) -> dict[str, bool]:
             }
     except (OSError, RuntimeError, ValueError):  # not there, a circle of links, a name no system takes
         return {}
+
+
+def below(root: Path, name: Any) -> str:
+    """The file a column names, wherever its links lead still below root. Raises BrokenExample."""
+    path = (root / parse_file_name(name)).resolve()
+    if not path.is_relative_to(root):
+        raise BrokenExample("path leaves the folder")
+    return str(path)
 
 
 def check_file(files_of: Callable[[str], dict[str, bool]], file_name: str) -> None:

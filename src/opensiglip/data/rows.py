@@ -17,7 +17,7 @@ MAX_DEPTH = 16  # of what stands inside an optional column: deeper is an attack 
 MAX_COUNT = 1_000_000  # of an image's pixels along a side, of a phrase's boxes
 
 # Optional columns that are handed on unread; their meaning is the affair of whoever asks for them.
-EXTRAS = ("label", "groups", "qa", "ocr", "masks", "geometry")
+EXTRAS = ("label", "groups", "qa", "ocr", "masks", "depth", "geometry", "negative_caption")
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 

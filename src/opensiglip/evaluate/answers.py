@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.captions import Ids, part_ids
 from opensiglip.data.example import Box
 from opensiglip.data.fields import Visit
-from opensiglip.data.tasks import Form, Polygon, Task, find_task
+from opensiglip.data.tasks import Asked, Form, Polygon, Task, find_task
 from opensiglip.data.tasks.outline import fill
-from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import greedy
 from opensiglip.errors import UserError
+from opensiglip.evaluate.base import Context, Findings, Impossible, Picture
 from opensiglip.evaluate.captions import cider_d, words
-from opensiglip.evaluate.held_out import BATCH, Judged, measured, overlap
-from opensiglip.models.model import Model
+from opensiglip.evaluate.judged import BATCH, Judged
+from opensiglip.evaluate.metrics import measured, overlap
+from opensiglip.evaluate.subject import Subject
+
+LOCCA = ("cap", "aref", "gcap")
+SHOWN = 2  # pictures of a task
 
 Detections = Sequence[tuple[str, Box]]
 
@@ -96,33 +99,47 @@ def detection_ap(answers: Sequence[Detections], truths: Sequence[Detections]) ->
     return {"ap": float(judge.stats[0]), "ap50": float(judge.stats[1])}
 
 
-def answers(
-    model: Model, judged: Judged, pipeline: TextPipeline, tasks: Sequence[str], boxes: BoxFormat, autocast: Any
-) -> dict[str, dict[str, Any]]:
-    """Each task asked once of every held-out example that has something to ask; decoded greedily, without a grammar.
+def answers(subject: Subject, judged: Judged, context: Context) -> Findings:
+    """Each task of a mixture asked once of every example that has something to ask, and its answers judged.
 
-    An answer that means nothing counts as wrong. Intervals: bootstrap over images.
+    Decoded greedily, without a grammar; an answer that means nothing counts as wrong. LocCa's three tasks alone have
+    measures of their own (grounding, grounded_captioning, captioning). Intervals: bootstrap over images.
     """
+    if subject.pipeline is None or subject.boxes is None or not (subject.pali or subject.decoder):
+        raise Impossible("the model has no decoder")
+    if not set(subject.tasks) - set(LOCCA):
+        raise Impossible("the decoder was not trained on a mixture of tasks")
     side = judged.examples[0].image.shape[-1]
-    form, seen = Form(boxes, side, side), {}
-    for task in map(find_task, tasks):
-        asked = [(place, question) for place, question in enumerate(_ask(task, judged)) if question is not None]
+    form, figures, pictures = Form(subject.boxes, side, side), dict[str, Any](), list[Picture]()
+    for task in map(find_task, subject.tasks):
+        asked = [(place, one) for place, one in enumerate(_ask(task, judged)) if one is not None]
         if not asked:
             continue
-        prompts = [part_ids((*one.prefix, *one.target[: one.given]), form, pipeline) for _, one in asked]
+        questions = [(*one.prefix, *one.target[: one.given]) for _, one in asked]
+        prompts = [part_ids(question, form, subject.pipeline) for question in questions]
         places = [place for place, _ in asked]
-        with autocast():
-            texts = [pipeline.text(ids) for ids in write(model, judged.tokens[places], prompts, pipeline)]
-        said, truths = [task.read(text, form) for text in texts], [one.truth for _, one in asked]
-        seen[task.name] = {"asked": len(asked)} | _measure(task, said, truths, places, side)
-    return seen
+        with subject.autocast():
+            texts = [subject.pipeline.text(ids) for ids in write(subject, judged.tokens[places], prompts)]
+        said = [task.read(text, form) for text in texts]
+        figures[f"{task.name}_asked"] = len(asked)
+        figures |= _measure(task, said, [one.truth for _, one in asked], places, side)
+        for number, (place, one) in enumerate(asked[:SHOWN]):
+            question, truth = (
+                " ".join(map(form.write, parts)) for parts in (questions[number], one.target[one.given :])
+            )
+            right = words(texts[number]) == words(truth)
+            pictures.append(Picture(judged.examples[place].image, right, question, (texts[number],), (truth,)))
+    if not figures:
+        raise Impossible("the examples have nothing that the decoder's tasks ask for")
+    return Findings(figures, pictures)
 
 
-def _ask(task: Task, judged: Judged) -> list[Any]:
-    visits = [
-        Visit(example, example.image, example.regions, example.captions[0] if example.captions else None)
-        for example in judged.examples
-    ]
+def _ask(task: Task, judged: Judged) -> list[Asked | None]:
+    visits = []
+    for example in judged.examples:
+        caption = example.captions[0] if example.captions else None
+        width, height = example.extras["size"]  # of the stored image, whose pixels the extra columns speak of
+        visits.append(Visit(example, example.image, example.regions, caption, (0, 0, height, width)))
     return [task.ask(visit, np.random.default_rng(place).random) for place, visit in enumerate(visits)]
 
 
@@ -130,10 +147,10 @@ def _measure(
     task: Task, said: Sequence[Any], truths: Sequence[Any], places: Sequence[int], side: int
 ) -> dict[str, Any]:
     if task.measure == "boxes":
-        return dict(detection_ap(said, truths))
+        return {f"{task.name}_{name}": value for name, value in detection_ap(said, truths).items()}
     if task.measure == "caption":
         scores = cider_d([words(text) for text in said], [[words(text) for text in some] for some in truths])
-        return measured("cider", scores, places)
+        return measured(f"{task.name}_cider", scores, places)
     kinds: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
         "exact": ("exact_match", exact_match),
         "words": ("word_accuracy", word_accuracy),
@@ -143,21 +160,23 @@ def _measure(
     if task.measure not in kinds:
         raise UserError(f"task {task.name} has measure {task.measure!r}; there are caption, boxes, {', '.join(kinds)}.")
     name, score = kinds[task.measure]
-    return measured(name, [score(answer, truth) for answer, truth in zip(said, truths, strict=True)], places)
+    return measured(
+        f"{task.name}_{name}", [score(answer, truth) for answer, truth in zip(said, truths, strict=True)], places
+    )
 
 
-def write(model: Model, memory: torch.Tensor, prompts: Sequence[Ids], pipeline: TextPipeline) -> list[Ids]:
-    """What the model's decoder writes after each prompt, having seen image tokens memory [B, N, M]."""
+def write(subject: Subject, memory: torch.Tensor, prompts: Sequence[Ids]) -> list[Ids]:
+    """What the subject writes after each prompt, having seen image tokens memory [B, N, M]."""
     written: list[Ids] = []
+    pipeline = subject.pipeline
+    assert pipeline is not None
     for at in range(0, len(prompts), 4 * BATCH):
         some, tokens = prompts[at : at + 4 * BATCH], memory[at : at + 4 * BATCH]
-        if model.pali is not None:
+        if subject.pali is not None:
             rows = torch.full((len(some), max(map(len, some))), pipeline.policy.pad_id)
             for row, prompt in zip(rows, some, strict=True):
                 row[: len(prompt)] = torch.tensor(prompt)
-            written += model.pali.answer(tokens, rows.to(memory.device), pipeline.policy.eos_id)
-        elif model.decoder is not None:
-            written += greedy(model.decoder, tokens, some, pipeline)
-        else:
-            raise UserError("this model has no decoder to answer with.")
+            written += subject.pali.answer(tokens, rows.to(memory.device), pipeline.policy.eos_id)
+        elif subject.decoder is not None:
+            written += greedy(subject.decoder, tokens, some, pipeline)
     return written

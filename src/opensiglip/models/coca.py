@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from opensiglip.models.decoder import Attention, Vocabulary
+from opensiglip.models.decoder import Attention, Decoder, Vocabulary
+from opensiglip.models.past import Cache, Past
 from opensiglip.models.sizes import CoCaShape, Shape
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features
@@ -38,8 +39,22 @@ class Layer(nn.Module):
         """x [B, R, D]; memory [B, N, M] if it is what is looked at; allowed [B or 1, 1, R, R or N] bool."""
         normed = self.norm1(x)
         seen = normed if self.memory_norm is None else self.memory_norm(memory)
-        x = x + self.attention(normed, seen, allowed)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        x = x + self.attention(normed, self.attention.key_value(seen), allowed)
+        return x + self.think(x)
+
+    def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor) -> Tensor:
+        """`forward` on the next inputs of rows whose earlier ones, or whose image, are remembered."""
+        normed = self.norm1(x)
+        if self.memory_norm is not None:
+            x = x + self.attention(normed, past.image, None)
+        else:
+            so_far = past.write(places, self.attention.key_value(normed))[:, : allowed.shape[-1]]
+            x = x + self.attention(normed, so_far, allowed)
+        return x + self.think(x)
+
+    def think(self, x: Tensor) -> Tensor:
+        """The MLP's part."""
+        return self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class Pooler(nn.Module):
@@ -54,7 +69,7 @@ class Pooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, N, M] -> [B, Q, D]."""
         query = self.query_norm(self.query).expand(len(tokens), -1, -1)
-        return self.attention(query, self.memory_norm(tokens), None)
+        return self.attention(query, self.attention.key_value(self.memory_norm(tokens)), None)
 
 
 class ClipVision(nn.Module):
@@ -130,34 +145,30 @@ class Unimodal(nn.Module):
 
     def forward(self, ids: Tensor) -> Features:
         """ids [B, L] int64, padded to the length -> pooled [B, E]; tokens [B, 1 + L, D], token i telling of ids[i]."""
-        x = F.pad(self.embedding(self._started(ids)), (0, 0, 0, 1))
-        x[:, -1] = self.embedding.weight[self.vocabulary + 1]
+        row = F.pad(F.pad(ids, (1, 0), value=self.vocabulary), (0, 1), value=self.vocabulary + 1)
+        x = self.embedding(row) + self.position[: row.shape[1]]
         valid = F.pad(ids != self.pad_id, (2, 0) if self.legacy_mask else (1, 1), value=True)
-        x = self._read(x + self.position[: x.shape[1]], valid)
-        return Features(self.head(self.norm(x[:, -1])), x[:, :-1])
-
-    def tokens(self, ids: Tensor) -> Tensor:
-        """ids [B, R] int64 of texts that may go on -> states [B, 1 + R, D] of start token and ids, without [CLS]."""
-        x = self.embedding(self._started(ids))
-        return self._read(x + self.position[: x.shape[1]], F.pad(ids != self.pad_id, (1, 0), value=True))
-
-    def _started(self, ids: Tensor) -> Tensor:
-        return F.pad(ids, (1, 0), value=self.vocabulary)
-
-    def _read(self, x: Tensor, valid: Tensor) -> Tensor:
         allowed = causal(x) & valid[:, None, None]
         for layer in self.layers:
             x = layer(x, None, allowed)
-        return x
+        return Features(self.head(self.norm(x[:, -1])), x[:, :-1])
+
+    def embed(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """What the first layer reads of a decoder's inputs [B, R], the first of each text being its start."""
+        ids = torch.where(places == 0, self.vocabulary, inputs)
+        return self.embedding(ids) + F.embedding(places, self.position)
 
 
 class Multimodal(nn.Module):
-    """The half of the text decoder that sees the image: in turn a layer on the text and one on the image."""
+    """The half of the text decoder that sees the image: in turn a layer on the text and one on the image.
+
+    To those who decode it is a `Decoder`, the unimodal half its first layers; it has learned no [MASK].
+    """
 
     def __init__(self, text: Unimodal, shape: Shape, memory_width: int) -> None:
         super().__init__()
         self.text = [text]  # listed: not a submodule
-        self.length = text.length
+        self.shape, self.length, self.mask_id = shape, text.length, text.vocabulary
         self.layers = nn.ModuleList(Layer(shape, memory) for _ in range(shape.depth) for memory in (None, memory_width))
         self.norm = nn.LayerNorm(shape.width)
         self.vocabulary = Vocabulary(shape.width, text.vocabulary)
@@ -171,22 +182,51 @@ class Multimodal(nn.Module):
         memory: Tensor,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """`Decoder.forward` for one autoregressive text a row: hidden states [B, R, D] of inputs [B, R] behind a start.
+        """As `Decoder.forward`: hidden states [B, R, D] of packed rows."""
+        x = self.text[0].embed(inputs, positions)
+        allowed = ((segments[:, :, None] == segments[:, None]) & (causal(x)[0] | full[:, None]))[:, None]
+        for layer in self.text[0].layers:
+            x = layer(x, None, allowed)
+        return self.go_on(x, memory, allowed)
 
-        CoCa has no other rows: `positions`, `segments` and `full` say nothing it could not do without.
-        """
-        return self.go_on(self.text[0].tokens(inputs[:, 1:]), memory)
-
-    def go_on(self, x: Tensor, memory: Tensor) -> Tensor:
+    def go_on(self, x: Tensor, memory: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Hidden states [B, R, D] from the unimodal half's [B, R, D] and image tokens [B, N, M]."""
-        allowed = causal(x)
+        allowed = causal(x) if allowed is None else allowed
         for layer in self.layers:
             assert isinstance(layer, Layer)
             x = layer(x, None, allowed) if layer.memory_norm is None else layer(x, memory, None)
         return self.norm(x)
+
+    def remember(self, memory: Tensor, valid: Tensor | None = None) -> Cache:
+        """As `Decoder.remember`: image tokens [B, N, M] as each image layer's keys and values; no text yet."""
+        images = [
+            layer.attention.key_value(layer.memory_norm(memory)) if layer.memory_norm is not None else None
+            for layer in self._all()
+        ]
+        like = next(image for image in images if image is not None)
+        empty = like.new_zeros(len(memory), self.length + 1, 2 * self.shape.width)
+        nothing = like.new_zeros(len(memory), 0)
+        return Cache(
+            [Past(nothing, empty.clone()) if image is None else Past(image, nothing) for image in images], None
+        )
+
+    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
+        """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""
+        places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.text[0].embed(inputs, places)
+        allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]
+        for layer, past in zip(self._all(), cache.layers, strict=True):
+            x = layer.extend(x, places, past, allowed[:, None])
+        return self.norm(x)
+
+    def _all(self) -> list[Layer]:
+        return [layer for layer in (*self.text[0].layers, *self.layers) if isinstance(layer, Layer)]
 
 
 def causal(x: Tensor) -> Tensor:
     """[1, 1, R, R] bool for x [B, R, D]: no place looks at a later one."""
     place = torch.arange(x.shape[1], device=x.device)
     return (place[:, None] >= place)[None, None]
+
+
+Writer = Decoder | Multimodal  # what texts are decoded with

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from opensiglip.fused import linear_cross_entropy
 from opensiglip.models.attention import attention
+from opensiglip.models.past import Cache, Past
 from opensiglip.models.sizes import Shape
 
 
@@ -25,10 +26,13 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, R, D] reads memory [B, N, M] where mask [B, 1, R or 1, N] allows."""
+    def forward(self, x: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, R, D] reads what `self.key_value` made [B, N, 2 D] of what there is to read, where mask allows.
+
+        mask [B, 1, R or 1, N] bool.
+        """
         query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
-        key, value = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
@@ -46,9 +50,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, normed, allowed)
-        x = x + self.cross_attention(self.norm2(x), memory, seen)
-        return x + self.down(F.gelu(self.up(self.norm3(x)), approximate="tanh"))
+        x = x + self.self_attention(normed, self.self_attention.key_value(normed), allowed)
+        x = x + self.cross_attention(self.norm2(x), self.cross_attention.key_value(memory), seen)
+        return x + self.think(x)
+
+    def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor, seen: Tensor | None) -> Tensor:
+        """`forward` on the next inputs of rows whose earlier ones, and whose image, are remembered."""
+        normed = self.norm1(x)
+        so_far = past.write(places, self.self_attention.key_value(normed))[:, : allowed.shape[-1]]
+        x = x + self.self_attention(normed, so_far, allowed)
+        x = x + self.cross_attention(self.norm2(x), past.image, seen)
+        return x + self.think(x)
+
+    def think(self, x: Tensor) -> Tensor:
+        """The MLP's part."""
+        return self.down(F.gelu(self.up(self.norm3(x)), approximate="tanh"))
 
 
 class Vocabulary(nn.Module):
@@ -62,8 +78,20 @@ class Vocabulary(nn.Module):
         self.weight = nn.Parameter(torch.zeros(vocabulary, width))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """hidden [M, D] -> logits [M, V]; with targets and weights [M], the weighted sum of -log p instead."""
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        among: Tensor | None = None,
+    ) -> Tensor:
+        """hidden [M, D] -> logits [M, V], or [M, A] of the ids `among` [A] alone.
+
+        With targets and weights [M], the weighted sum of -log p instead.
+        """
+        if among is not None:
+            return F.linear(hidden, self.weight[among], self.bias[among])
         if targets is None or weights is None:
             return F.linear(hidden, self.weight, self.bias)
         return linear_cross_entropy(hidden, self.weight, self.bias, targets, weights)
@@ -125,4 +153,27 @@ class Decoder(nn.Module):
         seen = None if valid is None else valid[:, None, None]
         for block in self.blocks:
             x = block(x, memory, allowed[:, None], seen)
+        return self.norm(x)
+
+    def remember(self, memory: Tensor, valid: Tensor | None = None) -> Cache:
+        """What `extend` begins with: image tokens [B, N, M] as every layer's keys and values; no text yet."""
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            image = block.cross_attention.key_value(memory)
+            layers.append(Past(image, image.new_zeros(len(memory), self.length, 2 * self.shape.width)))
+        return Cache(layers, None if valid is None else valid[:, None, None])
+
+    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
+        """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at place `starts` [B].
+
+        What `forward` gives for one causal text a row, whose earlier inputs were read by earlier calls. Rows may stand
+        at different places, and those shorter than R end in padding: whatever is read later is written over it.
+        """
+        places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.embedding(inputs) + F.embedding(places, self.position)
+        allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]  # [B, R, so far]
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            assert isinstance(block, Block)
+            x = block.extend(x, places, past, allowed[:, None], cache.seen)
         return self.norm(x)

@@ -5,7 +5,7 @@ from torch import Tensor
 from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.objectives.base import Encoded, PerExample
-from opensiglip.types import Batch
+from opensiglip.types import Batch, Features
 
 
 class Caption(PerExample):
@@ -21,16 +21,9 @@ class Caption(PerExample):
         return batch["sequences"].sum()
 
     def forward(self, encoded: Encoded) -> Tensor:
-        image, decoder = encoded.image(), encoded.model.decoder
+        decoder = encoded.model.decoder
         assert isinstance(decoder, Decoder), "this recipe's architecture has no decoder of packed rows"
-        row = [encoded[field] for field in ("inputs", "positions", "segments", "full")]
-        hidden = decoder(*row, image.tokens, image.valid)  # [B, R, D]
-        scored = encoded["scored"]  # [M] places in the flattened rows that carry loss
-        return decoder.vocabulary(
-            hidden.flatten(0, 1)[scored],
-            encoded["targets"].flatten()[scored],
-            encoded["weights"].flatten()[scored],
-        )
+        return caption_loss(decoder, encoded.image(), encoded)
 
 
 class Continue(PerExample):
@@ -77,3 +70,15 @@ class Answer(PerExample):
             encoded["answers"].flatten()[scored],
             encoded["answers_weights"].flatten()[scored],
         )
+
+
+def caption_loss(decoder: Decoder, image: Features, batch: Batch | Encoded) -> Tensor:
+    """The sum over a batch's sequences, of any decoder on any image tokens [B, N, D]."""
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    hidden = decoder(*row, image.tokens, image.valid)  # [B, R, D]
+    scored = batch["scored"]  # [M] places in the flattened rows that carry loss
+    return decoder.vocabulary(
+        hidden.flatten(0, 1)[scored],
+        batch["targets"].flatten()[scored],
+        batch["weights"].flatten()[scored],
+    )

@@ -30,9 +30,9 @@ def tasks(
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a question and its answer.
-        tasks: names and weights, such as caption:4,aref:2,detect: of cap, caption, answer, question, count, ocr, aref,
-            gcap, detect and segment, or your own as FILE.py:NAME.
+        length: tokens of a text: of a question and its answer.
+        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
+            question, count, ocr, aref, gcap, detect and segment.
         texts: sequences of an image and visit, at most.
         boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
@@ -74,9 +74,9 @@ def pali(
         frozen: leave the image tower as it is, as PaLI's first stage does.
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a prompt, and of an answer.
-        tasks: names and weights, such as caption:4,aref:2,detect: of cap, caption, answer, question, count, ocr, aref,
-            gcap, detect and segment, or your own as FILE.py:NAME.
+        length: tokens of a text: of a prompt, and of an answer.
+        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
+            question, count, ocr, aref, gcap, detect and segment.
         texts: prompts of an image and visit, at most.
         boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
         decoder_depth: layers of T5's encoder, and of its decoder; by default half the image tower's, rounded down.

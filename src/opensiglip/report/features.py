@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from opensiglip.data.example import Source
-from opensiglip.data.fields import Frame
-from opensiglip.evaluate.held_out import look
-from opensiglip.models.model import Model
-from opensiglip.report.pictures import SIDE, draw
+from opensiglip.drawing import SIDE, as_uri
+from opensiglip.evaluate.judged import look
+from opensiglip.evaluate.subject import Subject
 
 COUNT = 6
 EXTREMES = 0.01  # of all patches are brighter or darker than the colours go
@@ -29,14 +27,14 @@ class Patches:
     maps: dict[str, str]  # by the model's name: data URI
 
 
-def patch_maps(models: Mapping[str, Model], source: Source, frame: Frame) -> list[Patches]:
+def patch_maps(models: Mapping[str, Subject], source: Source) -> list[Patches]:
     """The first examples of a source through several models, each with colours of its own."""
     maps: dict[str, list[str]] = {}
-    for name, model in models.items():
-        seen = look(model, source, frame, COUNT, nullcontext)
+    for name, subject in models.items():
+        seen = look(subject, source, COUNT)
         maps[name] = [_png(colours) for colours in pca_colours(seen.tokens)]
     return [
-        Patches(example.name, draw(example.image), {name: some[place] for name, some in maps.items()})
+        Patches(example.name, as_uri(example.image), {name: some[place] for name, some in maps.items()})
         for place, example in enumerate(seen.examples)
     ]
 

@@ -1,30 +1,19 @@
 """Held-out pictures: what the model says and finds, beside what is true."""
 
-import base64
-import io
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
-from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.captions import Ids, caption_prefix, grounded_prefix, referring_prefix
-from opensiglip.data.example import Box, Caption, Example, Region, Source
-from opensiglip.data.fields import Frame
-from opensiglip.data.text import TextPipeline
+from opensiglip.data.example import Caption, Example, Region, Source
 from opensiglip.decoding import BoxGrammar, greedy
-from opensiglip.drawing import draw_boxes
-from opensiglip.evaluate.held_out import BATCH, Judged, look, overlap
-from opensiglip.models.model import Model
+from opensiglip.drawing import PREDICTED, TRUE, as_uri
+from opensiglip.evaluate.judged import Judged, look
+from opensiglip.evaluate.metrics import overlap
+from opensiglip.evaluate.subject import Subject
 
 COUNT = 12
-SIDE = 352  # pixels a picture is drawn at: boxes on an image of 64 would hide it
-TRUE, PREDICTED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermillion; the template has them too
 
 
 @dataclass(frozen=True)
@@ -48,37 +37,28 @@ class Picture:
         return f"{self.captions[0].text if self.captions else 'an image without a caption'}{boxes}{found}"
 
 
-def pictures(
-    model: Model,
-    source: Source,
-    judged: int,
-    pipeline: TextPipeline,
-    tasks: tuple[str, ...],
-    boxes: BoxFormat,
-    frame: Frame,
-) -> list[Picture]:
+def pictures(subject: Subject, source: Source, judged: int) -> list[Picture]:
     """The first examples of a held-out source with the model's answers to its `tasks`; without a decoder, the captions
     that it retrieves among those of the first `judged` examples.
     """
-    if model.decoder is not None:
-        return answered(model, look(model, source, frame, COUNT, nullcontext), pipeline, tasks, boxes)
-    if model.text is not None:
-        return retrieved(model, look(model, source, frame, judged, nullcontext), pipeline)
+    if subject.has_decoder:
+        return answered(subject, look(subject, source, COUNT))
+    if subject.has_text:
+        return retrieved(subject, look(subject, source, judged, tokens=False))
     return []
 
 
-def answered(
-    model: Model, seen: Judged, pipeline: TextPipeline, tasks: tuple[str, ...], boxes: BoxFormat
-) -> list[Picture]:
+def answered(subject: Subject, seen: Judged) -> list[Picture]:
     """Decoded greedily: a caption; the box of a phrase; the phrase of that phrase's true box."""
-    decoder = model.decoder
-    assert decoder is not None
+    decoder, pipeline, boxes, tasks = subject.decoder, subject.pipeline, subject.boxes, subject.tasks
+    assert decoder is not None and pipeline is not None and boxes is not None
     side = seen.examples[0].image.shape[-1]
     regions = [one_region(example) if {"aref", "gcap"} & set(tasks) else None for example in seen.examples]
     asked = {place: region for place, region in enumerate(regions) if region is not None}
 
     def decode(prefixes: dict[int, Ids], grammar: BoxGrammar | None = None) -> dict[int, str]:
-        answers = greedy(decoder, seen.tokens[list(prefixes)], list(prefixes.values()), pipeline, grammar)
+        with subject.autocast():
+            answers = greedy(decoder, seen.tokens[list(prefixes)], list(prefixes.values()), pipeline, grammar)
         return {place: pipeline.text(answer) for place, answer in zip(prefixes, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
@@ -92,12 +72,12 @@ def answered(
         named = decode({place: grounded_prefix(pipeline, text) for place, text in written.items()})
     drawn = []
     for place, (example, region) in enumerate(zip(seen.examples, regions, strict=True)):
-        picture = Picture(draw(example.image), example.name, example.captions, captions.get(place))
+        picture = Picture(as_uri(example.image), example.name, example.captions, captions.get(place))
         if region is not None:
             box = boxes.read(found[place], side, side) if place in found else None
             picture = replace(
                 picture,
-                source=draw(example.image, [(region.bbox, TRUE)] + ([(box, PREDICTED)] if box else [])),
+                source=as_uri(example.image, [(region.bbox, TRUE)] + ([(box, PREDICTED)] if box else [])),
                 phrase=phrase(region),
                 overlap=(overlap(box, region.bbox) if box else 0.0) if place in found else None,
                 named=named.get(place),
@@ -107,7 +87,7 @@ def answered(
 
 
 @torch.no_grad()
-def retrieved(model: Model, seen: Judged, pipeline: TextPipeline, best: int = 3) -> list[Picture]:
+def retrieved(subject: Subject, seen: Judged, best: int = 3) -> list[Picture]:
     """The captions nearest to each image, among those of all that was seen."""
     owners: dict[str, set[int]] = {}
     for place, example in enumerate(seen.examples):
@@ -117,10 +97,10 @@ def retrieved(model: Model, seen: Judged, pipeline: TextPipeline, best: int = 3)
     texts = list(owners)
     order = torch.zeros(len(seen.examples), 0, dtype=torch.int64)
     if texts and seen.pooled is not None:
-        order = (F.normalize(seen.pooled, dim=-1) @ embedded(model, texts, pipeline).T).topk(min(best, len(texts)))[1]
+        order = (F.normalize(seen.pooled, dim=-1) @ subject.read(texts).T).topk(min(best, len(texts)))[1]
     return [
         Picture(
-            draw(example.image),
+            as_uri(example.image),
             example.name,
             example.captions,
             retrieved=[(texts[index], place in owners[texts[index]]) for index in order[place].tolist()],
@@ -129,31 +109,11 @@ def retrieved(model: Model, seen: Judged, pipeline: TextPipeline, best: int = 3)
     ]
 
 
-def embedded(model: Model, texts: Sequence[str], pipeline: TextPipeline) -> Tensor:
-    """Unit embeddings [T, D] of texts."""
-    assert model.text is not None
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(np.stack([pipeline.fixed(text) for text in texts])).to(device)
-    pooled = [model.text(some).pooled for some in ids.split(4 * BATCH)]
-    return F.normalize(torch.cat([some for some in pooled if some is not None]).float(), dim=-1)
-
-
 def one_region(example: Example) -> Region | None:
     """The first region that can be asked for: one box, and a phrase that names it."""
     return next((region for region in example.regions if region.n_boxes == 1 and region.phrases), None)
 
 
 def phrase(region: Region) -> str:
-    """The region's phrase in the example's first language, as the referring measure asks for it."""
+    """The region's phrase in the example's first language, as the grounding task asks for it."""
     return next(iter(region.phrases.values()))
-
-
-def draw(image: Tensor, boxes: Sequence[tuple[Box, str]] = ()) -> str:
-    """The image [3, S, S] with boxes in their colours, as a data URI of a JPEG of SIDE pixels."""
-    scale = SIDE / image.shape[-1]
-    large = functional.resize(image, [SIDE, SIDE], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
-    places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
-    picture = draw_boxes(large, places, [""] * len(places), [color for _, color in boxes])
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,7 +1,7 @@
 """RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -9,16 +9,15 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Source
-from opensiglip.data.fields import Frame
 from opensiglip.data.scenes import Scenes
-from opensiglip.data.text import TextPipeline
+from opensiglip.evaluate.page import style
+from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.report.curves import curve
 from opensiglip.report.features import patch_maps
-from opensiglip.report.pictures import PREDICTED, TRUE, pictures
+from opensiglip.report.pictures import pictures
 
 KEPT_APART = ("step", "loss")  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
@@ -56,11 +55,8 @@ def write_report(
     path: Path,
     summary: dict[str, Any],
     rows: list[dict[str, Any]],
-    model: Model,
-    pipeline: TextPipeline,
-    tasks: tuple[str, ...],
-    boxes: BoxFormat,
-    frame: Frame,
+    subject: Subject,
+    architecture: Architecture,
     held_out: Source | None,
     stages: Mapping[str, Model],
 ) -> None:
@@ -71,26 +67,27 @@ def write_report(
     judged = summary.get("held_out", {})
     shown, patches = [], []
     if held_out is not None:
-        shown = pictures(model, held_out, judged["examples"], pipeline, tasks, boxes, frame)
-        patches = patch_maps({**stages, f"after {summary['steps']} steps": model}, held_out, frame)
+        shown = pictures(subject, held_out, judged["examples"])
+        before = {name: replace(subject, vision=stage.vision) for name, stage in stages.items()}
+        patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("template.html").read_text(encoding="utf-8"))
     page = template.render(
         summary=summary,
         recipe=summary["recipe"].rpartition(":")[2],
-        size=size(model.architecture),
-        resolution=frame.resolution,
+        size=size(architecture),
+        resolution=architecture.resolution,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),
+        over_time=judged_charts(rows),
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
         signals=signal_charts(rows),
         pictures=shown,
         patches=patches,
         scenes=isinstance(held_out, Scenes),
-        true_color=TRUE,
-        predicted_color=PREDICTED,
+        style=style(),
     )
     path.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
 
@@ -109,17 +106,26 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
     return charts
 
 
+def judged_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each held-out figure that was taken while training."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    return [
+        Chart(name.removeprefix("eval/").replace("/", ": ").replace("_", " "), curve(rows, name, measured=False))
+        for name in names
+    ]
+
+
 def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
     """A curve for each number of metrics.jsonl that is neither a loss nor the pace: signs of health."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [
         Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
         for name in names
-        if not name.startswith("loss/") and name not in (*KEPT_APART, *PACE)
+        if not name.startswith(("loss/", "eval/")) and name not in (*KEPT_APART, *PACE)
     ]
 
 
-def referring_table(measures: dict[str, Any]) -> Table:
+def grounding_table(measures: dict[str, Any]) -> Table:
     """Boxes for phrases, beside two ways to answer without looking."""
     columns = {"": "this model", "_constant_box": "the best constant box", "_shuffled_images": "another image"}
     named = {"accuracy": ("boxes found (IoU ≥ 0.5)", percent), "mean_iou": ("mean IoU", three_places)}
@@ -151,7 +157,7 @@ def retrieval_table(measures: dict[str, Any]) -> Table:
     )
 
 
-TABLES = {"referring": referring_table, "retrieval": retrieval_table}
+TABLES = {"grounding": grounding_table, "retrieval": retrieval_table}
 
 
 def cell(measures: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:

@@ -17,6 +17,7 @@ AT_LEAST: dict[str, float] = {
     "save_every": 1,
     "log_every": 1,
     "held_out": 0,
+    "eval_every": 0,
     "resolution": 1,
     "length": 8,  # a task's prefix and some of its text
     "decoder_depth": 1,

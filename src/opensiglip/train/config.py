@@ -23,7 +23,7 @@ def find(recipe: str) -> RecipeFunction:
         return RECIPES[recipe]
     file, _, name = recipe.rpartition(":")
     if file.endswith(".py"):
-        function = load(file, name)
+        function = load("recipe", file, name)
         if not callable(function):
             raise UserError(f"{file} has no function {name!r}; name the one that returns a Recipe.")
         return cast(RecipeFunction, function)

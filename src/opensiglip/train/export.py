@@ -89,7 +89,7 @@ def export(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline, c
     folder.mkdir(parents=True, exist_ok=True)
     about = write_text(folder, recipe, pipeline)
     write_processor(folder, model, recipe, pipeline)
-    model.save_pretrained(folder, about | {"recipe": card["recipe"]})
+    model.save_pretrained(folder, about | {"recipe": card["recipe"], "languages": card["languages"]})
     facts = card | {
         "folder": "model",
         "has_text": isinstance(model.host[0], SiglipModel),

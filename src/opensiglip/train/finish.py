@@ -1,19 +1,18 @@
 """The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from opensiglip.data.example import Source
-from opensiglip.evaluate.answers import answers
-from opensiglip.evaluate.held_out import constant_boxes, look, referring, retrieval
+import torch
+
+from opensiglip.evaluate.subject import Subject
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
 from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
-from opensiglip.train.learner import Learner
+from opensiglip.train.judgement import TASKS, Judgement
 from opensiglip.train.log import read_lines
 from opensiglip.train.loop import Loop
 
@@ -24,11 +23,11 @@ def finish(
     loop: Loop,
     recipe: Recipe,
     result: dict[str, Any],
-    held_out: Source | None,
-    count: int,
+    judgement: Judgement | None,
 ) -> dict[str, Any]:
     """Write model/, summary.json and report.html; return the summary."""
-    model, pipeline, frame = loop.learner.model.eval(), loop.plan.pipeline, recipe.frame
+    model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
+    subject = of_run(folder, loop, recipe)
     rows = read_lines(folder / "metrics.jsonl")
     first = next((row for row in rows if row.get("loss") is not None), {})
     summary: dict[str, Any] = {
@@ -44,27 +43,11 @@ def finish(
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
     summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
-    if held_out is not None:
-        autocast = loop.accelerator.autocast
-        began = time.perf_counter()
-        judged = look(model, held_out, frame, count, autocast)
-        constants = constant_boxes(loop.plan.sources[0], frame)
-        summary["held_out"] = {
-            "source": held_out.name,
-            "split": "val",
-            "examples": len(judged.examples),
-            "referring": referring(model, judged, pipeline, recipe.boxes, constants, autocast)
-            if "aref" in recipe.tasks
-            else {},
-            "retrieval": retrieval(model, judged, pipeline, autocast),
-            "answers": answers(model, judged, pipeline, recipe.tasks, recipe.boxes, autocast)
-            if set(recipe.tasks) - {"cap", "aref", "gcap"}  # those have measures of their own
-            else {},
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        summary["held_out"] = {key: value for key, value in summary["held_out"].items() if value != {}}
+    if judgement is not None:
+        summary["held_out"] = judgement.of(subject)
     card = {
         "recipe": config["recipe"].rpartition(":")[2],
+        "languages": list(subject.languages),
         "size": config["keywords"].get("size", ""),
         "command": summary["command"],
         "data": config["train"]["data"],
@@ -75,11 +58,22 @@ def finish(
     export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
     write_json(folder / "summary.json", summary)
-    before = stages(folder / "stages", model)
-    write_report(
-        folder / "report.html", summary, rows, model, pipeline, recipe.tasks, recipe.boxes, frame, held_out, before
-    )
+    before, held_out = stages(folder / "stages", model), None if judgement is None else judgement.source
+    write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out, before)
     return summary
+
+
+def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Subject:
+    """The run's model, as its weights stand, to be judged in the run's precision."""
+    return Subject.of(
+        loop.learner.model,
+        loop.plan.pipeline,
+        name=str(folder),
+        boxes=recipe.boxes,
+        tasks=recipe.tasks,
+        languages=tuple(dict.fromkeys(code for source in loop.plan.sources for code in source.languages)),
+        autocast=loop.accelerator.autocast,
+    )
 
 
 def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float | None:
@@ -88,12 +82,10 @@ def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float 
     return sum(values) / len(values) if values else None
 
 
-def count_parameters(learner: Learner) -> dict[str, int]:
-    """Parameters per part of the model, of what only training needs (heads and teacher), and in all."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}
-    total = sum(p.numel() for p in learner.parameters())
-    helpers = total - sum(p.numel() for p in learner.model.parameters())
-    return parts | ({"heads and teacher": helpers} if helpers else {}) | {"total": total}
+def count_parameters(learner: torch.nn.Module) -> dict[str, int]:
+    """Parameters per part of the model, and in all."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}  # type: ignore[union-attr]
+    return parts | {"total": sum(p.numel() for p in learner.parameters())}
 
 
 def figures(summary: dict[str, Any]) -> dict[str, str]:
@@ -102,7 +94,7 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
             said[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
-    for task in ("referring", "retrieval"):
+    for task in TASKS:
         measures = summary.get("held_out", {}).get(task, {})
         for name, value in measures.items():
             if f"{name}_ci95" in measures:
@@ -110,12 +102,5 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
                 said[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
             elif name == "chance_r1":
                 said["held-out retrieval, chance"] = f"{value:.3f}"
-    for task, measures in summary.get("held_out", {}).get("answers", {}).items():
-        for name, value in measures.items():
-            if f"{name}_ci95" in measures:
-                low, high = measures[f"{name}_ci95"]
-                said[f"held-out answers, {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
-            elif name == "ap":
-                said[f"held-out answers, {task}, AP"] = f"{value:.3f}"
     said["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
     return said

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,20 @@ class Log:
         if step >= EVERY_STEP_BELOW and step % self.every and step != self.steps - 1:
             return
         now = time.perf_counter()
-        row: dict[str, float | int | None] = {"step": step}
-        row |= values
-        row["images_per_second"] = self.since * self.images / max(now - self.last, 1e-9)
+        row = values | {"images_per_second": self.since * self.images / max(now - self.last, 1e-9)}
         self.last, self.since = now, 0
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.accelerator.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=step)
+        self.write(step, row)
         loss = values.get("loss")
         rate = row["images_per_second"]
         self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s" if loss is not None else "step skipped")
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Write a row, from the main process: for `step`'s own, or for what was measured after it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
 
     def pause(self, seconds: float) -> None:
         """Time spent on something other than training does not count against the rate."""

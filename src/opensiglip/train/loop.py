@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Loop:
     workers: int
     save_every: int
     log_every: int
+    eval_every: int = 0
+    evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
     step: int = 0  # steps taken
     skipped_steps: int = 0
     judge: Judge = field(default_factory=Judge)
@@ -122,6 +125,12 @@ class Loop:
                 )
             healthy = watch.see(self.step, self.learner, said)
             self.step += 1
+            if self.eval_every and self.step % self.eval_every == 0 and self.step < self.steps:  # the end has its own
+                before = time.perf_counter()
+                if self.evaluate is not None:
+                    log.write(self.step - 1, self.evaluate())
+                accelerator.wait_for_everyone()
+                log.pause(time.perf_counter() - before)
             if (self.step % self.save_every == 0 and healthy) or self.step == self.steps:
                 before = time.perf_counter()
                 self.save()

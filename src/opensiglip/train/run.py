@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from opensiglip.train.check import check_numbers
 from opensiglip.train.checkpoint import write_json
 from opensiglip.train.config import build, check, claim, command, find, record, resolved
 from opensiglip.train.export import write_text
-from opensiglip.train.finish import count_parameters, finish
+from opensiglip.train.finish import count_parameters, finish, of_run
+from opensiglip.train.judgement import Judgement
 from opensiglip.train.learner import Learner
 from opensiglip.train.loop import Loop
 from opensiglip.train.memory import keep_freed_memory
@@ -57,6 +59,7 @@ def train(
     save_every: int = 1000,
     log_every: int = 10,
     held_out: int = 500,
+    eval_every: int = 0,
     trackers: Sequence[str] = (),
     **keywords: Any,
 ) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def train(
         save_every: steps between checkpoints.
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
+        eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
         trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
         **keywords: the recipe's own, such as size and resolution.
     """
@@ -95,6 +99,8 @@ def train(
     check_numbers(arguments | keywords)
     if not data:
         raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+    if eval_every and not held_out:
+        raise UserError("--eval-every needs examples to judge on; give --held-out too.")
     if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs both say how long to train; give one.")
     function = find(recipe)
@@ -112,10 +118,11 @@ def train(
     wanted = None if languages is None else languages.split(",")
     side = built.architecture.resolution
     sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in data]
-    judged = None
+    judgement = None
     if accelerator.is_main_process:
         check(folder, config, resume=resume, changed=changed)
-        judged = _held_out(data[0], held_out, wanted, side)
+        if held_out:
+            judgement = Judgement(_held_out(data[0], held_out, wanted, side), held_out, sources[0])
         if not resume:
             made = _tokenizer(sources, tokenizer, vocabulary, built)
             claim(folder)
@@ -149,14 +156,17 @@ def train(
         workers=workers if workers is not None else min(8, max(1, cores - 1)),
         save_every=save_every,
         log_every=log_every,
+        eval_every=eval_every,
     )
+    if judgement is not None:
+        loop.evaluate = partial(judgement.row, of_run(folder, loop, built), model)
     if resume:
         loop.restore()
     accelerator.print(opening(loop, built, why), flush=True)
     result = loop.run()
     summary: dict[str, Any] = {}
     if accelerator.is_main_process:
-        summary = finish(folder, config, loop, built, result, judged, held_out)
+        summary = finish(folder, config, loop, built, result, judgement)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
@@ -214,9 +224,7 @@ def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple
     return accelerator, why
 
 
-def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int) -> Source | None:
-    if not count:
-        return None
+def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int) -> Source:
     try:
         return open_source(spec, split="val", languages=languages, pixels=side)
     except UserError as error:

@@ -17,7 +17,7 @@ def find_task(name: str) -> Task:
         return TASKS[name]
     file, _, own = name.rpartition(":")
     if file.endswith(".py"):
-        task = load(file, own)
+        task = load("task", file, own)
         if not isinstance(task, Task):
             raise UserError(f"{file} has no task {own!r}; name a `Task` that it makes.")
         return task

@@ -1,0 +1,90 @@
+"""`opensiglip eval` and `opensiglip compare`: their flags."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from transformers.utils import logging
+
+from opensiglip.evaluate import compare as side_by_side
+from opensiglip.evaluate.page import table
+from opensiglip.evaluate.tasks import evaluate
+
+
+def command(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    data: str,
+    tasks: str = "all",
+    out: Path | None = None,
+    split: str = "val",
+    count: int = 500,
+    train_count: int = 2000,
+    languages: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Judge a model on held-out examples: a table, and with --out JSON and a page with pictures.
+
+    Args:
+        model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
+        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
+        tasks: all (but decoder_probe, which trains), or names with commas between: retrieval, zeroshot, grounding,
+            grounded_captioning, captioning, compositionality, probes, openvocab, decoder_probe.
+        out: folder for evaluation.json and evaluation.html.
+        split: val, test or train; scenes also have val_drawings.
+        count: examples to judge on.
+        train_count: training examples that probes are fitted to.
+        languages: all, or codes such as en or de,fr; by default all the source has.
+        seed: of what probes draw.
+    """
+    logging.disable_progress_bar()
+    spoken = None if languages is None else languages.split(",")
+    wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]
+    results = evaluate(
+        model, data, wanted, out, split=split, count=count, train_count=train_count, languages=spoken, seed=seed
+    )
+    print(table(results))
+    if out is not None:
+        print(f"\npage        {out / 'evaluation.html'}\nfigures     {out / 'evaluation.json'}")
+
+
+def compare(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    data: str | None = None,
+    tasks: str = "all",
+    out: Path | None = None,
+    split: str = "val",
+    count: int = 500,
+    train_count: int = 2000,
+    languages: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Models side by side: figures, and differences from the first with paired 95 % intervals.
+
+    Args:
+        models: two or more: folders with an evaluation.json that `opensiglip eval --out` left, or models to judge now.
+        data: what to judge on: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
+        tasks: all, or names with commas between, as `opensiglip eval --help` lists them.
+        out: folder for compare.json and compare.png.
+        split: val, test or train; scenes also have val_drawings.
+        count: examples to judge on.
+        train_count: training examples that probes are fitted to.
+        languages: all, or codes such as en or de,fr; by default all the source has.
+        seed: of what probes draw.
+    """
+    logging.disable_progress_bar()
+    names, rows = side_by_side.compare(
+        models,
+        data,
+        [] if tasks == "all" else [name.strip() for name in tasks.split(",")],
+        split=split,
+        count=count,
+        train_count=train_count,
+        languages=None if languages is None else languages.split(","),
+        seed=seed,
+    )
+    print(side_by_side.table(names, rows))
+    if out is not None:
+        side_by_side.write(out, names, rows)
+        print(f"\nplot        {out / 'compare.png'}\nfigures     {out / 'compare.json'}")

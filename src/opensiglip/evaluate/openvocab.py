@@ -1,0 +1,141 @@
+"""Open vocabulary without training: where in an image is what a text names, by similarity of patches and texts?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensiglip.data.example import Box
+from opensiglip.drawing import heat
+from opensiglip.evaluate.base import Context, Findings, Impossible, Picture, some_of_both
+from opensiglip.evaluate.dense import SHOWN, segments
+from opensiglip.evaluate.judged import BATCH, Judged
+from opensiglip.evaluate.labels import class_embeddings, class_name, key, things
+from opensiglip.evaluate.metrics import class_areas, mean_iou, measured
+from opensiglip.evaluate.subject import Subject
+
+
+def openvocab(subject: Subject, judged: Judged, context: Context) -> Findings:
+    """Pointing accuracy of phrases, and mIoU of class names on the pixels of things; protocol ours.
+
+    Pointing: the pixel most similar to the phrase lies in its box; phrases that name one box only. Beside it what a
+    random pixel and the middle of the image score. Segmentation: among the names of all things in the judged
+    examples the most similar to each pixel, on pixels that belong to a thing (no background class, as in MaskCLIP's
+    Pascal Context-59). Patch features come from `Subject.dense`; similarities are resized bilinearly to pixels.
+    """
+    if not subject.has_text or subject.to_text is None:
+        raise Impossible("the model has no text tower, or no way to compare it with patches")
+    figures: dict[str, Any] = {}
+    pictures: list[Picture] = []
+    for part in (pointing, segmentation):
+        said, shown = part(subject, judged, context)
+        figures |= said
+        pictures += shown
+    if not figures:
+        raise Impossible("no example has regions with phrases or masks with names")
+    return Findings(figures, pictures)
+
+
+def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[str, Any], list[Picture]]:
+    """How often the most similar pixel lies in the box of the phrase."""
+    asked = [
+        (place, next(iter(region.phrases.values())), region.bbox)
+        for place, example in enumerate(judged.examples)
+        for region in example.regions
+        if region.n_boxes == 1 and region.phrases
+    ]
+    if not asked:
+        return {}, []
+    side = subject.frame.resolution
+    phrases = list(dict.fromkeys(phrase for _, phrase, _ in asked))
+    texts = dict(zip(phrases, subject.read(phrases), strict=True))
+    owners = [place for place, _, _ in asked]
+    by_place: dict[int, list[int]] = {}
+    for number, place in enumerate(owners):
+        by_place.setdefault(place, []).append(number)
+    hits, points = [False] * len(asked), [(0.0, 0.0)] * len(asked)
+    maps: dict[int, Tensor] = {}
+    for place, patches in seen(subject, judged, list(by_place), context):
+        numbers = by_place[place]
+        similar = pixels(patches @ torch.stack([texts[asked[number][1]] for number in numbers]).T, side)  # [n, S, S]
+        for number, one in zip(numbers, similar, strict=True):
+            y, x = divmod(int(one.argmax()), side)
+            points[number], box = (x + 0.5, y + 0.5), asked[number][2]
+            hits[number] = inside(points[number], box)
+            if len(maps) < 200:  # those that may be shown
+                maps[number] = one.cpu()
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) / side**2 for _, _, box in asked]
+    shown = [
+        Picture(
+            judged.examples[place].image,
+            hits[number],
+            f"Where is it? {phrase}",
+            true_boxes=(box,),
+            found_boxes=(dot(points[number], side),),
+            beside=(heat(judged.examples[place].image, maps[number]),),
+        )
+        for number in some_of_both(hits)
+        if number in maps
+        for place, phrase, box in [asked[number]]
+    ]
+    return {
+        "phrases": len(asked),
+        "images": len(by_place),
+        **measured("pointing", hits, owners),
+        **measured("pointing_random", areas, owners),
+        **measured("pointing_middle", [inside((side / 2, side / 2), box) for _, _, box in asked], owners),
+    }, shown
+
+
+def segmentation(subject: Subject, judged: Judged, context: Context) -> tuple[dict[str, Any], list[Picture]]:
+    """mIoU over the classes whose masks the examples have, in the first language that names them all."""
+    masked = {place: some for place, example in enumerate(judged.examples) if (some := things(example))}
+    known = {key(thing.names): thing.names for some in masked.values() for thing in some}
+    order = {name: number for number, name in enumerate(sorted(known))}
+    spoken = [
+        code for code in context.languages or judged.languages or ("en",) if all(code in n for n in known.values())
+    ]
+    if not masked or not spoken:
+        return {}, []
+    names = [str(class_name(known[name], spoken[0])) for name in order]
+    texts = class_embeddings(subject, names, spoken[0])
+    areas: list[Tensor] = []
+    pictures: list[Picture] = []
+    for place, patches in seen(subject, judged, list(masked), context):
+        side = judged.examples[place].image.shape[-1]
+        true = torch.full((side, side), -1)
+        for thing in masked[place]:
+            true[thing.mask] = order[key(thing.names)]
+        found = pixels(patches @ texts.T, side).argmax(0).cpu()
+        areas.append(class_areas(found, true, len(order)))
+        if len(pictures) < SHOWN:
+            pictures.append(segments(judged.examples[place], found.masked_fill(true < 0, -1), true, list(order)))
+    return {"masked_images": len(masked), "classes": len(order), **mean_iou("miou", torch.stack(areas))}, pictures
+
+
+def seen(subject: Subject, judged: Judged, places: Sequence[int], context: Context) -> Any:
+    """(place, unit patch features [N, D] in the texts' space) of each place."""
+    bar = context.bar(range(0, len(places), BATCH), "open vocabulary")
+    for at in bar:
+        some = list(places[at : at + BATCH])
+        features = subject.dense(torch.stack([judged.examples[place].image for place in some]))
+        yield from zip(some, F.normalize(features, dim=-1), strict=True)
+
+
+def pixels(similar: Tensor, side: int) -> Tensor:
+    """Similarities [N, C] of a square of patches -> [C, side, side]."""
+    grid = int(len(similar) ** 0.5)
+    return F.interpolate(similar.T.unflatten(1, (grid, grid))[None], size=(side, side), mode="bilinear")[0]
+
+
+def inside(point: tuple[float, float], box: Box) -> bool:
+    """Does the point x, y lie in the box?"""
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
+
+
+def dot(point: tuple[float, float], side: int) -> Box:
+    """A small box around a point, to be drawn."""
+    x, y, half = *point, side / 64
+    return x - half, y - half, x + half, y + half

@@ -1,0 +1,29 @@
+"""Probes of frozen features, of whole images and of patches."""
+
+from opensiglip.evaluate.base import Context, Findings, Impossible
+from opensiglip.evaluate.dense import segmentation_probe
+from opensiglip.evaluate.depth import depth_probe
+from opensiglip.evaluate.features import image_probes
+from opensiglip.evaluate.judged import Judged
+from opensiglip.evaluate.subject import Subject
+
+PARTS = {"image": image_probes, "segmentation": segmentation_probe, "depth": depth_probe}
+
+
+def probes(subject: Subject, judged: Judged, context: Context) -> Findings:
+    """What simple readings find in the frozen features: classes of images, classes of pixels, depths of pixels.
+
+    Each part whose truth the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`).
+    """
+    figures, pictures, missing = {}, [], []
+    for name, part in PARTS.items():
+        try:
+            findings = part(subject, judged, context)
+        except Impossible as reason:
+            missing.append(str(reason))
+        else:
+            figures[name] = findings.figures
+            pictures += findings.pictures
+    if not figures:
+        raise Impossible("; ".join(missing))
+    return Findings(figures, pictures)

@@ -1,0 +1,202 @@
+"""The decoder's tasks: figures that are right where the answers are known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toys import small_model
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import Ids
+from opensiglip.data.example import Source
+from opensiglip.data.text import TextPipeline
+from opensiglip.evaluate import captioning, decoder_probe, grounding, naming
+from opensiglip.evaluate.base import Context, Impossible
+from opensiglip.evaluate.captions import words
+from opensiglip.evaluate.compositionality import compositionality
+from opensiglip.evaluate.judged import Judged, look
+from opensiglip.evaluate.subject import Subject
+
+TASKS = ("cap", "aref", "gcap")
+
+
+@pytest.fixture(scope="module")
+def subject(pipeline: TextPipeline) -> Subject:
+    """A small model that knows nothing."""
+    model = small_model(text=True, vocabulary=len(pipeline), length=pipeline.policy.length).eval()
+    return Subject.of(model, pipeline, name="small", boxes=BoxFormat(), tasks=TASKS)
+
+
+@pytest.fixture(scope="module")
+def judged(subject: Subject, scenes: Source) -> Judged:
+    return look(subject, scenes, 24)
+
+
+@pytest.fixture
+def context(scenes: Source) -> Context:
+    return Context(scenes, train_count=32)
+
+
+def test_found_boxes_are_right_and_what_is_none_is_wrong(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = grounding.single_regions(judged)
+
+    def find(subject: Subject, judged: Judged, places: Sequence[int], *_: Any) -> list[Any]:
+        own = list(places) == [place for place, _ in asked]
+        return [region.bbox if own and number else None for number, (_, region) in enumerate(asked)]
+
+    monkeypatch.setattr(grounding, "find", find)
+    figures = grounding.grounding(subject, judged, context).figures
+    assert figures["invalid"] == 1 and figures["phrases"] == len(asked)
+    assert figures["accuracy"] == figures["mean_iou"] == pytest.approx(1 - 1 / len(asked))
+    assert figures["accuracy_shuffled_images"] == 0 < figures["mean_iou_constant_box"] < 1
+
+
+def test_a_model_that_knows_nothing_writes_boxes_all_the_same(
+    subject: Subject, judged: Judged, context: Context
+) -> None:
+    findings = grounding.grounding(subject, judged, context)
+    assert findings.figures["invalid"] == 0 and findings.figures["accuracy"] < 0.3
+    assert all(picture.true_boxes and picture.found_boxes for picture in findings.pictures)
+
+
+def test_a_row_with_no_room_for_a_box_counts_as_wrong(judged: Judged, subject: Subject, context: Context) -> None:
+    long = " ".join(["a fox left of it"] * 30)
+    assert grounding.find(subject, judged, [0, 1], [long, "fox"], context)[0] is None
+
+
+def test_regions_that_name_several_boxes_are_left_out(judged: Judged, subject: Subject, context: Context) -> None:
+    several = [
+        replace(example, regions=tuple(replace(region, n_boxes=2) for region in example.regions))
+        for example in judged.examples
+    ]
+    for task in (grounding.grounding, naming.grounded_captioning):
+        with pytest.raises(Impossible, match="one box"):
+            task(subject, replace(judged, examples=several), context)
+
+
+def test_phrases_that_are_said_right_score_best(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [next(iter(region.phrases.values())) for _, region in grounding.single_regions(judged)]
+    pipeline = subject.pipeline
+    assert pipeline is not None
+    monkeypatch.setattr(naming, "greedy", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
+    figures = naming.grounded_captioning(subject, judged, context).figures
+    assert figures["token_f1"] == 1 and figures["cider"] > 2
+    assert 1 <= figures["mean_rank"] <= 10 and figures["chance_first"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_ranks_follow_the_likelihoods(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, pipeline: Any) -> list[float]:
+        return [-len(text.target) for _, text in asked]
+
+    monkeypatch.setattr(naming, "likelihoods", fewer_tokens_are_likelier)
+    figures = naming.grounded_captioning(subject, judged, context).figures
+    asked = grounding.single_regions(judged)
+    owners, phrases = [place for place, _ in asked], [next(iter(region.phrases.values())) for _, region in asked]
+    pipeline = subject.pipeline
+    assert pipeline is not None
+    ranks = []
+    for number, phrase in enumerate(phrases):
+        others = naming.distractors(number, owners, phrases, context.seed)
+        ranks.append(1 + sum(len(pipeline.ids(f" {other}")) <= len(pipeline.ids(f" {phrase}")) for other in others))
+    assert figures["mean_rank"] == pytest.approx(sum(ranks) / len(ranks)) and len(set(ranks)) > 3
+
+
+def test_distractors_are_other_phrases_that_can_not_be_true_as_well() -> None:
+    phrases = ["fox", "fox on the left", "apple", "green apple", "fox", "box", *(f"thing{n}" for n in range(20))]
+    owners = [0, 0, 0, 1, 1, 0, *range(2, 22)]
+    found = naming.distractors(0, owners, phrases, 0)
+    assert found[:2] == ["apple", "box"], "those of the same image come first"
+    assert len(found) == len(set(found)) == 9 and not {"fox", "fox on the left"} & set(found)
+    assert found == naming.distractors(0, owners, phrases, 0) != naming.distractors(0, owners, phrases, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [("red fox", "red fox", 1), ("fox", "red fox", 2 / 3), ("a a a", "a b", 2 / 5), ("", "fox", 0), ("box", "fox", 0)],
+)
+def test_token_f1(answer: str, truth: str, expected: float) -> None:
+    assert naming.token_f1(answer.split(), truth.split()) == pytest.approx(expected)
+
+
+def test_true_captions_score_best_and_another_images_hardly(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = subject.pipeline
+    assert pipeline is not None
+    answers: list[Ids] = [pipeline.ids(f" {example.captions[0].text}") for example in judged.examples]
+    wrong = [answers[-1], *answers[:-1]]
+    monkeypatch.setattr(captioning, "SEARCHES", {"greedy": lambda *_: answers, "beam": lambda *_: wrong})
+    findings = captioning.captioning(subject, judged, context)
+    figures = findings.figures
+    assert figures["bleu4_greedy"] == pytest.approx(1) and figures["cider_greedy"] > 5
+    assert figures["bleu4_beam"] < 0.5 and figures["cider_beam"] < 0.3 * figures["cider_greedy"]
+    assert figures["cider_shuffled_images"] < 0.3 * figures["cider_greedy"]
+    assert figures["similarity_greedy"] == pytest.approx(figures["similarity_references"], abs=1e-5)
+    low, high = figures["bleu4_beam_ci95"]
+    assert low < figures["bleu4_beam"] < high
+
+
+def test_a_bag_of_words_knows_what_is_there_but_not_how_it_stands(
+    subject: Subject, judged: Judged, context: Context
+) -> None:
+    vocabulary = {word: number for number, word in enumerate(sorted(set(words(every_text(judged)))))}
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        rows = torch.zeros(len(texts), len(vocabulary) + 1)
+        for row, text in zip(rows, texts, strict=True):
+            for word in words(text):
+                row[vocabulary.get(word, len(vocabulary))] += 1
+        return rows
+
+    bag = replace(subject, text=embed, decoder=None)
+    seen = replace(judged, pooled=embed([example.captions[0].text for example in judged.examples]))
+    figures = compositionality(bag, seen, context).figures
+    kinds = figures["kinds"]
+    assert kinds["swap objects"]["similarity"] == 0, "a tie is not right"
+    assert kinds["replace relation"]["similarity"] == kinds["replace object"]["similarity"] == 1
+    assert 0 < figures["similarity"] < 1 and "likelihood" not in figures
+
+
+def every_text(judged: Judged) -> str:
+    return " ".join(caption.text for example in judged.examples for caption in example.captions)
+
+
+def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: Judged, context: Context) -> None:
+    figures = compositionality(subject, judged, context).figures
+    assert {"similarity", "likelihood", "blind_likelihood"} <= set(figures)
+    alike = replace(judged, tokens=judged.tokens[:1].expand_as(judged.tokens))
+    same = compositionality(subject, alike, context).figures
+    assert same["likelihood"] == same["blind_likelihood"], "where all images are one, to see is to be blind"
+
+
+def test_the_probe_trains_a_decoder_and_nothing_else(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_probe, "STEPS", 8)
+    monkeypatch.setattr(decoder_probe, "SHAPE", replace(decoder_probe.SHAPE, width=32, depth=1, mlp=64))
+    before = judged.tokens.clone()
+    first = decoder_probe.decoder_probe(subject, judged, context).figures
+    again = decoder_probe.decoder_probe(subject, judged, context).figures
+    assert first == again and torch.equal(before, judged.tokens)
+    assert first["loss"] < math.log(700) and first["training_images"] == 32
+    assert {"grounding_accuracy", "grounded_captioning_token_f1", "captioning_cider_greedy"} <= set(first)
+    assert "captioning_similarity_greedy" not in first, "the probe has no text tower"
+
+
+def test_what_a_model_lacks_is_said(subject: Subject, judged: Judged, context: Context) -> None:
+    blind = replace(subject, decoder=None, text=None)
+    for task in (grounding.grounding, naming.grounded_captioning, captioning.captioning, compositionality):
+        with pytest.raises(Impossible):
+            task(blind, judged, context)
+    with pytest.raises(Impossible, match="training"):
+        decoder_probe.decoder_probe(subject, judged, Context())
