@@ -181,8 +181,9 @@ def _slopes_are_formed_in_forward(op: torch.library.CustomOpDef, differentiable:
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # A traced graph (its tensors are of subclasses) may not write into what forward saved.
-        grads = (g.mul_(slope) if type(g) is Tensor else (g * slope).to(g.dtype) for g in ctx.saved_tensors)
+        # Detached: what forward saved are outputs of this op, and a gradient must not lead back here. A traced graph
+        # (its tensors are of subclasses) may not write into them.
+        grads = (g.detach().mul_(slope) if type(g) is Tensor else (g * slope).to(g.dtype) for g in ctx.saved_tensors)
         return tuple(grads) + (None,) * others
 
     op.register_fake(fake)
