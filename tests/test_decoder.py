@@ -159,7 +159,7 @@ def test_what_is_remembered_gives_the_logits_of_the_whole_row(padded: bool) -> N
     places, none = torch.arange(LENGTH).expand(4, -1), torch.zeros_like(inputs)
     with torch.no_grad():
         whole = decoder.vocabulary(decoder(inputs, places, none, none.bool(), image, valid))
-        cache, starts = decoder.remember(image, valid), torch.zeros(4, dtype=torch.int64)
+        cache, starts = decoder.remember(image, valid=valid), torch.zeros(4, dtype=torch.int64)
         read = torch.tensor([1, 4, 6, 2])  # inputs that each row begins with
         first = inputs[:, :6].masked_fill(torch.arange(6) >= read[:, None], 77)  # what stands behind them is padding
         logits = decoder.vocabulary(decoder.extend(first, starts, cache))

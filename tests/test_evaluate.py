@@ -202,7 +202,7 @@ def test_probes_read_what_is_in_the_features(tmp_path: Path) -> None:
     assert image["shots_10"] == 1 and "shots_25" not in image  # there are twelve of each
     assert segmentation["miou"] > 0.7 > 0.3 > segmentation["miou_ground_everywhere"]  # logits are blurred at edges
     assert depth["rmse_metres_mean_depth"] == pytest.approx(np.sqrt(9 / 12), rel=0.1)  # of a uniform ramp of 3 m
-    assert depth["rmse_metres"] <= depth["rmse_metres_mean_depth"]
+    assert depth["rmse_metres"] < depth["rmse_metres_mean_depth"] + 1e-6  # the squares say nothing of it
     with pytest.raises(Impossible, match="training split"):
         probes(subject, seen, Context())
 

@@ -46,7 +46,7 @@ def without_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model")
+        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model", "stages")
     }
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert (out / "model" / "model.safetensors").is_file()

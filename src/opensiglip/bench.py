@@ -59,9 +59,9 @@ def bench_memory(steps: int = 6) -> None:
 
 
 def bench_decoding(
-    phrases: int = 128,
-    images: int = 64,
-    tokens: int = 64,
+    phrases: int = 64,
+    images: int = 16,
+    tokens: int = 256,
     width: int = 128,
     depth: int = 3,
     prefix: int = 5,

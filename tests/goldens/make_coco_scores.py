@@ -12,7 +12,25 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 random.seed(0)
-WORDS = "a an the red green apple fox box ball left right of on and under two dogs 犬 , .".split()
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "red",
+    "green",
+    "apple",
+    "fox",
+    "box",
+    "ball",
+    "left",
+    "right",
+    "of",
+    "on",
+    "and",
+    "two",
+    "犬",
+    ",",
+]
 
 
 def salad(longest: int) -> list[str]:

@@ -34,7 +34,7 @@ def greedy(
     if not live:
         return [()] * len(texts)
     whose = live if owners is None else [owners[row] for row in live]
-    cache = decoder.remember(memory, valid).take(torch.tensor(whose, device=device))
+    cache = decoder.remember(memory, torch.tensor(whose, device=device), valid)
     hidden = read(decoder, [texts[row] for row in live], pipeline, cache)
     states = [State()] * len(live)
     alphabet = None if grammar is None else torch.from_numpy(grammar.alphabet).to(device)
@@ -88,7 +88,7 @@ def beam(
     best: list[tuple[float, Ids]] = [(-torch.inf, ())] * len(prefixes)
     if room < 1 or not prefixes:
         return [text for _, text in best]
-    cache = decoder.remember(memory, valid)
+    cache = decoder.remember(memory, valid=valid)
     hidden = read(decoder, prefixes, pipeline, cache)
     live = list(range(len(prefixes)))
     sums = torch.zeros(len(live), 1, device=device)  # [images, texts of each]
@@ -125,7 +125,7 @@ def beam(
 
 def read(decoder: Writer, texts: Sequence[Sequence[int]], pipeline: TextPipeline, cache: Cache) -> Tensor:
     """The last hidden state [B, D] of each of the texts that rows begin with, shifted right behind pad."""
-    device, pad = cache.layers[0].text.device, pipeline.policy.pad_id
+    device, pad = cache.layers[0].image.device, pipeline.policy.pad_id
     width = max(map(len, texts)) + 1
     inputs = torch.full((len(texts), width), pad)
     for row, text in enumerate(texts):

@@ -1,21 +1,25 @@
 """Captioning: what the decoder says of an image, greedily and by beam, against what people say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from opensiglip.data.captions import caption_prefix
+from opensiglip.data.captions import Ids, caption_prefix
+from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import beam, greedy
 from opensiglip.evaluate.base import Context, Findings, Impossible, Picture
 from opensiglip.evaluate.captions import bleu4, bleu_counts, cider_d, words
 from opensiglip.evaluate.judged import BATCH, Judged
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
+from opensiglip.models.decoder import Decoder
 
-SEARCHES = {"greedy": greedy, "beam": beam}
+Search = Callable[[Decoder, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
+SEARCHES: dict[str, Search] = {"greedy": greedy, "beam": beam}
 SHOWN = 12
 
 

@@ -116,7 +116,8 @@ def rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 continue
             paired = None if behind[0] is None or some is None else difference(behind[0], some)
             differences.append([value - values[0]] if paired is None else list(paired))
-        found.append(Row(*key, values, [interval for _, interval in said], differences))
+        task, name = key
+        found.append(Row(task, name, values, [interval for _, interval in said], differences))
     tasks = list(dict.fromkeys(row.task for row in found))
     return sorted(found, key=lambda row: tasks.index(row.task))
 

@@ -20,10 +20,10 @@ ELSEWHERE = 200  # drawings, the first met, of which one takes another's place
 def compositionality(subject: Subject, judged: Judged, context: Context) -> Findings:
     """SugarCrepe's question: of a caption and its hard negative, which does the model score higher?
 
-    By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes.md
+    By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes
     2.8: right if score(positive) > score(negative), so a tie is wrong), always beside the same decoder blind: on sets
-    like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth (evaluate/contrasts.py); rows of
-    a folder name theirs as `negative_caption`. Chance is one half. Intervals: bootstrap over images.
+    like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth (evaluate/contrasts.py); rows
+    of a folder name theirs as `negative_caption`. Chance is one half. Intervals: bootstrap over images.
     """
     if not subject.has_text and not subject.has_decoder:
         raise Impossible("the model has neither a text tower nor a decoder")

@@ -1,6 +1,6 @@
 """Pairs of texts that differ in one thing: the first is true of the image, the second is not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np

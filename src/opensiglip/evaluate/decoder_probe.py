@@ -1,4 +1,4 @@
-"""The decoder probe: what can a fresh decoder learn to read off a frozen encoder? Its worth as a language model's eye."""
+"""The decoder probe: what can a fresh decoder learn to read off a frozen encoder?"""
 
 from dataclasses import replace
 from typing import Any
@@ -29,11 +29,12 @@ STEPS, BATCH, LR, DECAY, LENGTH = 1500, 64, 1e-3, 0.1, 64
 
 
 def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Findings:
-    """A new decoder of six layers learns to read the encoder's frozen, un-pooled tokens; then its boxes and texts.
+    """An encoder's worth as a language model's eye: a new decoder of six layers learns to read its frozen tokens.
 
-    After SigLIP 2 (Sec. 3.4.1, Table 5; LocCa's protocol), which trains on referring expressions alone. Our choices, the
-    same for every encoder: width 128, all three tasks, autoregressive, 1500 steps of 64 images of the training split,
-    AdamW at 1e-3 along a cosine; a vocabulary made of the training texts. The tokens are encoded once.
+    After SigLIP 2 (Sec. 3.4.1, Table 5; LocCa's protocol), which trains on referring expressions alone. Our choices,
+    the same for every encoder: width 128, all three tasks, autoregressive, 1500 steps of 64 images of the training
+    split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens, un-pooled, are encoded
+    once; then come the figures of `grounding`, `grounded_captioning` and `captioning`.
     """
     seen = context.trained(subject)
     field, pipeline = Captions(TASKS, boxes=BOXES), _pipeline(context)

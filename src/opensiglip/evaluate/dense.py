@@ -43,15 +43,17 @@ def segmentation_probe(subject: Subject, judged: Judged, context: Context) -> Fi
     x = patch_features(trained, torch.tensor(known)[rows[:, 0]], rows[:, 1])
     fitted = fit_linear(x, targets[rows[:, 0], rows[:, 1]], len(order), context.seed, penalties=(PENALTY,))
     every = torch.arange(grid * grid)
-    areas, hits, pictures = [], [], []
-    nothing = []
+    areas: list[Tensor] = []
+    nothing: list[Tensor] = []
+    hits: list[float] = []
+    pictures: list[Picture] = []
     for place in context.bar(asked, "segmentation", len(asked)):
         example = judged.examples[place]
         true = class_map(example, order)
-        logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T.unflatten(
-            1, (grid, grid)
-        )  # [C, g, g]
-        found = F.interpolate(logits[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
+        logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T  # [C, N]
+        found = (
+            F.interpolate(logits.unflatten(1, (grid, grid))[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
+        )
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))
         right = (found == true)[true >= 0]

@@ -111,7 +111,7 @@ LOADERS: dict[str, Callable[[str], Subject]] = {"open_clip": from_open_clip, "ti
 
 def _siglip(host: SiglipModel | Siglip2Model, name: str) -> Subject:
     vision, text = Vision(host.vision_model), Text(host.text_model)
-    tokenizer, length = _tokenizer(name), host.config.text_config.max_position_embeddings
+    tokenizer, length = _tokenizer(name), _length(host)
 
     def read(texts: Sequence[str]) -> Tensor:
         # Lower-cased, to exactly this length, no mask: as these models were trained (recipes of SigLIP and SigLIP 2).
@@ -146,7 +146,7 @@ def _clip(host: CLIPModel, name: str) -> Subject:
         return Features(host.visual_projection(said.pooler_output), tokens)
 
     def read(texts: Sequence[str]) -> Tensor:
-        inputs = _ids(tokenizer, list(texts), padding=True, max_length=host.config.text_config.max_position_embeddings)
+        inputs = _ids(tokenizer, list(texts), padding=True, max_length=_length(host))
         return host.text_projection(host.text_model(**inputs.to(host.device)).pooler_output)
 
     return Subject(
@@ -166,6 +166,11 @@ def _frame(host: Any) -> Frame:
     if isinstance(host, Siglip2Model | Siglip2VisionModel):  # NaFlex counts patches, not pixels
         return Frame(int(config.num_patches**0.5) * config.patch_size)
     return Frame(config.image_size)
+
+
+def _length(host: SiglipModel | Siglip2Model | CLIPModel) -> int:
+    config: Any = host.config.text_config
+    return int(config.max_position_embeddings)
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

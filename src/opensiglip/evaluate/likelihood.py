@@ -32,8 +32,9 @@ def likelihoods(
 ) -> list[float]:
     """Sum over a text's tokens, its end included, of log p(y_i | y_<i, image), for each (image, text) asked.
 
-    memory [E, N, D], valid [E, N] bool where some are padding. Summed, not averaged; the prefix is not scored.    (big_vision models/proj/cappa
-    predict_fns.py:53-97; recipes.md 2.8.) An image's texts are packed along rows, which it is read once for.
+    memory [E, N, D], valid [E, N] bool where some are padding. Summed, not averaged; the prefix is not scored.
+    (big_vision models/proj/cappa predict_fns.py:53-97; recipes.md 2.8.) An image's texts are packed along rows, so that
+    it is read once a row.
     """
     device = memory.device
     rows: list[tuple[int, list[int]]] = []  # an image, and which of `asked` share its row
@@ -69,8 +70,8 @@ def likelihoods(
         ]
         before = torch.tensor([0, *(len(numbers) for _, numbers in here)]).cumsum(0).to(device)
         order = torch.tensor([number for _, numbers in here for number in numbers], device=device)
-        text = order[before[scored // batch["inputs"].shape[1]] + segments]
-        scores.index_add_(0, text, torch.cat(said).double())
+        owners = order[before[scored // batch["inputs"].shape[1]] + segments]
+        scores.index_add_(0, owners, torch.cat(said).double())
     return scores.tolist()
 
 

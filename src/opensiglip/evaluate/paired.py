@@ -23,9 +23,9 @@ def flat(figures: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, float] | None:
-    """Mean of `other` less mean of `one`, and the 95 % interval: percentile bootstrap over images, drawn for both at once.
+    """Mean of `other` less mean of `one`, and its 95 % interval; None where they are not of the same examples.
 
-    None where they were not taken over the same examples.
+    Percentile bootstrap over images, drawn for both at once, seed 0.
     """
     if one["clusters"] != other["clusters"] or one.get("weights") != other.get("weights"):
         return None

@@ -55,8 +55,8 @@ def zeroshot(subject: Subject, judged: Judged, context: Context) -> Findings:
     pictures: list[Picture] = []
     by_language = {}
     for language in context.bar(languages, "zero-shot", len(languages)):
-        names = [str(class_name(one, language)) for one in known]
-        by_language[language], shown = _in_language(subject, judged, places, truths, names, language)
+        said = [str(class_name(one, language)) for one in known]
+        by_language[language], shown = _in_language(subject, judged, places, truths, said, language)
         pictures = pictures or shown
     if not any(by_language.values()):
         raise Impossible("the model has neither a text tower beside its image tower nor a decoder that writes captions")

@@ -39,7 +39,7 @@ class Layer(nn.Module):
         """x [B, R, D]; memory [B, N, M] if it is what is looked at; allowed [B or 1, 1, R, R or N] bool."""
         normed = self.norm1(x)
         seen = normed if self.memory_norm is None else self.memory_norm(memory)
-        x = x + self.attention(normed, self.attention.key_value(seen), allowed)
+        x = x + self.attention(normed, self.attention.keys(seen), allowed)
         return x + self.think(x)
 
     def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Layer(nn.Module):
         if self.memory_norm is not None:
             x = x + self.attention(normed, past.image, None)
         else:
-            so_far = past.write(places, self.attention.key_value(normed))[:, : allowed.shape[-1]]
+            so_far = past.write(places, self.attention.keys(normed), allowed.shape[-1])
             x = x + self.attention(normed, so_far, allowed)
         return x + self.think(x)
 
@@ -69,7 +69,7 @@ class Pooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, N, M] -> [B, Q, D]."""
         query = self.query_norm(self.query).expand(len(tokens), -1, -1)
-        return self.attention(query, self.attention.key_value(self.memory_norm(tokens)), None)
+        return self.attention(query, self.attention.keys(self.memory_norm(tokens)), None)
 
 
 class ClipVision(nn.Module):
@@ -197,18 +197,16 @@ class Multimodal(nn.Module):
             x = layer(x, None, allowed) if layer.memory_norm is None else layer(x, memory, None)
         return self.norm(x)
 
-    def remember(self, memory: Tensor, valid: Tensor | None = None) -> Cache:
+    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
         """As `Decoder.remember`: image tokens [B, N, M] as each image layer's keys and values; no text yet."""
-        images = [
-            layer.attention.key_value(layer.memory_norm(memory)) if layer.memory_norm is not None else None
-            for layer in self._all()
-        ]
-        like = next(image for image in images if image is not None)
-        empty = like.new_zeros(len(memory), self.length + 1, 2 * self.shape.width)
-        nothing = like.new_zeros(len(memory), 0)
-        return Cache(
-            [Past(nothing, empty.clone()) if image is None else Past(image, nothing) for image in images], None
-        )
+        layers = []
+        for layer in self._all():
+            if layer.memory_norm is None:
+                seen = memory.new_zeros(len(memory), 0, self.shape.width)  # a layer on the text: no image to remember
+            else:
+                seen = layer.memory_norm(memory)
+            layers.append(Past.of(layer.attention.keys(seen), owners))
+        return Cache(layers, None)
 
     def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
         """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""

@@ -26,13 +26,14 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, R, D] reads what `self.key_value` made [B, N, 2 D] of what there is to read, where mask allows.
+    def keys(self, memory: Tensor) -> Tensor:
+        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M]."""
+        return self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-        mask [B, 1, R or 1, N] bool.
-        """
+    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, R, D] reads that of which `keys` are, where mask [B, 1, R or 1, N] bool allows."""
         query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
-        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = keys
         return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
@@ -50,15 +51,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, self.self_attention.key_value(normed), allowed)
-        x = x + self.cross_attention(self.norm2(x), self.cross_attention.key_value(memory), seen)
+        x = x + self.self_attention(normed, self.self_attention.keys(normed), allowed)
+        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen)
         return x + self.think(x)
 
     def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor, seen: Tensor | None) -> Tensor:
         """`forward` on the next inputs of rows whose earlier ones, and whose image, are remembered."""
         normed = self.norm1(x)
-        so_far = past.write(places, self.self_attention.key_value(normed))[:, : allowed.shape[-1]]
-        x = x + self.self_attention(normed, so_far, allowed)
+        x = x + self.self_attention(
+            normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed
+        )
         x = x + self.cross_attention(self.norm2(x), past.image, seen)
         return x + self.think(x)
 
@@ -155,14 +157,17 @@ class Decoder(nn.Module):
             x = block(x, memory, allowed[:, None], seen)
         return self.norm(x)
 
-    def remember(self, memory: Tensor, valid: Tensor | None = None) -> Cache:
-        """What `extend` begins with: image tokens [B, N, M] as every layer's keys and values; no text yet."""
+    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
+        """What `extend` begins with: image tokens [B, N, M] as every layer's keys and values, made once; no text yet.
+
+        owners [K] int64: the image that each row reads, by default row i image i; valid [B, N] bool.
+        """
         layers = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            image = block.cross_attention.key_value(memory)
-            layers.append(Past(image, image.new_zeros(len(memory), self.length, 2 * self.shape.width)))
-        return Cache(layers, None if valid is None else valid[:, None, None])
+            layers.append(Past.of(block.cross_attention.keys(memory), owners))
+        seen = None if valid is None else valid[:, None, None]
+        return Cache(layers, seen if seen is None or owners is None else seen[owners])
 
     def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
         """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at place `starts` [B].

@@ -4,8 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opensiglip.evaluate.subject import Subject
 from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
@@ -13,6 +11,7 @@ from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
 from opensiglip.train.export import export
 from opensiglip.train.judgement import TASKS, Judgement
+from opensiglip.train.learner import Learner
 from opensiglip.train.log import read_lines
 from opensiglip.train.loop import Loop
 
