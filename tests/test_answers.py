@@ -97,4 +97,4 @@ def test_a_run_is_trained_judged_exported_and_read_again(
     model = Model.from_pretrained(tmp_path / "run" / "model")
     about = json.loads((tmp_path / "run" / "model" / "opensiglip.json").read_text())
     assert about["vocabulary"] == model.vocabulary and str(BoxFormat.parse(about["boxes"])) == about["boxes"]
-    assert ("loc" == about["boxes"]) == (recipe == "tasks")
+    assert (about["boxes"] == "loc") == (recipe == "tasks")

@@ -81,10 +81,12 @@ def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float 
     return sum(values) / len(values) if values else None
 
 
-def count_parameters(learner: torch.nn.Module) -> dict[str, int]:
-    """Parameters per part of the model, and in all."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}  # type: ignore[union-attr]
-    return parts | {"total": sum(p.numel() for p in learner.parameters())}
+def count_parameters(learner: Learner) -> dict[str, int]:
+    """Parameters per part of the model, of what only training needs (heads and teacher), and in all."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}
+    total = sum(p.numel() for p in learner.parameters())
+    helpers = total - sum(p.numel() for p in learner.model.parameters())
+    return parts | ({"heads and teacher": helpers} if helpers else {}) | {"total": total}
 
 
 def figures(summary: dict[str, Any]) -> dict[str, str]:
