@@ -62,8 +62,8 @@ def detection_ap(answers: Sequence[Detections], truths: Sequence[Detections]) ->
     The texts carry no scores, so all boxes have the same, in the order they were written.
     """
     try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        from pycocotools.coco import COCO  # type: ignore[import-untyped]
+        from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
     except ImportError as error:
         raise UserError('detection is judged by pycocotools: pip install "opensiglip[eval]".') from error
     names = sorted({name for some in truths for name, _ in some})

@@ -116,9 +116,10 @@ class PooledVision(nn.Module):
         """pixels [B, 3, H, W] in [-1, 1] -> pooled [B, E] and tokens [B, Q, D]."""
         seen = self.image(pixels).tokens
         tokens = self.captioning(seen)
-        if self.contrastive is None or self.norm is not None:
+        if self.norm is not None:
             first, *rest = self.norm(tokens).split([1, tokens.shape[1] - 1], 1)
             return Features(self.head(first[:, 0]), rest[0])
+        assert self.contrastive is not None
         pooled = self.contrastive(tokens if self.pooling == "cascade" else seen)
         return Features(self.head(pooled[:, 0]), tokens)
 

@@ -28,7 +28,6 @@ class Pali(nn.Module):
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             pad_token_id=pad_id,
-            decoder_start_token_id=pad_id,
             use_cache=False,
         )
         self.t5 = T5Model(config)

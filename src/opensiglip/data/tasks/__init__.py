@@ -1,5 +1,7 @@
 """Tasks as text, by name: PaLI's unified interface. A user's own is FILE.py:NAME (docs/how-to/add-a-task.md)."""
 
+from functools import cache
+
 from opensiglip.data.tasks.places import PLACES
 from opensiglip.data.tasks.task import Asked, Draw, Form, Polygon, Task, plain
 from opensiglip.data.tasks.texts import TEXTS
@@ -11,6 +13,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (*TEXTS, *PLACES)}
 __all__ = ["TASKS", "Asked", "Draw", "Form", "Polygon", "Task", "find_task", "parse_tasks", "plain"]
 
 
+@cache
 def find_task(name: str) -> Task:
     """The task of that name, or FILE.py:NAME of the user's own. Raises UserError."""
     if name in TASKS:

@@ -21,13 +21,13 @@ class Mixture(Field):
     """
 
     def __init__(self, weights: Mapping[str, float], *, texts: int, boxes: BoxFormat, paired: bool = False) -> None:
-        self.tasks = [find_task(name) for name in weights]
+        self.names = [name for name in weights if find_task(name)]  # names: a user's task is found anew by each worker
         self.weights = np.array(list(weights.values()))
         self.texts, self.boxes, self.paired = texts, boxes, paired
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Target]:
         # The same number of draws for every example, so that a visit's choices do not hang on its content.
-        numbers = rng.random((self.texts, len(self.tasks), 2))
+        numbers = rng.random((self.texts, len(self.names), 2))
         drawn: list[Target] = []
         for slot in numbers:
             # The largest u^(1/w) first: a weighted order without replacement (Efraimidis and Spirakis, 2006).
@@ -39,7 +39,7 @@ class Mixture(Field):
         return drawn
 
     def _sequence(self, place: int, seed: float, visit: Visit, pipeline: TextPipeline) -> Target | None:
-        task = self.tasks[place]
+        task = find_task(self.names[place])
         asked = task.ask(visit, np.random.default_rng(int(seed * 2**53)).random)
         if asked is None:
             return None

@@ -7,7 +7,7 @@ import numpy as np
 from opensiglip.data.example import Box, Region
 from opensiglip.data.fields import Visit
 from opensiglip.data.tasks.outline import outline, simplify
-from opensiglip.data.tasks.task import Asked, Draw, Form, Part, Polygon, Task, in_language, language_of
+from opensiglip.data.tasks.task import Asked, Draw, Form, Part, Polygon, Task, in_language, language_of, plain
 
 CORNERS = 12  # of an outline as text (ours): 24 numbers leave room for the prompt in 48 tokens
 NAMES = 2  # most names one detection asks for
@@ -58,9 +58,9 @@ def _detect(visit: Visit, draw: Draw) -> Asked | None:
     asked = [names.pop(int(draw() * len(names))) for _ in range(count)]
     # From top to bottom, so that there is one right text.
     truth = [(name, box) for name in asked for box in sorted(seen[name], key=lambda box: (box[1], box[0]))]
-    prompt: list[Part] = [part for name in asked for part in (name, ";")][:-1]
-    answer: list[Part] = [part for name, box in truth for part in (box, name, ";")][:-1]
-    return Asked(("detect", *prompt), tuple(answer), truth=truth)
+    prompt: tuple[Part, ...] = tuple(part for name in asked for part in (name, ";"))[:-1]
+    answer: tuple[Part, ...] = tuple(part for name, box in truth for part in (box, name, ";"))[:-1]
+    return Asked(("detect", *prompt), answer, truth=truth)
 
 
 def _read_detections(text: str, form: Form) -> list[tuple[str, Box]]:
@@ -113,7 +113,7 @@ def _read_box(text: str, form: Form) -> Box | None:
 
 PLACES = (
     Task("aref", _refer, _read_box, "box", " ARef:", places=True),
-    Task("gcap", _describe, lambda text, form: text, "exact", " GCap:", places=True),
+    Task("gcap", _describe, plain, "exact", " GCap:", places=True),
     Task("detect", _detect, _read_detections, "boxes", " detect", places=True),
     Task("segment", _segment, _read_polygon, "mask", " segment", places=True),
 )
