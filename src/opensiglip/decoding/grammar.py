@@ -63,6 +63,10 @@ class BoxGrammar:
         # This id begins another number, so the one before has ended.
         return State((*state.done, self.numbers[min(len(state.done), 1)][state.rest]), (token,))
 
+    def ended(self, state: State) -> bool:
+        """May nothing but eos follow?"""
+        return len(state.done) == 3 and bool((self._allowed(state) == self._end).all())
+
     def _allowed(self, state: State) -> np.ndarray:
         done, rest = state
         kind, (low, high) = min(len(done), 1), self._range(done)

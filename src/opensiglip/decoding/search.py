@@ -44,10 +44,12 @@ def greedy(
         for row, token in zip(live, tokens, strict=True):
             texts[row].append(token)
         kept = [p for p, row in enumerate(live) if tokens[p] != eos and len(texts[row]) < decoder.length]
+        if grammar is not None:
+            after = {place: grammar.after(states[place], tokens[place]) for place in kept}
+            kept = [place for place in kept if not grammar.ended(after[place])]  # the rest is known
+            states = [after[place] for place in kept]
         if not kept:
             break
-        if grammar is not None:
-            states = [grammar.after(states[place], tokens[place]) for place in kept]
         if len(kept) < len(live):  # finished rows leave the batch
             cache, live = cache.take(torch.tensor(kept, device=device)), [live[place] for place in kept]
         last = torch.tensor([[texts[row][-1]] for row in live], device=device)

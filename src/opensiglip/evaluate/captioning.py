@@ -56,10 +56,10 @@ def captioning(subject: Subject, judged: Judged, context: Context) -> Findings:
     figures: dict[str, Any] = {"images": len(places), "captions": sum(map(len, references)), "language": languages[0]}
     scores: dict[str, list[float]] = {}
     for name, texts in said.items():
-        answers = [words(text) for text in texts]
-        scores[name] = cider_d(answers, references)
+        written = [words(text) for text in texts]
+        scores[name] = cider_d(written, references)
         figures |= measured(f"cider_{name}", scores[name], places)
-        figures |= _bleu(f"bleu4_{name}", [bleu_counts(*pair) for pair in zip(answers, references, strict=True)])
+        figures |= _bleu(f"bleu4_{name}", [bleu_counts(*pair) for pair in zip(written, references, strict=True)])
     shift = max(1, len(places) // 2)
     elsewhere = [*references[shift:], *references[:shift]]
     figures |= measured("cider_shuffled_images", cider_d([words(text) for text in said["greedy"]], elsewhere), places)

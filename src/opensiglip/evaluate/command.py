@@ -37,6 +37,7 @@ def command(
         languages: all, or codes such as en or de,fr; by default all the source has.
         seed: of what probes draw.
     """
+    logging.set_verbosity_error()  # it warns of its own default configs
     logging.disable_progress_bar()
     spoken = None if languages is None else languages.split(",")
     wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opensiglip.fused import linear_cross_entropy
 from opensiglip.models.attention import attention
-from opensiglip.models.past import Cache, Past
+from opensiglip.models.past import Cache, Past, Seats
 from opensiglip.models.sizes import Shape
 
 
@@ -55,13 +55,15 @@ class Block(nn.Module):
         x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen)
         return x + self.think(x)
 
-    def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor, seen: Tensor | None) -> Tensor:
-        """`forward` on the next inputs of rows whose earlier ones, and whose image, are remembered."""
+    def extend(
+        self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        """`forward` on the next inputs of rows whose earlier ones, and whose images, are remembered."""
         normed = self.norm1(x)
         x = x + self.self_attention(
             normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed
         )
-        x = x + self.cross_attention(self.norm2(x), past.image, seen)
+        x = x + seats.rows(self.cross_attention(seats.images(self.norm2(x)), past.image, seen))
         return x + self.think(x)
 
     def think(self, x: Tensor) -> Tensor:
@@ -165,9 +167,10 @@ class Decoder(nn.Module):
         layers = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            layers.append(Past.of(block.cross_attention.keys(memory), owners))
-        seen = None if valid is None else valid[:, None, None]
-        return Cache(layers, seen if seen is None or owners is None else seen[owners])
+            image = block.cross_attention.keys(memory).contiguous()  # as it is read, many times
+            layers.append(Past(image, image[..., :0, :]))
+        whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), valid)
+        return whole if owners is None else whole.take(owners)
 
     def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
         """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at place `starts` [B].
@@ -178,7 +181,8 @@ class Decoder(nn.Module):
         places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
         x = self.embedding(inputs) + F.embedding(places, self.position)
         allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]  # [B, R, so far]
+        seen = None if cache.valid is None else cache.valid[:, None, None]
         for block, past in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
-            x = block.extend(x, places, past, allowed[:, None], cache.seen)
+            x = block.extend(x, places, past, cache.seats, allowed[:, None], seen)
         return self.norm(x)
