@@ -16,9 +16,9 @@ from opensiglip.evaluate.captions import bleu4, bleu_counts, cider_d, words
 from opensiglip.evaluate.judged import BATCH, Judged
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.coca import Writer
 
-Search = Callable[[Decoder, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
+Search = Callable[[Writer, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
 SEARCHES: dict[str, Search] = {"greedy": greedy, "beam": beam}
 SHOWN = 12
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from opensiglip.models.decoder import Attention, Decoder, Vocabulary
-from opensiglip.models.past import Cache, Past
+from opensiglip.models.past import Cache, Past, Seats
 from opensiglip.models.sizes import CoCaShape, Shape
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features
@@ -42,11 +42,11 @@ class Layer(nn.Module):
         x = x + self.attention(normed, self.attention.keys(seen), allowed)
         return x + self.think(x)
 
-    def extend(self, x: Tensor, places: Tensor, past: Past, allowed: Tensor) -> Tensor:
-        """`forward` on the next inputs of rows whose earlier ones, or whose image, are remembered."""
+    def extend(self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor) -> Tensor:
+        """`forward` on the next inputs of rows whose earlier ones, or whose images, are remembered."""
         normed = self.norm1(x)
         if self.memory_norm is not None:
-            x = x + self.attention(normed, past.image, None)
+            x = x + seats.rows(self.attention(seats.images(normed), past.image, None))
         else:
             so_far = past.write(places, self.attention.keys(normed), allowed.shape[-1])
             x = x + self.attention(normed, so_far, allowed)
@@ -206,8 +206,10 @@ class Multimodal(nn.Module):
                 seen = memory.new_zeros(len(memory), 0, self.shape.width)  # a layer on the text: no image to remember
             else:
                 seen = layer.memory_norm(memory)
-            layers.append(Past.of(layer.attention.keys(seen), owners))
-        return Cache(layers, None)
+            image = layer.attention.keys(seen).contiguous()
+            layers.append(Past(image, image[..., :0, :]))
+        whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), None)
+        return whole if owners is None else whole.take(owners)
 
     def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
         """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""
@@ -215,7 +217,7 @@ class Multimodal(nn.Module):
         x = self.text[0].embed(inputs, places)
         allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]
         for layer, past in zip(self._all(), cache.layers, strict=True):
-            x = layer.extend(x, places, past, allowed[:, None])
+            x = layer.extend(x, places, past, cache.seats, allowed[:, None])
         return self.norm(x)
 
     def _all(self) -> list[Layer]:

@@ -21,7 +21,7 @@ class Mixture(Field):
     """
 
     def __init__(self, weights: Mapping[str, float], *, texts: int, boxes: BoxFormat, paired: bool = False) -> None:
-        self.names = [name for name in weights if find_task(name)]  # names: a user's task is found anew by each worker
+        self.names = list(weights)  # not the tasks: each process finds a user's own anew
         self.weights = np.array(list(weights.values()))
         self.texts, self.boxes, self.paired = texts, boxes, paired
 
