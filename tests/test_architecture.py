@@ -37,6 +37,19 @@ MAY = {
         "types",
         "errors",
     },
+    "annotate": {"annotate", "data", "data.show", "evaluate", "errors"},
+    "use": {
+        "use",
+        "data",
+        "data.show",
+        "drawing",
+        "models",
+        "decoding",
+        "evaluate",
+        "report",
+        "types",
+        "errors",
+    },
 }
 
 

@@ -186,7 +186,7 @@ def test_temperature_and_bias_that_never_were_set_are_noticed(exported: dict[str
 
 
 def test_what_is_missing_or_broken_is_named(exported: dict[str, Exported], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"holds no {SIDECAR}; give the model/ folder of a run"):
+    with pytest.raises(UserError, match="is of a kind that can't be read; give a run, a transformers folder"):
         Model.from_pretrained(tmp_path)
     exported["cappa"].model.save_pretrained(tmp_path)
     decoder, towers = tmp_path / "decoder.safetensors", tmp_path / "model.safetensors"

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from big_vision import load, to_ours, under
+from big_vision import GOLDENS, load, under
 from torch import Tensor
 
 from opensiglip.data.captions import Target, pack
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.evaluate.likelihood import likelihoods
+from opensiglip.models.init.big_vision import to_ours
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.base import Encoded
@@ -24,10 +25,15 @@ TOLERANCE = 1e-5
 CAPPA, SIGLIP = load("cappa"), load("siglip")
 
 
-def model(golden: dict[str, np.ndarray], *, text: Shape | None = None, decoder: Shape | None = None) -> Model:
-    built = Model.new(Architecture(32, 8, LENGTH, SHAPE, text=text, decoder=decoder), VOCABULARY)
-    built.load_state_dict(to_ours(under(golden, "params/")))  # strict: every array has a place, every place an array
-    return built
+def model(name: str) -> Model:
+    """As `--init` reads the file: every array has a place, and every place an array."""
+    return Model.from_pretrained(GOLDENS / f"{name}_big_vision.npz")
+
+
+def test_the_networks_are_found_in_the_arrays_shapes() -> None:
+    expected = Architecture(32, 8, LENGTH, SHAPE, decoder=SHAPE), Architecture(32, 8, LENGTH, SHAPE, text=SHAPE)
+    assert (model("cappa").architecture, model("siglip").architecture) == expected
+    assert model("cappa").vocabulary == model("siglip").vocabulary == VOCABULARY
 
 
 def pixels(golden: dict[str, np.ndarray]) -> Tensor:
@@ -50,13 +56,13 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
 
 
 def test_the_image_tokens_of_cappa_are_big_visions() -> None:
-    tokens = model(CAPPA, decoder=SHAPE).vision(pixels(CAPPA)).tokens
+    tokens = model("cappa").vision(pixels(CAPPA)).tokens
     assert largest_difference([(tokens, torch.from_numpy(CAPPA["encoded"]))]) < TOLERANCE
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "parallel"])
 def test_the_logits_of_cappa_are_big_visions(mode: str) -> None:
-    built = model(CAPPA, decoder=SHAPE)
+    built = model("cappa")
     ends, batch = captions(mode == "parallel")
     assert built.decoder is not None
     row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
@@ -69,7 +75,7 @@ def test_the_logits_of_cappa_are_big_visions(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["autoregressive", "parallel"])
 def test_loss_and_every_gradient_of_cappa_are_big_visions(mode: str) -> None:
-    learner = Learner(model(CAPPA, decoder=SHAPE), [Caption()])
+    learner = Learner(model("cappa"), [Caption()])
     _, batch = captions(mode == "parallel")
     losses, _ = learner(batch, denominators(learner, [batch]))
     losses["loss"].backward()
@@ -82,7 +88,7 @@ def test_loss_and_every_gradient_of_cappa_are_big_visions(mode: str) -> None:
 
 
 def test_the_score_of_a_text_is_its_summed_log_likelihood_as_in_big_vision() -> None:
-    built = model(CAPPA, decoder=SHAPE)
+    built = model("cappa")
     assert built.decoder is not None
     ends = [row.tolist().index(EOS) + 1 for row in CAPPA["labels"]]
     texts = [Target((), tuple(map(int, row[:end]))) for row, end in zip(CAPPA["labels"], ends, strict=True)]
@@ -103,7 +109,7 @@ class Ids(TextPipeline):
 def siglip() -> tuple[Learner, Batch]:
     text = torch.from_numpy(SIGLIP["text"]).long()
     batch = {"image": pixels(SIGLIP), "text": text, "has_text": torch.ones(len(text), dtype=torch.bool)}
-    return Learner(model(SIGLIP, text=SHAPE), [Sigmoid()]), batch
+    return Learner(model("siglip"), [Sigmoid()]), batch
 
 
 def test_embeddings_and_logits_of_siglip_are_big_visions() -> None:

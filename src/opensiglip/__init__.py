@@ -13,6 +13,7 @@ __all__ = [
     "TextPipeline",
     "UserError",
     "__version__",
+    "load",
     "train",
 ]
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from opensiglip.errors import UserError
     from opensiglip.models.model import Model
     from opensiglip.train.run import train
+    from opensiglip.use.predictor import load
 
 
 HOMES = {
@@ -34,6 +36,7 @@ HOMES = {
     "SiglipForPreTraining": "opensiglip.bridge.model",
     "TextPipeline": "opensiglip.data.text",
     "UserError": "opensiglip.errors",
+    "load": "opensiglip.use.predictor",
     "train": "opensiglip.train.run",
 }
 

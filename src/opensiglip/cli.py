@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,12 @@ USAGE = """usage: opensiglip COMMAND ...
   train RECIPE --data SOURCE --out RUN    train a recipe; `opensiglip train RECIPE --help` lists its flags
   eval MODEL --data SOURCE                judge a model: retrieval, zero-shot, probes, ...; `--tasks`, `--out`
   compare MODEL MODEL ...                 models side by side, with paired intervals; `--data`, `--out`
+  export SOURCE --out DIR                 a run, or weights of another make, as a transformers folder or as ONNX
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
+  predict MODEL IMAGE...                  captions, boxes, labels of image files: --caption, --locate PHRASE, ...
+  demo MODEL                              the same in a web page, on this machine
+  annotate SOURCE --out DIR               boxes for your own photos, by an open-vocabulary detector
   bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
 """
 
@@ -48,6 +53,10 @@ def run(words: list[str]) -> int:
             print(USAGE)
         case ["--version"]:
             print(__version__)
+        case ["export", *rest]:
+            from opensiglip.export.command import export
+
+            call(export, rest, "opensiglip export")
         case ["recipes", *rest]:
             call(recipes, rest, "opensiglip recipes")
         case ["data", "show", *rest]:
@@ -70,6 +79,9 @@ def run(words: list[str]) -> int:
                 f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
+        case ["predict" | "demo" | "annotate" as name, *rest]:
+            home = {"predict": "use.predict", "demo": "use.demo", "annotate": "annotate.annotate"}[name]
+            call(getattr(import_module(f"opensiglip.{home}"), name), rest, f"opensiglip {name}")
         case ["bench", "attention" | "decoding" | "memory" as name, *rest]:
             from opensiglip import bench
 
@@ -149,7 +161,7 @@ def merge(outer: Callable[..., Any], inner: Callable[..., Any], types: dict[str,
     ]
     inside, outside = (docstring_parser.parse(f.__doc__ or "") for f in (inner, outer))
     text = [inside.short_description or "", "", "Args:"]
-    text += [f"    {p.arg_name}: {p.description}" for p in [*outside.params, *inside.params]]
+    text += [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*outside.params, *inside.params]]
     return inspect.Signature(parameters), "\n".join(text)
 
 

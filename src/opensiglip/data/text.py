@@ -28,6 +28,7 @@ class TextPolicy:
     """How a family's text becomes ids. SigLIP 2: lower-cased, 64 long, sticky eos, padded with 0, no mask.
 
     `mask` is "none": the towers attend to padding and pool the last position (recipes of SigLIP and SigLIP 2).
+    `vocabulary` is how many rows a checkpoint's table of words has, where those are more than the tokenizer's entries.
     """
 
     length: int = 64
@@ -35,6 +36,7 @@ class TextPolicy:
     pad_id: int = 0
     eos_id: int = 1
     mask: str = "none"
+    vocabulary: int = 0
 
 
 class TextPipeline:
@@ -53,8 +55,8 @@ class TextPipeline:
         self._ids = lru_cache(maxsize=65_536)(self._encode)
 
     def __len__(self) -> int:
-        """The size of the vocabulary, added tokens included."""
-        return len(self.tokenizer)
+        """The size of the vocabulary, added tokens and unused rows included."""
+        return max(len(self.tokenizer), self.policy.vocabulary)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The text's ids alone: no eos, no padding, no truncation."""

@@ -130,10 +130,10 @@ def table(names: Sequence[str], found: Sequence[Row]) -> str:
     for row in found:
         if row.task != task:
             task = row.task
-            lines += ["", f"{task:<40}" + "".join(f"{head:>{8 if len(head) == 1 else 30}}" for head in heads)]
+            lines += ["", f"{task:<48}" + "".join(f"{head:>{8 if len(head) == 1 else 30}}" for head in heads)]
         cells = [f"{'-' if value is None else f'{value:.3f}':>8}" for value in row.values]
         cells += [f"{said(some):>30}" for some in row.differences]
-        lines.append(f"  {row.figure.replace('_', ' '):<38}" + "".join(cells))
+        lines.append(f"  {row.figure.replace('_', ' '):<46}" + "".join(cells))
     return "\n".join(lines)
 
 

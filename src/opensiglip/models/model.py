@@ -114,7 +114,15 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Model":
-        """Read what `save_pretrained` wrote. Raises UserError naming the file that is missing or does not fit."""
+        """Read what `save_pretrained` wrote, or weights of another make: whatever `--init` reads.
+
+        Raises UserError naming the file or tensor that is missing or does not fit.
+        """
+        if not (Path(folder) / SIDECAR).is_file():
+            from opensiglip.models.init.fit import assemble
+            from opensiglip.models.init.read import read
+
+            return assemble(read(folder))
         folder = Path(folder)
         facts = read_sidecar(folder)
         try:
@@ -198,6 +206,7 @@ def _tower(shape: Shape) -> dict[str, Any]:
         "num_hidden_layers": shape.depth,
         "intermediate_size": shape.mlp,
         "num_attention_heads": shape.heads,
+        "hidden_act": shape.activation,
     }
 
 
@@ -217,6 +226,8 @@ def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
     vision = _tower(architecture.vision) | {"image_size": architecture.resolution, "patch_size": architecture.patch}
     if architecture.text is None or architecture.coca is not None:
         # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
-        return SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=False))
+        return SiglipVisionModel(
+            SiglipVisionConfig(**vision, vision_use_head=architecture.pooling and architecture.coca is None)
+        )
     text = _text_config(architecture, architecture.text, vocabulary, architecture.vision.width)
     return SiglipModel(SiglipConfig(vision_config=SiglipVisionConfig(**vision).to_dict(), text_config=text.to_dict()))

@@ -1,9 +1,13 @@
 """One dial: a size name gives every width and depth of the encoders and the decoder.
 
+A size can be spelled out too: WIDTHxDEPTHxMLPxHEADS/PATCH, and +WIDTHx... before the slash for another text tower.
+
 B to g: big_vision models/vit.py:295-300; g is paired with a So400m text tower and decoder (SigLIP 2, Sec. 2.1). S is
 ViT-S. tiny is ours: what two CPU cores can train in minutes.
 """
 
+import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +23,7 @@ class Shape:
     depth: int
     mlp: int
     heads: int
+    activation: str = "gelu_pytorch_tanh"  # flax's gelu; some ports of the released weights take the exact one
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ SHAPES = {
     "So400m": Shape(1152, 27, 4304, 16),
     "g": Shape(1536, 40, 6144, 16),
 }
-# How much self-distillation weighs: SigLIP 2, Sec. 2.3 gives B, L, So400m and g; the two small sizes take B's (ours).
-DISTILLATION = {"tiny": 0.25, "S": 0.25, "B": 0.25, "L": 0.5, "So400m": 1.0, "g": 0.5}
+# How much self-distillation weighs: SigLIP 2, Sec. 2.3 gives B, L, So400m and g; all other sizes take B's (ours).
+DISTILLATION = defaultdict(lambda: 0.25, {"L": 0.5, "So400m": 1.0, "g": 0.5})
+SPELLED = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,2}x[1-9]\d{0,5}x[1-9]\d{0,2}")
 SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16", "g/16")
 
 
@@ -64,6 +70,7 @@ class Architecture:
     decoder_bias: bool = False
     encoder: str | None = None  # a timm encoder to take the place of the image tower
     frozen: bool = False  # the image tower is not trained
+    pooling: bool = False  # a MAP head without a text tower, as weights of an image tower alone have it
     short_start: bool = False  # start as models/short_start.py says, not as the papers' code
     logit_scale: float = 10.0  # where the temperature's inverse starts
     logit_bias: bool = True  # has the comparison a bias? The sigmoid's; a softmax would not feel it
@@ -102,26 +109,49 @@ def architecture(
     Another decoder width keeps the width of a head and the MLP's ratio. `resolution` None: 64 for tiny, else what gives
     256 tokens. Raises UserError on an unknown size, or a resolution or width that its patches or heads do not divide.
     """
-    name, _, patch_text = size.partition("/")
-    if name not in SHAPES or (name != "tiny" and not patch_text.isdigit()) or (name == "tiny" and patch_text):
-        raise UserError(f"--size {size!r} is unknown; sizes are {', '.join(SIZES)}.")
-    patch = 8 if name == "tiny" else int(patch_text)
+    image, language, patch = shapes(size)
+    name = size.partition("/")[0]
     side = resolution or (64 if name == "tiny" else 16 * patch)
     if patch < 1 or side < patch or side % patch:
         raise UserError(
             f"--resolution {side} is not a multiple of the patch size {patch}; try {max(1, side // patch) * patch}."
         )
-    language = SHAPES["So400m" if name == "g" else name]
     return Architecture(
         resolution=side,
         patch=patch,
         length=length,
-        vision=SHAPES[name],
+        vision=image,
         text=language if text else None,
         decoder=_decoder(language, decoder_depth, decoder_width) if decoder else None,
         decoder_bias=decoder_bias,
         short_start=name == "tiny",
     )
+
+
+def shapes(size: str) -> tuple[Shape, Shape, int]:
+    """Image tower, text tower and patch of a size, named or spelled out. Raises UserError on one that is neither."""
+    name, _, patch = size.partition("/")
+    if size == "tiny":
+        return SHAPES["tiny"], SHAPES["tiny"], 8
+    if re.fullmatch(r"[1-9]\d{0,3}", patch):
+        if name in SHAPES and name != "tiny":
+            return SHAPES[name], SHAPES["So400m" if name == "g" else name], int(patch)
+        parts = [[int(number) for number in part.split("x")] for part in name.split("+") if SPELLED.fullmatch(part)]
+        towers = [Shape(width, depth, mlp, heads) for width, depth, mlp, heads in parts]
+        if len(towers) == 1 + name.count("+") <= 2 and all(tower.width % tower.heads == 0 for tower in towers):
+            return towers[0], towers[-1], int(patch)
+    raise UserError(f"--size {size!r} is unknown; sizes are {', '.join(SIZES)}, or WIDTHxDEPTHxMLPxHEADS/PATCH.")
+
+
+def spell(networks: Architecture) -> str:
+    """The size that gives these towers: its name if it has one."""
+    plain = [replace(tower, activation=Shape.activation) for tower in (networks.vision, networks.text) if tower]
+    for name in [name for name in SHAPES if name != "tiny" or networks.patch == 8]:
+        size = "tiny" if name == "tiny" else f"{name}/{networks.patch}"
+        if plain == list(shapes(size)[: len(plain)]):
+            return size
+    towers = dict.fromkeys("x".join(map(str, (t.width, t.depth, t.mlp, t.heads))) for t in plain)
+    return f"{'+'.join(towers)}/{networks.patch}"
 
 
 def head(size: str, prototypes: int | None = None) -> HeadShape:

@@ -32,12 +32,12 @@ class TimmVision(nn.Module):
         return Features(self.tower.timm_model.forward_head(tokens, pre_logits=True), tokens[:, self.prefix :])
 
 
-def load(name: str) -> TimmWrapperModel:
+def load(name: str, what: str | None = None) -> TimmWrapperModel:
     """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
     try:
         return TimmWrapperModel.from_pretrained(name)
     except Exception as error:  # hub, file and timm errors of a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"--encoder {name!r} can't be loaded ({reason}); give a timm hub id or a saved folder."
+            f"{what or f'--encoder {name!r}'} can't be loaded ({reason}); give a timm hub id or a saved folder."
         ) from error

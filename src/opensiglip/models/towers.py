@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Siglip2TextModel, Siglip2VisionModel, SiglipTextModel, SiglipVisionModel
 
+from opensiglip.models.resize import resize_positions
 from opensiglip.types import Features
 
 
@@ -52,19 +53,8 @@ class Vision(nn.Module):
         return (x + head.mlp(head.layernorm(x)))[:, 0]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Position embeddings [1, height * width, D] for that many patches, bilinear where the image has another size.
-
-        The library resizes bicubically; big_vision and SigLIP 2 do it bilinearly (models/vit.py:306-321).
-        """
-        table = self.tower.embeddings.position_embedding.weight
-        side = int(len(table) ** 0.5)
-        if (height, width) == (side, side):
-            return table[None]
-        grid = (
-            table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(0, (1, side, side)).permute(0, 3, 1, 2)
-        )
-        resized = F.interpolate(grid, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-        return resized.flatten(2).mT.to(table.dtype)
+        """Position embeddings [1, height * width, D] for so many patches, resized for images of another size."""
+        return resize_positions(self.tower.embeddings.position_embedding.weight, height, width)[None]
 
 
 class Text(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any
 from opensiglip.errors import UserError
 
 AT_LEAST: dict[str, float] = {
+    "lora": 1,
     "vocabulary": 258,  # the 256 bytes, pad and eos
     "steps": 1,
     "batch_size": 1,
@@ -32,7 +33,7 @@ AT_LEAST: dict[str, float] = {
     "caption_weight": 0,
     "contrastive_weight": 0,
 }
-MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "clip_norm": 0, "crop_area": 0, "mask": 0}
+MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "tower_lr": 0, "clip_norm": 0, "crop_area": 0, "mask": 0}
 AT_MOST: dict[str, float] = {
     "seed": 2**32 - 1,
     "parallel": 1,

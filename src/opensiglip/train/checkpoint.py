@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opensiglip.errors import UserError
+from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.train.learner import Learner
 
@@ -49,7 +50,7 @@ def save_stage(folder: Path, step: int, model: Model) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:08d}.safetensors"
     part = path.with_suffix(".part")
-    save_file(_own_storage(model.state_dict()), part)
+    save_file(_own_storage(merged(model).state_dict()), part)
     part.replace(path)
 
 

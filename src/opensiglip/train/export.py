@@ -14,10 +14,11 @@ from opensiglip.recipes.recipe import Recipe
 CARD = """---
 library_name: transformers
 pipeline_tag: {{ "zero-shot-image-classification" if has_text else "image-feature-extraction" }}
-tags: [opensiglip, {{ recipe }}]
+license: other
+tags: [opensiglip{% if recipe %}, {{ recipe }}{% endif %}]
 ---
-# {{ recipe }} · {{ size }}, {{ resolution }} px
-
+# {{ title }} · {{ size }}, {{ resolution }} px
+{% if command %}
 Trained with OpenSigLIP by
 
 ```
@@ -30,9 +31,17 @@ Trained with OpenSigLIP by
 | steps, images seen | {{ steps }}, {{ images }} |
 {% for name, value in results.items() -%}
 | {{ name }} | {{ value }} |
-{% endfor %}
+{% endfor %}{% else %}
+Converted by OpenSigLIP from {{ origin }}; nothing was trained.
+{% endif %}
 ## Use
-{% if has_text %}
+{% if onnx %}
+`image_encoder.onnx` takes `pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% if has_text %} and
+gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D];
+both are of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two
+numbers that `opensiglip.json` holds{% endif %}.
+`last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do.
+{% elif has_text %}
 ```python
 from transformers import AutoModel, AutoProcessor
 
@@ -41,9 +50,6 @@ inputs = processor(text=["a red apple"], images=image, padding="max_length", max
                    return_tensors="pt")
 probability = model(**inputs).logits_per_image.sigmoid()
 ```
-
-Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
-silently gives other embeddings.
 {% else %}
 ```python
 from transformers import AutoImageProcessor, AutoModel
@@ -51,27 +57,35 @@ from transformers import AutoImageProcessor, AutoModel
 model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoImageProcessor.from_pretrained("{{ folder }}")
 tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 ```
-{% endif %}{% if has_decoder %}
+{% endif %}{% if has_text %}
+Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
+silently gives other embeddings.
+{% endif %}{% if has_decoder and not onnx %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
 {% endif %}{% if has_more %}
 What a transformers model has no place for is in `beside.safetensors`; `opensiglip.Model.from_pretrained` loads it, too.
 {% endif %}
+## Licence
+
+OpenSigLIP is under Apache-2.0. The weights are their maker's to license, within the terms of the data{% if base %} and
+of `{{ base }}`, from which they started{% endif %}; say here which licence it is.
+
 ## Limits
 
-It knows what its data showed it. {% if "scenes" in data | join %}The embedded scenes are OpenMoji drawings
-(CC BY-SA 4.0) in synthetic layouts: real artwork and real names, not photographs.{% endif %}
+It knows what its data showed it, with the data's biases. {% if "scenes" in data | join %}The embedded scenes are
+OpenMoji drawings (CC BY-SA 4.0) in synthetic layouts: real artwork and real names, not photographs.{% endif %}
 """
 
 
-def write_processor(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline) -> None:
+def write_processor(folder: Path, model: Model, pipeline: TextPipeline | None) -> None:
     """The image processor as transformers reads it, and with a text tower the one of both."""
-    side, tower = recipe.architecture.resolution, model.vision
+    side, tower = model.architecture.resolution, model.vision
     mean, std = [0.5] * 3, [0.5] * 3
     if isinstance(tower, TimmVision):
         mean, std = tower.mean.flatten().tolist(), tower.std.flatten().tolist()
     images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
     images.save_pretrained(folder)
-    if model.text is not None:
+    if model.text is not None and pipeline is not None:
         SiglipProcessor(images, pipeline.tokenizer).save_pretrained(folder)
 
 
@@ -84,19 +98,40 @@ def write_text(folder: Path, recipe: Recipe, pipeline: TextPipeline) -> dict[str
     }
 
 
+def card_of(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says of a run."""
+    return {
+        "recipe": config["recipe"].rpartition(":")[2],
+        "size": config["keywords"].get("size", ""),
+        "command": summary["command"],
+        "data": config["train"]["data"],
+        "base": config["train"].get("init"),
+        "steps": summary["steps"],
+        "images": summary["images_seen"],
+        "results": summary["figures"],
+    }
+
+
+def write_card(folder: Path, model: Model, card: dict[str, Any], name: str = "model", onnx: bool = False) -> None:
+    """README.md; `card` is a run's `card_of`, or says by `title` and `origin` what was converted."""
+    facts = card | {
+        "title": card.get("title") or card["recipe"],
+        "folder": name,
+        "onnx": onnx,
+        "has_text": isinstance(model.host[0], SiglipModel),
+        "has_decoder": model.decoder is not None,
+        "has_more": bool(model.beside()),
+        "length": model.architecture.length,
+        "resolution": model.architecture.resolution,
+    }
+    text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
 def export(folder: Path, model: Model, recipe: Recipe, pipeline: TextPipeline, card: dict[str, Any]) -> None:
     """Write the whole folder; `card` fills the model card."""
     folder.mkdir(parents=True, exist_ok=True)
     about = write_text(folder, recipe, pipeline)
-    write_processor(folder, model, recipe, pipeline)
+    write_processor(folder, model, pipeline)
     model.save_pretrained(folder, about | {"recipe": card["recipe"], "languages": card["languages"]})
-    facts = card | {
-        "folder": "model",
-        "has_text": isinstance(model.host[0], SiglipModel),
-        "has_decoder": model.decoder is not None,
-        "has_more": bool(model.beside()),
-        "length": recipe.architecture.length,
-        "resolution": recipe.architecture.resolution,
-    }
-    text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
-    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+    write_card(folder, model, card)

@@ -9,7 +9,7 @@ from opensiglip.recipes import Recipe
 from opensiglip.report.report import write_report
 from opensiglip.train.checkpoint import stages, write_json
 from opensiglip.train.config import command
-from opensiglip.train.export import export
+from opensiglip.train.export import card_of, export
 from opensiglip.train.judgement import TASKS, Judgement
 from opensiglip.train.learner import Learner
 from opensiglip.train.log import read_lines
@@ -28,7 +28,6 @@ def finish(
     model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
     subject = of_run(folder, loop, recipe)
     rows = read_lines(folder / "metrics.jsonl")
-    first = next((row for row in rows if row.get("loss") is not None), {})
     summary: dict[str, Any] = {
         "recipe": config["recipe"],
         "folder": str(folder),
@@ -41,21 +40,12 @@ def finish(
     names = [name for name in rows[-1] if name.startswith("loss")] if rows else []
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
-    summary["losses"] = {name: {"first": first.get(name), "last": last_mean(rows, name)} for name in names}
+    summary["losses"] = {name: {"first": first_of(rows, name), "last": last_mean(rows, name)} for name in names}
     if judgement is not None:
         summary["held_out"] = judgement.of(subject)
-    card = {
-        "recipe": config["recipe"].rpartition(":")[2],
-        "languages": list(subject.languages),
-        "size": config["keywords"].get("size", ""),
-        "command": summary["command"],
-        "data": config["train"]["data"],
-        "steps": result["steps"],
-        "images": result["images_seen"],
-        "results": figures(summary),
-    }
-    export(folder / "model", model, recipe, pipeline, card)
     summary["figures"] = figures(summary)
+    card = card_of(config, summary) | {"languages": list(subject.languages)}
+    export(folder / "model", model, recipe, pipeline, card)
     write_json(folder / "summary.json", summary)
     before, held_out = stages(folder / "stages", model), None if judgement is None else judgement.source
     write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out, before)
@@ -73,6 +63,11 @@ def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Subject:
         languages=tuple(dict.fromkeys(code for source in loop.plan.sources for code in source.languages)),
         autocast=loop.accelerator.autocast,
     )
+
+
+def first_of(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The first value: a term may begin late, and its first loss may not have been finite."""
+    return next((row[name] for row in rows if row.get(name) is not None), None)
 
 
 def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float | None:

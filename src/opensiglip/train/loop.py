@@ -107,7 +107,7 @@ class Loop:
             losses, notes, norm = self._gradient(wrapped, parts)
             if all(math.isfinite(value) for value in (*losses.values(), norm)):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["factor"]
                 self.optimizer.step()
                 self.learner.after_step(notes, progress)
                 failures = 0

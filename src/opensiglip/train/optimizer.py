@@ -1,6 +1,7 @@
 """AdamW with decay on matrices only, and the schedule: linear warm-up, then cosine to zero."""
 
 import math
+from collections.abc import Container
 
 import torch
 from torch import nn
@@ -24,8 +25,12 @@ def matrices(module: nn.Module) -> set[str]:
     }
 
 
-def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    module: nn.Module, lr: float, weight_decay: float, slower: Container[str] = (), factor: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW (0.9, 0.95) over the trainable parameters, decoupled decay on matrices only.
+
+    The parameters named in `slower` learn at `factor` times the rate: each group holds its own as "factor".
 
     SigLIP found beta2 0.95 necessary for stability (Sec. 5); SigLIP 2 does not give its betas. big_vision's wd 1e-4 is
     not multiplied by the learning rate: at its lr 1e-3 that is `weight_decay` 0.1 here.
@@ -33,8 +38,13 @@ def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam
     decayed = matrices(module)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if (name in decayed) == decay and (name in slower) == slow],
+            "weight_decay": weight_decay if decay else 0.0,
+            "factor": factor if slow else 1.0,
+        }
+        for slow in (False, True)
+        for decay in (True, False)
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +20,10 @@ from opensiglip.data.loader import Plan
 from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
+from opensiglip.models import lora as low_rank
+from opensiglip.models.init.checkpoint import Checkpoint
+from opensiglip.models.init.fit import fit
+from opensiglip.models.init.read import read
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.recipes import Recipe
 from opensiglip.train.check import check_numbers
@@ -33,6 +37,7 @@ from opensiglip.train.loop import Loop
 from opensiglip.train.memory import keep_freed_memory
 from opensiglip.train.optimizer import adamw
 from opensiglip.train.precision import choose
+from opensiglip.train.start import adopt, follow, hold, slower, tokenizer_of, told, train_within
 
 
 def train(
@@ -40,6 +45,10 @@ def train(
     *,
     data: Sequence[str],
     out: str | Path,
+    init: str | None = None,
+    freeze: Literal["vision", "text", "both"] | None = None,
+    tower_lr: float = 1.0,
+    lora: int | None = None,
     languages: str | None = None,
     tokenizer: str | None = None,
     vocabulary: int = 8192,
@@ -71,6 +80,11 @@ def train(
         recipe: a name that `opensiglip recipes` lists, or FILE.py:FUNCTION for one of your own.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
         out: the run's folder.
+        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
+            networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
+        freeze: towers that are not trained: vision (LiT's), text or both.
+        tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
+        lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
         languages: all, or codes such as en or de,fr; by default all that a source has.
         tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
         vocabulary: most entries of the tokenizer that is trained.
@@ -105,7 +119,15 @@ def train(
         raise UserError("--steps and --epochs both say how long to train; give one.")
     function = find(recipe)
     set_seed(seed)  # heads draw their weights when the recipe is built
+    checkpoint = None
+    if init is not None:
+        checkpoint = read(init)
+        keywords = follow(checkpoint, function, keywords)
+    elif freeze or lora or tower_lr != 1:
+        raise UserError("--freeze, --tower-lr and --lora are for weights that --init brings; give it too.")
     built = build(function, keywords)
+    if checkpoint is not None:
+        built = replace(built, architecture=adopt(built.architecture, checkpoint))
     bias = built.bias(batch_size)
     folder = Path(out)
     config = resolved(recipe, function, keywords, arguments)
@@ -124,7 +146,7 @@ def train(
         if held_out:
             judgement = Judgement(_held_out(data[0], held_out, wanted, side), held_out, sources[0])
         if not resume:
-            made = _tokenizer(sources, tokenizer, vocabulary, built)
+            made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
             claim(folder)
             write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
@@ -133,11 +155,13 @@ def train(
     pipeline = TextPipeline.from_pretrained(folder / "model", read_sidecar(folder / "model")["text"])
     networks = replace(built.architecture, pad_id=pipeline.policy.pad_id)
     model = Model.new(networks, len(pipeline))
+    fitted = None if checkpoint is None else fit(model, checkpoint)
     if accelerator.is_main_process:
         record(folder, config)
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
-    if model.text is not None:
+    if model.text is not None and (fitted is None or "logit_bias" not in fitted.brought or built.logit_bias != "-10"):
         torch.nn.init.constant_(model.logit_bias, bias)
+    hold(model, freeze, lora)
     learner = Learner(model, built.objectives, built.momentum, built.momentum_end).to(accelerator.device)
     total = sum(len(source) for source in sources)
     last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
@@ -146,7 +170,7 @@ def train(
     loop = Loop(
         accelerator=accelerator,
         learner=learner,
-        optimizer=adamw(learner, lr, weight_decay),
+        optimizer=adamw(learner, lr, weight_decay, slower(fitted), tower_lr),
         plan=Plan(sources, built.frame, built.fields, pipeline, batch_size, seed, rank, ranks, accumulate, last),
         folder=folder,
         steps=last,
@@ -163,7 +187,10 @@ def train(
     if resume:
         loop.restore()
     accelerator.print(opening(loop, built, why), flush=True)
+    if checkpoint is not None and fitted is not None:
+        accelerator.print(f"start       {told(checkpoint, fitted, freeze, tower_lr, lora)}", flush=True)
     result = loop.run()
+    low_rank.merge(model)
     summary: dict[str, Any] = {}
     if accelerator.is_main_process:
         summary = finish(folder, config, loop, built, result, judgement)
@@ -232,10 +259,17 @@ def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int)
         raise UserError(f"--held-out {count}: {reason}; give --held-out 0 to train without a judgement.") from error
 
 
-def _tokenizer(sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe) -> TextPipeline:
-    length = recipe.architecture.length
+def _tokenizer(
+    sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe, checkpoint: Checkpoint | None
+) -> TextPipeline:
+    length, words = recipe.architecture.length, task_words(recipe.tasks, recipe.boxes)
+    if checkpoint is not None:
+        found = tokenizer_of(checkpoint, recipe, name)
+        if found is not None:
+            return found
+        if checkpoint.vocabulary and name is None:
+            return train_within(checkpoint, sources, vocabulary, length, words)
     if name is not None:
         return TextPipeline.load(name, length).with_tokens(recipe.boxes.tokens())
     texts = (text for source in sources for text in source.texts())
-    words = task_words(recipe.tasks, recipe.boxes)
     return TextPipeline.train(texts, size=vocabulary, length=length, words=words).with_tokens(recipe.boxes.tokens())

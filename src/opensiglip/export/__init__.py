@@ -1,0 +1,1 @@
+"""Out: a trained or converted model in the forms that other tools load."""

@@ -1,0 +1,88 @@
+"""`fit`: a checkpoint's weights into a model, by a rule where a shape differs, in one sentence where there is none."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opensiglip.errors import UserError
+from opensiglip.models.init.checkpoint import Checkpoint
+from opensiglip.models.model import Model
+from opensiglip.models.resize import resize_patches, resize_positions
+
+# A part that one side has whole and the other lacks whole starts fresh, or is left out; the first that fits counts.
+PARTS = {
+    "vision.tower.head.": "the image tower's pooling",
+    "vision.": "the image tower",
+    "text.": "the text tower",
+    "decoder.": "the decoder",
+    "logit_": "temperature and bias",
+}
+PATCHES = "vision.tower.embeddings.patch_embedding.weight"
+POSITIONS = "vision.tower.embeddings.position_embedding.weight"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of it, in words for the start-up lines, and the names of what the checkpoint brought."""
+
+    brought: frozenset[str]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+@torch.no_grad()
+def fit(model: Model, checkpoint: Checkpoint) -> Fitted:
+    """Copy the checkpoint's weights into the model. Raises UserError naming a tensor, both shapes and the mend."""
+    own, resized = model.state_dict(), []
+    if checkpoint.architecture.encoder is not None and not checkpoint.state:  # timm has loaded them already
+        state = {name: tensor for name, tensor in own.items() if name.startswith("vision.")}
+    else:
+        state = checkpoint.state
+    ours, theirs = ({part_of(name) for name in names} for names in (own, state))
+    for name in [*own, *state]:
+        if name not in state and part_of(name) in theirs:
+            raise UserError(f"{checkpoint.name} has no {name}, which {PARTS[part_of(name)]} needs; {MEND}")
+        if name not in own and part_of(name) in ours:
+            raise UserError(f"{checkpoint.name} has {name}, which our networks do not; {MEND}")
+    for name in own.keys() & state.keys():
+        value = suit(name, state[name], own[name], model)
+        if value.shape != own[name].shape:
+            was, wanted = list(state[name].shape), list(own[name].shape)
+            raise UserError(f"{checkpoint.name}: {name} is {was} and has to be {wanted}; {MEND}")
+        if state[name].shape != value.shape and name in (PATCHES, POSITIONS):
+            resized.append(f"{name.split('.')[-2]} {list(state[name].shape)} -> {list(value.shape)}")
+        own[name].copy_(value)
+    return Fitted(
+        frozenset(own.keys() & state.keys()),
+        tuple(words for part, words in PARTS.items() if part in ours - theirs),
+        tuple(words for part, words in PARTS.items() if part in theirs - ours),
+        tuple(resized),
+    )
+
+
+def assemble(checkpoint: Checkpoint) -> Model:
+    """The checkpoint's own networks with its weights."""
+    model = Model.new(checkpoint.architecture, checkpoint.vocabulary)
+    fit(model, checkpoint)
+    return model
+
+
+MEND = "leave out --size, --resolution, --length and --decoder-*, which then follow the checkpoint."
+
+
+def part_of(name: str) -> str:
+    """The entry of `PARTS` that a tensor belongs to."""
+    return next((part for part in PARTS if name.startswith(part)), "vision.")
+
+
+def suit(name: str, tensor: Tensor, wanted: Tensor, model: Model) -> Tensor:
+    """The tensor for the image and patch size of `model`, where there is a rule."""
+    if name == POSITIONS and tensor.shape[1:] == wanted.shape[1:]:
+        side = round(len(wanted) ** 0.5)
+        return resize_positions(tensor, side, side)
+    if name == PATCHES and tensor.shape[:2] == (wanted.shape[0], 3):
+        kernel = resize_patches(tensor, model.architecture.patch)
+        return kernel if wanted.dim() == 4 else kernel.permute(0, 2, 3, 1).flatten(1)  # NaFlex's columns: y, x, colour
+    return tensor

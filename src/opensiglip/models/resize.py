@@ -1,0 +1,34 @@
+"""The two tensors of a tower that hang on the image's size, carried over to another one."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
+    """Learned positions [side * side, D] as [height * width, D]: bilinear, antialiased where there are fewer.
+
+    big_vision and SigLIP 2 resize bilinearly (models/vit.py:306-321), transformers' v1 towers bicubically.
+    """
+    side = int(len(table) ** 0.5)
+    if (height, width) == (side, side):
+        return table
+    grid = table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(0, (1, side, side)).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized.flatten(2).mT[0].to(table.dtype)
+
+
+def resize_patches(kernel: Tensor, side: int) -> Tensor:
+    """A patch embedding's kernel [D, C, p, p] for patches of `side` pixels, by FlexiViT's pseudo-inverse.
+
+    w' = (B^T)^+ w, where the p^2 x side^2 matrix B^T resizes patches bilinearly: of all kernels the one that gives
+    resized patches the embeddings of the patches themselves; exactly so where patches grow, and where they shrink for
+    those that lose nothing.    (FlexiViT, arXiv:2212.08013, Sec. 3.4; big_vision models/proj/flexi/vit.py:30-75)
+    """
+    old = kernel.shape[-1]
+    if old == side:
+        return kernel
+    pixels = torch.eye(old * old, dtype=torch.float64, device=kernel.device).unflatten(1, (1, old, old))
+    resize = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False).flatten(1)  # B^T
+    resized = kernel.double().flatten(2) @ torch.linalg.pinv(resize).T
+    return resized.unflatten(-1, (side, side)).to(kernel.dtype)

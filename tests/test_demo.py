@@ -1,0 +1,150 @@
+"""The web page's answers, without a browser: tests/browser clicks through it with one."""
+
+import base64
+import gc
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opensiglip.cli import main
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.evaluate.subject import Subject
+from opensiglip.models.model import Model
+from opensiglip.use.demo import Page, check_port, drawn, in_words, launch
+from opensiglip.use.predictor import Predictor
+from opensiglip.use.search import Index
+
+gradio = pytest.importorskip("gradio")
+# gradio leaves event loops open, and says nothing of it.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def loops_gone() -> Iterator[None]:
+    """Collect them while their warnings are ignored, not at the end of all tests."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
+    torch.manual_seed(0)
+    model = Model.new(small("siglip2").architecture, len(pipeline)).eval()
+    assert model.decoder is not None
+    torch.nn.init.normal_(model.decoder.vocabulary.weight)
+    tasks = ("cap", "aref", "gcap")
+    return Predictor(
+        Subject.of(model, pipeline, name="a <run>", boxes=BoxFormat(top=60), tasks=tasks, languages=("en",))
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for place in range(5):
+        pixels = np.random.default_rng(place).integers(0, 256, (24, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(predictor: Predictor, photos: Path) -> Page:
+    return Page(predictor, Index(predictor, str(photos)))
+
+
+def test_buttons_answer_as_python_does(page: Page, predictor: Predictor, photos: Path) -> None:
+    image = str(photos / "2.png")
+    assert page.classify(image, "a fox\nan apple, a pear") == predictor.classify(image, ["a fox", "an apple", "a pear"])
+    assert page.caption(image) == predictor.caption(image)
+    assert page.caption(image, 3) == predictor.caption(image, num_beams=3)
+    picture, found = page.locate(image, " a   fox ")
+    assert found["phrase"] == "a fox" and found["box"] == pytest.approx(predictor.locate(image, "a fox").box, abs=0.05)
+    assert picture.size == (640, 320)
+    _, proposals = page.propose(image)
+    assert [p["phrase"] for p in proposals] == [p.phrase for p in predictor.propose(image)]
+    assert page.describe(image, 4, 4, 40, 20)[1] == predictor.describe(image, (4, 4, 40, 20))
+
+
+def test_search_finds_the_image_itself_first_and_counts_what_is_broken(page: Page, photos: Path) -> None:
+    hits = page.search_by_image(str(photos / "3.png"))
+    assert hits[0][1] == "3.png  1.000" and len(hits) == 5
+    assert [name for _, name in page.search_by_text("a fox")] != []
+    assert page.index is not None and [path.name for path in page.index.left_out] == ["broken.png"]
+
+
+def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -> None:
+    colours, nothing = page.features(str(photos / "0.png"))
+    assert colours.size == (640, 640) and nothing is None
+    assert page.features(str(photos / "0.png"), "a fox")[1].size == (48, 24)
+
+
+def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:
+    data = base64.b64decode(page.picture(str(photos / "1.png")).removeprefix("data:image/jpeg;base64,"))
+    with Image.open(io.BytesIO(data)) as shown:
+        assert shown.size == (640, 320)
+    assert page.picture(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda page, image: page.caption(None), "give an image first"),
+        (lambda page, image: page.locate(image, "  "), "type a text first"),
+        (lambda page, image: page.classify(image, " ,"), "type labels"),
+        (lambda page, image: page.describe(image, None, 1, 2, 3), "give all four corners"),
+        (lambda page, image: page.describe(image, 40, 4, 99, 9), "is no box of an image"),
+        (lambda page, image: page.caption(__file__), "is no image that can be read"),
+        (lambda page, image: Page(page.predictor).search_by_text("fox"), "start the demo with --images"),
+    ],
+)
+def test_what_goes_wrong_is_shown_in_words(page: Page, photos: Path, call: Any, said: str) -> None:
+    with pytest.raises(gradio.Error) as error:
+        in_words(call)(page, str(photos / "0.png"))
+    assert said in error.value.message and "<" not in error.value.message
+
+
+def test_the_page_names_the_model_and_documents_its_buttons(page: Page) -> None:
+    assert "a &lt;run&gt;" in page.abilities() and "search by text" in page.abilities()
+    endpoints = page.build().get_api_info()["named_endpoints"]
+    assert set(endpoints) == {
+        "/classify", "/search_by_text", "/search_by_image", "/caption", "/locate", "/propose", "/describe", "/features",
+    }  # fmt: skip
+    assert all(facts["description"] for facts in endpoints.values())
+
+
+def test_a_port_in_use_and_an_empty_folder_are_said(page: Page, predictor: Predictor, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use; give another, such as --port {port + 1}"):
+            launch(page, host="127.0.0.1", port=port, wait=False)
+    with pytest.raises(UserError, match="no image in"):
+        Index(predictor, str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the images"):
+        Index(predictor, str(tmp_path))
+    for host, port, said in (("127.0.0.1", 99999, "can't be served"), ("256.1.1.1", 0, "can't be served")):
+        with pytest.raises(UserError, match=said):
+            check_port(host, port)
+    assert main(["demo", str(tmp_path), "--port", "0"]) == 2
+
+
+def test_boxes_are_drawn_where_they_lie(photos: Path) -> None:
+    from opensiglip.use.predictor import Found
+
+    plain, boxed = (
+        np.asarray(drawn(str(photos / "0.png"), found), int) for found in ([], [Found("", (12, 6, 36, 18), 1)])
+    )
+    changed = np.argwhere((plain != boxed).any(-1))
+    assert changed.min(0).tolist() == [80, 160] and changed.max(0).tolist() == [240, 480]

@@ -1,0 +1,111 @@
+"""The command line's `predict`: answers as text, JSON and pictures; one broken file does not end it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opensiglip.cli import main
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.model import Model
+from opensiglip.use.predictor import load
+
+
+@pytest.fixture(scope="module")
+def model(small: Any, pipeline: TextPipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An export of random weights."""
+    folder = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    made = Model.new(small("siglip2").architecture, len(pipeline))
+    assert made.decoder is not None
+    torch.nn.init.normal_(made.decoder.vocabulary.weight)
+    about = {"text": pipeline.save_pretrained(folder), "boxes": str(BoxFormat(top=60)), "languages": ["en"]}
+    made.save_pretrained(folder, about | {"tasks": ["cap", "aref", "gcap"]})
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for place in range(3):
+        pixels = np.random.default_rng(place).integers(0, 256, (24, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{place}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_every_question_is_answered_as_from_python(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--caption", "--locate", "a fox", "--describe", "4,4,40,20", "--classify", "a fox, an apple", "--propose"]
+    assert main(["predict", model, str(photos), "--json", *words]) == 0
+    said = capsys.readouterr()
+    assert "1.png is no image that can be read" in said.err
+    predictor = load(model)
+    answers = {answer["image"]: answer for answer in map(json.loads, said.out.splitlines())}
+    assert "error" in answers[str(photos / "1.png")] and len(answers) == 3
+    path = str(photos / "2.png")
+    found = predictor.locate(path, "a fox")
+    assert answers[path]["caption"] == predictor.caption(path)
+    assert answers[path]["locate"]["box"] == pytest.approx(list(found.box))
+    assert answers[path]["locate"]["score"] == pytest.approx(found.score, rel=1e-4)
+    assert answers[path]["describe"] == {"box": [4, 4, 40, 20], "text": predictor.describe(path, (4, 4, 40, 20))}
+    assert answers[path]["classify"] == pytest.approx(predictor.classify(path, ["a fox", "an apple"]), rel=1e-4)
+    assert [p["phrase"] for p in answers[path]["propose"]] == [p.phrase for p in predictor.propose(path)]
+    assert answers[path]["width"] == 48 and answers[path]["height"] == 24
+
+
+def test_without_a_question_there_is_a_caption_and_a_picture(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out.png"
+    assert main(["predict", model, str(photos / "0.png"), str(photos / "[12].png"), "--save", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("caption") == 2 and str(photos / "2.png") in said
+    with Image.open(out) as sheet:
+        assert sheet.width == 2 * 336
+    assert main(["predict", model, str(photos / "0.png"), "--locate", "a fox", "--save", str(out)]) == 0
+    assert "a fox  (" in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert len(sheet.getcolors(maxcolors=1_000_000) or ()) > 100
+        assert (213, 94, 0) in {color for _, color in sheet.convert("RGB").getcolors(1_000_000) or ()}  # a box's colour
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["1.png"], "none of the images could be read"),
+        (["nowhere.png"], "none of the images could be read"),
+        (["*.gif"], "no image in *.gif"),
+        (["0.png", "--describe", "1,2,3"], "'1,2,3' is no box"),
+        (["0.png", "--describe", "1,2,3,x"], "is no box"),
+        (["0.png", "--describe", "40,4,90,9"], "is no box of an image of 48 x 24"),
+        (["0.png", "--classify", " , "], "--classify has no label"),
+        (["0.png", "--save", "out.jpg"], "should end in .png"),
+        ([], "IMAGES"),
+    ],
+)
+def test_bad_questions_are_answered_in_a_sentence(
+    model: str,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(photos)
+    assert main(["predict", model, *words]) == 2
+    assert said.lower() in capsys.readouterr().err.splitlines()[-1].lower()
+
+
+def test_a_box_outside_one_image_does_not_keep_the_others_from_theirs(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20)).save(photos / "1.png")
+    assert main(["predict", model, str(photos), "--describe", "4,4,40,20", "--json"]) == 0
+    answers = [json.loads(line)["describe"] for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False]

@@ -1,0 +1,64 @@
+"""Positions and patch kernels for another image or patch size, against references of other makes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_patch_embed
+from torch import Tensor
+
+from opensiglip.models.resize import resize_patches, resize_positions
+
+
+def kernel(side: int) -> Tensor:
+    return torch.randn(5, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 16), (8, 12)])
+def test_a_grown_kernel_gives_grown_patches_the_embeddings_of_the_patches(old: int, new: int) -> None:
+    patches = torch.randn(20, 3, old, old, dtype=torch.float64)
+    before = torch.einsum("bcyx,dcyx->bd", patches, kernel(old))
+    after = torch.einsum("bcyx,dcyx->bd", resized(patches, new), resize_patches(kernel(old), new))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-10)
+
+
+def test_a_shrunk_kernel_gives_patches_without_fine_detail_their_embeddings() -> None:
+    """Patches of 16 that a shrunk one of 14 still tells wholly apart: the row space of the resizing matrix."""
+    matrix = resized(torch.eye(256, dtype=torch.float64).view(256, 1, 16, 16), 14).flatten(1)  # [256, 196]
+    patches = (torch.randn(20, 3, 196, dtype=torch.float64) @ matrix.T).unflatten(-1, (16, 16))
+    before = torch.einsum("bcyx,dcyx->bd", patches, kernel(16))
+    after = torch.einsum("bcyx,dcyx->bd", resized(patches, 14), resize_patches(kernel(16), 14))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
+
+
+def test_no_other_kernel_of_that_size_is_closer() -> None:
+    """Over all patches the shrunk kernel's error is a minimum: any small change of it makes the error larger."""
+    matrix = resized(torch.eye(256, dtype=torch.float64).view(256, 1, 16, 16), 14).flatten(1)
+    shrunk = resize_patches(kernel(16), 14).flatten(2)
+    error = (shrunk @ matrix.T - kernel(16).flatten(2)).square().sum()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        other = shrunk + 1e-3 * torch.randn(shrunk.shape, dtype=torch.float64, generator=generator)
+        assert (other @ matrix.T - kernel(16).flatten(2)).square().sum() > error
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 16), (16, 14), (16, 32)])
+def test_kernels_are_those_of_timm(old: int, new: int) -> None:
+    theirs = resample_patch_embed(kernel(old).float(), [new, new], interpolation="bilinear", antialias=False)
+    torch.testing.assert_close(resize_patches(kernel(old).float(), new), theirs, rtol=0, atol=1e-4)
+
+
+def test_positions_of_the_same_grid_are_untouched_and_a_plane_stays_a_plane() -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    table = torch.stack([x.flatten(), y.flatten(), torch.ones(64)], 1)
+    assert resize_positions(table, 8, 8) is table
+    larger = resize_positions(table, 16, 16).unflatten(0, (16, 16))
+    steps = larger[1:-1, 2:-1, 0] - larger[1:-1, 1:-2, 0]
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.5))
+    torch.testing.assert_close(larger[..., 2], torch.ones(16, 16))
+    wide = resize_positions(table, 4, 16).unflatten(0, (4, 16))
+    torch.testing.assert_close(wide[..., 0], larger[:4, :, 0])
+    assert wide[1:, 5, 1].gt(wide[:-1, 5, 1]).all(), "rows are y"

@@ -1,0 +1,333 @@
+"""`opensiglip.load`: the same answers as the parts below it give, whatever form the image comes in."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import opensiglip
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.captions import caption_prefix, grounded_prefix, referring_prefix
+from opensiglip.data.text import TextPipeline
+from opensiglip.decoding import BoxGrammar, greedy
+from opensiglip.errors import UserError
+from opensiglip.evaluate.subject import Subject
+from opensiglip.models.model import Model
+from opensiglip.use import predictor as predictor_module
+from opensiglip.use.images import find_files, read_all, read_one
+from opensiglip.use.maps import colour_map, heat_map
+from opensiglip.use.predictor import Found, Predictor
+from opensiglip.use.writer import Writer
+
+BOXES = BoxFormat(top=60)
+TASKS = ("cap", "aref", "gcap")
+
+
+def model_of(small: Any, pipeline: TextPipeline, recipe: str) -> Model:
+    """A recipe's model of random weights, with a vocabulary that prefers some tokens."""
+    torch.manual_seed(0)
+    model = Model.new(small(recipe).architecture, len(pipeline)).eval()
+    if model.decoder is not None:
+        torch.nn.init.normal_(model.decoder.vocabulary.weight)
+    return model
+
+
+@pytest.fixture(scope="module")
+def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
+    model = model_of(small, pipeline, "siglip2")
+    return Predictor(Subject.of(model, pipeline, name="a run", boxes=BOXES, tasks=TASKS, languages=("en",)))
+
+
+@pytest.fixture(scope="module")
+def captioner(small: Any, pipeline: TextPipeline) -> Predictor:
+    """A decoder without a text tower, which never saw a box."""
+    model = model_of(small, pipeline, "cap")
+    return Predictor(Subject.of(model, pipeline, name="cap", boxes=BOXES, tasks=("cap",), languages=("en", "de")))
+
+
+@pytest.fixture(scope="module")
+def encoder(small: Any, pipeline: TextPipeline) -> Predictor:
+    """Two towers and no decoder."""
+    return Predictor(Subject.of(model_of(small, pipeline, "siglip"), pipeline, name="siglip"))
+
+
+def picture(width: int = 48, height: int = 24, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+PICTURES = [picture(), picture(32, 32, 1), picture(20, 60, 2)]
+
+
+def test_one_image_in_every_form_is_the_same_image(tmp_path: Path, predictor: Predictor) -> None:
+    image = picture()
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), image, array, torch.tensor(array).permute(2, 0, 1)]
+    expected = predictor.embed_images(image)
+    assert expected.shape == (1, 32) and expected.norm(dim=-1) == pytest.approx(1)
+    for form in forms:
+        assert torch.equal(read_one(form), read_one(image))
+        assert torch.equal(predictor.embed_images(form), expected)
+        torch.testing.assert_close(predictor.embed_images([form, form]), expected.expand(2, -1))
+    torch.testing.assert_close(predictor.embed_images(np.stack([array, array])), expected.expand(2, -1))
+    assert read_one(array[..., 0]).shape == (3, 24, 48)  # grey
+
+
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as turned:
+        assert torch.equal(read_one(turned), read_one(tmp_path / "a.png"))
+        assert read_one(turned).shape == (3, 48, 24)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("nowhere.png", "there is no image nowhere.png"),
+        (__file__, "is no image that can be read"),
+        (np.zeros((4, 4, 3)), "an array of float64"),
+        (np.zeros((4, 4, 7), np.uint8), "is no image"),
+        (torch.zeros(3, 4, 4), "torch.float32"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "is no image"),
+        (7, "int is no image"),
+        ([], "no image was given"),
+    ],
+)
+def test_what_is_no_image_is_said_to_be_none(predictor: Predictor, image: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        predictor.embed_images([image] if isinstance(image, int) else image)
+
+
+def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "notes.txt", "c.webp"):
+        (tmp_path / name).touch()
+    names = [path.name for path in find_files([str(tmp_path / "c.webp"), str(tmp_path), str(tmp_path / "*.png")])]
+    assert names == ["c.webp", "a.JPG", "b.png"]
+    for nothing in (str(tmp_path / "*.gif"), str(tmp_path / "empty")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="no image in"):
+            find_files([nothing])
+
+
+def test_embeddings_are_those_of_the_towers(predictor: Predictor, pipeline: TextPipeline) -> None:
+    model_vision, model_text = predictor.subject.vision, predictor.subject.text
+    pixels = torch.stack([predictor.subject.frame.apply(opensiglip_example(image), None)[0] for image in PICTURES])
+    with torch.no_grad():
+        seen, read = model_vision(pixels.float() / 127.5 - 1).pooled, model_text(["a fox", "an apple"])
+    torch.testing.assert_close(predictor.embed_images(PICTURES), F.normalize(seen, dim=-1))
+    torch.testing.assert_close(predictor.embed_texts(["a fox", "an apple"]), F.normalize(read, dim=-1))
+    scores = predictor.classify(PICTURES, ["a fox", "an apple"])
+    subject = predictor.subject
+    logits = subject.scale * predictor.embed_images(PICTURES) @ predictor.embed_texts(["a fox", "an apple"]).T
+    for row, logit in zip(scores, logits + subject.bias, strict=True):
+        assert row == pytest.approx(dict(zip(["a fox", "an apple"], logit.sigmoid().tolist(), strict=True)))
+        assert list(row.values()) == sorted(row.values(), reverse=True)
+    assert predictor.classify(PICTURES[0], ["a fox", "an apple"]) == pytest.approx(scores[0])
+
+
+def opensiglip_example(image: Image.Image) -> Any:
+    from opensiglip.data.example import Example
+
+    return Example(read_one(image), ())
+
+
+def tokens(predictor: Predictor, images: Sequence[Image.Image]) -> Tensor:
+    return predictor._see(read_all(list(images))).tokens
+
+
+def test_a_decoder_alone_classifies_by_how_likely_each_label_is(captioner: Predictor, pipeline: TextPipeline) -> None:
+    labels = ["a fox", "a red apple and a fox"]
+    scores = captioner.classify(PICTURES[0], labels)
+    assert sum(scores.values()) == pytest.approx(1)
+    sums = []
+    for label in labels:
+        ids = [*pipeline.ids(f" {label}"), pipeline.policy.eos_id]
+        sums.append(float(log_likelihood(captioner, PICTURES[0], (), ids).sum()))
+    expected = torch.tensor(sums).softmax(0).tolist()
+    assert scores == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-5)
+
+
+def log_likelihood(predictor: Predictor, image: Image.Image, prefix: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """log p of each of the ids behind the prefix, by one plain pass."""
+    decoder, pad = predictor.subject.decoder, predictor.subject.pipeline.policy.pad_id
+    inputs = torch.tensor([[pad, *prefix, *ids[:-1]]])
+    zeros = torch.zeros_like(inputs)
+    with torch.no_grad():
+        hidden = decoder(inputs, torch.arange(inputs.shape[1])[None], zeros, zeros.bool(), tokens(predictor, [image]))
+        return decoder.vocabulary(hidden[0, len(prefix) :]).log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+def test_generate_writes_what_greedy_decoding_writes(
+    predictor: Predictor, pipeline: TextPipeline, grammar: bool
+) -> None:
+    decoder, memory = predictor.subject.decoder, tokens(predictor, PICTURES)
+    prefixes = [referring_prefix(pipeline, phrase) for phrase in ("fox", "a red apple", "fox")]  # of two lengths
+    only = BoxGrammar(pipeline, BOXES) if grammar else None
+    writer = Writer(decoder, pipeline.policy.pad_id, pipeline.policy.eos_id)
+    assert writer.write(memory, prefixes, grammar=only) == greedy(decoder, memory, prefixes, pipeline, only)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.9}]
+)
+@pytest.mark.parametrize("grammar", [False, True])
+def test_what_is_remembered_changes_nothing(
+    predictor: Predictor, pipeline: TextPipeline, how: dict[str, Any], grammar: bool
+) -> None:
+    memory = tokens(predictor, PICTURES)
+    prefixes = [referring_prefix(pipeline, phrase) for phrase in ("fox", "fox", "a red apple")]
+    only = BoxGrammar(pipeline, BOXES) if grammar else None
+    texts = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        texts.append(predictor._writer.write(memory, prefixes, grammar=only, use_cache=use_cache, **how))
+    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+    assert len(texts[0]) == 3 * how.get("num_return_sequences", 1)
+
+
+@pytest.mark.parametrize("how", [{"do_sample": True, "temperature": 9.0}, {"num_beams": 4, "num_return_sequences": 4}])
+def test_nothing_but_boxes_is_written_along_the_grammar(
+    predictor: Predictor, pipeline: TextPipeline, how: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    prefix = referring_prefix(pipeline, "fox")
+    memory = tokens(predictor, [PICTURES[0]] * 32)
+    written = predictor._writer.write(memory, [prefix] * 32, grammar=predictor._grammar, **how)
+    boxes = [BOXES.read(pipeline.text(ids), 60, 60) for ids in written]
+    assert None not in boxes and len(set(boxes)) > 1
+    assert all(text == BOXES.write(box, 60, 60) for text, box in zip(map(pipeline.text, written), boxes, strict=True))
+
+
+def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, pipeline: TextPipeline) -> None:
+    image, prefix = PICTURES[0], referring_prefix(pipeline, "a red apple")
+    found = predictor.locate(image, "a red apple")
+    ids = greedy(predictor.subject.decoder, tokens(predictor, [image]), [prefix], pipeline, predictor._grammar)[0]
+    assert found.phrase == "a red apple" and found.box == BOXES.read(pipeline.text(ids), 48, 24)
+    likely = log_likelihood(predictor, image, prefix, [*ids, pipeline.policy.eos_id])
+    assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
+    assert predictor.locate([image, image], "a red apple") == [found, found]
+
+
+def test_captions_and_descriptions_are_greedy_by_default(predictor: Predictor, pipeline: TextPipeline) -> None:
+    decoder, memory = predictor.subject.decoder, tokens(predictor, PICTURES)
+    cap = [caption_prefix(pipeline, TASKS)] * 3
+    expected = [pipeline.text(ids) for ids in greedy(decoder, memory, cap, pipeline)]
+    assert predictor.caption(PICTURES) == expected
+    assert predictor.caption(PICTURES[1]) == expected[1] == predictor.caption(PICTURES[1], language="en")
+    prefix = grounded_prefix(pipeline, BOXES.write((12, 6, 36, 18), 48, 24))
+    assert prefix == grounded_prefix(pipeline, "15 15 45 45")
+    named = pipeline.text(greedy(decoder, memory[:1], [prefix], pipeline)[0])
+    assert (
+        predictor.describe(PICTURES[0], (12, 6, 36, 18))
+        == named
+        == predictor.answer(PICTURES[0], "GCap: 15 15 45 45 :")
+    )
+
+
+def test_tasks_are_asked_in_their_own_words(predictor: Predictor, pipeline: TextPipeline) -> None:
+    image = PICTURES[0]
+    assert predictor.answer(image, "Cap:") == predictor.caption(image)
+    box = BOXES.read(predictor.answer(image, " aref:  a red apple : "), 48, 24)
+    assert box == predictor.locate(image, "a red apple").box
+    free = greedy(predictor.subject.decoder, tokens(predictor, [image]), [pipeline.ids(" ARef:")], pipeline)[0]
+    assert predictor.answer(image, "ARef:") == pipeline.text(free)
+    for wrong, said in {
+        "OCR:": "begins with no task",
+        "": "begins with no task",
+        "GCap: here :": "'here' is no box",
+        "GCap: 1 2 3 900 :": "is no box",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            predictor.answer(image, wrong)
+
+
+def test_proposals_are_phrases_with_boxes_best_first_without_doubles(predictor: Predictor) -> None:
+    found = predictor.propose(PICTURES, count=3)
+    assert len(found) == 3 and found[1] == predictor.propose(PICTURES[1], count=3)
+    for proposals, (width, height) in zip(found, [(48, 24), (32, 32), (20, 60)], strict=True):
+        assert 1 <= len(proposals) <= 3
+        assert [p.score for p in proposals] == sorted((p.score for p in proposals), reverse=True)
+        for proposal in proposals:
+            assert proposal.phrase and 0 <= proposal.score <= 1
+            x1, y1, x2, y2 = proposal.box
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+
+
+def test_of_overlapping_proposals_the_better_one_stays() -> None:
+    near, far = Found("fox", (0, 0, 10, 10), 0.5), Found("apple", (50, 50, 60, 60), 0.4)
+    assert predictor_module.thinned([far, Found("red fox", (1, 0, 11, 10), 0.3), near]) == [near, far]
+    assert predictor_module.thinned([]) == []
+
+
+def test_what_a_model_cannot_do_is_said_in_a_sentence(
+    predictor: Predictor, captioner: Predictor, encoder: Predictor
+) -> None:
+    image = PICTURES[0]
+    for call, said in [
+        (lambda: encoder.caption(image), "siglip has no decoder, so it can't caption; give a run of"),
+        (lambda: encoder.locate(image, "fox"), "has no decoder, so it can't locate"),
+        (lambda: captioner.locate(image, "fox"), "cap was trained on cap and can't locate"),
+        (lambda: captioner.describe(image, (0, 0, 9, 9)), "can't describe a box"),
+        (lambda: captioner.embed_texts(["fox"]), "has no text tower"),
+        (lambda: captioner.similarity(image, "fox"), "no way from patches to texts"),
+        (lambda: captioner.caption(image, language="fr"), "never saw 'fr'; its captions are in en, de"),
+        (lambda: captioner.caption(image, language="de"), "knows en, de and is not told which"),
+        (lambda: predictor.caption(image, language="de"), "never saw 'de'"),
+        (lambda: predictor.describe(image, (40, 4, 90, 9)), "is no box of an image of 48 x 24 pixels"),
+        (lambda: predictor.describe(image, (9, 9, 3, 3)), "box of no area"),
+        (lambda: predictor.describe(image, (1, 2, 3)), "not four finite numbers"),
+        (lambda: predictor.locate(image, "fox " * 60), "leaves no room"),
+        (lambda: predictor.classify(image, []), "no labels"),
+        (lambda: opensiglip.load("nowhere-at-all"), "nowhere-at-all"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+def test_out_of_memory_is_said_in_a_sentence(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(predictor.subject.frame.__class__, "apply", full)
+    with pytest.raises(UserError, match="^the GPU ran out of memory; give fewer images at once"):
+        predictor.embed_images(PICTURES)
+
+
+def test_an_export_is_loaded_whole(predictor: Predictor, small: Any, pipeline: TextPipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    about = {"text": pipeline.save_pretrained(folder), "boxes": str(BOXES), "tasks": list(TASKS), "languages": ["en"]}
+    model_of(small, pipeline, "siglip2").save_pretrained(folder, about)
+    for spec in (tmp_path / "run", folder):
+        loaded = opensiglip.load(spec)
+        assert loaded.caption(PICTURES) == predictor.caption(PICTURES)
+        assert loaded.locate(PICTURES[0], "fox") == predictor.locate(PICTURES[0], "fox")
+        assert torch.equal(loaded.embed_texts(["fox"]), predictor.embed_texts(["fox"]))
+
+
+def test_features_lie_in_a_grid_as_the_patches_do(predictor: Predictor) -> None:
+    grid = predictor.features(PICTURES)
+    assert grid.shape == (3, 4, 4, 32)
+    assert torch.equal(grid.flatten(1, 2), tokens(predictor, PICTURES))
+    near = predictor.similarity(PICTURES, "a fox")
+    assert near.shape == (3, 4, 4) and near.abs().max() <= 1.0001
+
+
+def test_maps_show_a_patch_where_it_lies() -> None:
+    colours = torch.zeros(2, 2, 3)
+    colours[0, 1] = torch.tensor([1.0, 0.0, 0.0])
+    shown = np.asarray(colour_map(colours, 8))
+    assert shown.shape == (8, 8, 3) and shown[1, 6].tolist() == [255, 0, 0] and shown[6, 6].tolist() == [0, 0, 0]
+    heat = np.asarray(heat_map(torch.zeros(3, 16, 24, dtype=torch.uint8), colours[..., 0]))
+    assert heat.shape == (16, 24, 3)
+    assert np.unravel_index(heat.sum(-1).argmax(), (16, 24))[1] > 12 and heat[:8, 12:].sum() > 2 * heat[8:, :12].sum()
