@@ -14,11 +14,12 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 MAY = {
     "errors": set(),
     "types": set(),
+    "user_file": {"errors"},
     "losses": set(),
     "distributed": set(),
     "fused": {"losses", "distributed"},
     "models": {"models", "types", "fused", "losses", "errors"},
-    "data": {"data", "errors", "types"},
+    "data": {"data", "errors", "types", "user_file"},
     "drawing": {"data", "errors"},
     "data.show": {"data", "drawing", "errors"},
     "objectives": {"objectives", "types", "fused", "losses", "models"},

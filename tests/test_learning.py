@@ -102,13 +102,14 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
     rows = learn(name).rows
     assert len(rows) == STEPS
     terms = {key.removeprefix("loss/"): next(row for row in rows if key in row) for key in rows[-1] if "loss/" in key}
-    assert len(terms) == {"siglip2": 4, "tips": 4, "silc": 2, "siglip2_naflex": 2}.get(name, 1)
+    assert len(terms) == {"siglip2": 4, "tips": 4, "silc": 2, "coca": 2, "siglip2_naflex": 2}.get(name, 1)
     for term, first in terms.items():
         if term in ("local_to_global", "masked_patches"):
             assert rows[-1][f"{term}/kl"] < 0.3 * max(row[f"{term}/kl"] for row in rows if f"{term}/kl" in row), term
             assert first["step"] == (240 if name == "siglip2" else 0), "the last fifth, or all of training"
         else:
-            assert rows[-1][f"loss/{term}"] < 0.05 * first[f"loss/{term}"], term
+            # LiT's tower is locked, and random here: it tells images apart less well.
+            assert rows[-1][f"loss/{term}"] < (0.3 if name == "lit" else 0.05) * first[f"loss/{term}"], term
 
 
 @pytest.mark.parametrize("name", ["locca", "siglip2"])

@@ -30,7 +30,7 @@ from opensiglip.train.optimizer import adamw
 from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
-NAMES = ("siglip", "locca", "silc", "tips", "siglip2")
+NAMES = ("siglip", "clip", "coca", "locca", "silc", "tips", "siglip2", "pali")
 Seen = dict[str, dict[str, Tensor]]
 
 

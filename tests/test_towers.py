@@ -130,6 +130,8 @@ def test_every_trainable_weight_of_every_recipe_gets_a_gradient(
     learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
     if learner.model.decoder is not None:  # its output layer starts at zero, which lets no gradient through
         torch.nn.init.normal_(learner.model.decoder.vocabulary.weight, std=0.02)
+    if learner.model.pali is not None:
+        torch.nn.init.normal_(learner.model.pali.vocabulary.weight, std=0.02)
     plan = Plan([scenes], recipe.frame, recipe.fields, pipeline, batch_size=4, seed=0, steps=10)
     batch = to_device(Steps(plan)[9].parts[0], torch.device("cpu"))
     learner(batch, denominators(learner, [batch])).losses["loss"].backward()

@@ -1,6 +1,7 @@
 """Boxes as text. y-first exists only in here; everywhere else a box is x1, y1, x2, y2 in pixels."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opensiglip.data.example import Box
@@ -8,6 +9,9 @@ from opensiglip.errors import UserError
 
 ORDERS = ("y1 x1 y2 x2", "x1 y1 x2 y2")
 SEPARATORS = (" ", ",", ", ", ";", "; ")
+LOC, LOC_TOP = "loc", 1023  # PaliGemma's vocabulary: <loc0000> to <loc1023>
+
+Point = tuple[float, float]  # x, y in pixels
 
 
 @dataclass(frozen=True)
@@ -16,16 +20,20 @@ class BoxFormat:
 
     The range is recalled and the order not established for LocCa; PaliGemma, of the same group, is y-first (recipes.md
     3.1, 14). So all three are our choices, and one setting: the four names as they are to be written, then ":TOP" for
-    another range than 500: "y1 x1 y2 x2", "x1,y1,x2,y2:1000".
+    another range than 500: "y1 x1 y2 x2", "x1,y1,x2,y2:1000". Or "loc": each number is a token of its own, y first,
+    as PaliGemma has it (big_vision pp/proj/paligemma/segmentation.py:41-77).
     """
 
     order: str = ORDERS[0]
     top: int = 500
     separator: str = " "
+    loc: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "BoxFormat":
-        """From "y1 x1 y2 x2" or "x1, y1, x2, y2:1000". Raises UserError."""
+        """From "y1 x1 y2 x2", "x1, y1, x2, y2:1000" or "loc". Raises UserError."""
+        if text == LOC:
+            return cls(ORDERS[0], LOC_TOP, "", loc=True)
         names, colon, top = text.partition(":")
         found = [
             cls(order, separator=separator)
@@ -36,12 +44,20 @@ class BoxFormat:
         if not found or (colon and not (top.isascii() and top.isdigit() and 0 < int(top) < 100_000)):
             raise UserError(
                 f"--boxes {text!r} is not a box format; give 'y1 x1 y2 x2' or 'x1 y1 x2 y2', "
-                "with spaces, commas or semicolons between, and :TOP after it for another range than 500."
+                "with spaces, commas or semicolons between, and :TOP after it for another range than 500; or loc."
             )
         return cls(found[0].order, int(top or 500), found[0].separator)
 
     def __str__(self) -> str:
-        return f"{self.separator.join(self.order.split())}:{self.top}"
+        return LOC if self.loc else f"{self.separator.join(self.order.split())}:{self.top}"
+
+    def mark(self, number: int) -> str:
+        """One number as text."""
+        return f"<loc{number:04d}>" if self.loc else str(number)
+
+    def tokens(self) -> list[str]:
+        """What the tokenizer must have as one token each, whatever it splits otherwise."""
+        return [self.mark(number) for number in range(self.top + 1)] if self.loc else []
 
     def numbers(self, box: Box, width: float, height: float) -> list[int]:
         """The four integers, in the text's order: the nearest of `top` + 1 marks."""
@@ -52,13 +68,40 @@ class BoxFormat:
 
     def write(self, box: Box, width: float, height: float) -> str:
         """The text of a box in an image of that size."""
-        return self.separator.join(map(str, self.numbers(box, width, height)))
+        return self.separator.join(map(self.mark, self.numbers(box, width, height)))
+
+    def write_points(self, points: Sequence[Point], width: float, height: float) -> str:
+        """The text of points x, y: their marks one after the other, y first where the order is."""
+        marks: list[int] = []
+        for x, y in points:
+            pair = self.numbers((x, y, x, y), width, height)  # in the text's order; the first two are one corner
+            marks += pair[:2]
+        return self.separator.join(map(self.mark, marks))
 
     def read(self, text: str, width: float, height: float) -> Box | None:
         """The box a text begins with; None unless it is four integers in range that make a box of some area."""
-        between = rf"\s*{mark}\s*" if (mark := self.separator.strip()) else " "
-        number = r"(\d{1,5})"
-        match = re.match(rf"\s*{between.join([number] * 4)}(?!\d)", text, re.ASCII)
+        taken = self.take(text, width, height)
+        return taken[0] if taken else None
+
+    def read_points(self, text: str, width: float, height: float) -> tuple[Point, ...]:
+        """The points whose marks a text consists of; none where it is anything else."""
+        number = self._number()
+        marks = [int(mark) for mark in re.findall(number, text, re.ASCII)]
+        rest = re.sub(number, "", text, flags=re.ASCII).replace(self.separator.strip() or " ", "")
+        if rest.strip() or len(marks) % 2 or any(mark > self.top for mark in marks):
+            return ()
+        side = {"x": width, "y": height}
+        axes = [name[0] for name in self.order.split()[:2]]
+        places = [
+            {axis: mark * side[axis] / self.top for axis, mark in zip(axes, marks[at : at + 2], strict=True)}
+            for at in range(0, len(marks), 2)
+        ]
+        return tuple((place["x"], place["y"]) for place in places)
+
+    def take(self, text: str, width: float, height: float) -> tuple[Box, str] | None:
+        """The box a text begins with, and what follows it; None as `read` says."""
+        between = rf"\s*{mark}\s*" if (mark := self.separator.strip()) else r"\s*" if self.loc else " "
+        match = re.match(rf"\s*{between.join([self._number()] * 4)}(?!\d)", text, re.ASCII)
         if match is None:
             return None
         side = {"x": width, "y": height}
@@ -66,4 +109,7 @@ class BoxFormat:
         place = {name: value * side[name[0]] / self.top for name, value in zip(self.order.split(), values, strict=True)}
         box = (place["x1"], place["y1"], place["x2"], place["y2"])
         well_formed = max(values) <= self.top and box[0] < box[2] and box[1] < box[3]
-        return box if well_formed else None
+        return (box, text[match.end() :]) if well_formed else None
+
+    def _number(self) -> str:
+        return r"<loc(\d{4})>" if self.loc else r"(\d{1,5})"

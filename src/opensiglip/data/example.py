@@ -22,11 +22,17 @@ class Caption:
 
 @dataclass(frozen=True)
 class Region:
-    """A box, and what stands in it, in one or more languages. `n_boxes` > 1: the phrase names several boxes."""
+    """A box, and what stands in it, in one or more languages. `n_boxes` > 1: the phrase names several boxes.
+
+    `names`, where the source knows them: what kind of thing it is, whatever else a phrase says of it. `mask`: its place
+    in the extra column "masks".
+    """
 
     bbox: Box
     phrases: dict[str, str]  # language -> phrase
     n_boxes: int = 1
+    names: dict[str, str] = field(default_factory=dict)  # language -> name
+    mask: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
+Window = tuple[int, int, int, int]  # top, left, height, width: a part of an image
+
 SMALLEST = 0.5  # of a region's area must survive a crop; less, and its phrase no longer fits what is left
 
 
@@ -26,6 +28,15 @@ class Visit:
     image: Tensor  # [3, h, w] uint8
     regions: tuple[Region, ...]  # boxes in pixels of `image`
     caption: Caption | None
+    window: Window | None = None  # the part of the example's image that is seen; None: all of it
+
+    def point(self, at: tuple[float, float]) -> tuple[float, float]:
+        """A point x, y of the example's image in pixels of `image`, brought to its edge where it lies outside."""
+        whole = self.example.image.shape[-2:]
+        top, left, height, width = self.window or (0, 0, *whole)
+        rows, columns = self.image.shape[-2:]
+        x, y = (at[0] - left) * columns / width, (at[1] - top) * rows / height
+        return min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))
 
 
 class Turn(NamedTuple):
@@ -65,22 +76,27 @@ class Geometry(ABC):
 
     def visit(self, example: Example, rng: np.random.Generator, language: str | None) -> Visit:
         """Draw a visit of `example`; captions of `language` are preferred."""
-        image, regions = self.apply(example, rng)
+        window = self._window(example.image, rng)
+        image, regions = self._show(example, window)
         captions = [c for c in example.captions if c.language == language] or list(example.captions)
         caption = captions[rng.integers(len(captions))] if captions else None
-        return Visit(example, image, regions, caption)
+        return Visit(example, image, regions, caption, window)
 
     def apply(self, example: Example, rng: np.random.Generator | None) -> tuple[Tensor, tuple[Region, ...]]:
         """Image and regions in the frame; without a generator, never cropped (evaluation)."""
-        image, regions = example.image, example.regions
+        return self._show(example, self._window(example.image, rng))
+
+    def _window(self, image: Tensor, rng: np.random.Generator | None) -> Window:
         if self.crop_area < 1 and rng is not None:
-            top, left, height, width = self._crop(image, rng)
-            down, across = self.sides(height, width)
-        else:
-            top, left, height, width = 0, 0, image.shape[-2], image.shape[-1]
-            down, across = self.sides(height, width)
-            if (height, width) == (down, across):  # nothing to do: rendered at this size
-                return image, regions
+            return self._crop(image, rng)
+        return 0, 0, image.shape[-2], image.shape[-1]
+
+    def _show(self, example: Example, window: Window) -> tuple[Tensor, tuple[Region, ...]]:
+        image, regions = example.image, example.regions
+        top, left, height, width = window
+        down, across = self.sides(height, width)
+        if image.shape[-2:] == (height, width) == (down, across):  # nothing to do: rendered at this size
+            return image, regions
         image = transform.resized_crop(image, top, left, height, width, [down, across], antialias=True)
         if not regions:
             return image, regions
@@ -99,7 +115,7 @@ class Geometry(ABC):
             if keep
         )
 
-    def _crop(self, image: Tensor, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def _crop(self, image: Tensor, rng: np.random.Generator) -> Window:
         height, width = image.shape[-2:]
         area = height * width * rng.uniform(self.crop_area, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -157,13 +173,25 @@ class Images(Field):
 
 
 class Texts(Field):
-    """text [B, L] int64, the visit's caption for the text tower; has_text [B] bool."""
+    """text [B, L] int64, the visit's caption for the text tower; has_text [B] bool.
+
+    With `told`, also what telling it needs (CoCa): text_weights [B, L] float32, 1/|y| on its tokens and eos, and
+    text_scored [M], their places in the flattened texts.
+    """
+
+    def __init__(self, *, told: bool = False) -> None:
+        self.told = told
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, bool]:
         return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None
 
     def collate(self, drawn: Sequence[tuple[np.ndarray, bool]], pipeline: TextPipeline) -> Batch:
-        return _texts("text", drawn)
+        batch = _texts("text", drawn)
+        if not self.told:
+            return batch
+        real = (batch["text"] != pipeline.policy.pad_id) & batch["has_text"][:, None]
+        weights = real / real.sum(1, keepdim=True).clamp(min=1)
+        return batch | {"text_weights": weights, "text_scored": real.flatten().nonzero()[:, 0]}
 
 
 class SecondTexts(Field):

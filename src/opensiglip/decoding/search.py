@@ -8,13 +8,13 @@ from torch import Tensor
 from opensiglip.data.captions import Ids
 from opensiglip.data.text import TextPipeline
 from opensiglip.decoding.grammar import BoxGrammar, State
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.coca import Writer
 from opensiglip.models.past import Cache
 
 
 @torch.no_grad()
 def greedy(
-    decoder: Decoder,
+    decoder: Writer,
     memory: Tensor,
     prefixes: Sequence[Ids],
     pipeline: TextPipeline,
@@ -69,7 +69,7 @@ def choose(logits: Tensor, states: Sequence[State], grammar: BoxGrammar) -> list
 
 @torch.no_grad()
 def beam(
-    decoder: Decoder,
+    decoder: Writer,
     memory: Tensor,
     prefixes: Sequence[Ids],
     pipeline: TextPipeline,
@@ -125,7 +125,7 @@ def beam(
     return [text for _, text in best]
 
 
-def read(decoder: Decoder, texts: Sequence[Sequence[int]], pipeline: TextPipeline, cache: Cache) -> Tensor:
+def read(decoder: Writer, texts: Sequence[Sequence[int]], pipeline: TextPipeline, cache: Cache) -> Tensor:
     """The last hidden state [B, D] of each of the texts that rows begin with, shifted right behind pad."""
     device, pad = cache.layers[0].image.device, pipeline.policy.pad_id
     width = max(map(len, texts)) + 1

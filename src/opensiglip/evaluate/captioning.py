@@ -16,9 +16,9 @@ from opensiglip.evaluate.captions import bleu4, bleu_counts, cider_d, words
 from opensiglip.evaluate.judged import BATCH, Judged
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.coca import Writer
 
-Search = Callable[[Decoder, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
+Search = Callable[[Writer, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
 SEARCHES: dict[str, Search] = {"greedy": greedy, "beam": beam}
 SHOWN = 12
 
@@ -32,7 +32,7 @@ def captioning(subject: Subject, judged: Judged, context: Context) -> Findings:
     arXiv:2104.08718, without its factor), for the true captions too. Intervals: bootstrap over images.
     """
     decoder, pipeline = subject.decoder, subject.pipeline
-    if decoder is None or pipeline is None or "cap" not in subject.tasks:
+    if decoder is None or pipeline is None or not {"cap", "caption"} & set(subject.tasks):
         raise Impossible("the model has no decoder trained to write captions")
     languages = context.spoken(judged)
     told = {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opensiglip.data.captions import Ids, Target, pack
 from opensiglip.data.text import TextPipeline
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.coca import Writer
 
 ROWS = 64  # decoded at once
 ROW = 256  # tokens packed along a row
@@ -24,7 +24,7 @@ def target(pipeline: TextPipeline, prefix: Ids, text: str) -> Target:
 
 @torch.no_grad()
 def likelihoods(
-    decoder: Decoder,
+    decoder: Writer,
     memory: Tensor,
     asked: Sequence[tuple[int, Target]],
     pipeline: TextPipeline,
@@ -76,7 +76,7 @@ def likelihoods(
 
 
 def blind_likelihoods(
-    decoder: Decoder,
+    decoder: Writer,
     memory: Tensor,
     asked: Sequence[tuple[int, Target]],
     pipeline: TextPipeline,

@@ -16,8 +16,9 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields import Frame
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.coca import Writer
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.models.pali import Pali
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features
 
@@ -38,9 +39,10 @@ class Subject:
     vision: Callable[[Tensor], Features]  # pixels [B, 3, H, W] in [-1, 1]
     text: Callable[[Sequence[str]], Tensor] | None = None  # texts -> [T, D]
     to_text: Callable[[Tensor], Tensor] | None = None  # tokens [B, N, D] -> the same patches in the texts' space
-    decoder: Decoder | None = None
+    decoder: Writer | None = None
     pipeline: TextPipeline | None = None  # of the decoder and of a text tower of ours
     boxes: BoxFormat | None = None
+    pali: Pali | None = None  # an encoder-decoder, in a decoder's place
     tasks: tuple[str, ...] = ()  # what the decoder was trained to write: "cap", "aref", "gcap"
     languages: tuple[str, ...] = ()  # of its training, where known
     scale: float | None = None  # e^t' of a score t x.y + b
@@ -92,6 +94,7 @@ class Subject:
             model.decoder,
             pipeline,
             boxes,
+            model.pali,
             tuple(tasks),
             tuple(languages),
             float(model.logit_scale.detach().exp()) if has_text else None,

@@ -9,6 +9,7 @@ from typing import Any
 from opensiglip.data.sources import open_source
 from opensiglip.errors import UserError
 from opensiglip.evaluate import page
+from opensiglip.evaluate.answers import answers
 from opensiglip.evaluate.base import Context, Findings, Impossible, Task
 from opensiglip.evaluate.captioning import captioning
 from opensiglip.evaluate.compositionality import compositionality
@@ -29,6 +30,7 @@ TASKS: dict[str, Task] = {
     "grounding": grounding,
     "grounded_captioning": grounded_captioning,
     "captioning": captioning,
+    "answers": answers,
     "compositionality": compositionality,
     "probes": probes,
     "openvocab": openvocab,

@@ -6,11 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
+    CLIPVisionModel,
     PreTrainedModel,
     Siglip2Config,
     Siglip2Model,
@@ -20,6 +22,7 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
+    SiglipTextModel,
     SiglipVisionConfig,
     SiglipVisionModel,
     TimmWrapperModel,
@@ -28,7 +31,9 @@ from transformers import (
 from opensiglip.errors import UserError
 from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
+from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimodal
 from opensiglip.models.decoder import Decoder
+from opensiglip.models.pali import Pali
 from opensiglip.models.short_start import short_start
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.models.timm_tower import TimmVision
@@ -44,18 +49,30 @@ class Model(nn.Module):
     logit_bias: Tensor
 
     def __init__(self, host: PreTrainedModel, architecture: Architecture, vocabulary: int) -> None:
-        """`host` is the transformers model that owns the towers: SiglipModel, or SiglipVisionModel without text."""
+        """`host` is the transformers model that owns the towers: SiglipModel, or its image tower alone, or another's.
+
+        What the host has no place for is ours, and is saved beside it.
+        """
         super().__init__()
         self.host, self.architecture, self.vocabulary = [host], architecture, vocabulary  # listed: not a submodule
-        self.vision = _vision(host)
-        self.text: Text | None = None
-        self.decoder: Decoder | None = None
-        if architecture.text is not None:
-            assert isinstance(host, SiglipModel | Siglip2Model)
+        self.vision: Any = _vision(host, architecture)
+        self.text: Text | Unimodal | None = None
+        self.decoder: Decoder | Multimodal | None = None
+        self.pali: Pali | None = None
+        if isinstance(host, SiglipModel | Siglip2Model):
             self.text = Text(host.text_model)
             self.logit_scale, self.logit_bias = host.logit_scale, host.logit_bias
+        elif architecture.text is not None:
+            self.text = _own_text(architecture, vocabulary, self.vision.width)
+            self.logit_scale, self.logit_bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        if self.text is not None:
+            self.logit_bias.requires_grad_(architecture.logit_bias)
         self.vision.requires_grad_(not architecture.frozen)
-        if architecture.decoder is not None:
+        if architecture.t5 is not None:
+            self.pali = Pali(architecture.t5, vocabulary, architecture.length, self.vision.width, architecture.pad_id)
+        if isinstance(self.text, Unimodal) and architecture.decoder is not None:
+            self.decoder = Multimodal(self.text, architecture.decoder, self.vision.width)
+        elif architecture.decoder is not None:
             self.decoder = Decoder(
                 architecture.decoder,
                 vocabulary,
@@ -66,18 +83,25 @@ class Model(nn.Module):
 
     @classmethod
     def new(cls, architecture: Architecture, vocabulary: int) -> "Model":
-        """Freshly initialised, with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
+        """Freshly initialised; by default with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
         if architecture.encoder is not None:
-            return cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
-        host = _host(architecture, vocabulary)
-        initialise(host)
-        model = cls(host, architecture, vocabulary)
-        if architecture.short_start:
-            short_start(model)
+            model = cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
+        else:
+            host = _host(architecture, vocabulary)
+            initialise(host)
+            model = cls(host, architecture, vocabulary)
+            if architecture.short_start:
+                short_start(model)
         if model.text is not None:
-            nn.init.constant_(model.logit_scale, math.log(10.0))
-            nn.init.constant_(model.logit_bias, -10.0)
+            nn.init.constant_(model.logit_scale, math.log(architecture.logit_scale))
+            nn.init.constant_(model.logit_bias, -10.0 if architecture.logit_bias else 0.0)
         return model
+
+    def beside(self) -> dict[str, Tensor]:
+        """The weights that are neither the host's nor the decoder's, by name."""
+        theirs = {id(x) for x in self.host[0].state_dict(keep_vars=True).values()}
+        mine = self.state_dict(keep_vars=True)
+        return {name: x for name, x in mine.items() if id(x) not in theirs and not name.startswith("decoder.")}
 
     def save_pretrained(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
         """Write the transformers folder; the decoder beside it; `about` (text pipeline, box format) in the sidecar."""
@@ -86,6 +110,8 @@ class Model(nn.Module):
         if self.decoder is not None:
             weights = {k: v.detach().cpu().contiguous() for k, v in self.decoder.state_dict().items()}
             save_file(weights, folder / "decoder.safetensors", metadata={"format": "pt"})
+        if beside := {k: v.detach().cpu().contiguous().clone() for k, v in self.beside().items()}:
+            save_file(beside, folder / "beside.safetensors", metadata={"format": "pt"})
         facts = {"architecture": self.architecture.to_json(), "vocabulary": self.vocabulary} | (about or {})
         (folder / SIDECAR).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -112,6 +138,17 @@ class Model(nn.Module):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error
         model = cls(host, architecture, vocabulary)
+        if names := model.beside().keys():
+            path = folder / "beside.safetensors"
+            if not path.is_file():
+                raise UserError(f"{path} is missing; it has {next(iter(names))} and what else {SIDECAR} speaks of.")
+            try:
+                state = load_file(path)
+                if state.keys() != names:
+                    raise ValueError("other names")
+                model.load_state_dict(state, strict=False)
+            except (RuntimeError, SafetensorError, ValueError) as error:
+                raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
         if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
             warnings.warn(
                 f"{folder} has logit_scale and logit_bias 0: "
@@ -143,47 +180,63 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _vision(host: PreTrainedModel) -> Vision | TimmVision:
+def _vision(host: PreTrainedModel, architecture: Architecture) -> Vision | TimmVision | PooledVision:
     if isinstance(host, TimmWrapperModel):
         return TimmVision(host)
     host.set_attn_implementation(NAME)
+    coca = architecture.coca
+    if isinstance(host, CLIPVisionModel):
+        assert coca is not None, "CLIP's image tower has no poolers of its own"
+        return PooledVision(ClipVision(host, normed=coca.pooling != "first"), coca)
     tower = host.vision_model if isinstance(host, SiglipModel | Siglip2Model) else host
     assert isinstance(tower, SiglipVisionModel | Siglip2VisionModel)
-    return Vision(tower)
+    return Vision(tower) if coca is None else PooledVision(Vision(tower), coca)
 
 
-def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    def tower(shape: Shape) -> dict[str, Any]:
-        return {
-            "hidden_size": shape.width,
-            "num_hidden_layers": shape.depth,
-            "intermediate_size": shape.mlp,
-            "num_attention_heads": shape.heads,
-            "hidden_act": shape.activation,
-        }
+def _own_text(architecture: Architecture, vocabulary: int, width: int) -> Text | Unimodal:
+    """A text tower whose embeddings are as wide as the image's, for a host that has none."""
+    assert architecture.text is not None
+    if architecture.coca is not None:
+        return Unimodal(architecture.text, architecture.coca, vocabulary, architecture.length, architecture.pad_id)
+    tower = SiglipTextModel(SiglipTextConfig(**_text_facts(architecture, architecture.text, vocabulary, width)))
+    tower.set_attn_implementation(NAME)
+    return Text(tower)
 
-    vision = tower(architecture.vision) | {"image_size": architecture.resolution, "patch_size": architecture.patch}
-    if architecture.text is None:
-        # No text to compare with, so no pooling: a MAP head would never get a gradient.
-        return SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=architecture.pooling))
-    text = tower(architecture.text) | {
+
+def _tower(shape: Shape) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "intermediate_size": shape.mlp,
+        "num_attention_heads": shape.heads,
+        "hidden_act": shape.activation,
+    }
+
+
+def _text_facts(architecture: Architecture, shape: Shape, vocabulary: int, width: int) -> dict[str, Any]:
+    return _tower(shape) | {
         "vocab_size": vocabulary,
         "max_position_embeddings": architecture.length,
-        "projection_size": architecture.vision.width,
+        "projection_size": width,
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": 1,
     }
-    if architecture.naflex:
-        vision = tower(architecture.vision) | {
-            "num_patches": (architecture.resolution // architecture.patch) ** 2,
-            "patch_size": architecture.patch,
-        }
-        return Siglip2Model(
-            Siglip2Config(
-                vision_config=Siglip2VisionConfig(**vision).to_dict(), text_config=Siglip2TextConfig(**text).to_dict()
-            )
+
+
+def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
+    vision = _tower(architecture.vision) | {"image_size": architecture.resolution, "patch_size": architecture.patch}
+    if architecture.text is None or architecture.coca is not None:
+        # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
+        return SiglipVisionModel(
+            SiglipVisionConfig(**vision, vision_use_head=architecture.pooling and architecture.coca is None)
         )
+    text = _text_facts(architecture, architecture.text, vocabulary, architecture.vision.width)
+    if architecture.naflex:
+        side, patch = architecture.resolution, architecture.patch
+        vision = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}
+        naflex = Siglip2VisionConfig(**vision).to_dict()
+        return Siglip2Model(Siglip2Config(vision_config=naflex, text_config=Siglip2TextConfig(**text).to_dict()))
     return SiglipModel(
         SiglipConfig(
             vision_config=SiglipVisionConfig(**vision).to_dict(), text_config=SiglipTextConfig(**text).to_dict()

@@ -26,6 +26,23 @@ class Shape:
     activation: str = "gelu_pytorch_tanh"  # flax's gelu; some ports of the released weights take the exact one
 
 
+@dataclass(frozen=True)
+class CoCaShape:
+    """What CoCa has beside its towers: `queries` of the captioning pooler, `heads` of both poolers, `embed` wide.
+
+    pooling: "cascade" (the contrastive pooler reads the captioning pooler's tokens; the paper's default), "parallel"
+    (both read the image's) or "first" (one pooler, whose first token is contrasted: open_clip's released weights).
+    `clip`: the image tower is CLIP's. `legacy_mask`: open_clip's mask, in which a token's validity counts for the next.
+    """
+
+    queries: int
+    heads: int
+    embed: int
+    pooling: str = "cascade"
+    clip: bool = False
+    legacy_mask: bool = False
+
+
 SHAPES = {
     "tiny": Shape(128, 6, 512, 4),
     "S": Shape(384, 12, 1536, 6),
@@ -56,6 +73,11 @@ class Architecture:
     pooling: bool = False  # a MAP head without a text tower, as weights of an image tower alone have it
     naflex: bool = False  # it takes images of any aspect ratio; its table of positions is that of `resolution`
     short_start: bool = False  # start as models/short_start.py says, not as the papers' code
+    logit_scale: float = 10.0  # where the temperature's inverse starts
+    logit_bias: bool = True  # has the comparison a bias? The sigmoid's; a softmax would not feel it
+    pad_id: int = 0  # for networks that mask padding
+    coca: CoCaShape | None = None  # poolers, and a text decoder in halves: `text` and `decoder` are their shapes
+    t5: Shape | None = None  # PaLI's encoder-decoder; each half so deep
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to store beside the weights."""
@@ -64,7 +86,11 @@ class Architecture:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Architecture":
         """The inverse of `to_json`."""
-        shapes = {key: Shape(**value) for key, value in stored.items() if isinstance(value, dict)}
+        shapes: dict[str, Any] = {
+            key: CoCaShape(**value) if key == "coca" else Shape(**value)
+            for key, value in stored.items()
+            if isinstance(value, dict)
+        }
         return cls(**{**stored, **shapes})
 
 

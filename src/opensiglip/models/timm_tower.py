@@ -11,7 +11,7 @@ from opensiglip.types import Features
 
 
 class TimmVision(nn.Module):
-    """Patch tokens of a timm ViT after its final norm; class and register tokens are left out, no pooling."""
+    """Patch tokens of a timm ViT after its final norm, without class and register tokens; pooled as it was trained."""
 
     mean: Tensor
     std: Tensor
@@ -27,9 +27,9 @@ class TimmVision(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, pixels: Tensor) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, N, D]."""
+        """pixels [B, 3, H, W] in [-1, 1] -> pooled [B, D], what its classifier would read; tokens [B, N, D]."""
         tokens = self.tower.timm_model.forward_features(((pixels + 1) / 2 - self.mean) / self.std)
-        return Features(None, tokens[:, self.prefix :])
+        return Features(self.tower.timm_model.forward_head(tokens, pre_logits=True), tokens[:, self.prefix :])
 
 
 def load(name: str, what: str | None = None) -> TimmWrapperModel:

@@ -83,6 +83,9 @@ class Objective(nn.Module, ABC):
     def live(self, batch: Batch) -> Tensor:
         """How many units of this batch count: a scalar, from data, without weights."""
 
+    def constrain(self, model: Model) -> None:
+        """After the optimizer's step: bring the model's weights back to where this term allows them."""
+
     def learn(self, notes: Notes) -> None:
         """After the optimizer's step: what is learned otherwise than by gradient, from the step's averaged notes."""
 

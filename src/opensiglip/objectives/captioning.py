@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.objectives.base import Encoded, PerExample
 from opensiglip.types import Batch, Features
@@ -21,8 +22,54 @@ class Caption(PerExample):
 
     def forward(self, encoded: Encoded) -> Tensor:
         decoder = encoded.model.decoder
-        assert decoder is not None, "this recipe's architecture has no decoder"
+        assert isinstance(decoder, Decoder), "this recipe's architecture has no decoder of packed rows"
         return caption_loss(decoder, encoded.image(), encoded)
+
+
+class Continue(PerExample):
+    """-1/S sum_s 1/|y_s| sum_i log p(y_si | y_s<i, x), going on from the text tower's states.    (CoCa, eq. 3)
+
+    The comparison asked for the same text, so its unimodal half costs nothing here. The paper prints the sum over
+    tokens and does not say how it is normalised; 1/|y| is ours.
+    """
+
+    name = "caption"
+
+    def live(self, batch: Batch) -> Tensor:
+        return batch["has_text"].sum()
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        decoder = encoded.model.decoder
+        assert isinstance(decoder, Multimodal), "this recipe's architecture has no text decoder in halves"
+        hidden = decoder.go_on(encoded.text().tokens[:, :-1], encoded.image().tokens)  # [B, L, D]
+        scored = encoded["text_scored"]  # [M] places in the flattened texts that carry loss
+        return decoder.vocabulary(
+            hidden.flatten(0, 1)[scored], encoded["text"].flatten()[scored], encoded["text_weights"].flatten()[scored]
+        )
+
+
+class Answer(PerExample):
+    """-1/S sum_s 1/|y_s| sum_i log p(y_si | y_s<i, prompt_s, x), by PaLI's encoder-decoder.    (PaLI, Sec. 3)
+
+    Image tokens are made once an image and read by each of its prompts; `owner` says whose a prompt is.
+    """
+
+    name = "answer"
+
+    def live(self, batch: Batch) -> Tensor:
+        return batch["sequences"].sum()
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        pali = encoded.model.pali
+        assert pali is not None, "this recipe's architecture has no encoder-decoder"
+        memory = encoded.image().tokens[encoded["owner"]]  # [S, N, M]
+        hidden = pali(memory, encoded["prompts"], encoded["answers_in"])  # [S, L, D]
+        scored = encoded["answers_scored"]
+        return pali.vocabulary(
+            hidden.flatten(0, 1)[scored],
+            encoded["answers"].flatten()[scored],
+            encoded["answers_weights"].flatten()[scored],
+        )
 
 
 def caption_loss(decoder: Decoder, image: Features, batch: Batch | Encoded) -> Tensor:

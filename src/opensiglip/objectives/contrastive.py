@@ -1,10 +1,13 @@
 """Is this text the text of this image?"""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opensiglip.fused import sigmoid_loss
+from opensiglip.fused import sigmoid_loss, softmax_loss
+from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise
 from opensiglip.types import Batch
@@ -58,3 +61,35 @@ class Sigmoid(Pairwise):
         scale, bias = shared
         losses = [sigmoid_loss(view.contiguous(), text, scale, bias, has_text) for view in views.unbind(1)]
         return torch.stack(losses).mean()
+
+
+class Softmax(Pairwise):
+    """Which of all texts is this image's, and which of all images this text's, over the global batch.    (CLIP, Fig. 3)
+
+    L = -1/2n sum_i (log softmax_j(t x_i.y_j) + log softmax_j(t x_j.y_i)) at j = i, t = exp(logit_scale), x and y
+    L2-normalised; n counts the examples that have a text, and only those are candidates. After each step t is clipped
+    to `most`: 100 in CLIP, "found necessary to prevent training instability".
+    """
+
+    name = "softmax"
+
+    def __init__(self, *, most: float = 100.0, weight: float = 1.0) -> None:
+        super().__init__(weight=weight)
+        self.most = most
+
+    def live(self, batch: Batch) -> Tensor:
+        return batch["has_text"].sum()
+
+    def features(self, encoded: Encoded) -> tuple[list[Tensor], list[Tensor]]:
+        image, text = encoded.image().pooled, encoded.text().pooled
+        assert image is not None and text is not None
+        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
+        return [image, text, encoded["has_text"]], [encoded.model.logit_scale.exp()]
+
+    def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
+        image, text, has_text = rows
+        return softmax_loss(image, text, shared[0], has_text)
+
+    @torch.no_grad()
+    def constrain(self, model: Model) -> None:
+        model.logit_scale.clamp_(max=math.log(self.most))

@@ -1,13 +1,14 @@
 """Recipes by name: one function per paper."""
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
-from opensiglip.recipes.contrastive import siglip
+from opensiglip.recipes.contrastive import clip, coca, lit, siglip
 from opensiglip.recipes.distillation import silc, tips
 from opensiglip.recipes.naflex import siglip2_naflex
 from opensiglip.recipes.recipe import Recipe, RecipeFunction
 from opensiglip.recipes.siglip2 import siglip2
+from opensiglip.recipes.tasks import pali, tasks
 
-_ALL = (siglip, cap, cappa, captioner, locca, silc, tips, siglip2, siglip2_naflex)
+_ALL = (clip, lit, siglip, cap, cappa, captioner, locca, coca, silc, tips, siglip2, siglip2_naflex, tasks, pali)
 RECIPES: dict[str, RecipeFunction] = {recipe.__name__: recipe for recipe in _ALL}
 
 __all__ = [
@@ -17,10 +18,15 @@ __all__ = [
     "cap",
     "cappa",
     "captioner",
+    "clip",
+    "coca",
+    "lit",
     "locca",
+    "pali",
     "siglip",
     "siglip2",
     "siglip2_naflex",
     "silc",
+    "tasks",
     "tips",
 ]

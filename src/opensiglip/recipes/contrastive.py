@@ -1,8 +1,13 @@
 """Image and text towers, compared."""
 
+import math
+from dataclasses import replace
+
 from opensiglip.data.fields import Frame, Images, Texts
-from opensiglip.models.sizes import architecture
-from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.errors import UserError
+from opensiglip.models.sizes import CoCaShape, architecture
+from opensiglip.objectives.captioning import Continue
+from opensiglip.objectives.contrastive import Sigmoid, Softmax
 from opensiglip.recipes.recipe import Recipe
 
 
@@ -31,4 +36,102 @@ def siglip(
         fields=[Images(), Texts()],
         objectives=[Sigmoid()],
         logit_bias=logit_bias,
+    )
+
+
+def clip(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """CLIP: the right text among all texts, the right image among all images.    (arXiv:2103.00020)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    networks = replace(architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False)
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Texts()],
+        objectives=[Softmax()],
+        logit_bias="0",
+    )
+
+
+def lit(
+    *,
+    encoder: str | None = "timm/vit_base_patch16_224.augreg_in21k",
+    size: str = "B/16",
+    resolution: int | None = 224,
+    length: int = 64,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """LiT: a text tower learns to fit a pretrained image tower that stays as it is.    (arXiv:2111.07991)
+
+    Args:
+        encoder: hub id or folder of the timm encoder that is locked; None locks a tower of ours, for --init to fill.
+        size: of the text tower, and of our own image tower: tiny, S/16, B/16, L/16, ...
+        resolution: pixels of a side; what the encoder was trained at.
+        length: tokens of a text.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    networks = replace(
+        architecture(size, resolution, length=length, text=True), logit_bias=False, encoder=encoder, frozen=True
+    )
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Texts()],
+        objectives=[Softmax(most=math.inf)],
+        logit_bias="0",
+    )
+
+
+def coca(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    queries: int | None = None,
+    pooling: str = "cascade",
+    caption_weight: float = 2.0,
+    contrastive_weight: float = 1.0,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """CoCa: contrastive and captioning at once, from one text decoder in two halves.    (arXiv:2205.01917)
+
+    L = L_con + 2 L_cap, Sec. 3.2; L_con sums the two directions, where CLIP's halves them.
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        queries: of the captioning pooler; by default the paper's 256, for tiny 64 (ours).
+        pooling: cascade (the contrastive pooler reads what the other made) or parallel (both read the image).
+        caption_weight: of the caption's loss; 0 leaves contrastive training alone.
+        contrastive_weight: of the comparison; 0 leaves captioning alone.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    if pooling not in ("cascade", "parallel"):
+        raise UserError(f"--pooling {pooling!r} is unknown; it is cascade or parallel.")
+    networks = architecture(size, resolution, length=length, text=True)
+    half = networks.text
+    assert half is not None
+    poolers = CoCaShape(queries or (64 if size == "tiny" else 256), networks.vision.heads, half.width, pooling)
+    networks = replace(networks, decoder=half, coca=poolers, logit_scale=1 / 0.07, logit_bias=False)
+    # Softmax is the mean of two directions, the paper's the sum.
+    terms = [Softmax(weight=2 * contrastive_weight), Continue(weight=caption_weight)]
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Texts(told=True)],
+        objectives=list(terms),
+        tasks=("cap",),
+        logit_bias="0",
     )

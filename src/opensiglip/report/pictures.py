@@ -62,7 +62,7 @@ def answered(subject: Subject, seen: Judged) -> list[Picture]:
         return {place: pipeline.text(answer) for place, answer in zip(prefixes, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
-    if "cap" in tasks:
+    if {"cap", "caption"} & set(tasks):
         captions = decode(dict.fromkeys(range(len(regions)), caption_prefix(pipeline, tasks)))
     if "aref" in tasks:
         grammar = BoxGrammar(pipeline, boxes)

@@ -28,6 +28,10 @@ AT_LEAST: dict[str, float] = {
     "momentum": 0,
     "momentum_end": 0,
     "prototypes": 2,
+    "queries": 1,
+    "texts": 1,
+    "caption_weight": 0,
+    "contrastive_weight": 0,
 }
 MORE_THAN: dict[str, float] = {"epochs": 0, "lr": 0, "tower_lr": 0, "clip_norm": 0, "crop_area": 0, "mask": 0}
 AT_MOST: dict[str, float] = {

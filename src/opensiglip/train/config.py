@@ -1,19 +1,18 @@
 """A run is (recipe, its keywords, train's keywords): resolved, checked and written down."""
 
-import importlib.util
 import inspect
 import json
 import platform
 import shlex
-import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from opensiglip import __version__
 from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
 from opensiglip.train.checkpoint import write_json
+from opensiglip.user_file import load
 
 FREE = {"resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}  # a resumed run may change these
 OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
@@ -25,18 +24,10 @@ def find(recipe: str) -> RecipeFunction:
         return RECIPES[recipe]
     file, _, name = recipe.rpartition(":")
     if file.endswith(".py"):
-        path = Path(file)
-        if not path.is_file():
-            raise UserError(f"recipe file {file} does not exist.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        function = getattr(module, name, None)
+        function = load("recipe", file, name)
         if not callable(function):
             raise UserError(f"{file} has no function {name!r}; name the one that returns a Recipe.")
-        return function
+        return cast(RecipeFunction, function)
     raise UserError(f"no such recipe: {recipe!r}; recipes are {', '.join(RECIPES)}, or FILE.py:FUNCTION.")
 
 

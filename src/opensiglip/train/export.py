@@ -8,8 +8,10 @@ from jinja2 import Environment
 from transformers import (
     PreTrainedTokenizerFast,
     Siglip2ImageProcessor,
+    Siglip2Model,
     Siglip2Processor,
     SiglipImageProcessor,
+    SiglipModel,
     SiglipProcessor,
 )
 
@@ -73,6 +75,8 @@ Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, a
 silently gives other embeddings.
 {% endif %}{% if has_decoder and not onnx %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
+{% endif %}{% if has_more %}
+What a transformers model has no place for is in `beside.safetensors`; `opensiglip.Model.from_pretrained` loads it, too.
 {% endif %}
 ## Licence
 
@@ -161,8 +165,9 @@ def write_card(folder: Path, model: Model, card: dict[str, Any], name: str = "mo
         "title": card.get("title") or card["recipe"],
         "folder": name,
         "onnx": onnx,
-        "has_text": model.text is not None,
+        "has_text": isinstance(model.host[0], SiglipModel | Siglip2Model),
         "has_decoder": model.decoder is not None,
+        "has_more": bool(model.beside()),
         "length": model.architecture.length,
         "resolution": model.architecture.resolution,
         "patches": patches(model.architecture),

@@ -12,7 +12,7 @@ from opensiglip.evaluate.judged import look
 from opensiglip.evaluate.subject import Subject
 from opensiglip.evaluate.tasks import judge
 
-TASKS = ("grounding", "retrieval")  # the quick ones; `opensiglip eval` has them all
+TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
 
 
 @dataclass(frozen=True)

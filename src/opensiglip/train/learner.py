@@ -77,7 +77,12 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def after_step(self, notes: Notes, progress: float) -> None:
-        """Teacher, slow heads and centres move. `notes` are averaged over parts and ranks; not for skipped steps."""
+        """Weights return to their range; teacher, slow heads and centres move. Not for skipped steps.
+
+        `notes` are averaged over parts and ranks.
+        """
+        for objective in self.terms():
+            objective.constrain(self.model)
         taught = [o for o in self.terms() if o.taught]
         if not taught:
             return

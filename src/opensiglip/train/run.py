@@ -176,7 +176,8 @@ def train(
 
     set_seed(seed)
     pipeline = read_pipeline(folder / "model")
-    model = Model.new(built.architecture, len(pipeline))
+    networks = replace(built.architecture, pad_id=pipeline.policy.pad_id)
+    model = Model.new(networks, len(pipeline))
     fitted = None if checkpoint is None else fit(model, checkpoint)
     accelerator.init_trackers("opensiglip", config={"command": command(config, folder)})
     if model.text is not None and (fitted is None or "logit_bias" not in fitted.brought or built.logit_bias != "-10"):
@@ -313,6 +314,6 @@ def _tokenizer(
         if checkpoint.vocabulary and name is None:
             return train_within(checkpoint, sources, vocabulary, length, words)
     if name is not None:
-        return TextPipeline.load(name, length)
+        return TextPipeline.load(name, length).with_tokens(recipe.boxes.tokens())
     texts = (text for source in sources for text in source.texts())
-    return TextPipeline.train(texts, size=vocabulary, length=length, words=words)
+    return TextPipeline.train(texts, size=vocabulary, length=length, words=words).with_tokens(recipe.boxes.tokens())

@@ -1,0 +1,233 @@
+"""CoCa: a text decoder whose first half does not see the image, and poolers between it and the image.    (CoCa)
+
+The unimodal half reads a text with [CLS] behind it, whose state is the text's embedding; the multimodal half goes on
+from its states and looks at the image, to tell the text. So one pass over a text serves both losses. Layers, norms and
+activation are open_clip's, so that its weights load (models/init_coca.py); the paper does not give them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from opensiglip.models.decoder import Attention, Decoder, Vocabulary
+from opensiglip.models.past import Cache, Past, Seats
+from opensiglip.models.sizes import CoCaShape, Shape
+from opensiglip.models.towers import Vision
+from opensiglip.types import Features
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Layer(nn.Module):
+    """x + A(LN(x)), then x + MLP(LN(x)); A looks at the text itself, or with `memory_width` at the image.
+
+    (open_clip transformer.py:238-300)
+    """
+
+    def __init__(self, shape: Shape, memory_width: int | None = None) -> None:
+        super().__init__()
+        width = shape.width
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.memory_norm = None if memory_width is None else nn.LayerNorm(memory_width)
+        self.attention = Attention(width, shape.heads, memory_width or width, bias=True)
+        self.up, self.down = nn.Linear(width, shape.mlp), nn.Linear(shape.mlp, width)
+
+    def forward(self, x: Tensor, memory: Tensor | None, allowed: Tensor | None) -> Tensor:
+        """x [B, R, D]; memory [B, N, M] if it is what is looked at; allowed [B or 1, 1, R, R or N] bool."""
+        normed = self.norm1(x)
+        seen = normed if self.memory_norm is None else self.memory_norm(memory)
+        x = x + self.attention(normed, self.attention.keys(seen), allowed)
+        return x + self.think(x)
+
+    def extend(self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor) -> Tensor:
+        """`forward` on the next inputs of rows whose earlier ones, or whose images, are remembered."""
+        normed = self.norm1(x)
+        if self.memory_norm is not None:
+            x = x + seats.rows(self.attention(seats.images(normed), past.image, None))
+        else:
+            so_far = past.write(places, self.attention.keys(normed), allowed.shape[-1])
+            x = x + self.attention(normed, so_far, allowed)
+        return x + self.think(x)
+
+    def think(self, x: Tensor) -> Tensor:
+        """The MLP's part."""
+        return self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Pooler(nn.Module):
+    """Learned queries, each reading all of the image tokens by one attention layer.    (CoCa, Sec. 3.2)"""
+
+    def __init__(self, queries: int, width: int, heads: int, memory_width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(queries, width))
+        self.query_norm, self.memory_norm = nn.LayerNorm(width), nn.LayerNorm(memory_width)
+        self.attention = Attention(width, heads, memory_width, bias=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, N, M] -> [B, Q, D]."""
+        query = self.query_norm(self.query).expand(len(tokens), -1, -1)
+        return self.attention(query, self.attention.keys(self.memory_norm(tokens)), None)
+
+
+class ClipVision(nn.Module):
+    """CLIP's image tower: a class token before the patches, a norm before the layers; all tokens are handed on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: CLIPVisionModel, *, normed: bool) -> None:
+        """`normed`: does the tower end in its norm? (Not where a pooler comes first and is normed itself.)"""
+        super().__init__()
+        self.tower, self.normed, self.width = tower, normed, int(tower.config.hidden_size)
+        tower.post_layernorm.requires_grad_(normed)
+        for name, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, 1 + N, D]."""
+        x = self.tower.pre_layrnorm(self.tower.embeddings(((pixels + 1) / 2 - self.mean) / self.std))
+        x = self.tower.encoder(inputs_embeds=x).last_hidden_state
+        return Features(None, self.tower.post_layernorm(x) if self.normed else x)
+
+
+class PooledVision(nn.Module):
+    """An image tower and CoCa's poolers: tokens for the decoder, and one of them, projected, for the comparison."""
+
+    def __init__(self, image: Vision | ClipVision, shape: CoCaShape) -> None:
+        super().__init__()
+        self.image, self.pooling = image, shape.pooling
+        self.width = shape.embed if shape.pooling == "first" else image.width  # of the tokens that are handed on
+        self.captioning = Pooler(shape.queries, self.width, shape.heads, image.width)
+        one = shape.pooling == "first"
+        self.contrastive = None if one else Pooler(1, self.width, shape.heads, image.width)
+        self.norm = nn.LayerNorm(self.width) if one else None
+        self.head = nn.Linear(self.width, shape.embed, bias=False)
+        nn.init.normal_(self.head.weight, std=self.width**-0.5)
+
+    @property
+    def tower(self) -> Any:
+        """The transformers model inside."""
+        return self.image.tower
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1] -> pooled [B, E] and tokens [B, Q, D]."""
+        seen = self.image(pixels).tokens
+        tokens = self.captioning(seen)
+        if self.norm is not None:
+            first, *rest = self.norm(tokens).split([1, tokens.shape[1] - 1], 1)
+            return Features(self.head(first[:, 0]), rest[0])
+        assert self.contrastive is not None
+        pooled = self.contrastive(tokens if self.pooling == "cascade" else seen)
+        return Features(self.head(pooled[:, 0]), tokens)
+
+
+class Unimodal(nn.Module):
+    """The half of the text decoder that does not see the image; [CLS], behind the text, embeds it.
+
+    The embedding has two more rows than the vocabulary: the start token's, then [CLS]'s. [CLS] always stands at the
+    last place, whatever the text's length, and looks at no padding.    (CoCa, Sec. 3.2; open_clip transformer.py:1088)
+    """
+
+    def __init__(self, shape: Shape, coca: CoCaShape, vocabulary: int, length: int, pad_id: int) -> None:
+        super().__init__()
+        width = shape.width
+        self.vocabulary, self.length, self.pad_id, self.legacy_mask = vocabulary, length, pad_id, coca.legacy_mask
+        self.embedding = nn.Embedding(vocabulary + 2, width)
+        self.position = nn.Parameter(torch.empty(length + 2, width))
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, coca.embed, bias=False)
+        nn.init.normal_(self.embedding.weight)
+        nn.init.normal_(self.position, std=width**-0.5)
+        nn.init.normal_(self.head.weight, std=width**-0.5)
+
+    def forward(self, ids: Tensor) -> Features:
+        """ids [B, L] int64, padded to the length -> pooled [B, E]; tokens [B, 1 + L, D], token i telling of ids[i]."""
+        row = F.pad(F.pad(ids, (1, 0), value=self.vocabulary), (0, 1), value=self.vocabulary + 1)
+        x = self.embedding(row) + self.position[: row.shape[1]]
+        valid = F.pad(ids != self.pad_id, (2, 0) if self.legacy_mask else (1, 1), value=True)
+        allowed = causal(x) & valid[:, None, None]
+        for layer in self.layers:
+            x = layer(x, None, allowed)
+        return Features(self.head(self.norm(x[:, -1])), x[:, :-1])
+
+    def embed(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """What the first layer reads of a decoder's inputs [B, R], the first of each text being its start."""
+        ids = torch.where(places == 0, self.vocabulary, inputs)
+        return self.embedding(ids) + F.embedding(places, self.position)
+
+
+class Multimodal(nn.Module):
+    """The half of the text decoder that sees the image: in turn a layer on the text and one on the image.
+
+    To those who decode it is a `Decoder`, the unimodal half its first layers; it has learned no [MASK].
+    """
+
+    def __init__(self, text: Unimodal, shape: Shape, memory_width: int) -> None:
+        super().__init__()
+        self.text = [text]  # listed: not a submodule
+        self.shape, self.length, self.mask_id = shape, text.length, text.vocabulary
+        self.layers = nn.ModuleList(Layer(shape, memory) for _ in range(shape.depth) for memory in (None, memory_width))
+        self.norm = nn.LayerNorm(shape.width)
+        self.vocabulary = Vocabulary(shape.width, text.vocabulary)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        segments: Tensor,
+        full: Tensor,
+        memory: Tensor,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """As `Decoder.forward`: hidden states [B, R, D] of packed rows."""
+        x = self.text[0].embed(inputs, positions)
+        allowed = ((segments[:, :, None] == segments[:, None]) & (causal(x)[0] | full[:, None]))[:, None]
+        for layer in self.text[0].layers:
+            x = layer(x, None, allowed)
+        return self.go_on(x, memory, allowed)
+
+    def go_on(self, x: Tensor, memory: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Hidden states [B, R, D] from the unimodal half's [B, R, D] and image tokens [B, N, M]."""
+        allowed = causal(x) if allowed is None else allowed
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x = layer(x, None, allowed) if layer.memory_norm is None else layer(x, memory, None)
+        return self.norm(x)
+
+    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
+        """As `Decoder.remember`: image tokens [B, N, M] as each image layer's keys and values; no text yet."""
+        layers = []
+        for layer in self._all():
+            if layer.memory_norm is None:
+                seen = memory.new_zeros(len(memory), 0, self.shape.width)  # a layer on the text: no image to remember
+            else:
+                seen = layer.memory_norm(memory)
+            image = layer.attention.keys(seen).contiguous()
+            layers.append(Past(image, image[..., :0, :]))
+        whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), None)
+        return whole if owners is None else whole.take(owners)
+
+    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
+        """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""
+        places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.text[0].embed(inputs, places)
+        allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]
+        for layer, past in zip(self._all(), cache.layers, strict=True):
+            x = layer.extend(x, places, past, cache.seats, allowed[:, None])
+        return self.norm(x)
+
+    def _all(self) -> list[Layer]:
+        return [layer for layer in (*self.text[0].layers, *self.layers) if isinstance(layer, Layer)]
+
+
+def causal(x: Tensor) -> Tensor:
+    """[1, 1, R, R] bool for x [B, R, D]: no place looks at a later one."""
+    place = torch.arange(x.shape[1], device=x.device)
+    return (place[:, None] >= place)[None, None]
+
+
+Writer = Decoder | Multimodal  # what texts are decoded with

@@ -1,0 +1,98 @@
+"""Tasks as text, mixed in one run: on CapPa's decoder, and as PaLI has it on an encoder-decoder."""
+
+from dataclasses import replace
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.fields import Frame, Images
+from opensiglip.data.tasks import parse_tasks
+from opensiglip.data.tasks.mixture import Mixture
+from opensiglip.models.sizes import architecture
+from opensiglip.objectives.captioning import Answer, Caption
+from opensiglip.recipes.recipe import Recipe
+
+MIXTURE = "caption:4,aref:2,gcap:2,answer:2,question:1,detect:1,count:1"
+
+
+def tasks(
+    *,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    tasks: str = MIXTURE,
+    texts: int = 3,
+    boxes: str = "y1 x1 y2 x2",
+    decoder_depth: int | None = None,
+    decoder_width: int | None = None,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """Tasks: PaLI's unified text interface on CapPa's decoder; every task is a question and an answer.    (after PaLI)
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text: of a question and its answer.
+        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
+            question, count, ocr, aref, gcap, detect and segment.
+        texts: sequences of an image and visit, at most.
+        boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
+        decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
+        decoder_width: its width; by default the size's.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    networks = architecture(
+        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
+    )
+    weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Mixture(weights, texts=texts, boxes=written)],
+        objectives=[Caption()],
+        tasks=tuple(weights),
+        boxes=written,
+    )
+
+
+def pali(
+    *,
+    encoder: str | None = None,
+    frozen: bool = True,
+    size: str = "B/16",
+    resolution: int | None = None,
+    length: int = 64,
+    tasks: str = MIXTURE,
+    texts: int = 3,
+    boxes: str = "y1 x1 y2 x2",
+    decoder_depth: int | None = None,
+    decoder_width: int | None = None,
+    crop_area: float = 1.0,
+) -> Recipe:
+    """PaLI: image tokens and a prompt into a T5 encoder-decoder, which answers in text.    (arXiv:2209.06794)
+
+    Args:
+        encoder: hub id or folder of a timm encoder; by default a SigLIP tower of `size`, which --init should fill.
+        frozen: leave the image tower as it is, as PaLI's first stage does.
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text: of a prompt, and of an answer.
+        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
+            question, count, ocr, aref, gcap, detect and segment.
+        texts: prompts of an image and visit, at most.
+        boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
+        decoder_depth: layers of T5's encoder, and of its decoder; by default half the image tower's, rounded down.
+        decoder_width: their width; by default the size's.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+    """
+    networks = architecture(
+        size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
+    )
+    networks = replace(networks, decoder=None, t5=networks.decoder, encoder=encoder, frozen=frozen)
+    weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
+    return Recipe(
+        networks,
+        Frame(networks.resolution, crop_area),
+        fields=[Images(), Mixture(weights, texts=texts, boxes=written, paired=True)],
+        objectives=[Answer()],
+        tasks=tuple(weights),
+        boxes=written,
+    )
