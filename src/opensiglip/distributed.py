@@ -1,7 +1,9 @@
 """Ranks: the only file that imports torch.distributed. On one process everything here is the identity."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,21 +46,55 @@ def sum_counters(number: int, counter: Counter[str]) -> tuple[int, Counter[str]]
     return sum(n for n, _ in gathered), sum((c for _, c in gathered), Counter())
 
 
-def ring(mine: Tensor) -> Iterator[tuple[Tensor, Tensor, bool | None]]:
-    """Each rank's rows in turn, ours first, with a slope that travels along: (block, slope, is it ours?).
+def ring(
+    mine: Tensor,
+    visit: Callable[[Tensor, bool], Tensor | None],
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> Tensor | None:
+    """Show every rank's `mine` to `visit(block, is it ours?)`, ours first; what all ranks' visits say of ours, joined.
 
-    The receiver adds its gradient to `slope` in place. After the last turn comes (our block, the sum of what all ranks
-    added to its slope, None). Never holds more than two blocks.
+    Blocks go round while they are looked at: a rank sends its block on before it looks, and what was said of a block
+    follows one turn behind. Never holds more than two blocks. Same shapes on every rank; all ranks answer, or none.
     """
     rank, ranks = world()
-    block, slope = mine.contiguous(), torch.zeros_like(mine, memory_format=torch.contiguous_format)
+    block, said = mine.contiguous(), None
     for turn in range(ranks):
-        yield block, slope, turn == 0
-        if ranks > 1:
-            new = torch.empty_like(block), torch.empty_like(slope)
-            sends = [dist.P2POp(dist.isend, x, (rank + 1) % ranks) for x in (block, slope)]
-            receives = [dist.P2POp(dist.irecv, x, (rank - 1) % ranks) for x in new]
-            for work in dist.batch_isend_irecv(sends + receives):
-                work.wait()
-            block, slope = new
-    yield block, slope, None
+        onward = [block] if turn < ranks - 1 else []
+        arrive = _pass_on([*onward, said] if said is not None else onward)
+        answer = visit(block, turn == 0)
+        arrived = arrive()
+        if answer is not None:
+            said = join(arrived.pop(), answer) if turn else answer
+        if onward:
+            block = arrived[0]
+    if ranks > 1 and said is not None:
+        said = _pass_on([said])()[0]  # home
+    return said
+
+
+def _pass_on(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
+    """Start sending to the next rank and receiving the like from the one before; the result waits for it."""
+    if not tensors:
+        return list
+    rank, ranks = world()
+    new = [torch.empty_like(x) for x in tensors]
+    sends = [dist.P2POp(dist.isend, x, (rank + 1) % ranks) for x in tensors]
+    receives = [dist.P2POp(dist.irecv, x, (rank - 1) % ranks) for x in new]
+    works = dist.batch_isend_irecv(sends + receives)
+
+    def arrive() -> list[Tensor]:
+        for work in works:
+            work.wait()
+        return new
+
+    return arrive
+
+
+@contextmanager
+def meeting(file: Path, rank: int, ranks: int) -> Iterator[None]:
+    """Inside, this process is one of `ranks` on this machine's CPU, which find each other through a file."""
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
