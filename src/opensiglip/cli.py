@@ -23,7 +23,7 @@ USAGE = """usage: opensiglip COMMAND ...
   compare MODEL MODEL ...                 models side by side, with paired intervals; `--data`, `--out`
   recipes                                 the table of recipes: paper, objectives, tasks
   data show SOURCE [--out sheet.png]      what is in a source, and a contact sheet with boxes drawn
-  bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
+  bench WHAT                              the measurements behind claims on speed, each beside its peers
 """
 
 
@@ -70,13 +70,11 @@ def run(words: list[str]) -> int:
                 f"RECIPE: {', '.join(RECIPES)}, or FILE.py:FUNCTION"
             )
             return 0 if "--help" in words or "-h" in words else 2
-        case ["bench", "attention" | "decoding" | "memory" as name, *rest]:
-            from opensiglip import bench
+        case ["bench", *rest]:
+            from opensiglip.bench import find
 
-            measure: Callable[..., None] = getattr(bench, f"bench_{name}")
-            call(measure, rest, f"opensiglip bench {name}")
-        case ["bench", *_]:
-            raise UserError("`opensiglip bench` measures one of: attention, decoding, memory.")
+            measure = find(next(iter(rest), ""))
+            call(measure, rest[1:], f"opensiglip bench {rest[0]}")
         case ["data", *_]:
             raise UserError("`opensiglip data` has one command: show SOURCE.")
         case _:

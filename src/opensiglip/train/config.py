@@ -15,7 +15,8 @@ from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
 from opensiglip.train.checkpoint import write_json
 
-FREE = {"resume", "changed", "workers", "trackers", "save_every", "log_every"}  # a resumed run may change these
+# What a resumed run may change.
+FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every"}
 
 
 def find(recipe: str) -> RecipeFunction:

@@ -61,6 +61,7 @@ class Loop:
     log_every: int
     eval_every: int = 0
     evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
+    compile: bool = False
     step: int = 0  # steps taken
     skipped_steps: int = 0
     judge: Judge = field(default_factory=Judge)
@@ -86,6 +87,8 @@ class Loop:
             self.plan.batch_size,
             self.log_every,
         )
+        if self.compile:
+            self.learner.compile()
         batches = loader(self.plan, self.step, self.steps, self.workers, pin=device.type == "cuda")
         watch, failures, started = Watch(), 0, time.perf_counter()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
