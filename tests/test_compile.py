@@ -79,8 +79,8 @@ def test_a_compiled_run_with_checkpointing_trains(
         original(learner, backend="aot_eager")
 
     monkeypatch.setattr(Learner, "compile", compile_quickly)
-    plain = run(tmp_path_factory.mktemp("plain") / "run", steps=5)
     made = run(tmp_path_factory.mktemp("compiled") / "run", steps=5, compile=True, checkpointing=True)
+    plain = run(tmp_path_factory.mktemp("plain") / "run", steps=5)
     assert len(seen) == 1 and seen[0].model.decoder is not None and seen[0].model.decoder.checkpointing
     assert made["losses"].keys() == plain["losses"].keys() >= {"loss/local_to_global"}, "also the last fifth"
     for name, loss in plain["losses"].items():
