@@ -84,4 +84,4 @@ def test_a_compiled_run_with_checkpointing_trains(
     assert len(seen) == 1 and seen[0].model.decoder is not None and seen[0].model.decoder.checkpointing
     assert made["losses"].keys() == plain["losses"].keys() >= {"loss/local_to_global"}, "also the last fifth"
     for name, loss in plain["losses"].items():
-        assert made["losses"][name] == pytest.approx(loss, rel=1e-3), name
+        assert made["losses"][name]["last"] == pytest.approx(loss["last"], rel=1e-2), name
