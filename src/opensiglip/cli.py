@@ -28,7 +28,7 @@ USAGE = """usage: opensiglip COMMAND ...
   predict MODEL IMAGE...                  captions, boxes, labels of image files: --caption, --locate PHRASE, ...
   demo MODEL                              the same in a web page, on this machine
   annotate SOURCE --out DIR               boxes for your own photos, by an open-vocabulary detector
-  bench attention|decoding|memory         the measurements behind claims on speed, each against a named peer
+  bench WHAT                              the measurements behind claims on speed, each beside its peers
 """
 
 
@@ -82,13 +82,11 @@ def run(words: list[str]) -> int:
         case ["predict" | "demo" | "annotate" as name, *rest]:
             home = {"predict": "use.predict", "demo": "use.demo", "annotate": "annotate.annotate"}[name]
             call(getattr(import_module(f"opensiglip.{home}"), name), rest, f"opensiglip {name}")
-        case ["bench", "attention" | "decoding" | "memory" as name, *rest]:
-            from opensiglip import bench
+        case ["bench", *rest]:
+            from opensiglip.bench import find
 
-            measure: Callable[..., None] = getattr(bench, f"bench_{name}")
-            call(measure, rest, f"opensiglip bench {name}")
-        case ["bench", *_]:
-            raise UserError("`opensiglip bench` measures one of: attention, decoding, memory.")
+            measure = find(next(iter(rest), ""))
+            call(measure, rest[1:], f"opensiglip bench {rest[0]}")
         case ["data", *_]:
             raise UserError("`opensiglip data` has one command: show SOURCE.")
         case _:

@@ -75,7 +75,7 @@ def _ring_sigmoid(
 
     with torch.autocast(rows.device.type, enabled=False):
         dy = ring(torch.cat([columns.to(high), valid[:, None].to(high)], 1), visit)  # a column, and whether it counts
-    return loss, *_like((rows, columns, scale, bias), (dx, dy, dt, db), slopes)
+    return _result(loss, (rows, columns, scale, bias), (dx, dy, dt, db), slopes)
 
 
 @torch.library.custom_op("opensiglip::ring_softmax", mutates_args=())
@@ -114,7 +114,7 @@ def _ring_softmax(
         partners = t * (x * y).sum(1)
         loss = torch.where(valid, (row_sums + column_sums) / 2 - partners, 0.0).sum()
         dy = ring(torch.cat([y, counts, column_sums[:, None]], 1), pull) if slopes else None
-    return loss, *_like((rows, columns, scale), (dx, dy, dt), slopes)
+    return _result(loss, (rows, columns, scale), (dx, dy, dt), slopes)
 
 
 @torch.library.custom_op("opensiglip::linear_cross_entropy", mutates_args=())
@@ -138,7 +138,7 @@ def _linear_cross_entropy(
                 narrow = slope[0].to(dtype)
                 dh[here] = narrow @ w
                 _add_product(dw, narrow.T, h)
-    return loss, *_like((hidden, weight, bias), (dh, dw, db), slopes)
+    return _result(loss, (hidden, weight, bias), (dh, dw, db), slopes)
 
 
 def _tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -158,11 +158,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         part += some @ b
 
 
-def _like(inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], formed: bool) -> tuple[Tensor, ...]:
-    """The slopes in the shapes and dtypes of their inputs; empty where none were formed."""
+def _result(loss: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], formed: bool) -> Any:
+    """The loss, and the slopes in the shapes and dtypes of their inputs; empty where none were formed."""
     if not formed:
-        return tuple(x.new_empty(0) for x in inputs)
-    return tuple(s.to(x.dtype).reshape(x.shape) for x, s in zip(inputs, slopes, strict=True) if s is not None)
+        return loss, *(x.new_empty(0) for x in inputs)
+    return loss, *(s.to(x.dtype).reshape(x.shape) for x, s in zip(inputs, slopes, strict=True) if s is not None)
 
 
 def _slopes_are_formed_in_forward(op: torch.library.CustomOpDef, differentiable: int, others: int) -> None:

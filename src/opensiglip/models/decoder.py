@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from opensiglip.fused import linear_cross_entropy
 from opensiglip.models.attention import attention
@@ -112,6 +113,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, memory_width, bias) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.vocabulary = Vocabulary(shape.width, vocabulary)
+        self.checkpointing = False  # form each block's activations again in backward, rather than keep them
         self.initialise()
 
     @torch.no_grad()
@@ -156,7 +158,11 @@ class Decoder(nn.Module):
         allowed = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])
         seen = None if valid is None else valid[:, None, None]
         for block in self.blocks:
-            x = block(x, memory, allowed[:, None], seen)
+            given = x, memory, allowed[:, None], seen
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(*given)
         return self.norm(x)
 
     def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:

@@ -14,7 +14,8 @@ from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
 from opensiglip.train.checkpoint import write_json
 from opensiglip.user_file import load
 
-FREE = {"resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}  # a resumed run may change these
+# What a resumed run may change.
+FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}
 OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
 
 

@@ -62,6 +62,7 @@ class Loop:
     eval_every: int = 0
     evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
     keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
+    compile: bool = False
     step: int = 0  # steps taken
     skipped_steps: int = 0
     judge: Judge = field(default_factory=Judge)
@@ -95,6 +96,8 @@ class Loop:
             self.last,
             self.log_every,
         )
+        if self.compile:
+            self.learner.compile()
         batches = loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda")
         watch, failures, started = Watch(), 0, time.perf_counter()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.

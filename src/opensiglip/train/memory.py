@@ -9,8 +9,8 @@ TOP_PAD, TRIM_THRESHOLD, MMAP_MAX = -2, -1, -4  # malloc.h's M_TOP_PAD, M_TRIM_T
 def keep_freed_memory() -> bool:
     """Tell glibc not to hand large blocks back to the system after each use; whether it could be told.
 
-    Every tensor above its threshold otherwise costs a round of page faults: measured as 2 to 3 times the step's time
-    (`opensiglip bench memory`). Other systems' allocators already keep theirs.
+    Every tensor above its threshold otherwise costs a round of page faults; `opensiglip bench memory` says how much.
+    Other systems' allocators already keep theirs.
     """
     libc = _glibc()
     if libc is None:

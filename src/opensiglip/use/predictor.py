@@ -23,6 +23,7 @@ from opensiglip.decoding import BoxGrammar
 from opensiglip.errors import UserError
 from opensiglip.evaluate.likelihood import likelihoods, target
 from opensiglip.evaluate.subject import Subject
+from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.types import Features
 from opensiglip.use.images import Pictures, is_one, read_all
@@ -287,7 +288,7 @@ class Predictor:
             f"this model never saw {language!r}; its captions are in {', '.join(known) or 'no named language'}."
         )
 
-    def _decoder(self, verb: str, task: str | None = None) -> tuple[Decoder, TextPipeline]:
+    def _decoder(self, verb: str, task: str | None = None) -> tuple[Decoder | Multimodal, TextPipeline]:
         """The decoder and its pipeline. Raises UserError where there is none, or it was not trained on the task."""
         subject = self.subject
         if subject.decoder is None or subject.pipeline is None:

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from opensiglip.data.captions import Ids
 from opensiglip.decoding import BoxGrammar, State
 from opensiglip.errors import UserError
+from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.past import Cache
 
@@ -42,7 +43,7 @@ class Writer(PreTrainedModel, GenerationMixin):
 
     config_class = WriterConfig
 
-    def __init__(self, decoder: Decoder, pad_id: int, eos_id: int) -> None:
+    def __init__(self, decoder: Decoder | Multimodal, pad_id: int, eos_id: int) -> None:
         super().__init__(WriterConfig(vocab_size=decoder.mask_id))
         self.decoder = decoder  # no post_init: it would draw new weights
         self.generation_config.update(pad_token_id=pad_id, eos_token_id=eos_id, do_sample=False)

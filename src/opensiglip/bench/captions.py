@@ -1,0 +1,57 @@
+"""Made-up texts for the benches: three tasks an image, as long as texts are, packed as ours and padded as others do."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opensiglip.data.captions import Target, pack
+from opensiglip.types import Batch
+
+LENGTHS = (22, 26, 26)  # tokens of caption, referring box and grounded caption, at a row length of 64
+PREFIX = 4  # of them: what the task starts with
+
+
+def texts(images: int, tasks: int, length: int, vocabulary: int, *, parallel: float) -> list[list[Target]]:
+    """Each image's targets, of about `LENGTHS` tokens; that share of the captions (the first task) in parallel."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(images):
+        row = []
+        for task in range(tasks):
+            spread = rng.uniform(0.6, 1.4)  # so that rows are as uneven as real ones
+            count = int(np.clip(round(LENGTHS[task] * length / 64 * spread), PREFIX + 2, length))
+            ids = [int(i) for i in rng.integers(2, vocabulary, count)]
+            side_by_side = task == 0 and rng.random() < parallel
+            row.append(Target(tuple(ids[:PREFIX]), (*ids[PREFIX:-1], 1), parallel=side_by_side))
+        rows.append(row)
+    return rows
+
+
+def packed(rows: list[list[Target]], length: int, vocabulary: int) -> Batch:
+    """The batch as our loader makes it."""
+    return pack(rows, length=length, pad_id=0, mask_id=vocabulary)
+
+
+def padded(rows: list[list[Target]], length: int, vocabulary: int) -> list[Batch]:
+    """A batch for each task, every row padded to `length`: three passes instead of one."""
+    batches = []
+    for task in range(len(rows[0])):
+        batch = packed([[row[task]] for row in rows], length, vocabulary)
+        width = batch["inputs"].shape[1]
+        wide = {name: _widen(x, length) for name, x in batch.items() if x.ndim == 2}
+        wide["positions"] = torch.arange(length).expand(len(rows), -1)
+        wide["segments"] = torch.zeros(len(rows), length, dtype=torch.int64)
+        scored = batch["scored"]
+        batches.append(batch | wide | {"scored": scored // width * length + scored % width})
+    return batches
+
+
+def real_tokens(rows: list[list[Target]]) -> int:
+    """Tokens that carry loss."""
+    return sum(len(target.target) for row in rows for target in row)
+
+
+def _widen(x: Tensor, length: int) -> Tensor:
+    """Columns cut or filled with 0 up to `length`."""
+    wide = x.new_zeros(len(x), length)
+    wide[:, : x.shape[1]] = x[:, :length]
+    return wide

@@ -1,0 +1,81 @@
+"""The decoder on three texts an image: packed along one row, against a padded pass for each text."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensiglip.bench.captions import packed, padded, real_tokens, texts
+from opensiglip.bench.measure import Row, Variant, agree, compare, positive, start
+from opensiglip.bench.report import report
+from opensiglip.models.decoder import Decoder
+from opensiglip.models.sizes import Shape
+from opensiglip.types import Batch
+
+PEER, TASKS = "three padded passes, naive head", 3
+
+
+def bench(
+    images: int = 16,
+    tokens: int = 196,
+    length: int = 64,
+    width: int = 384,
+    depth: int = 6,
+    vocabulary: int = 32_000,
+    rounds: int = 3,
+    device: str = "auto",
+    out: Path = Path("runs/bench"),
+) -> None:
+    """Decoder and head on three texts an image, forward and backward in float32: packed against padded.
+
+    "exact" has half of the captions in parallel, over their row's full length of [MASK]; "packed" has none.
+
+    Args:
+        images: of a batch.
+        tokens: of an image.
+        length: of a padded row.
+        width: of the decoder.
+        depth: of the decoder.
+        vocabulary: of the head.
+        rounds: of each variant, in turn; the median counts.
+        device: auto, cpu or cuda.
+        out: folder for the JSON and the plot.
+    """
+    positive(images=images, tokens=tokens, length=length, width=width, depth=depth, vocabulary=vocabulary)
+    positive(rounds=rounds)
+    place, rows = start(device), list[Row]()
+    torch.manual_seed(0)
+    decoder = Decoder(Shape(width, depth, 4 * width, max(1, width // 64)), vocabulary, length, width).to(place)
+    torch.nn.init.normal_(decoder.vocabulary.weight, std=width**-0.5)
+    memory = torch.randn(images, tokens, width, device=place, requires_grad=True)
+    leaves = [memory, *decoder.parameters()]
+    for case, parallel in (("exact", 0.5), ("packed", 0.0)):
+        drawn = texts(images, TASKS, length, vocabulary, parallel=parallel)
+        one = {name: x.to(place) for name, x in packed(drawn, length, vocabulary).items()}
+        three = [{name: x.to(place) for name, x in part.items()} for part in padded(drawn, length, vocabulary)]
+
+        def ours(one: Batch = one) -> tuple[Tensor, ...]:
+            hidden = _hidden(decoder, one, memory).flatten(0, 1)[one["scored"]]
+            loss = decoder.vocabulary(
+                hidden, one["targets"].flatten()[one["scored"]], one["weights"].flatten()[one["scored"]]
+            )
+            return loss, *torch.autograd.grad(loss, leaves)
+
+        def plain(three: list[Batch] = three) -> tuple[Tensor, ...]:
+            loss = memory.new_zeros(())
+            for part in three:
+                logits = decoder.vocabulary(_hidden(decoder, part, memory).flatten(0, 1))
+                each = F.cross_entropy(logits, part["targets"].flatten(), reduction="none")
+                loss = loss + (part["weights"].flatten() * each).sum()
+            return loss, *torch.autograd.grad(loss, leaves)
+
+        gap = agree({PEER: plain(), "opensiglip": ours()}, PEER, 1e-3)["opensiglip"]
+        facts = {"off by": gap, "real tokens": f"{real_tokens(drawn) / (images * TASKS * length):.0%}"}
+        variants = [Variant("opensiglip", ours, facts=facts), Variant(PEER, plain)]
+        rows += compare(case, variants, PEER, place, rounds, torch.float32)
+    report("decoder", rows, out, place)
+
+
+def _hidden(decoder: Decoder, batch: Batch, memory: Tensor) -> Tensor:
+    return decoder(batch["inputs"], batch["positions"], batch["segments"], batch["full"], memory)

@@ -1,0 +1,114 @@
+"""The measurements run, check that what they compare agrees, and write what they print."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opensiglip.bench import BENCHES
+from opensiglip.bench.captions import packed, padded, texts
+from opensiglip.bench.measure import Variant, agree, compare, sample
+from opensiglip.cli import main
+
+CPU = torch.device("cpu")
+SMALL = {
+    "sigmoid": "--sizes 24 --width 8",
+    "lm-head": "--vocabularies 50 --tokens 20 --width 8",
+    "decoder": "--images 2 --tokens 4 --length 24 --width 64 --depth 1 --vocabulary 50",
+    "step": "--images 2 --vocabulary 50 --precision fp32 bf16",
+    "input": "--count 2 --resolution 32",
+    "decoding": "--phrases 2 --images 1 --tokens 4 --width 32 --depth 1",
+    "attention": "--images 2 --tokens 8 --heads 2 --width 16",
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repeats, and small products."""
+    monkeypatch.setattr("opensiglip.bench.measure.SHORTEST", 0.0)
+    monkeypatch.setattr("opensiglip.bench.measure.PRODUCT", {"cpu": 64})
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def ran(name: str, words: str, out: Path) -> dict[str, Any]:
+    assert main(["bench", name, *words.split(), "--rounds", "1", "--out", str(out)]) == 0
+    assert (out / f"{name}.png").stat().st_size > 1000
+    return json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
+    name: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = "" if name in ("input", "decoding") else " --device cpu"
+    made = ran(name, SMALL[name] + device, tmp_path)
+    said = capsys.readouterr().out
+    names = {row["variant"] for row in made["rows"]}
+    assert any("opensiglip" in variant for variant in names) and any("opensiglip" not in variant for variant in names)
+    for row in made["rows"]:
+        assert row["variant"] in said and 0 < row["low"] <= row["seconds"] <= row["high"]
+        assert row["peak_mib"] is None or row["peak_mib"] >= 0
+    assert made["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_two_ranks_are_measured(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ran("ranks", "--size 24 --ranks 1 2 --width 8", tmp_path)
+    assert {row["case"] for row in made["rows"]} == {"N 24, 1 ranks", "N 24, 2 ranks"}
+
+
+def test_what_does_not_agree_is_not_compared() -> None:
+    close = {"plain": [torch.ones(3)], "ours": [torch.ones(3) + 1e-6]}
+    assert 0 < agree(close, "plain", 1e-5)["ours"] < 1e-5
+    with pytest.raises(RuntimeError, match="ours is .* away from plain"):
+        agree(close, "plain", 1e-8)
+
+
+def test_the_peak_is_what_a_call_held_at_once() -> None:
+    kept = torch.ones(4 << 20)
+    seconds, peak = sample(lambda: torch.ones(16 << 20).sum() + kept.sum(), CPU)  # 64 MiB of float32
+    assert seconds > 0
+    assert peak is None or 60 < peak < 80
+
+
+def test_speed_is_against_the_peer_and_the_floor_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = torch.randn(256, 256)
+    once, thrice = Variant("once", lambda: a @ a, 2 * 256**3, items=5), Variant("thrice", lambda: a @ a @ a @ a)
+    monkeypatch.setattr("opensiglip.bench.measure.PRODUCT", {"cpu": 256})
+    first, second = compare("case", [once, thrice], "thrice", CPU, 3, torch.float32)
+    assert first.speed > 1.5 and second.speed == 1
+    assert first.over_floor is not None and 0.3 < first.over_floor < 3 and second.over_floor is None
+    assert first.per_second == pytest.approx(5 / first.seconds)
+
+
+@pytest.mark.parametrize("parallel", [0.0, 1.0])
+def test_padded_and_packed_texts_hold_the_same_tokens(parallel: bool) -> None:
+    rows = texts(3, 3, 20, 50, parallel=parallel)
+    one, three = packed(rows, 20, 50), padded(rows, 20, 50)
+
+    def scored(batch: dict[str, torch.Tensor]) -> list[tuple[int, int, int]]:
+        names = ("inputs", "targets", "positions")
+        return sorted(zip(*(batch[name].flatten()[batch["scored"]].tolist() for name in names), strict=True))
+
+    assert sum((scored(part) for part in three), []) and scored(one) == sorted(sum((scored(p) for p in three), []))
+    assert all(part["inputs"].shape == (3, 20) for part in three)
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        ("", f"measures one of: {', '.join(BENCHES)}."),
+        ("speed", f"measures one of: {', '.join(BENCHES)}."),
+        ("sigmoid --sizes 0", "--sizes 0 is out of range; give a number of more than 0."),
+        ("step --cases all", "--cases 'all' is unknown; there are contrastive"),
+        ("step --precision fp8", "--precision 'fp8' is unknown; give fp32 or bf16."),
+        ("lm-head --device tpu", "--device 'tpu' is unknown; give auto, cpu or cuda."),
+        ("input --data nowhere", "--data nowhere holds no .jpg"),
+    ],
+)
+def test_a_bad_word_is_one_sentence(words: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words.split()]) == 2
+    assert part in capsys.readouterr().err
