@@ -6,17 +6,21 @@ FLAGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format train clean
+.PHONY: help setup test test-browser lint format train clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed  ## make .venv with the pinned requirements and this package
 	@:
 
-# One thread: toy tensors gain nothing from more, and threads that wait for one another are slow on few cores.
+# A process a core, of one thread each: toy tensors gain nothing from more, and threads that wait for one another are slow.
 test: .venv/.installed  ## run the tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+
+test-browser: .venv/.installed  ## click through the demo (needs chromium and chromedriver)
+	.venv/bin/python -m pip install -q selenium
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
 
 lint: .venv/.installed  ## check format, style and types
 	.venv/bin/ruff format --check

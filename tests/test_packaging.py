@@ -161,7 +161,7 @@ def test_clean_removes_the_environment_and_keeps_the_runs(checkout: Path) -> Non
 
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make(ROOT).stdout.splitlines()}
-    assert listed == {"help", "setup", "test", "lint", "format", "train", "clean"}
+    assert listed == {"help", "setup", "test", "test-browser", "lint", "format", "train", "clean"}
 
 
 def test_continuous_integration_runs_make_test_from_anywhere(checkout: Path) -> None:
@@ -172,7 +172,7 @@ def test_continuous_integration_runs_make_test_from_anywhere(checkout: Path) -> 
     environment = os.environ | {"PYTHON": str(checkout / "python")}
     done = subprocess.run(["bash", str(script)], cwd="/", env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert asked(checkout) == ["venv", *INSTALLS, "-m pytest"]
+    assert asked(checkout) == ["venv", *INSTALLS, "-m pytest -n auto --dist loadfile"]
 
 
 def test_setup_installs_hashed_pins_then_the_package_and_only_once(checkout: Path) -> None:

@@ -140,9 +140,11 @@ def test_ranks_hold_the_same_weights_after_three_steps(
 ) -> None:
     first, second = (rank[f"{name} weights"] for rank in ranks)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    before = cases[name].learner().state_dict()
+    learner = cases[name].learner()
+    before = learner.state_dict()
     moved = {key for key, value in first.items() if not torch.equal(value, before[key])}
-    assert "model.vision.tower.post_layernorm.weight" in moved
+    trained = {key for key, p in learner.named_parameters() if p.requires_grad and key.startswith("model.")}
+    assert len(moved & trained) > 0.9 * len(trained)
     if name in ("silc", "tips", "siglip2"):
         assert {
             "teacher.copy.tower.post_layernorm.weight",

@@ -103,7 +103,7 @@ def test_case_and_spaces_around_make_no_difference(pipeline: TextPipeline) -> No
 
 
 @settings(deadline=None)
-@given(st.text(max_size=40))
+@given(st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40))  # what this Python knows the case of
 def test_any_text_comes_back_up_to_normalisation(pipeline: TextPipeline, text: str) -> None:
     ids = pipeline.ids(text)
     assert all(2 <= token < len(pipeline) for token in ids), "neither padding nor an end comes from a text"

@@ -68,7 +68,7 @@ class Pooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, N, M] -> [B, Q, D]."""
-        query = self.query_norm(self.query).expand(len(tokens), -1, -1)
+        query = self.query_norm(self.query).expand(tokens.shape[0], -1, -1)
         return self.attention(query, self.attention.keys(self.memory_norm(tokens)), None)
 
 

@@ -58,7 +58,7 @@ class Vision(nn.Module):
         With another `probe` [1, 1, D] than the tower's, by that.
         """
         head = self.tower.head
-        query = (head.probe if probe is None else probe).to(tokens.dtype).expand(len(tokens), -1, -1)
+        query = (head.probe if probe is None else probe).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         x = head.attention(query, tokens, tokens, key_padding_mask=None if valid is None else ~valid)[0]
         return (x + head.mlp(head.layernorm(x)))[:, 0]
 
