@@ -298,7 +298,7 @@ def test_cappa_goes_on_with_its_decoder(folder: str, tmp_path: Path, capsys: pyt
     theirs = read(GOLDENS / "cappa_big_vision.npz").state
     assert ours.keys() == theirs.keys()
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
-    assert "fresh" not in capsys.readouterr().out
+    assert " fresh" not in capsys.readouterr().out
 
 
 def test_without_a_tokenizer_one_is_trained_within_the_vocabulary(
