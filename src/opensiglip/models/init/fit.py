@@ -46,7 +46,8 @@ def fit(model: Model, checkpoint: Checkpoint) -> Fitted:
             raise UserError(f"{checkpoint.name} has no {name}, which {PARTS[part_of(name)]} needs; {MEND}")
         if name not in own and part_of(name) in ours:
             raise UserError(f"{checkpoint.name} has {name}, which our networks do not; {MEND}")
-    for name in own.keys() & state.keys():
+    shared = [name for name in own if name in state]  # in the order of the networks, so that a refusal names the same one
+    for name in shared:
         value = suit(name, state[name], own[name], model)
         if value.shape != own[name].shape:
             was, wanted = list(state[name].shape), list(own[name].shape)
@@ -55,7 +56,7 @@ def fit(model: Model, checkpoint: Checkpoint) -> Fitted:
             resized.append(f"{name.split('.')[-2]} {list(state[name].shape)} -> {list(value.shape)}")
         own[name].copy_(value)
     return Fitted(
-        frozenset(own.keys() & state.keys()),
+        frozenset(shared),
         tuple(words for part, words in PARTS.items() if part in ours - theirs),
         tuple(words for part, words in PARTS.items() if part in theirs - ours),
         tuple(resized),
