@@ -162,6 +162,14 @@ def test_patches_point_at_what_a_phrase_names(squares: list[Example]) -> None:
     found = openvocab(oracle(), judged(oracle(), squares), Context(languages=("en",)))
     assert found.figures["pointing"] == 1 and found.figures["miou"] == pytest.approx(1, abs=0.01)
     assert found.figures["pointing_random"] == pytest.approx(8 * 16 / SIDE**2)
+    assert found.figures["pointing_centred"] == 1
+
+    def shared(texts: Any) -> torch.Tensor:  # all texts say first of all what the ground shows, as after little training
+        return F.normalize(oracle().read(texts) - 3 * torch.ones(3), dim=-1)
+
+    drowned = oracle(text=shared)
+    found = openvocab(drowned, judged(drowned, squares), Context(languages=("en",)))
+    assert found.figures["pointing"] == 0 and found.figures["pointing_centred"] == 1
     inverted = oracle(to_text=lambda tokens: -tokens)
     assert openvocab(inverted, judged(inverted, squares), Context(languages=("en",))).figures["pointing"] == 0
     with pytest.raises(Impossible, match="text tower"):

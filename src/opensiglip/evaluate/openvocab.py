@@ -21,7 +21,8 @@ def openvocab(subject: Subject, judged: Judged, context: Context) -> Findings:
     """Pointing accuracy of phrases, and mIoU of class names on the pixels of things; protocol ours.
 
     Pointing: the pixel most similar to the phrase lies in its box; phrases that name one box only. Beside it what a
-    random pixel and the middle of the image score. Segmentation: among the names of all things in the judged
+    random pixel and the middle of the image score; and the same with the mean of all asked phrases taken off each, what
+    they share being more like the ground than like any thing (CLIP Surgery, arXiv 2304.05653). Segmentation: among the names of all things in the judged
     examples the most similar to each pixel, on pixels that belong to a thing (no background class, as in MaskCLIP's
     Pascal Context-59). Patch features come from `Subject.dense`; similarities are resized bilinearly to pixels.
     """
@@ -51,19 +52,21 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
     side = subject.frame.resolution
     phrases = list(dict.fromkeys(phrase for _, phrase, _ in asked))
     texts = dict(zip(phrases, subject.read(phrases), strict=True))
+    common = torch.stack(list(texts.values())).mean(0)
     owners = [place for place, _, _ in asked]
     by_place: dict[int, list[int]] = {}
     for number, place in enumerate(owners):
         by_place.setdefault(place, []).append(number)
-    hits, points = [False] * len(asked), [(0.0, 0.0)] * len(asked)
+    hits, centred, points = [False] * len(asked), [False] * len(asked), [(0.0, 0.0)] * len(asked)
     maps: dict[int, Tensor] = {}
     for place, patches in seen(subject, judged, list(by_place), context):
         numbers = by_place[place]
-        similar = pixels(patches @ torch.stack([texts[asked[number][1]] for number in numbers]).T, side)  # [n, S, S]
-        for number, one in zip(numbers, similar, strict=True):
-            y, x = divmod(int(one.argmax()), side)
-            points[number], box = (x + 0.5, y + 0.5), asked[number][2]
-            hits[number] = inside(points[number], box)
+        wanted = torch.stack([texts[asked[number][1]] for number in numbers])
+        similar = pixels(patches @ wanted.T, side)  # [n, S, S]
+        apart = pixels(patches @ (wanted - common).T, side)
+        for number, one, other in zip(numbers, similar, apart, strict=True):
+            points[number], box = peak(one), asked[number][2]
+            hits[number], centred[number] = inside(points[number], box), inside(peak(other), box)
             if len(maps) < 200:  # those that may be shown
                 maps[number] = one.cpu()
     areas = [(box[2] - box[0]) * (box[3] - box[1]) / side**2 for _, _, box in asked]
@@ -84,6 +87,7 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
         "phrases": len(asked),
         "images": len(by_place),
         **measured("pointing", hits, owners),
+        **measured("pointing_centred", centred, owners),
         **measured("pointing_random", areas, owners),
         **measured("pointing_middle", [inside((side / 2, side / 2), box) for _, _, box in asked], owners),
     }, shown
@@ -128,6 +132,12 @@ def pixels(similar: Tensor, side: int) -> Tensor:
     """Similarities [N, C] of a square of patches -> [C, side, side]."""
     grid = int(len(similar) ** 0.5)
     return F.interpolate(similar.T.unflatten(1, (grid, grid))[None], size=(side, side), mode="bilinear")[0]
+
+
+def peak(similar: Tensor) -> tuple[float, float]:
+    """The middle x, y of the pixel of [S, S] that is most similar."""
+    y, x = divmod(int(similar.argmax()), similar.shape[1])
+    return x + 0.5, y + 0.5
 
 
 def inside(point: tuple[float, float], box: Box) -> bool:
