@@ -163,7 +163,7 @@ def test_plain_tensors_give_the_learners_loss_and_gradient(
         "patch_tokens": encoded.image().tokens,
         "decoder": model.decoder,
         "captions": {name: batch[name] for name in ("inputs", "targets", "positions", "segments", "full", "weights")}
-        | {name: batch[name] for name in ("sequences", "scored")},
+        | {name: batch[name] for name in ("sequences", "scored", "real")},
         "local_embeds": encoded.image("local").pooled.unflatten(0, (6, -1)),  # type: ignore[union-attr]
         "teacher_embeds": encoded.teacher("global").pooled,
         "masked_tokens": encoded.masked("global", loss.mask_token).tokens,

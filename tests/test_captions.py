@@ -147,6 +147,7 @@ def test_texts_of_an_image_share_a_row_and_weigh_one_each() -> None:
     assert batch["positions"][0, 12:20].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert (batch["segments"][1] == -1).all() and not batch["weights"][1].any()
     assert torch.equal(batch["scored"], batch["weights"].flatten().nonzero()[:, 0])
+    assert batch["real"].tolist() == [*range(20), 48, 49, 50], "12 of the parallel row, 3 and 5; none; 3"
 
 
 def test_a_batch_without_any_text_still_has_a_row() -> None:

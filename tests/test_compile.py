@@ -53,7 +53,7 @@ def test_activations_formed_again_give_the_same_gradient(step: tuple[Learner, Ba
     plain, kept = measured(learner, batch), saved(learner, batch)
     learner.model.checkpoint_activations()
     assert_same(measured(learner, batch), plain)
-    assert saved(learner, batch) < 0.6 * kept
+    assert saved(learner, batch) < 0.65 * kept
 
 
 def saved(learner: Learner, batch: Batch) -> int:

@@ -1,5 +1,6 @@
 """The decoder: what a token may see, that packing changes nothing, and where the loss starts."""
 
+import copy
 import math
 from functools import cache
 from typing import Any
@@ -69,6 +70,28 @@ def test_the_decoder_starts_as_flax_starts_it() -> None:
     assert 0.95 * bound < up.abs().max().item() <= bound
     assert not decoder.vocabulary.weight.any() and not decoder.vocabulary.bias.any()
     assert 0 < decoder.blocks[0].up.bias.abs().max().item() < 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_padding_left_out_changes_nothing_at_real_tokens(checkpointing: bool) -> None:
+    decoder, batch = copy.deepcopy(a_decoder()), packed(THREE, [], THREE[1:2], THREE[:1])
+    decoder.checkpointing = checkpointing
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    image, valid = memory(4).requires_grad_(), torch.arange(16) < torch.tensor([[16], [9], [1], [16]])
+    pull = torch.randn(len(batch["real"]), SHAPE.width, generator=torch.Generator().manual_seed(1))
+    states, slopes = [], []
+    for real in (None, batch["real"]):
+        states.append(decoder(*row, image, valid, real))
+        slopes.append(
+            torch.autograd.grad(states[-1].flatten(0, 1)[batch["real"]], (image, *decoder.blocks.parameters()), pull)
+        )
+    padded, alone = states
+    torch.testing.assert_close(
+        alone.flatten(0, 1)[batch["real"]], padded.flatten(0, 1)[batch["real"]], atol=1e-5, rtol=0
+    )
+    assert not alone[batch["segments"] < 0].any() and len(batch["real"]) < batch["segments"].numel()
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_an_autoregressive_logit_does_not_see_later_tokens() -> None:

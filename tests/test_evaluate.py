@@ -164,7 +164,9 @@ def test_patches_point_at_what_a_phrase_names(squares: list[Example]) -> None:
     assert found.figures["pointing_random"] == pytest.approx(8 * 16 / SIDE**2)
     assert found.figures["pointing_centred"] == 1
 
-    def shared(texts: Any) -> torch.Tensor:  # all texts say first of all what the ground shows, as after little training
+    def shared(
+        texts: Any,
+    ) -> torch.Tensor:  # all texts say first of all what the ground shows, as after little training
         return F.normalize(oracle().read(texts) - 3 * torch.ones(3), dim=-1)
 
     drowned = oracle(text=shared)

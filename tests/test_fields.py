@@ -121,7 +121,7 @@ def joined(parts: Sequence[StepBatch]) -> list[dict[str, Tensor]]:
                 {
                     name: field[index, :live] if name in wide else field[index]
                     for name, field in part.items()
-                    if name != "scored"
+                    if name not in ("scored", "real")
                 }
             )
     return rows

@@ -194,7 +194,9 @@ def test_another_resolution_and_patch_are_resolved_by_their_rules(peer_of: dict[
 def test_a_shape_without_a_rule_is_one_sentence(peer_of: dict[str, Peer]) -> None:
     checkpoint = read(peer_of["transformers SigLIP"].folder)
     wide = Shape(64, 2, 64, 2)
-    with pytest.raises(UserError, match=r"patch_embedding\.weight is \[32, .* and has to be \[64, .*; leave out --size"):
+    with pytest.raises(
+        UserError, match=r"patch_embedding\.weight is \[32, .* and has to be \[64, .*; leave out --size"
+    ):
         fit(Model.new(Architecture(32, 8, LENGTH, wide, wide), VOCABULARY), checkpoint)
     with pytest.raises(UserError, match=r"has no vision\.tower\.encoder\.layers\.2.*which the image tower needs"):
         fit(_model(32, 8, Shape(32, 3, 64, 2)), checkpoint)

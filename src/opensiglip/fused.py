@@ -18,7 +18,7 @@ from opensiglip.distributed import ring
 from opensiglip.losses import cross_entropy_block, sigmoid_block, softmax_slopes, softmax_sums
 
 BLOCK_BYTES = 64 * 2**20  # what one block of float32 logits may take
-TILE_BYTES = 16 * 2**20  # of a pairwise loss on a CPU, whose cache a larger tile leaves
+TILE_BYTES = 8 * 2**20  # of a pairwise loss on a CPU, whose cache a larger tile leaves
 
 
 def sigmoid_loss(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, valid: Tensor) -> Tensor:

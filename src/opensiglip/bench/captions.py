@@ -41,7 +41,8 @@ def padded(rows: list[list[Target]], length: int, vocabulary: int) -> list[Batch
         wide["positions"] = torch.arange(length).expand(len(rows), -1)
         wide["segments"] = torch.zeros(len(rows), length, dtype=torch.int64)
         scored = batch["scored"]
-        batches.append(batch | wide | {"scored": scored // width * length + scored % width})
+        places = {"scored": scored // width * length + scored % width, "real": torch.arange(len(rows) * length)}
+        batches.append(batch | wide | places)
     return batches
 
 

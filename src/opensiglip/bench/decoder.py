@@ -56,7 +56,7 @@ def bench(
         three = [{name: x.to(place) for name, x in part.items()} for part in padded(drawn, length, vocabulary)]
 
         def ours(one: Batch = one) -> tuple[Tensor, ...]:
-            hidden = _hidden(decoder, one, memory).flatten(0, 1)[one["scored"]]
+            hidden = _hidden(decoder, one, memory, one["real"]).flatten(0, 1)[one["scored"]]
             loss = decoder.vocabulary(
                 hidden, one["targets"].flatten()[one["scored"]], one["weights"].flatten()[one["scored"]]
             )
@@ -77,5 +77,5 @@ def bench(
     report("decoder", rows, out, place)
 
 
-def _hidden(decoder: Decoder, batch: Batch, memory: Tensor) -> Tensor:
-    return decoder(batch["inputs"], batch["positions"], batch["segments"], batch["full"], memory)
+def _hidden(decoder: Decoder, batch: Batch, memory: Tensor, real: Tensor | None = None) -> Tensor:
+    return decoder(batch["inputs"], batch["positions"], batch["segments"], batch["full"], memory, real=real)

@@ -126,7 +126,8 @@ class Captions(Field):
 
     def collate(self, drawn: Sequence[list[Target]], pipeline: TextPipeline) -> Batch:
         """inputs, targets, positions, segments [B, R] int64; weights [B, R] float32 (1/|y| on targets); full [B, R]
-        bool; sequences [B]; scored [M], the places in the flattened rows that carry loss.
+        bool; sequences [B]; of the places in the flattened rows, scored [M] those that carry loss and real [T] all but
+        padding.
         """
         return pack(drawn, length=pipeline.policy.length, pad_id=pipeline.policy.pad_id, mask_id=len(pipeline))
 
@@ -166,4 +167,5 @@ def pack(drawn: Sequence[list[Target]], *, length: int, pad_id: int, mask_id: in
         "full": torch.from_numpy(full),
         "sequences": torch.tensor([len(row) for row in drawn]),
         "scored": torch.from_numpy(weights.ravel().nonzero()[0]),
+        "real": torch.from_numpy((segments.ravel() >= 0).nonzero()[0]),
     }

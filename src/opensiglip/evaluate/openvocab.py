@@ -22,9 +22,10 @@ def openvocab(subject: Subject, judged: Judged, context: Context) -> Findings:
 
     Pointing: the pixel most similar to the phrase lies in its box; phrases that name one box only. Beside it what a
     random pixel and the middle of the image score; and the same with the mean of all asked phrases taken off each, what
-    they share being more like the ground than like any thing (CLIP Surgery, arXiv 2304.05653). Segmentation: among the names of all things in the judged
-    examples the most similar to each pixel, on pixels that belong to a thing (no background class, as in MaskCLIP's
-    Pascal Context-59). Patch features come from `Subject.dense`; similarities are resized bilinearly to pixels.
+    they share being more like the ground than like any thing (CLIP Surgery, arXiv 2304.05653). Segmentation: among the
+    names of all things in the judged examples the most similar to each pixel, on pixels that belong to a thing (no
+    background class, as in MaskCLIP's Pascal Context-59). Patch features come from `Subject.dense`; similarities are
+    resized bilinearly to pixels.
     """
     if not subject.has_text or subject.to_text is None:
         raise Impossible("the model has no text tower, or no way to compare it with patches")

@@ -5,6 +5,7 @@ per image, so an image's keys and values are computed once per layer, whatever t
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,23 @@ from opensiglip.models.past import Cache, Past, Seats
 from opensiglip.models.sizes import Shape
 
 
+class Places(NamedTuple):
+    """Where in rows [B, R] the real tokens stand; all but attention works on those alone."""
+
+    real: Tensor  # [T] int64, of the flattened rows
+    rows: int  # B
+    size: int  # R
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[T, D] -> [B, R, D], zero elsewhere."""
+        spread = x.new_zeros(self.rows * self.size, x.shape[-1]).index_copy(0, self.real, x)
+        return spread.unflatten(0, (self.rows, self.size))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The inverse of `spread`."""
+        return x.flatten(0, 1)[self.real]
+
+
 class Attention(nn.Module):
     """Multi-head attention without dropout; `bias` on every projection or on none."""
 
@@ -27,15 +45,20 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def keys(self, memory: Tensor) -> Tensor:
-        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M]."""
-        return self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def keys(self, memory: Tensor, places: Places | None = None) -> Tensor:
+        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M], or of [T, M] at their places."""
+        made = self.key_value(memory)
+        made = made if places is None else places.spread(made)
+        return made.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, R, D] reads that of which `keys` are, where mask [B, 1, R or 1, N] bool allows."""
-        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
+    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None, places: Places | None = None) -> Tensor:
+        """x [B, R, D], or [T, D] at its places, reads that of which `keys` are, where mask [B, 1, R or 1, N] allows."""
+        query = self.query(x)
+        query = query if places is None else places.spread(query)
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
         key, value = keys
-        return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))
+        read = attention(query, key, value, mask).transpose(1, 2).flatten(2)
+        return self.out(read if places is None else places.gather(read))
 
 
 class Block(nn.Module):
@@ -50,10 +73,13 @@ class Block(nn.Module):
         self.up = nn.Linear(width, shape.mlp, bias=bias)
         self.down = nn.Linear(shape.mlp, width, bias=bias)
 
-    def forward(self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None, places: Places | None = None
+    ) -> Tensor:
+        """x [B, R, D], or [T, D] at its places."""
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, self.self_attention.keys(normed), allowed)
-        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen)
+        x = x + self.self_attention(normed, self.self_attention.keys(normed, places), allowed, places)
+        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen, places)
         return x + self.think(x)
 
     def extend(
@@ -145,25 +171,31 @@ class Decoder(nn.Module):
         full: Tensor,
         memory: Tensor,
         valid: Tensor | None = None,
+        real: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, R, D] of packed rows; `vocabulary` makes logits of them.
 
         inputs, positions, segments [B, R] int64; full [B, R] bool: key seen by its whole segment, not only by what
         comes after it (a parallel row's keys; a prefix-LM's prefix); memory [B, N, M] image tokens; valid [B, N] bool.
+        real [T] int64: the places in the flattened rows that are no padding, by default all; elsewhere states are zero.
         One rule for all rows: query and key share a segment and (the key is not later, or it is full).
         """
-        x = self.embedding(inputs) + F.embedding(positions, self.position)
         place = torch.arange(inputs.shape[1], device=inputs.device)
         causal = place[:, None] >= place  # [R, R]
         allowed = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])
         seen = None if valid is None else valid[:, None, None]
+        places = None if real is None else Places(real, *inputs.shape)
+        if real is not None:
+            inputs, positions = inputs.flatten()[real], positions.flatten()[real]
+        x = self.embedding(inputs) + F.embedding(positions, self.position)
         for block in self.blocks:
-            given = x, memory, allowed[:, None], seen
+            given = x, memory, allowed[:, None], seen, places
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(*given)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if places is None else places.spread(x)
 
     def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
         """What `extend` begins with: image tokens [B, N, M] as every layer's keys and values, made once; no text yet.

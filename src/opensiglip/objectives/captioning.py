@@ -75,7 +75,7 @@ class Answer(PerExample):
 def caption_loss(decoder: Decoder, image: Features, batch: Batch | Encoded) -> Tensor:
     """The sum over a batch's sequences, of any decoder on any image tokens [B, N, D]."""
     row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
-    hidden = decoder(*row, image.tokens, image.valid)  # [B, R, D]
+    hidden = decoder(*row, image.tokens, image.valid, batch["real"])  # [B, R, D]
     scored = batch["scored"]  # [M] places in the flattened rows that carry loss
     return decoder.vocabulary(
         hidden.flatten(0, 1)[scored],

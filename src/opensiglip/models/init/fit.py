@@ -46,7 +46,9 @@ def fit(model: Model, checkpoint: Checkpoint) -> Fitted:
             raise UserError(f"{checkpoint.name} has no {name}, which {PARTS[part_of(name)]} needs; {MEND}")
         if name not in own and part_of(name) in ours:
             raise UserError(f"{checkpoint.name} has {name}, which our networks do not; {MEND}")
-    shared = [name for name in own if name in state]  # in the order of the networks, so that a refusal names the same one
+    shared = [
+        name for name in own if name in state
+    ]  # in the order of the networks, so that a refusal names the same one
     for name in shared:
         value = suit(name, state[name], own[name], model)
         if value.shape != own[name].shape:
