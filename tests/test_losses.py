@@ -129,6 +129,7 @@ def test_the_chunked_cross_entropy_and_its_slopes_are_autograds(
     arguments = tokens(seed, count, width, vocabulary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "BLOCK_BYTES", 8 * vocabulary * chunk)
+        patch.setattr(fused, "LEAST_TOKENS", 1)
         ours = value_and_slopes(linear_cross_entropy, arguments, 3)
     assert_same(ours, value_and_slopes(plain_cross_entropy, arguments, 3), EXACT)
 

@@ -18,6 +18,7 @@ from opensiglip.distributed import ring
 from opensiglip.losses import cross_entropy_block, sigmoid_block, softmax_slopes, softmax_sums
 
 BLOCK_BYTES = 64 * 2**20  # what one block of float32 logits may take
+LEAST_TOKENS = 128  # of a block over the vocabulary, even so: each reads and writes the whole gradient of its weights
 TILE_BYTES = 8 * 2**20  # of a pairwise loss on a CPU, whose cache a larger tile leaves
 
 
@@ -125,18 +126,26 @@ def _linear_cross_entropy(
     loss = torch.zeros((), dtype=high, device=hidden.device)
     dh, dw, db = (torch.zeros_like(x, dtype=high) if slopes else x.new_empty(0) for x in (hidden, weight, bias))
     w, c = weight.to(dtype), bias.to(dtype)
-    chunk = max(1, BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8))
+    room = BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8)
+    chunk = max(1, min(len(hidden), max(LEAST_TOKENS, room)))
+    # The softmax is taken in float32 (float64 if given). Both blocks are used again: fresh memory costs as much as a pass.
+    block = torch.empty(chunk, weight.shape[0], dtype=high, device=hidden.device)
+    product = block if dtype == high else torch.empty_like(block, dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         for at in range(0, len(hidden), chunk):
             here = slice(at, at + chunk)
             h = hidden[here].to(dtype)
-            logits = torch.addmm(c, h, w.T).to(high)  # [chunk, V]; the softmax is taken in float32 (float64 if given)
+            logits, narrow = block[: len(h)], product[: len(h)]  # [chunk, V]
+            torch.addmm(c, h, w.T, out=narrow)
+            if narrow.dtype != high:
+                logits.copy_(narrow)
             part, *slope = cross_entropy_block(logits, targets[here], weights[here].to(high), slopes=slopes)
             loss += part
             if slopes:
                 db += slope[0].sum(0)
-                narrow = slope[0].to(dtype)
-                dh[here] = narrow @ w
+                if narrow.dtype != high:
+                    narrow.copy_(slope[0])
+                torch.mm(narrow, w, out=dh[here]) if dh.dtype == dtype else dh[here].copy_(narrow @ w)
                 _add_product(dw, narrow.T, h)
     return _result(loss, (hidden, weight, bias), (dh, dw, db), slopes)
 
