@@ -128,7 +128,7 @@ def _linear_cross_entropy(
     w, c = weight.to(dtype), bias.to(dtype)
     room = BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8)
     chunk = max(1, min(len(hidden), max(LEAST_TOKENS, room)))
-    # The softmax is taken in float32 (float64 if given). Both blocks are used again: fresh memory costs as much as a pass.
+    # The softmax is taken in float32 (float64 if given). Blocks are used again: fresh memory costs as much as a pass.
     block = torch.empty(chunk, weight.shape[0], dtype=high, device=hidden.device)
     product = block if dtype == high else torch.empty_like(block, dtype=dtype)
     with torch.autocast(hidden.device.type, enabled=False):

@@ -7,21 +7,21 @@ from torch import Tensor
 from opensiglip.data.captions import Target, pack
 from opensiglip.types import Batch
 
-LENGTHS = (22, 26, 26)  # tokens of caption, referring box and grounded caption, at a row length of 64
+LENGTHS = (22, 26, 26)  # tokens of caption, referring box and grounded caption
 PREFIX = 4  # of them: what the task starts with
 
 
 def texts(images: int, tasks: int, length: int, vocabulary: int, *, parallel: float) -> list[list[Target]]:
     """Each image's targets, of about `LENGTHS` tokens; that share of the captions (the first task) in parallel."""
     rng, rows = np.random.default_rng(0), []
-    for _ in range(images):
-        row = []
+    for image in range(images):
+        row, side_by_side = [], int((image + 1) * parallel) > int(image * parallel)
         for task in range(tasks):
             spread = rng.uniform(0.6, 1.4)  # so that rows are as uneven as real ones
-            count = int(np.clip(round(LENGTHS[task] * length / 64 * spread), PREFIX + 2, length))
+            count = int(np.clip(round(LENGTHS[task] * spread), PREFIX + 2, length))
             ids = [int(i) for i in rng.integers(2, vocabulary, count)]
-            side_by_side = task == 0 and rng.random() < parallel
-            row.append(Target(tuple(ids[:PREFIX]), (*ids[PREFIX:-1], 1), parallel=side_by_side))
+            target = (*ids[PREFIX:-1], 1)
+            row.append(Target(tuple(ids[:PREFIX]), target, parallel=side_by_side and task == 0))
         rows.append(row)
     return rows
 

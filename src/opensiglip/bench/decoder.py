@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opensiglip.bench import flops
 from opensiglip.bench.captions import packed, padded, real_tokens, texts
 from opensiglip.bench.measure import Row, Variant, agree, compare, positive, start
 from opensiglip.bench.report import report
@@ -72,7 +73,8 @@ def bench(
 
         gap = agree({PEER: plain(), "opensiglip": ours()}, PEER, 1e-3)["opensiglip"]
         facts = {"off by": gap, "real tokens": f"{real_tokens(drawn) / (images * TASKS * length):.0%}"}
-        variants = [Variant("opensiglip", ours, facts=facts), Variant(PEER, plain)]
+        floor = flops.reading(decoder.shape, width, tokens, one, vocabulary)
+        variants = [Variant("opensiglip", ours, floor, facts=facts), Variant(PEER, plain, floor)]
         rows += compare(case, variants, PEER, place, rounds, torch.float32)
     report("decoder", rows, out, place)
 

@@ -27,10 +27,14 @@ def contrastive(architecture: Architecture, images: int) -> float:
 
 
 def captions(architecture: Architecture, batch: Batch, vocabulary: int) -> float:
-    """Decoder and head of a step on packed rows: real tokens and parallel rows' [MASK], no padding."""
-    shape, memory = architecture.decoder, architecture.vision.width
-    assert shape is not None
+    """Decoder and head of a step on packed rows."""
+    assert architecture.decoder is not None
     seen = (architecture.resolution // architecture.patch) ** 2
+    return reading(architecture.decoder, architecture.vision.width, seen, batch, vocabulary)
+
+
+def reading(shape: Shape, memory: int, seen: int, batch: Batch, vocabulary: int) -> float:
+    """A decoder on packed rows and so many image tokens: real tokens and parallel rows' [MASK], no padding."""
     rows, tokens = len(batch["inputs"]), int((batch["segments"] >= 0).sum())
     sequence = tokens / max(1, int(batch["sequences"].sum()))
     each = 12 * shape.width**2 + 4 * shape.width * shape.mlp + 4 * (sequence + seen) * shape.width
