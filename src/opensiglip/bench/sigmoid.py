@@ -36,7 +36,7 @@ def bench(
     """
     positive(sizes=sizes, width=width, rounds=rounds)
     place, rows = start(device), list[Row]()
-    sigmoids, softmaxes = _losses(width)
+    sigmoids, softmaxes = _losses(width, place)
     for size in sizes:
         for name, losses, reference in (
             ("sigmoid", sigmoids, "open_clip" if "open_clip" in sigmoids else PLAIN),
@@ -72,7 +72,7 @@ def _case(
     return compare(case, variants, reference, place, rounds, torch.float32)
 
 
-def _losses(width: int) -> tuple[dict[str, Loss], dict[str, Loss]]:
+def _losses(width: int, place: torch.device) -> tuple[dict[str, Loss], dict[str, Loss]]:
     """Sigmoid losses and softmax losses, ours first."""
     sigmoids: dict[str, Loss] = {"opensiglip": _ours(sigmoid_loss), PLAIN: _plain_sigmoid}
     softmaxes: dict[str, Loss] = {"opensiglip": lambda x, y, t, b: _ours(softmax_loss)(x, y, t), PLAIN: _plain_softmax}
@@ -81,6 +81,10 @@ def _losses(width: int) -> tuple[dict[str, Loss], dict[str, Loss]]:
     if (open_clip := peer("open_clip.loss", "open_clip_torch")) is not None:
         sigmoids["open_clip"], clip = open_clip.SigLipLoss(), open_clip.ClipLoss()
         softmaxes["open_clip"] = lambda x, y, t, b: clip(x, y, t)
+    if place.type != "cuda":
+        print("left out: siglip-kernel needs a CUDA device")
+    elif (kernel := peer("siglip_kernel", "siglip-kernel")) is not None:
+        sigmoids["siglip-kernel"] = lambda x, y, t, b: kernel.fused_siglip_loss(x, y, t.log()[0], b[0])
     return sigmoids, softmaxes
 
 
