@@ -58,6 +58,16 @@ def draw_boxes(image: Tensor, boxes: Sequence[Box], labels: Sequence[str], color
     return picture
 
 
+def draw_outline(image: Tensor, points: Sequence[tuple[float, float]]) -> Tensor:
+    """The image [3, H, W] uint8 with a closed line through the points x, y; none without points."""
+    if not points:
+        return image
+    picture = functional.to_pil_image(image)
+    width = max(1, min(picture.size) // 100)
+    ImageDraw.Draw(picture).line([*points, points[0]], fill=PREDICTED, width=width, joint="curve")
+    return functional.pil_to_tensor(picture)
+
+
 def caption_strip(text: str, width: int, *, size: int = 12, lines: int = 3) -> Image.Image:
     """The text in black on white, `width` pixels wide and `lines` lines high; what does not fit is cut with "…"."""
     strip = Image.new("RGB", (width, round(1.3 * size) * lines), "white")

@@ -20,15 +20,15 @@ class State(NamedTuple):
 
 
 class BoxGrammar:
-    """Four numbers 0..top, then eos. The second corner lies beyond the first, so every way on ends in a real box.
+    """Four numbers 0..top, then eos. If `ordered` the second corner lies beyond the first: each way ends in a real box.
 
     It speaks an alphabet of its own, the ids [A] that stand in boxes: masks and logits are over these alone, whatever
     the size of the vocabulary.
     """
 
-    def __init__(self, pipeline: TextPipeline, boxes: BoxFormat) -> None:
+    def __init__(self, pipeline: TextPipeline, boxes: BoxFormat, *, ordered: bool = True) -> None:
         """Raises UserError on a tokenizer that does not tell the numbers apart."""
-        self.eos, self.top = pipeline.policy.eos_id, boxes.top
+        self.eos, self.top, self.ordered = pipeline.policy.eos_id, boxes.top, ordered
         # The first number stands alone; each of the others brings the separator before it.
         first = {box_ids(pipeline, boxes.mark(value)): value for value in range(boxes.top + 1)}
         between = box_ids(pipeline, boxes.separator)
@@ -79,6 +79,8 @@ class BoxGrammar:
 
     def _range(self, done: Sequence[int]) -> tuple[int, int]:
         """The least and the greatest that the number after those may be."""
+        if not self.ordered:
+            return 0, self.top
         if len(done) < 2:
             return 0, self.top - 1
         return done[len(done) - 2] + 1, self.top

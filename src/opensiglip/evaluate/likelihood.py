@@ -9,6 +9,7 @@ from torch import Tensor
 from opensiglip.data.captions import Ids, Target, pack
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.coca import Writer
+from opensiglip.models.pali import PaliDecoder
 
 ROWS = 64  # decoded at once
 ROW = 256  # tokens packed along a row
@@ -24,7 +25,7 @@ def target(pipeline: TextPipeline, prefix: Ids, text: str) -> Target:
 
 @torch.no_grad()
 def likelihoods(
-    decoder: Writer,
+    decoder: Writer | PaliDecoder,
     memory: Tensor,
     asked: Sequence[tuple[int, Target]],
     pipeline: TextPipeline,
@@ -34,7 +35,7 @@ def likelihoods(
 
     memory [E, N, D], valid [E, N] bool where some are padding. Summed, not averaged; the prefix is not scored.
     (big_vision models/proj/cappa predict_fns.py:53-97; recipes.md 2.8.) An image's texts are packed along rows, so that
-    it is read once a row.
+    it is read once a row; what PaLI's encoder read of one prompt counts as an image, with one text.
     """
     device = memory.device
     rows: list[tuple[int, list[int]]] = []  # an image, and which of `asked` share its row

@@ -2,8 +2,9 @@
 
 import json as json_format
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,15 @@ from transformers.utils import logging
 
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.show import COLUMNS, draw_cell
+from opensiglip.drawing import draw_outline
 from opensiglip.errors import UserError
+from opensiglip.use.answers import Found
 from opensiglip.use.images import find_files, read_one
-from opensiglip.use.predictor import BATCH, Found, Predictor, load
+from opensiglip.use.predictor import BATCH, Predictor, load
 
 PICTURES = 64  # drawn on one sheet
+
+Question = Callable[[list[Tensor]], Sequence[Any]]  # put to a batch of images
 
 
 @dataclass
@@ -35,10 +40,12 @@ def predict(
     images: Annotated[tuple[str, ...], tyro.conf.Positional],
     *,
     caption: bool = False,
+    language: str | None = None,
     locate: str | None = None,
     describe: str | None = None,
     classify: str | None = None,
     propose: bool = False,
+    ask: str | None = None,
     json: bool = False,
     save: Path | None = None,
 ) -> None:
@@ -48,10 +55,12 @@ def predict(
         model: a run, its model/ folder, or a hub id.
         images: files, folders, or patterns in quotes.
         caption: say what stands on the image.
+        language: of the caption, such as de; for models that were trained on "caption LANGUAGE".
         locate: a phrase; where is it?
         describe: X1,Y1,X2,Y2 in pixels of the image; what stands in that box?
         classify: labels with commas between, such as "a fox,a red apple"; which fits?
         propose: phrases with boxes.
+        ask: a question in the words of a task of the model's training, such as "answer en is there a fox?".
         json: one JSON object a line, one line an image.
         save: a PNG to draw the images on, with boxes and captions.
     """
@@ -63,7 +72,19 @@ def predict(
         raise UserError("--classify has no label; give some with commas between.")
     logging.disable_progress_bar()
     files, predictor = find_files(images), load(model)
-    caption = caption or not (locate or box or labels or propose)
+    questions: dict[str, Question] = {}
+    if caption or language is not None or not (locate or box or labels or propose or ask):
+        questions["caption"] = partial(predictor.caption, language=language)
+    if labels:
+        questions["classify"] = partial(predictor.classify, labels=labels)
+    if locate is not None:
+        questions["locate"] = partial(predictor.locate, phrase=locate)
+    if propose:
+        questions["propose"] = predictor.propose
+    if ask is not None:
+        questions["ask"] = partial(predictor.answer, task_text=ask)
+    if box is not None:
+        questions["describe"] = partial(describe_each, predictor, box)
     drawn: list[Image.Image] = []
     broken = 0
     for at in range(0, len(files), BATCH):
@@ -73,7 +94,9 @@ def predict(
             if json:
                 print(json_format.dumps({"image": str(path), "error": reason}), flush=True)
             print(f"opensiglip: {reason}", file=sys.stderr)
-        ask(predictor, batch, caption, locate, box, labels, propose)
+        for name, question in questions.items() if batch else ():
+            for answers, said in zip(batch, question([answers.image for answers in batch]), strict=True):
+                answers.said[name] = said
         for answers in batch:
             print(as_json(answers) if json else as_text(answers), flush=True)
             if save is not None and len(drawn) < PICTURES:
@@ -107,44 +130,23 @@ def read_files(files: Sequence[Path]) -> tuple[list[Answers], dict[Path, str]]:
     return batch, reasons
 
 
-def ask(
-    predictor: Predictor,
-    batch: Sequence[Answers],
-    caption: bool,
-    locate: str | None,
-    box: Sequence[float] | None,
-    labels: Sequence[str],
-    propose: bool,
-) -> None:
-    """Put every question to the model, all images at once but for boxes, which not every image has."""
-    images = [answers.image for answers in batch]
-    if not images:
-        return
-    found: dict[str, Sequence[Any]] = {}
-    if caption:
-        found["caption"] = predictor.caption(images)
-    if labels:
-        found["classify"] = predictor.classify(images, labels)
-    if locate is not None:
-        found["locate"] = predictor.locate(images, locate)
-    if propose:
-        found["propose"] = predictor.propose(images)
-    for question, said in found.items():
-        for answers, answer in zip(batch, said, strict=True):
-            answers.said[question] = answer
-    for answers in batch if box is not None else ():
+def describe_each(predictor: Predictor, box: Sequence[float], images: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """What stands in the box of each image; where several are asked, those that do not have it say so."""
+    said: list[dict[str, Any]] = []
+    for image in images:
         try:
-            answers.said["describe"] = {"box": list(box or ()), "text": predictor.describe(answers.image, box or ())}
+            said.append({"box": list(box), "text": predictor.describe(image, box)})
         except UserError as error:
-            if len(batch) == 1:
+            if len(images) == 1:
                 raise
-            answers.said["describe"] = {"box": list(box or ()), "error": str(error)}
+            said.append({"box": list(box), "error": str(error)})
+    return said
 
 
 def as_json(answers: Answers) -> str:
     """One line of JSON; boxes as lists of pixels."""
     said = {"image": str(answers.path), "width": answers.image.shape[2], "height": answers.image.shape[1]}
-    return json_format.dumps(said | answers.said, ensure_ascii=False, default=vars)
+    return json_format.dumps(said | answers.said, ensure_ascii=False, default=lambda one: one.as_json())
 
 
 def as_text(answers: Answers) -> str:
@@ -157,6 +159,10 @@ def as_text(answers: Answers) -> str:
             lines += [f"  {share:8.3f}  {label}" for label, share in said.items()]
         elif question == "describe":
             lines.append(f"  {box_text(said['box'])}  {said.get('text', said.get('error'))}")
+        elif question == "ask":
+            lines.append(f"  answer    {said.text}")
+            lines += [f"  {box_text(box)}  {name}".rstrip() for name, box in said.boxes]
+            lines += [f"  outline   {' '.join(f'{x:.1f},{y:.1f}' for x, y in said.outline)}"] if said.outline else []
         else:
             lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2g})" for f in listed(said)]
     return "\n".join(lines)
@@ -172,14 +178,18 @@ def listed(said: Found | list[Found]) -> list[Found]:
 
 def as_example(answers: Answers) -> Example:
     """The image with what was said as its captions and regions, to be drawn as `data show` draws."""
-    said = answers.said
+    said, image = answers.said, answers.image
     text = said.get("caption") or ", ".join(f"{label} {share:.2f}" for label, share in said.get("classify", {}).items())
     found = [f for question in ("locate", "propose") if question in said for f in listed(said[question])]
     regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2g}"}) for f in found]
     if "text" in (described := said.get("describe", {})):
         x1, y1, x2, y2 = described["box"]
         regions.append(Region((x1, y1, x2, y2), {"en": described["text"]}))
-    return Example(answers.image, (Caption(text),) if text else (), tuple(regions), str(answers.path))
+    if asked := said.get("ask"):
+        text = text or asked.text
+        regions += [Region(box, {"en": name}) for name, box in asked.boxes]
+        image = draw_outline(image, asked.outline)
+    return Example(image, (Caption(text),) if text else (), tuple(regions), str(answers.path))
 
 
 def write_sheet(cells: Sequence[Image.Image], path: Path) -> None:

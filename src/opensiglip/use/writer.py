@@ -11,9 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from opensiglip.data.captions import Ids
 from opensiglip.decoding import BoxGrammar, State
 from opensiglip.errors import UserError
-from opensiglip.models.coca import Multimodal
-from opensiglip.models.decoder import Decoder
-from opensiglip.models.past import Cache
+from opensiglip.models import coca, pali
 
 
 class WriterConfig(PreTrainedConfig):
@@ -24,11 +22,11 @@ class WriterConfig(PreTrainedConfig):
 
 
 class Memory:
-    """A `Cache` as `generate` handles one: it grows with every call, and beams pick rows of it."""
+    """What a decoder remembers, as `generate` handles it: it grows with every call, and beams pick rows of it."""
 
     is_croppable = False
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Any) -> None:
         self.cache, self.length = cache, 0
 
     def get_seq_length(self) -> int:
@@ -43,7 +41,7 @@ class Writer(PreTrainedModel, GenerationMixin):
 
     config_class = WriterConfig
 
-    def __init__(self, decoder: Decoder | Multimodal, pad_id: int, eos_id: int) -> None:
+    def __init__(self, decoder: coca.Writer | pali.PaliDecoder, pad_id: int, eos_id: int) -> None:
         super().__init__(WriterConfig(vocab_size=decoder.mask_id))
         self.decoder = decoder  # no post_init: it would draw new weights
         self.generation_config.update(pad_token_id=pad_id, eos_token_id=eos_id, do_sample=False)
@@ -69,7 +67,7 @@ class Writer(PreTrainedModel, GenerationMixin):
         assert memory is not None
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         if use_cache:
-            past = past_key_values or Memory(self.decoder.remember(memory, valid))
+            past = past_key_values or Memory(self.decoder.remember(memory, valid=valid))
             starts = torch.full_like(input_ids[:, 0], past.length)
             hidden = self.decoder.extend(input_ids, starts, past.cache)
             past.length += input_ids.shape[1]
@@ -121,7 +119,7 @@ class Writer(PreTrainedModel, GenerationMixin):
 
 
 class OnlyBoxes(LogitsProcessor):
-    """Leaves of the logits those that go on towards a well-formed, well-ordered box, then eos."""
+    """Leaves of the logits those that go on towards a box as the grammar has it, well ordered or not, then eos."""
 
     def __init__(self, grammar: BoxGrammar, start: int) -> None:
         """`start`: where the box begins in a row."""

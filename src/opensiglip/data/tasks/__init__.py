@@ -3,6 +3,7 @@
 from functools import cache
 
 from opensiglip.data.tasks.places import PLACES
+from opensiglip.data.tasks.question import Question, parse_question, spelled
 from opensiglip.data.tasks.task import Asked, Draw, Form, Polygon, Task, plain
 from opensiglip.data.tasks.texts import TEXTS
 from opensiglip.errors import UserError
@@ -10,7 +11,20 @@ from opensiglip.user_file import load
 
 TASKS: dict[str, Task] = {task.name: task for task in (*TEXTS, *PLACES)}
 
-__all__ = ["TASKS", "Asked", "Draw", "Form", "Polygon", "Task", "find_task", "parse_tasks", "plain"]
+__all__ = [
+    "TASKS",
+    "Asked",
+    "Draw",
+    "Form",
+    "Polygon",
+    "Question",
+    "Task",
+    "find_task",
+    "parse_question",
+    "parse_tasks",
+    "plain",
+    "spelled",
+]
 
 
 @cache

@@ -112,8 +112,8 @@ def _read_box(text: str, form: Form) -> Box | None:
 
 
 PLACES = (
-    Task("aref", _refer, _read_box, "box", " ARef:", places=True),
-    Task("gcap", _describe, plain, "exact", " GCap:", places=True),
-    Task("detect", _detect, _read_detections, "boxes", " detect", places=True),
-    Task("segment", _segment, _read_polygon, "mask", " segment", places=True),
+    Task("aref", _refer, _read_box, "box", " ARef:", places=True, prefix=("ARef:",), given=("PHRASE", ":")),
+    Task("gcap", _describe, plain, "exact", " GCap:", places=True, prefix=("GCap:",), given=("BOX", ":")),
+    Task("detect", _detect, _read_detections, "boxes", " detect", places=True, prefix=("detect", "NAMES")),
+    Task("segment", _segment, _read_polygon, "mask", " segment", places=True, prefix=("segment", "PHRASE")),
 )

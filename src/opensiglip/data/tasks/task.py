@@ -59,6 +59,7 @@ class Task:
     measure: "caption", "exact", "words", "box", "boxes" or "mask", see evaluate/answers.py.
     words: what stands in every sequence, to be one token each where the tokenizer is made for the run.
     places: does it write boxes or outlines? cut: may a target that is too long lose its end?
+    prefix, given: how a question of it is spelled, in the parts of `Asked`; words in capitals stand for what is asked.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Task:
     words: str = ""
     places: bool = False
     cut: bool = False
+    prefix: tuple[str, ...] = ("QUESTION",)
+    given: tuple[str, ...] = ()
 
 
 def plain(text: str, form: Form) -> str:

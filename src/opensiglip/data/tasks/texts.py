@@ -108,10 +108,10 @@ def _number(text: str, form: Form) -> str:
 
 
 TEXTS = (
-    Task("cap", _cap, plain, "caption", " Cap:", cut=True),
-    Task("caption", _caption, plain, "caption", " caption", cut=True),
-    Task("answer", _answer, plain, "exact", " answer"),
-    Task("question", _question, plain, "caption", " question"),
-    Task("count", _count, _number, "exact", " count 0 1 2 3 4 5 6 7 8 9"),
-    Task("ocr", _ocr, plain, "words", " ocr"),
+    Task("cap", _cap, plain, "caption", " Cap:", cut=True, prefix=("Cap:",)),
+    Task("caption", _caption, plain, "caption", " caption", cut=True, prefix=("caption LANGUAGE",)),
+    Task("answer", _answer, plain, "exact", " answer", prefix=("answer en", "QUESTION")),
+    Task("question", _question, plain, "caption", " question", prefix=("question en", "ANSWER")),
+    Task("count", _count, _number, "exact", " count 0 1 2 3 4 5 6 7 8 9", prefix=("count", "NAME")),
+    Task("ocr", _ocr, plain, "words", " ocr", prefix=("ocr",)),
 )

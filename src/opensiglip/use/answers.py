@@ -1,0 +1,49 @@
+"""What a model answers: a place with its score, or a task's text and what it means."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from opensiglip.data.boxes import Point
+from opensiglip.data.example import Box
+from opensiglip.data.tasks import Polygon
+
+
+@dataclass(frozen=True)
+class Found:
+    """A phrase and its box; `score` in 0..1 is the geometric mean of the probabilities of the tokens that say it."""
+
+    phrase: str
+    box: Box
+    score: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, the box as a list."""
+        return {"phrase": self.phrase, "box": list(self.box), "score": self.score}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The decoder's own words, and what they mean.
+
+    `value` is a box, a list of (name, box), a `Polygon`, or a text, as the task has it, places in pixels of the image;
+    None where the words mean nothing.
+    """
+
+    text: str
+    value: Any
+
+    @property
+    def boxes(self) -> list[tuple[str, Box]]:
+        """The boxes that it names; a box alone has no name."""
+        if isinstance(self.value, list):
+            return self.value
+        return [("", self.value)] if isinstance(self.value, tuple) and not self.outline else []
+
+    @property
+    def outline(self) -> tuple[Point, ...]:
+        """The corners of the polygon that it is, if it is one."""
+        return self.value.points if isinstance(self.value, Polygon) else ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The text and what it means: a polygon as its corners, boxes as lists."""
+        return {"text": self.text, "value": self.outline or self.value}
