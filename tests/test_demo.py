@@ -19,7 +19,9 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
-from opensiglip.use.demo import Page, check_port, drawn, in_words, launch
+from opensiglip.use.demo import check_port, launch
+from opensiglip.use.layout import build, in_words
+from opensiglip.use.page import Page, drawn
 from opensiglip.use.predictor import Predictor
 from opensiglip.use.search import Index
 
@@ -115,9 +117,10 @@ def test_what_goes_wrong_is_shown_in_words(page: Page, photos: Path, call: Any, 
 
 def test_the_page_names_the_model_and_documents_its_buttons(page: Page) -> None:
     assert "a &lt;run&gt;" in page.abilities() and "search by text" in page.abilities()
-    endpoints = page.build().get_api_info()["named_endpoints"]
+    endpoints = build(page).get_api_info()["named_endpoints"]
     assert set(endpoints) == {
         "/classify", "/search_by_text", "/search_by_image", "/caption", "/locate", "/propose", "/describe", "/features",
+        "/ask",
     }  # fmt: skip
     assert all(facts["description"] for facts in endpoints.values())
 
@@ -141,10 +144,6 @@ def test_a_port_in_use_and_an_empty_folder_are_said(page: Page, predictor: Predi
 
 
 def test_boxes_are_drawn_where_they_lie(photos: Path) -> None:
-    from opensiglip.use.predictor import Found
-
-    plain, boxed = (
-        np.asarray(drawn(str(photos / "0.png"), found), int) for found in ([], [Found("", (12, 6, 36, 18), 1)])
-    )
+    plain, boxed = (np.asarray(drawn(str(photos / "0.png"), found), int) for found in ([], [("", (12, 6, 36, 18))]))
     changed = np.argwhere((plain != boxed).any(-1))
     assert changed.min(0).tolist() == [80, 160] and changed.max(0).tolist() == [240, 480]

@@ -21,9 +21,10 @@ from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.use import predictor as predictor_module
+from opensiglip.use.answers import Answer, Found
 from opensiglip.use.images import find_files, read_all, read_one
 from opensiglip.use.maps import colour_map, heat_map
-from opensiglip.use.predictor import Found, Predictor
+from opensiglip.use.predictor import Predictor
 from opensiglip.use.writer import Writer
 
 BOXES = BoxFormat(top=60)
@@ -190,7 +191,7 @@ def test_what_is_remembered_changes_nothing(
     texts = []
     for use_cache in (True, False):
         torch.manual_seed(3)
-        texts.append(predictor._writer.write(memory, prefixes, grammar=only, use_cache=use_cache, **how))
+        texts.append(predictor._writes.writer.write(memory, prefixes, grammar=only, use_cache=use_cache, **how))
     assert texts[0] == texts[1] and len(set(texts[0])) > 1
     assert len(texts[0]) == 3 * how.get("num_return_sequences", 1)
 
@@ -202,7 +203,7 @@ def test_nothing_but_boxes_is_written_along_the_grammar(
     torch.manual_seed(0)
     prefix = referring_prefix(pipeline, "fox")
     memory = tokens(predictor, [PICTURES[0]] * 32)
-    written = predictor._writer.write(memory, [prefix] * 32, grammar=predictor._grammar, **how)
+    written = predictor._writes.writer.write(memory, [prefix] * 32, grammar=predictor._writes.grammar, **how)
     boxes = [BOXES.read(pipeline.text(ids), 60, 60) for ids in written]
     assert None not in boxes and len(set(boxes)) > 1
     assert all(text == BOXES.write(box, 60, 60) for text, box in zip(map(pipeline.text, written), boxes, strict=True))
@@ -211,7 +212,9 @@ def test_nothing_but_boxes_is_written_along_the_grammar(
 def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, pipeline: TextPipeline) -> None:
     image, prefix = PICTURES[0], referring_prefix(pipeline, "a red apple")
     found = predictor.locate(image, "a red apple")
-    ids = greedy(predictor.subject.decoder, tokens(predictor, [image]), [prefix], pipeline, predictor._grammar)[0]
+    ids = greedy(predictor.subject.decoder, tokens(predictor, [image]), [prefix], pipeline, predictor._writes.grammar)[
+        0
+    ]
     assert found.phrase == "a red apple" and found.box == BOXES.read(pipeline.text(ids), 48, 24)
     likely = log_likelihood(predictor, image, prefix, [*ids, pipeline.policy.eos_id])
     assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
@@ -230,20 +233,20 @@ def test_captions_and_descriptions_are_greedy_by_default(predictor: Predictor, p
     assert (
         predictor.describe(PICTURES[0], (12, 6, 36, 18))
         == named
-        == predictor.answer(PICTURES[0], "GCap: 15 15 45 45 :")
+        == predictor.answer(PICTURES[0], "GCap: 15 15 45 45 :").text
     )
 
 
 def test_tasks_are_asked_in_their_own_words(predictor: Predictor, pipeline: TextPipeline) -> None:
     image = PICTURES[0]
-    assert predictor.answer(image, "Cap:") == predictor.caption(image)
-    box = BOXES.read(predictor.answer(image, " aref:  a red apple : "), 48, 24)
-    assert box == predictor.locate(image, "a red apple").box
+    assert predictor.answer(image, "Cap:").text == predictor.caption(image)
+    asked = predictor.answer(image, " aref:  a red apple : ")
+    assert asked.value == BOXES.read(asked.text, 48, 24) == predictor.locate(image, "a red apple").box
     free = greedy(predictor.subject.decoder, tokens(predictor, [image]), [pipeline.ids(" ARef:")], pipeline)[0]
-    assert predictor.answer(image, "ARef:") == pipeline.text(free)
+    assert predictor.answer(image, "ARef:") == Answer(pipeline.text(free), pipeline.text(free))
     for wrong, said in {
-        "OCR:": "begins with no task",
-        "": "begins with no task",
+        "ocr": 'trained on "Cap:", "ARef: PHRASE :", "GCap: BOX :"',
+        "": "asks for no task",
         "GCap: here :": "'here' is no box",
         "GCap: 1 2 3 900 :": "is no box",
     }.items():
@@ -281,7 +284,10 @@ def test_what_a_model_cannot_do_is_said_in_a_sentence(
         (lambda: captioner.embed_texts(["fox"]), "has no text tower"),
         (lambda: captioner.similarity(image, "fox"), "no way from patches to texts"),
         (lambda: captioner.caption(image, language="fr"), "never saw 'fr'; its captions are in en, de"),
-        (lambda: captioner.caption(image, language="de"), "knows en, de and is not told which"),
+        (
+            lambda: captioner.caption(image, language="de"),
+            "cap saw en, de without a mark of the language, so none can be chosen; leave it out, or train with",
+        ),
         (lambda: predictor.caption(image, language="de"), "never saw 'de'"),
         (lambda: predictor.describe(image, (40, 4, 90, 9)), "is no box of an image of 48 x 24 pixels"),
         (lambda: predictor.describe(image, (9, 9, 3, 3)), "box of no area"),

@@ -22,7 +22,8 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
-from opensiglip.use.demo import Page, launch
+from opensiglip.use.demo import launch
+from opensiglip.use.page import Page
 from opensiglip.use.predictor import Predictor, load
 from opensiglip.use.search import Index
 

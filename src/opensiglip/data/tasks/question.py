@@ -58,10 +58,11 @@ def pattern(spelling: Sequence[str]) -> str:
 
 def fill(part: str, said: str, form: Form) -> tuple[Part, ...]:
     """The parts that were `said` where the task has `part`. Raises UserError on a box that is none."""
+    said = said.strip()
     if part == "BOX":
         if (box := form.boxes.read(said, form.width, form.height)) is None:
             raise UserError(f"{said!r} is no box as this model writes one: {form.boxes}.")
         return (box,)
     if part == "NAMES":
         return tuple(name.strip() for name in re.split("(;)", said) if name.strip())
-    return (said.strip() if SLOT.search(part) else part,)
+    return (said if SLOT.search(part) else part,)
