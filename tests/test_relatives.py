@@ -367,6 +367,12 @@ def test_pali_answers_as_it_was_trained(small: Small, visits: list[Visit], pipel
             inputs = torch.tensor([[pipeline.policy.pad_id, *ids]])
             hidden = model(memory[row : row + 1], batch["prompts"][row : row + 1], inputs)
             assert model.vocabulary(hidden[0]).argmax(-1)[: len(ids)].tolist() == list(ids)
+        given = [tuple(range(7, 7 + row % 3)) for row in range(len(memory))]
+        for row, ids in enumerate(model.answer(memory, batch["prompts"], pipeline.policy.eos_id, given)):
+            inputs = torch.tensor([[pipeline.policy.pad_id, *given[row], *ids]])
+            hidden = model(memory[row : row + 1], batch["prompts"][row : row + 1], inputs)
+            likeliest = model.vocabulary(hidden[0]).argmax(-1)[len(given[row]) :]
+            assert likeliest[: len(ids)].tolist() == list(ids)
 
 
 def test_a_batch_without_any_question_gives_zero(small: Small, visits: list[Visit], pipeline: TextPipeline) -> None:

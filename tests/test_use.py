@@ -216,7 +216,7 @@ def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, 
         0
     ]
     assert found.phrase == "a red apple" and found.box == BOXES.read(pipeline.text(ids), 48, 24)
-    likely = log_likelihood(predictor, image, prefix, [*ids, pipeline.policy.eos_id])
+    likely = log_likelihood(predictor, image, prefix, ids)
     assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
     assert predictor.locate([image, image], "a red apple") == [found, found]
 

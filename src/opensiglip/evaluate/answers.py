@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from opensiglip.data.captions import Ids, part_ids
+from opensiglip.data.captions import Ids, Target, part_ids
 from opensiglip.data.example import Box
 from opensiglip.data.fields import Visit
 from opensiglip.data.tasks import Asked, Form, Polygon, Task, find_task
@@ -116,7 +116,13 @@ def answers(subject: Subject, judged: Judged, context: Context) -> Findings:
         if not asked:
             continue
         questions = [(*one.prefix, *one.target[: one.given]) for _, one in asked]
-        prompts = [part_ids(question, form, subject.pipeline) for question in questions]
+        prompts = [
+            Target(
+                part_ids(one.prefix, form, subject.pipeline),
+                part_ids(one.target[: one.given], form, subject.pipeline),
+            )
+            for _, one in asked
+        ]
         places = [place for place, _ in asked]
         with subject.autocast():
             texts = [subject.pipeline.text(ids) for ids in write(subject, judged.tokens[places], prompts)]
@@ -165,18 +171,22 @@ def _measure(
     )
 
 
-def write(subject: Subject, memory: torch.Tensor, prompts: Sequence[Ids]) -> list[Ids]:
-    """What the subject writes after each prompt, having seen image tokens memory [B, N, M]."""
+def write(subject: Subject, memory: torch.Tensor, prompts: Sequence[Target]) -> list[Ids]:
+    """What the subject writes after each prompt and what is given of its target, having seen image tokens [B, N, M].
+
+    PaLI's encoder reads the prompt, and its decoder writes on from what is given, as it was trained.
+    """
     written: list[Ids] = []
     pipeline = subject.pipeline
     assert pipeline is not None
     for at in range(0, len(prompts), 4 * BATCH):
         some, tokens = prompts[at : at + 4 * BATCH], memory[at : at + 4 * BATCH]
         if subject.pali is not None:
-            rows = torch.full((len(some), max(map(len, some))), pipeline.policy.pad_id)
+            rows = torch.full((len(some), max(len(prompt.prefix) for prompt in some)), pipeline.policy.pad_id)
             for row, prompt in zip(rows, some, strict=True):
-                row[: len(prompt)] = torch.tensor(prompt)
-            written += subject.pali.answer(tokens, rows.to(memory.device), pipeline.policy.eos_id)
+                row[: len(prompt.prefix)] = torch.tensor(prompt.prefix)
+            given = [prompt.target for prompt in some]
+            written += subject.pali.answer(tokens, rows.to(memory.device), pipeline.policy.eos_id, given)
         elif subject.decoder is not None:
-            written += greedy(subject.decoder, tokens, some, pipeline)
+            written += greedy(subject.decoder, tokens, [prompt.prefix + prompt.target for prompt in some], pipeline)
     return written

@@ -145,12 +145,14 @@ class Predictor:
             num_return_sequences=beams,
             eos_token_id=colon[-1],
             suppress_tokens=[speaker.pipeline.policy.eos_id],
-            max_length=speaker.decoder.length - 4 * longest,  # with the start token; colon and box still have room
+            max_length=speaker.decoder.length + 1 - len(colon) - 4 * longest,  # colon and box still have room
         )
         answers = []
         for number, picture in enumerate(pixels):
             mine = phrases[number * beams : (number + 1) * beams]
-            texts = {text: ids for ids in reversed(mine) if (text := speaker.pipeline.text(ids))}
+            # Of a colon of several ids only the last ended the phrase.
+            ended = [ids[: len(ids) + 1 - len(colon)] if ids[1 - len(colon) :] == colon[:-1] else ids for ids in mine]
+            texts = {text: ids for ids in reversed(ended) if (text := speaker.pipeline.text(ids))}
             asked = [(text, Prompt(start.prefix, (*ids, *colon))) for text, ids in texts.items()]
             found = self._locate(rows(features, [number] * len(asked)), asked, [picture] * len(asked))
             said = [(0, start, (*ids, *colon)) for ids in texts.values()]
@@ -223,16 +225,16 @@ class Predictor:
         """A box for each phrase, which goes on from the prompt beside it."""
         speaker = self._speaker("locate")
         texts = speaker.write(features, [prompt for _, prompt in asked], grammar=speaker.grammar, **how)
-        whole = [(*ids, speaker.pipeline.policy.eos_id) for ids in texts]
-        said = [(row, prompt, ids) for row, ((_, prompt), ids) in enumerate(zip(asked, whole, strict=True))]
-        found = []
-        for (phrase, _), ids, picture, total in zip(asked, texts, pixels, speaker.weigh(features, said), strict=True):
+        boxes = []
+        for (phrase, _), ids, picture in zip(asked, texts, pixels, strict=True):
             height, width = picture.shape[1:]
             box = speaker.boxes.read(speaker.pipeline.text(ids), width, height)
             if box is None:  # the grammar admits nothing else, unless the room ends before the box does
                 raise UserError(f"the phrase {phrase!r} leaves no room for a box; shorten it.")
-            found.append(Found(phrase, box, exp(total / (len(ids) + 1))))
-        return found
+            boxes.append(box)
+        said = [(row, prompt, ids) for row, ((_, prompt), ids) in enumerate(zip(asked, texts, strict=True))]
+        likely = [exp(total / len(ids)) for total, ids in zip(speaker.weigh(features, said), texts, strict=True)]
+        return [Found(phrase, box, score) for (phrase, _), box, score in zip(asked, boxes, likely, strict=True)]
 
     def _speaker(self, verb: str, *tasks: str) -> Speaker:
         """What writes. Raises UserError where nothing does, or it was trained on none of the tasks."""
