@@ -20,7 +20,9 @@ from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.use.demo import check_port, launch
+from opensiglip.use.images import read_one
 from opensiglip.use.layout import build, in_words
+from opensiglip.use.maps import heat_map
 from opensiglip.use.page import Page, drawn
 from opensiglip.use.predictor import Predictor
 from opensiglip.use.search import Index
@@ -87,7 +89,10 @@ def test_search_finds_the_image_itself_first_and_counts_what_is_broken(page: Pag
 def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -> None:
     colours, nothing = page.features(str(photos / "0.png"))
     assert colours.size == (640, 640) and nothing is None
-    assert page.features(str(photos / "0.png"), "a fox")[1].size == (48, 24)
+    heat = page.features(str(photos / "0.png"), "a fox")[1]
+    assert heat.size == (640, 320)
+    near, nothing = (page.predictor.similarity(str(photos / "0.png"), text)[0] for text in ("a fox", ""))
+    assert heat == heat_map(read_one(drawn(str(photos / "0.png"), [])), near - nothing)
 
 
 def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:

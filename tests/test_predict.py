@@ -12,6 +12,7 @@ from PIL import Image
 from opensiglip.cli import main
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
+from opensiglip.drawing import draw_outline
 from opensiglip.models.model import Model
 from opensiglip.use.predictor import load
 
@@ -109,3 +110,53 @@ def test_a_box_outside_one_image_does_not_keep_the_others_from_theirs(
     assert main(["predict", model, str(photos), "--describe", "4,4,40,20", "--json"]) == 0
     answers = [json.loads(line)["describe"] for line in capsys.readouterr().out.splitlines()]
     assert ["error" in answer for answer in answers] == [False, True, False]
+
+
+@pytest.fixture(scope="module")
+def mixture(small: Any, pipeline: TextPipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An export of random weights that was trained on tasks in two languages."""
+    folder = tmp_path_factory.mktemp("mixture")
+    torch.manual_seed(0)
+    made = Model.new(small("tasks").architecture, len(pipeline))
+    assert made.decoder is not None
+    torch.nn.init.normal_(made.decoder.vocabulary.weight)
+    about = {"text": pipeline.save_pretrained(folder), "boxes": str(BoxFormat(top=60)), "languages": ["en", "de"]}
+    made.save_pretrained(folder, about | {"tasks": ["caption", "aref", "answer"]})
+    return str(folder)
+
+
+def test_a_trained_task_is_asked_in_its_own_words(
+    mixture: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = str(photos / "2.png"), tmp_path / "out.png"
+    assert main(["predict", mixture, path, "--ask", "ARef: a fox :", "--json", "--save", str(out)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    expected = load(mixture).answer(path, "ARef: a fox :")
+    assert (
+        said["ask"] == {"text": expected.text, "value": pytest.approx(list(expected.value))} and "caption" not in said
+    )
+    with Image.open(out) as sheet:
+        assert (213, 94, 0) in {color for _, color in sheet.convert("RGB").getcolors(1_000_000) or ()}  # a box's colour
+    assert main(["predict", mixture, path, "--ask", "ARef: a fox :"]) == 0
+    assert f"answer    {expected.text}" in capsys.readouterr().out
+    assert main(["predict", mixture, path, "--ask", "detect fox"]) == 2
+    assert '"caption LANGUAGE", "ARef: PHRASE :", "answer en QUESTION"' in capsys.readouterr().err
+
+
+def test_a_caption_comes_in_the_language_asked_for(
+    mixture: str, model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(photos / "2.png")
+    assert main(["predict", mixture, path, "--language", "de", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["caption"] == load(mixture).caption(path, language="de")
+    for folder, language in ((mixture, "fr"), (model, "de")):
+        assert main(["predict", folder, path, "--language", language]) == 2
+        assert f"never saw '{language}'; its captions are in en" in capsys.readouterr().err
+
+
+def test_an_outline_is_drawn_where_it_lies() -> None:
+    black = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    assert draw_outline(black, ()) is black
+    drawn = draw_outline(black, [(10, 5), (30, 5), (30, 25), (10, 25)])
+    rows, columns = drawn.any(0).nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 25, 10, 30) and not drawn[:, 15, 20].any()

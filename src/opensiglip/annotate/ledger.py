@@ -23,14 +23,14 @@ class Ledger:
         """Open the folder, new or begun with the same settings. Raises UserError if it holds anything else."""
         self.folder = folder
         path = folder / SETTINGS
+        half = path.with_suffix(".part")  # all there is, if it was killed before it had a name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.is_file():
                 check(json.loads(path.read_text(encoding="utf-8")), settings, folder)
-            elif any(folder.iterdir()):
+            elif any(other != half for other in folder.iterdir()):
                 raise UserError(f"--out {folder} holds other files; name a new or empty folder.")
             else:
-                half = path.with_suffix(".part")
                 half.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
                 half.rename(path)
             self.rows, self.left_out = (read_whole_lines(folder / name) for name in (ROWS, LEFT_OUT))

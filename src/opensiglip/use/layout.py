@@ -12,10 +12,9 @@ from opensiglip.use.page import LETTERS, Page, given
 
 # gradio lays a picture's name over its upper left corner; here it stands above it.
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto; }
-.gradio-container main, .gradio-container .wrap > .column { width: 100%; }
-.block > label.float { position: static; border: none; box-shadow: none; }
-button[role=tab] { padding-left: 10px; padding-right: 10px; }
+.gradio-container, .gradio-container > .main { width: 100%; max-width: 1100px !important; margin: 0 auto; }
+.block:not(#image) > label.float { position: static; border: none; box-shadow: none; }
+button[role=tab] { padding-left: 8px; padding-right: 8px; }
 #hits .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
 #hits .caption-label { max-width: 100%; }
 .pad { position: relative; line-height: 0; touch-action: none; cursor: crosshair; user-select: none; }

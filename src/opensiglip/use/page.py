@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from opensiglip.data.boxes import Point
@@ -77,12 +78,16 @@ class Page:
         return drawn(image, [(text, (x1, y1, x2, y2))]), text
 
     def features(self, image: str | None, phrase: str = "") -> tuple[Image.Image, Image.Image | None]:
-        """The patch tokens' first principal components as colours; with a phrase, how near each patch is to it."""
+        """The patch tokens' first principal components as colours; with a phrase, how near each patch is to it.
+
+        Nearer than to an empty text: what all texts share is nearest to the ground.    (after CLIP Surgery, ours)
+        """
         tokens = self.predictor.features([given(image)])
         colours = colour_map(pca_colours(tokens.flatten(1, 2))[0], SHOWN)
         if not phrase.strip():
             return colours, None
-        return colours, heat_map(read_one(given(image)), self.predictor.similarity([given(image)], typed(phrase))[0])
+        near, nothing = (self.predictor.similarity([given(image)], text)[0] for text in (typed(phrase), ""))
+        return colours, heat_map(large(image), near - nothing)
 
     def picture(self, image: str | None) -> str:
         """The image as the page can show it to drag on."""
@@ -144,11 +149,16 @@ def scored(found: Sequence[Found]) -> list[tuple[str, Box]]:
 
 def drawn(image: str | None, boxes: Sequence[tuple[str, Box]], outline: Sequence[Point] = ()) -> Image.Image:
     """The image at the size the page shows, with boxes under their names, and an outline."""
+    scale = SHOWN / max(read_one(given(image)).shape)
+    outlined = draw_outline(large(image), [(x * scale, y * scale) for x, y in outline])
+    places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
+    colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
+    return draw_boxes(outlined, places, [name for name, _ in boxes], colors)
+
+
+def large(image: str | None) -> Tensor:
+    """The image [3, h, w] uint8 at the size the page shows."""
     pixels = read_one(given(image))
     height, width = pixels.shape[1:]
     scale = SHOWN / max(height, width)
-    large = functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
-    large = draw_outline(large, [(x * scale, y * scale) for x, y in outline])
-    places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
-    colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
-    return draw_boxes(large, places, [name for name, _ in boxes], colors)
+    return functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
