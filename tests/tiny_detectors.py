@@ -1,4 +1,4 @@
-"""Open-vocabulary detectors of a few thousand random weights, saved as the hub would have them: their boxes mean nothing.
+"""Open-vocabulary detectors of a few thousand random weights, saved as the hub has them: their boxes mean nothing.
 
 `python tests/tiny_detectors.py owlv2 FOLDER` writes one, to see what `opensiglip annotate` does with it.
 """
@@ -23,7 +23,7 @@ from transformers import (
     SwinConfig,
 )
 
-WORDS = ["a", "an", "the", "of", "on", "in", "photo", "red", "green", "blue", "white", "black", "square", "fox", "close", "up", "large", "small", "many", "drawing"]
+WORDS = tuple("a an the of on in photo red green blue white black square fox close up large small many drawing".split())
 
 
 def save(kind: str, folder: Path) -> None:
