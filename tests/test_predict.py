@@ -52,8 +52,8 @@ def test_every_question_is_answered_as_from_python(
     path = str(photos / "2.png")
     found = predictor.locate(path, "a fox")
     assert answers[path]["caption"] == predictor.caption(path)
-    assert answers[path]["locate"]["box"] == pytest.approx(list(found.box))
-    assert answers[path]["locate"]["score"] == pytest.approx(found.score, rel=1e-4)
+    assert answers[path]["locate"]["box"] == pytest.approx(list(found.box), abs=0.006)
+    assert answers[path]["locate"]["score"] == pytest.approx(found.score, abs=6e-5)
     assert answers[path]["describe"] == {"box": [4, 4, 40, 20], "text": predictor.describe(path, (4, 4, 40, 20))}
     assert answers[path]["classify"] == pytest.approx(predictor.classify(path, ["a fox", "an apple"]), rel=1e-4)
     assert [p["phrase"] for p in answers[path]["propose"]] == [p.phrase for p in predictor.propose(path)]
@@ -133,7 +133,8 @@ def test_a_trained_task_is_asked_in_its_own_words(
     said = json.loads(capsys.readouterr().out)
     expected = load(mixture).answer(path, "ARef: a fox :")
     assert (
-        said["ask"] == {"text": expected.text, "value": pytest.approx(list(expected.value))} and "caption" not in said
+        said["ask"] == {"text": expected.text, "value": pytest.approx(list(expected.value), abs=0.006)}
+        and "caption" not in said
     )
     with Image.open(out) as sheet:
         assert (213, 94, 0) in {color for _, color in sheet.convert("RGB").getcolors(1_000_000) or ()}  # a box's colour

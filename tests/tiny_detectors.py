@@ -23,7 +23,24 @@ from transformers import (
     SwinConfig,
 )
 
-WORDS = tuple("a an the of on in photo red green blue white black square fox close up large small many drawing".split())
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "photo",
+    "red",
+    "green",
+    "blue",
+    "white",
+    "black",
+    "square",
+    "fox",
+    "close",
+]
+WORDS += ["up", "large", "small", "many", "drawing"]
 
 
 def save(kind: str, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Clicks through every tab of the demo in a headless Chromium, at desktop and at phone width: `make test-browser`.
 
-OPENSIGLIP_MODEL and OPENSIGLIP_IMAGES name another model and folder than the random one and its noise;
-OPENSIGLIP_SHOTS is where screenshots are kept.
+OPENSIGLIP_MODEL and OPENSIGLIP_IMAGES name another model and folder than the random one and its noise, OPENSIGLIP_IMAGE
+and OPENSIGLIP_PHRASE what is looked at and asked for there; OPENSIGLIP_SHOTS is where screenshots are kept.
 """
 
 import base64
@@ -140,9 +140,18 @@ class Visitor:
         """Wait until every thumbnail of the search has come; a browser fetches those first that are in sight."""
         loaded = """
             const hits = [...document.querySelectorAll("#hits img")];
-            hits.forEach((hit) => hit.scrollIntoView());
+            hits.toReversed().forEach((hit) => hit.scrollIntoView());
             return hits.length >= arguments[0] && hits.every((hit) => hit.complete && hit.naturalWidth);"""
         self.wait(lambda: self.browser.execute_script(loaded, least))
+
+    def wait_for_pictures(self, count: int) -> None:
+        """Wait until so many pictures of the open tab have come."""
+
+        def all_there() -> bool:
+            pictures = self.find("div[role=tabpanel] img")
+            return len(pictures) == count and all(int(one.get_property("naturalWidth")) for one in pictures)
+
+        self.wait(all_there)
 
     def shot(self, name: str) -> None:
         """Keep a screenshot of the whole page, and see that nothing lies beside it."""
@@ -164,7 +173,7 @@ def visitor(request: pytest.FixtureRequest, browser: Any, address: str) -> Visit
 
 
 def first(photos: Path) -> Path:
-    return sorted(photos.glob("*.png"))[0]
+    return photos / os.environ.get("OPENSIGLIP_IMAGE", sorted(photos.glob("*.png"))[0].name)
 
 
 def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor) -> None:
@@ -194,6 +203,7 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
     visitor.tab("Locate")
     visitor.type("Phrase", phrase, Keys.ENTER)  # by keyboard
     visitor.wait(lambda: "score" in visitor.find("div[role=tabpanel]")[0].text)
+    visitor.wait_for_pictures(1)
     visitor.shot("locate")
 
     visitor.tab("Describe")
@@ -209,20 +219,21 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
         expected = [image.width / 4, image.height / 4, image.width * 5 / 8, image.height * 5 / 8]
     corners = [float(visitor.field(name).get_attribute("value")) for name in ("x1", "y1", "x2", "y2")]
     assert corners == pytest.approx(expected, abs=4)  # the mouse moves by whole pixels of the page
+    visitor.wait_for_pictures(2)  # that to drag on, and that with the box drawn
     visitor.shot("describe")
 
     visitor.tab("Ask")
     visitor.type("Question", f"ARef: {phrase} :")
     visitor.press("Ask")
     visitor.wait(lambda: visitor.field("Answer").get_attribute("value"))
-    visitor.wait(lambda: visitor.find("div[role=tabpanel] img"))
+    visitor.wait_for_pictures(1)
     visitor.shot("ask")
 
     visitor.tab("Feature map")
     if predictor.subject.has_text:
         visitor.type("Phrase for the heat map", phrase)
     visitor.press("Draw")
-    visitor.wait(lambda: len(visitor.find("div[role=tabpanel] img")) == 1 + predictor.subject.has_text)
+    visitor.wait_for_pictures(1 + predictor.subject.has_text)
     visitor.shot("features")
 
 

@@ -18,7 +18,7 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         """The fields, the box as a list."""
-        return {"phrase": self.phrase, "box": list(self.box), "score": self.score}
+        return {"phrase": self.phrase, "box": rounded(self.box), "score": round(self.score, 4)}
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,11 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """The text and what it means: a polygon as its corners, boxes as lists."""
-        return {"text": self.text, "value": self.outline or self.value}
+        return {"text": self.text, "value": rounded(self.outline or self.value)}
+
+
+def rounded(value: Any) -> Any:
+    """The value as JSON has it, pixels to two places."""
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return round(value, 2) if isinstance(value, float) else value

@@ -113,8 +113,8 @@ class Page:
 
     def questions(self) -> str:
         """The questions that this model was trained on, what is to be filled in in capitals."""
-        known = [spelled(task) for task in trained_tasks(self.predictor.subject)]
-        return f"One of: {';  '.join(known)}." if known else "This model was trained on no task."
+        known = [f'"{spelled(task)}"' for task in trained_tasks(self.predictor.subject)]
+        return f"In the words of its training: {', '.join(known)}." if known else "This model was trained on no task."
 
     def languages(self) -> list[str]:
         """Those that a caption can be asked for in; none where there is no choice."""
