@@ -40,7 +40,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 SIZES = {"desktop": (1200, 900), "phone": (400, 844)}
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ CSS = """
 .block:not(#image) > label.float { position: static; border: none; box-shadow: none; }
 button[role=tab] { padding-left: 8px; padding-right: 8px; }
 #hits .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
-#hits .caption-label { max-width: 100%; }
+#hits .caption-label { max-width: 100%; font-size: 11px; padding: 1px 5px; }
 .pad { position: relative; line-height: 0; touch-action: none; cursor: crosshair; user-select: none; }
 .pad img { width: 100%; pointer-events: none; }
 .pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
