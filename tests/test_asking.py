@@ -185,6 +185,20 @@ def test_a_task_of_ones_own_is_read_by_its_own_function(small: Any, asked: Predi
         asked.answer(PICTURES[0], "how quiet?", task=own)
 
 
+def test_out_of_memory_while_writing_is_said_in_a_sentence(asked: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(asked._writes.writer, "generate", full)
+    for call in (
+        lambda: asked.caption(PICTURES),
+        lambda: asked.answer(PICTURES, "ocr"),
+        lambda: asked.propose(PICTURES),
+    ):
+        with pytest.raises(UserError, match="^the GPU ran out of memory; give fewer images at once"):
+            call()
+
+
 def test_a_file_that_a_run_names_is_not_opened(asked: Predictor) -> None:
     subject = Subject(**{**vars(asked.subject), "tasks": ("caption", "nowhere.py:largest")})
     assert Predictor(subject).answer(PICTURES[0], "what is largest?") == asked.answer(

@@ -130,13 +130,17 @@ def test_the_page_names_the_model_and_documents_its_buttons(page: Page) -> None:
     assert all(facts["description"] for facts in endpoints.values())
 
 
-def test_a_port_in_use_and_an_empty_folder_are_said(page: Page, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_port_in_use_and_an_empty_folder_are_said(
+    page: Page, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use; give another, such as --port {port + 1}"):
             launch(page, host="127.0.0.1", port=port, wait=False)
+        assert main(["demo", "nowhere", "--port", str(port)]) == 2  # before the model is loaded
+        assert capsys.readouterr().err.startswith(f"opensiglip: port {port} is in use; give another")
     with pytest.raises(UserError, match="no image in"):
         Index(predictor, str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no image")
