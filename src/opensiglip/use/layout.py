@@ -180,6 +180,6 @@ def in_words(answer: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return answer(*arguments)
         except UserError as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
     return said
