@@ -5,6 +5,7 @@ and OPENSIGLIP_PHRASE what is looked at and asked for there; OPENSIGLIP_SHOTS is
 """
 
 import base64
+import gc
 import json
 import os
 import shutil
@@ -41,6 +42,13 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 SIZES = {"desktop": (1200, 900), "phone": (400, 844)}
 PATIENCE = 300  # seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loops_gone() -> Iterator[None]:
+    """gradio leaves event loops and sockets open: collect them while their warnings are ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
