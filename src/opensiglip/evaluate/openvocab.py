@@ -21,8 +21,8 @@ def openvocab(subject: Subject, judged: Judged, context: Context) -> Findings:
     """Pointing accuracy of phrases, and mIoU of class names on the pixels of things; protocol ours.
 
     Pointing: the pixel most similar to the phrase lies in its box; phrases that name one box only. Beside it what a
-    random pixel and the middle of the image score; and the same with the mean of all asked phrases taken off each, what
-    they share being more like the ground than like any thing (CLIP Surgery, arXiv 2304.05653). Segmentation: among the
+    random pixel and the middle of the image score; and the same with the empty text taken off each phrase, what all
+    texts share being more like the ground than like any thing (CLIP Surgery, arXiv 2304.05653). Segmentation: among the
     names of all things in the judged examples the most similar to each pixel, on pixels that belong to a thing (no
     background class, as in MaskCLIP's Pascal Context-59). Patch features come from `Subject.dense`; similarities are
     resized bilinearly to pixels.
@@ -53,7 +53,7 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
     side = subject.frame.resolution
     phrases = list(dict.fromkeys(phrase for _, phrase, _ in asked))
     texts = dict(zip(phrases, subject.read(phrases), strict=True))
-    common = torch.stack(list(texts.values())).mean(0)
+    (nothing,) = subject.read([""])
     owners = [place for place, _, _ in asked]
     by_place: dict[int, list[int]] = {}
     for number, place in enumerate(owners):
@@ -64,7 +64,7 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
         numbers = by_place[place]
         wanted = torch.stack([texts[asked[number][1]] for number in numbers])
         similar = pixels(patches @ wanted.T, side)  # [n, S, S]
-        apart = pixels(patches @ (wanted - common).T, side)
+        apart = pixels(patches @ (wanted - nothing).T, side)
         for number, one, other in zip(numbers, similar, apart, strict=True):
             points[number], box = peak(one), asked[number][2]
             hits[number], centred[number] = inside(points[number], box), inside(peak(other), box)
