@@ -10,6 +10,7 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.tasks import Polygon
 from opensiglip.errors import UserError
 from opensiglip.evaluate.answers import detection_ap, exact_match, found, mask_iou, word_accuracy
+from opensiglip.evaluate.tasks import evaluate
 from opensiglip.models.model import Model
 from opensiglip.train.run import train
 
@@ -98,3 +99,12 @@ def test_a_run_is_trained_judged_exported_and_read_again(
     about = json.loads((tmp_path / "run" / "model" / "opensiglip.json").read_text())
     assert about["vocabulary"] == model.vocabulary and str(BoxFormat.parse(about["boxes"])) == about["boxes"]
     assert (about["boxes"] == "loc") == (recipe == "tasks")
+    if recipe == "tasks":
+        (tmp_path / "own.py").write_text("raise ZeroDivisionError")
+        about["tasks"] = [f"{tmp_path / 'own.py'}:largest"]
+        (tmp_path / "run" / "model" / "opensiglip.json").write_text(json.dumps(about))
+        asked = (tmp_path / "run", "scenes:drawings=20,objects=2,pixels=32,words=1", ["answers"])
+        with pytest.raises(UserError, match="opened with --trust only"):
+            evaluate(*asked, count=2, quiet=True)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(*asked, count=2, quiet=True, trust=True)

@@ -11,7 +11,7 @@ import torch
 from opensiglip.data.captions import Ids, Target, part_ids
 from opensiglip.data.example import Box
 from opensiglip.data.fields import Visit
-from opensiglip.data.tasks import Asked, Form, Polygon, Task, find_task
+from opensiglip.data.tasks import TASKS, Asked, Form, Polygon, Task, find_task
 from opensiglip.data.tasks.outline import fill
 from opensiglip.decoding import greedy
 from opensiglip.errors import UserError
@@ -103,7 +103,8 @@ def answers(subject: Subject, judged: Judged, context: Context) -> Findings:
     """Each task of a mixture asked once of every example that has something to ask, and its answers judged.
 
     Decoded greedily, without a grammar; an answer that means nothing counts as wrong. LocCa's three tasks alone have
-    measures of their own (grounding, grounded_captioning, captioning). Intervals: bootstrap over images.
+    measures of their own (grounding, grounded_captioning, captioning). A user's own tasks are files that the model only
+    names, and it may come from anyone: left out unless the context trusts it. Intervals: bootstrap over images.
     """
     if subject.pipeline is None or subject.boxes is None or not (subject.pali or subject.decoder):
         raise Impossible("the model has no decoder")
@@ -111,7 +112,10 @@ def answers(subject: Subject, judged: Judged, context: Context) -> Findings:
         raise Impossible("the decoder was not trained on a mixture of tasks")
     side = judged.examples[0].image.shape[-1]
     form, figures, pictures = Form(subject.boxes, side, side), dict[str, Any](), list[Picture]()
-    for task in map(find_task, subject.tasks):
+    known = [name for name in subject.tasks if name in TASKS or context.trust]
+    if not known:
+        raise Impossible("its tasks are files of somebody's code, which are opened with --trust only")
+    for task in map(find_task, known):
         asked = [(place, one) for place, one in enumerate(_ask(task, judged)) if one is not None]
         if not asked:
             continue

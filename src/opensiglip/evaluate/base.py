@@ -51,6 +51,7 @@ class Context:
     seed: int = 0
     train_count: int = 2000  # training examples that probes may see
     quiet: bool = True  # no progress bars
+    trust: bool = False  # may Python files be opened that the model names, its own tasks'?
     _trained: dict[str, Judged] = field(default_factory=dict)
 
     def trained(self, subject: Subject) -> Judged:

@@ -22,6 +22,7 @@ def command(
     train_count: int = 2000,
     languages: str | None = None,
     seed: int = 0,
+    trust: bool = False,
 ) -> None:
     """Judge a model on held-out examples: a table, and with --out JSON and a page with pictures.
 
@@ -36,14 +37,14 @@ def command(
         train_count: training examples that probes are fitted to.
         languages: all, or codes such as en or de,fr; by default all the source has.
         seed: of what probes draw.
+        trust: open the Python files of its own tasks that the model names, which run as code.
     """
     logging.set_verbosity_error()  # it warns of its own default configs
     logging.disable_progress_bar()
     spoken = None if languages is None else languages.split(",")
     wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    results = evaluate(
-        model, data, wanted, out, split=split, count=count, train_count=train_count, languages=spoken, seed=seed
-    )
+    counts = {"count": count, "train_count": train_count}
+    results = evaluate(model, data, wanted, out, split=split, languages=spoken, seed=seed, trust=trust, **counts)
     print(table(results))
     if out is not None:
         print(f"\npage        {out / 'evaluation.html'}\nfigures     {out / 'evaluation.json'}")

@@ -51,10 +51,13 @@ def evaluate(
     languages: Sequence[str] | None = None,
     seed: int = 0,
     quiet: bool = False,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Judge a model on the first `count` examples of a source; the same call, the same figures.
 
     `tasks`: names of `TASKS`; none for all but those that train a network (`BY_NAME`).
+
+    `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
 
     `model` is what `Subject.load` takes; probes are fitted to the first `train_count` examples of the split train.
     Returns model, data, counts, tasks: {name: figures, those with an interval with NAME_ci95}, left_out: {name: why};
@@ -75,7 +78,7 @@ def evaluate(
         except UserError:  # a folder of nothing but held-out rows: probes say so themselves
             training = None
     spoken = None if languages is None or "all" in languages else tuple(languages)
-    context = Context(training, spoken, seed, train_count, quiet)
+    context = Context(training, spoken, seed, train_count, quiet, trust)
     judged = look(subject, source, count, quiet=quiet)
     found, left_out = judge(subject, judged, wanted, context)
     if not found:
