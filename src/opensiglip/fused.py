@@ -18,6 +18,7 @@ from opensiglip.distributed import ring
 from opensiglip.losses import cross_entropy_block, sigmoid_block, softmax_slopes, softmax_sums
 
 BLOCK_BYTES = 64 * 2**20  # what one block of float32 logits may take
+STRIP_BYTES = 2 * 2**20  # of a block, that the softmax passes over at once: on a CPU they then stay in its cache
 LEAST_TOKENS = 128  # of a block over the vocabulary, even so: each reads and writes the whole gradient of its weights
 TILE_BYTES = 8 * 2**20  # of a pairwise loss on a CPU, whose cache a larger tile leaves
 
@@ -128,23 +129,23 @@ def _linear_cross_entropy(
     w, c = weight.to(dtype), bias.to(dtype)
     room = BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8)
     chunk = max(1, min(len(hidden), max(LEAST_TOKENS, room)))
-    # The softmax is taken in float32 (float64 if given). Blocks are used again: fresh memory costs as much as a pass.
-    block = torch.empty(chunk, weight.shape[0], dtype=high, device=hidden.device)
-    product = block if dtype == high else torch.empty_like(block, dtype=dtype)
+    strip = max(1, STRIP_BYTES // (weight.shape[0] * 4)) if hidden.device.type == "cpu" else chunk
+    block = torch.empty(chunk, weight.shape[0], dtype=dtype, device=hidden.device)  # used again: fresh memory is slow
     with torch.autocast(hidden.device.type, enabled=False):
         for at in range(0, len(hidden), chunk):
             here = slice(at, at + chunk)
             h = hidden[here].to(dtype)
-            logits, narrow = block[: len(h)], product[: len(h)]  # [chunk, V]
+            narrow = block[: len(h)]  # [chunk, V], the logits and then their slopes
             torch.addmm(c, h, w.T, out=narrow)
-            if narrow.dtype != high:
-                logits.copy_(narrow)
-            part, *slope = cross_entropy_block(logits, targets[here], weights[here].to(high), slopes=slopes)
-            loss += part
+            rows = zip(*(x.split(strip) for x in (narrow, targets[here], weights[here].to(high))), strict=True)
+            for some, wanted, counts in rows:
+                logits = some.to(high)  # the softmax is taken in float32 (float64 if given)
+                part, *slope = cross_entropy_block(logits, wanted, counts, slopes=slopes)
+                loss += part
+                if slopes:
+                    db += slope[0].sum(0)
+                    some.copy_(slope[0])  # of float32: onto itself
             if slopes:
-                db += slope[0].sum(0)
-                if narrow.dtype != high:
-                    narrow.copy_(slope[0])
                 torch.mm(narrow, w, out=dh[here]) if dh.dtype == dtype else dh[here].copy_(narrow @ w)
                 _add_product(dw, narrow.T, h)
     return _result(loss, (hidden, weight, bias), (dh, dw, db), slopes)
