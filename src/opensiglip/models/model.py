@@ -241,17 +241,18 @@ def _text_facts(architecture: Architecture, shape: Shape, vocabulary: int, width
 
 
 def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    vision = _tower(architecture.vision) | {"image_size": architecture.resolution, "patch_size": architecture.patch}
+    side, patch = architecture.resolution, architecture.patch
+    vision = _tower(architecture.vision) | {"image_size": side, "patch_size": patch}
+    patches = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}  # NaFlex
     if architecture.text is None or architecture.coca is not None:
         # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
-        return SiglipVisionModel(
-            SiglipVisionConfig(**vision, vision_use_head=architecture.pooling and architecture.coca is None)
-        )
+        pooled = architecture.pooling and architecture.coca is None
+        if architecture.naflex:
+            return Siglip2VisionModel(Siglip2VisionConfig(**patches, vision_use_head=pooled))
+        return SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=pooled))
     text = _text_facts(architecture, architecture.text, vocabulary, architecture.vision.width)
     if architecture.naflex:
-        side, patch = architecture.resolution, architecture.patch
-        vision = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}
-        naflex = Siglip2VisionConfig(**vision).to_dict()
+        naflex = Siglip2VisionConfig(**patches).to_dict()
         return Siglip2Model(Siglip2Config(vision_config=naflex, text_config=Siglip2TextConfig(**text).to_dict()))
     return SiglipModel(
         SiglipConfig(
