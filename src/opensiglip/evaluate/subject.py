@@ -76,7 +76,7 @@ class Subject:
     def of(
         cls,
         model: Model,
-        pipeline: TextPipeline,
+        pipeline: TextPipeline | None,
         *,
         name: str,
         boxes: BoxFormat | None = None,
@@ -97,7 +97,7 @@ class Subject:
             device,
             autocast or autocast_on(device),
             model.vision,
-            partial(_read, model, pipeline) if has_text else None,
+            partial(_read, model, pipeline) if has_text and pipeline is not None else None,
             partial(each_alone, model.vision) if has_text and isinstance(model.vision, Vision) else None,
             model.decoder,
             pipeline,
@@ -158,17 +158,19 @@ class Subject:
 
 
 def ours(folder: Path, name: str) -> Subject:
-    """An export of ours. Raises UserError on a sidecar that does not say how texts become ids."""
+    """An export of ours, trained or converted. Raises UserError on a sidecar that lacks what its decoder needs."""
     facts = read_sidecar(folder)
     device = best_device()
     model = Model.from_pretrained(folder).to(device).eval()
     try:
-        policy, boxes = facts["text"], BoxFormat.parse(facts["boxes"])
-        tasks, languages = tuple(facts["tasks"]), tuple(facts.get("languages", ()))
+        written = facts if model.decoder or model.pali else {"boxes": None, "tasks": ()} | facts
+        boxes = None if written["boxes"] is None else BoxFormat.parse(written["boxes"])
+        tasks, languages = tuple(written["tasks"]), tuple(facts.get("languages", ()))
+        pipeline = TextPipeline.from_pretrained(folder, facts["text"]) if model.text or tasks else None
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
-    pipeline, budget = TextPipeline.from_pretrained(folder, policy), most_patches(folder)
-    return Subject.of(model, pipeline, name=name, boxes=boxes, tasks=tasks, languages=languages, budget=budget)
+    most = most_patches(folder)
+    return Subject.of(model, pipeline, name=name, boxes=boxes, tasks=tasks, languages=languages, budget=most)
 
 
 def frame_of(networks: Architecture, budget: int | None = None) -> Geometry:

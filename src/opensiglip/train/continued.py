@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opensiglip.errors import UserError
 from opensiglip.models.resize import resize_tensor
-from opensiglip.train.checkpoint import complete
+from opensiglip.models.unfinished import complete
 from opensiglip.train.config import run_of
 from opensiglip.train.learner import Learner
 
