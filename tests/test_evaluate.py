@@ -220,7 +220,7 @@ def test_patches_take_the_most_frequent_class_and_the_mean_depth() -> None:
     classes = torch.zeros(8, 8, dtype=torch.int64)
     classes[:3, :4], classes[4:, 4:] = 2, -1
     assert most_frequent(classes, 2, 2).tolist() == [2, 0, 0, -1]
-    assert most_frequent(classes, 2, 1).tolist() == [0, 0] and most_frequent(classes[:4], 1, 2).tolist() == [2, 0]
+    assert most_frequent(classes, 2, 1).tolist() == [0, -1] and most_frequent(classes[:4], 1, 2).tolist() == [2, 0]
     depth = torch.full((8, 8), 2.0)
     depth[:4, :2], depth[4:, :4] = 4.0, torch.nan
     assert patches(depth, 2, 2).nanmean(-1).nan_to_num(nan=-1).tolist() == [3.0, 2.0, -1.0, 2.0]
