@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 from transformers import pipeline as transformers_pipeline
 
+from opensiglip import load
 from opensiglip.cli import main
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
@@ -213,6 +214,27 @@ def test_a_broken_sidecar_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SIDECAR).write_text(text)
     with pytest.raises(UserError, match=rf"{SIDECAR}.*export the run again"):
         Model.from_pretrained(tmp_path)
+
+
+def test_the_ten_lines_of_the_docs_classify_a_photo(
+    exported: dict[str, Exported],
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "pretrained-weights.md").read_text(encoding="utf-8")
+    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if '"mine-hf"' in block]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    shutil.copytree(exported["siglip2"].folder, tmp_path / "mine-hf")
+    picture.save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").rename(tmp_path / "photo.jpg")  # not compressed, for the comparison
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "pretrained-weights.md", "exec"), {})
+    said = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    ours = load("mine-hf").classify(picture, [name for _, name in said])
+    assert len(said) == 3
+    assert {name: float(probability) for probability, name in said} == pytest.approx(ours, abs=2e-3)
 
 
 @pytest.mark.parametrize("lora", [None, 2])

@@ -231,7 +231,7 @@ def test_a_siglip2_model_is_read_as_naflex_and_sees_what_its_own_library_sees(ch
     predictor, theirs = opensiglip.load(checkpoint), embeddings(checkpoint)
     assert predictor.subject.frame == NaFlex(peers.PATCH, 20, (20,))
     assert theirs.std(0).max() > 1e-2, "all alike: nothing to compare"
-    assert (predictor.embed_images(pictures()) - theirs).abs().max() < CLOSE
+    assert peers.gap(predictor.embed_images(pictures()), theirs) < CLOSE
     squashed = replace(predictor.subject, frame=NaFlex(peers.PATCH, 16, (16,)))
     fewer = Predictor(squashed).embed_images(pictures())
     assert (fewer - theirs).abs().max() > 1e-3, "the processor's number of patches matters"
@@ -241,17 +241,17 @@ def test_a_naflex_checkpoint_leaves_as_one(checkpoint: Path, tmp_path: Path) -> 
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
     theirs = embeddings(checkpoint)
     assert type(AutoModel.from_pretrained(tmp_path / "out")).__name__ == "Siglip2Model"
-    assert (embeddings(tmp_path / "out") - theirs).abs().max() < CLOSE
+    assert peers.gap(embeddings(tmp_path / "out"), theirs) < CLOSE
     assert "max_num_patches=20" in (tmp_path / "out" / "README.md").read_text()
     back = opensiglip.load(tmp_path / "out")
-    assert (back.embed_images(pictures()) - theirs).abs().max() < CLOSE
+    assert peers.gap(back.embed_images(pictures()), theirs) < CLOSE
     texts = ["a red tile", "two of them"]
     processor, model = AutoProcessor.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(checkpoint)
     ids = processor(text=texts, padding="max_length", max_length=peers.LENGTH, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         read_there = F.normalize(model.get_text_features(ids).pooler_output, dim=-1)
     for folder in (checkpoint, tmp_path / "out"):
-        assert (opensiglip.load(folder).embed_texts(texts) - read_there).abs().max() < CLOSE
+        assert peers.gap(opensiglip.load(folder).embed_texts(texts), read_there) < CLOSE
 
 
 @torch.no_grad()
@@ -265,10 +265,10 @@ def test_a_naflex_image_tower_alone_comes_and_goes(tmp_path: Path) -> None:
     assert read(tmp_path / "tower").architecture.naflex
     assert main(["export", str(tmp_path / "tower"), "--out", str(tmp_path / "out")]) == 0
     for folder in (tmp_path / "tower", tmp_path / "out"):
-        assert (opensiglip.load(folder).embed_images(pictures()) - theirs).abs().max() < CLOSE
+        assert peers.gap(opensiglip.load(folder).embed_images(pictures()), theirs) < CLOSE
     again = AutoModel.from_pretrained(tmp_path / "out")
     assert type(again) is Siglip2VisionModel
-    assert (F.normalize(again(**inputs).pooler_output, dim=-1) - theirs).abs().max() < CLOSE
+    assert peers.gap(F.normalize(again(**inputs).pooler_output, dim=-1), theirs) < CLOSE
 
 
 def test_onnxruntime_computes_transformers_embeddings_at_any_batch_size_and_aspect(
@@ -285,9 +285,9 @@ def test_onnxruntime_computes_transformers_embeddings_at_any_batch_size_and_aspe
             assert len({tuple(shape) for shape in inputs["spatial_shapes"]}) > len(some) // 2, "unlike aspect ratios"
             seen += list(session.run(["image_embeds"], inputs)[0])
         found = torch.from_numpy(np.stack(seen))
-        assert (found - theirs).abs().max() < CLOSE
+        assert peers.gap(found, theirs) < CLOSE
         predictor = Predictor(mine)
-        assert (found - predictor.embed_images(pictures())).abs().max() < CLOSE
+        assert peers.gap(found, predictor.embed_images(pictures())) < CLOSE
     facts = json.loads((tmp_path / "out" / "opensiglip.json").read_text())
     assert facts["logit_bias"] == -3.0 and "image_embeds" in (tmp_path / "out" / "README.md").read_text()
 
