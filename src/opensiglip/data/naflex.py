@@ -58,7 +58,8 @@ class NaFlex(Geometry):
         return image.shape[-2] // self.patch, image.shape[-1] // self.patch
 
     def __str__(self) -> str:
-        return f"at most {self.budget} patches of {self.patch} × {self.patch} pixels in their own aspect ratio"
+        drawn = f"; in training {' '.join(map(str, self.budgets))}" if len(self.budgets) > 1 else ""
+        return f"at most {self.budget} patches of {self.patch} × {self.patch} pixels in their own aspect ratio{drawn}"
 
 
 class NaFlexImages(Field):
