@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from big_vision import GOLDENS, load
 from conftest import Run
-from peers import LENGTH, SIDE, VOCABULARY, Peer
+from peers import LENGTH, PATCH, SIDE, VOCABULARY, Peer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, SiglipVisionModel
@@ -280,6 +280,9 @@ def test_a_checkpoint_brings_its_networks_weights_and_words(
     peer = peer_of[make]
     ours = begin(peer.folder, folder, tmp_path, recipe)
     theirs = read(peer.folder).state
+    kernel = "vision.tower.embeddings.patch_embedding.weight"
+    if "NaFlex" in make:  # a recipe of squares has the same patch embedding as a convolution
+        theirs[kernel] = theirs[kernel].unflatten(1, (PATCH, PATCH, 3)).permute(0, 3, 1, 2)
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
     assert {name.split(".")[0] for name in ours.keys() - theirs.keys()} == {"decoder"}
     said = capsys.readouterr().out

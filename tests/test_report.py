@@ -274,7 +274,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         visit = Visit(example, example.image, example.regions[:1], example.captions[0])
         rows.append([row.prefix + row.target for row in field.draw(visit, np.random.default_rng(0), pipeline)])
 
-    def oracle(_: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any) -> list[Ids]:
+    def oracle(_: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, **___: Any) -> list[Ids]:
         answers = []
         for tokens, prefix in zip(memory, prefixes, strict=True):
             place = next(i for i, known in enumerate(seen.tokens) if torch.equal(known, tokens))

@@ -220,6 +220,7 @@ class Predictor:
             joined([part.valid for part in parts]),
         )
 
+    @memory_in_words()
     def _framed(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         if not pixels:
             raise UserError("no image was given.")
