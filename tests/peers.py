@@ -196,6 +196,13 @@ def open_clip_siglip(folder: Path) -> Peer:
     )
 
 
+def gap(ours: Tensor | np.ndarray, theirs: Tensor | np.ndarray) -> float:
+    """The largest difference, printed for docs/how-to/pretrained-weights.md."""
+    found = float((torch.as_tensor(ours) - torch.as_tensor(theirs)).abs().max())
+    print(f"gap {found:.1e}")
+    return found
+
+
 def photographs(folder: Path, count: int = 3) -> Tensor:
     """Pictures as an image processor of the folder sees them [B, 3, S, S]."""
     noise = np.random.default_rng(0).integers(0, 256, (count, 50, 70, 3), dtype=np.uint8)

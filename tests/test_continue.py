@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from opensiglip import cli
 from opensiglip.data.naflex import pack
 from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_positions
+from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import Recipe
 from opensiglip.train.config import find, inherited
 from opensiglip.train.continued import origin, take_over
@@ -181,6 +182,46 @@ def test_a_run_goes_on_along_its_schedule_with_all_losses(
     # Two rounds of NaFlex are 48 images, and two steps more have half a batch each at least.
     least, most = (48 + 8, 48 + 16) if name == "naflex" else (8, 8)
     assert begin * 8 + least <= summary["images_seen"] <= begin * 8 + most
+
+
+@pytest.fixture(scope="module")
+def siglip2_at_95(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of the recipe siglip2 itself, size tiny made small, of which the checkpoint at 95 % stays."""
+    out = tmp_path_factory.mktemp("siglip2") / "run"
+    words = (
+        "--size tiny --resolution 32 --steps 20 --keep 0.95 --batch-size 4 --held-out 0 --precision fp32 --workers 0"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", Shape(width=32, depth=2, mlp=64, heads=2))
+        assert (
+            cli.main(["train", "siglip2", "--data", folder, "--out", str(out), "--vocabulary", "300", *words.split()])
+            == 0
+        )
+        yield out
+
+
+@pytest.mark.parametrize(
+    ("flags", "resized"),
+    [("--resolution 64", "position"), ("--size 32x2x64x2/16 --resolution 64", "patch")],
+)
+def test_siglip2_goes_on_at_another_resolution_or_patch_with_all_losses_by_one_command(
+    flags: str, resized: str, siglip2_at_95: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "siglip2", "--continue-from", str(siglip2_at_95), "--out", str(tmp_path / "run")]
+    assert cli.main([*words, *flags.split()]) == 0
+    said = capsys.readouterr().out
+    names = [f"{tower}.tower.embeddings.{resized}_embedding.weight" for tower in ("model.vision", "teacher.copy")]
+    assert f"resized: {', '.join(names)}\n" in said, (
+        "the tower and the teacher; the projection heads go on as they were"
+    )
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert row["step"] == 19
+    terms = ("sigmoid", "caption", "local_to_global", "masked_patches")
+    assert all(np.isfinite(row[f"loss/{term}"]) for term in terms)
+    # The optimizer knew the heads: their first step here is their fourth since self-distillation began at 80 %.
+    moments = load_file(tmp_path / "run/checkpoints/step-00000020/optimizer.safetensors")
+    steps = {name: float(value) for name, value in moments.items() if name.endswith("prototypes/step")}
+    assert len(steps) == 2 and set(steps.values()) == {4.0}
 
 
 @pytest.fixture(scope="module")

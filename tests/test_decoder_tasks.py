@@ -95,7 +95,7 @@ def test_phrases_that_are_said_right_score_best(
 def test_ranks_follow_the_likelihoods(
     subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, pipeline: Any) -> list[float]:
+    def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, *_: Any) -> list[float]:
         return [-len(text.target) for _, text in asked]
 
     monkeypatch.setattr(naming, "likelihoods", fewer_tokens_are_likelier)
@@ -135,7 +135,7 @@ def test_true_captions_score_best_and_another_images_hardly(
     assert pipeline is not None
     answers: list[Ids] = [pipeline.ids(f" {example.captions[0].text}") for example in judged.examples]
     wrong = [answers[-1], *answers[:-1]]
-    monkeypatch.setattr(captioning, "SEARCHES", {"greedy": lambda *_: answers, "beam": lambda *_: wrong})
+    monkeypatch.setattr(captioning, "SEARCHES", {"greedy": lambda *_, **__: answers, "beam": lambda *_, **__: wrong})
     findings = captioning.captioning(subject, judged, context)
     figures = findings.figures
     assert figures["bleu4_greedy"] == pytest.approx(1) and figures["cider_greedy"] > 5

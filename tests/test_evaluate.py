@@ -20,8 +20,7 @@ from opensiglip.data.sources import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.evaluate.base import Context, Impossible, some_of_both
-from opensiglip.evaluate.dense import most_frequent
-from opensiglip.evaluate.depth import patch_mean
+from opensiglip.evaluate.dense import most_frequent, patches
 from opensiglip.evaluate.judged import Judged, look
 from opensiglip.evaluate.labels import canonical, class_embeddings, class_name, label, templates, things
 from opensiglip.evaluate.openvocab import openvocab
@@ -218,12 +217,13 @@ def test_probes_read_what_is_in_the_features(tmp_path: Path) -> None:
 
 
 def test_patches_take_the_most_frequent_class_and_the_mean_depth() -> None:
-    classes = torch.zeros(1, 8, 8, dtype=torch.int64)
-    classes[0, :3, :4], classes[0, 4:, 4:] = 2, -1
-    assert most_frequent(classes, 2).tolist() == [[2, 0, 0, -1]]
+    classes = torch.zeros(8, 8, dtype=torch.int64)
+    classes[:3, :4], classes[4:, 4:] = 2, -1
+    assert most_frequent(classes, 2, 2).tolist() == [2, 0, 0, -1]
+    assert most_frequent(classes, 2, 1).tolist() == [0, -1] and most_frequent(classes[:4], 1, 2).tolist() == [2, 0]
     depth = torch.full((8, 8), 2.0)
     depth[:4, :2], depth[4:, :4] = 4.0, torch.nan
-    assert patch_mean(depth, 2).nan_to_num(nan=-1).tolist() == [3.0, 2.0, -1.0, 2.0]
+    assert patches(depth, 2, 2).nanmean(-1).nan_to_num(nan=-1).tolist() == [3.0, 2.0, -1.0, 2.0]
 
 
 def of(small: Small, pipeline: TextPipeline, name: str) -> Subject:

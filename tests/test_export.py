@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,14 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 from transformers import pipeline as transformers_pipeline
 
+from opensiglip import load
 from opensiglip.cli import main
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.train.export import export
+from opensiglip.train.run import train
 
 TEXTS = ("a red apple", "Two  SHOVELS above a mate,\nand nothing else", "ein Löffel")
 
@@ -210,6 +214,65 @@ def test_a_broken_sidecar_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SIDECAR).write_text(text)
     with pytest.raises(UserError, match=rf"{SIDECAR}.*export the run again"):
         Model.from_pretrained(tmp_path)
+
+
+def test_the_ten_lines_of_the_docs_classify_a_photo(
+    exported: dict[str, Exported],
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "pretrained-weights.md").read_text(encoding="utf-8")
+    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if '"mine-hf"' in block]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    shutil.copytree(exported["siglip2"].folder, tmp_path / "mine-hf")
+    picture.save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").rename(tmp_path / "photo.jpg")  # not compressed, for the comparison
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "pretrained-weights.md", "exec"), {})
+    said = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    ours = load("mine-hf").classify(picture, [name for _, name in said])
+    assert len(said) == 3
+    assert {name: float(probability) for probability, name in said} == pytest.approx(ours, abs=2e-3)
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
+    lora: int | None,
+    recipe: str,
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    peers.siglip2(tmp_path / "peer")
+    killed, out, whole = tmp_path / "killed", tmp_path / "out", tmp_path / "whole"
+    settings: dict[str, Any] = {"data": [folder], "steps": 4, "save_every": 2, "batch_size": 8, "workers": 0}
+    settings |= {"held_out": 0, "precision": "fp32", "init": str(tmp_path / "peer"), "lora": lora}
+
+    def power_cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("opensiglip.train.run.finish", power_cut)
+        train(recipe, out=killed, **settings)
+    train(recipe, out=whole, **settings)
+    assert not (killed / "model" / "config.json").exists()
+    capsys.readouterr()
+    assert main(["export", str(killed), "--out", str(out)]) == 0
+    assert f"{killed} has not ended: this is its newest checkpoint, after 4 steps" in capsys.readouterr().out
+    expected = Model.from_pretrained(whole / "model").state_dict()
+    for place in (out, killed):
+        found = Model.from_pretrained(place).state_dict()
+        assert found.keys() == expected.keys()
+        assert all((found[name] - expected[name]).abs().max() < 1e-6 for name in expected)
+    assert AutoModel.from_pretrained(out).config.model_type == "siglip"
+    card = (out / "README.md").read_text()
+    assert "| 4 (the run had not ended), 32 |" in card and f"opensiglip train {recipe}" in card
+    shutil.rmtree(killed / "checkpoints")
+    assert main(["export", str(killed), "--out", str(tmp_path / "nothing")]) == 2
+    assert "has no checkpoint yet: let it go on with --resume" in capsys.readouterr().err
 
 
 def test_a_run_exports_what_it_learned_and_says_only_what_matters(

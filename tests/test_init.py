@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from big_vision import GOLDENS, load
 from conftest import Run
-from peers import LENGTH, SIDE, VOCABULARY, Peer
+from peers import LENGTH, PATCH, SIDE, VOCABULARY, Peer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, SiglipVisionModel
@@ -50,7 +50,7 @@ def far(ours: Tensor | None, theirs: Tensor) -> float:
     """The largest difference of embeddings of length 1."""
     assert ours is not None
     assert theirs.std(0).max() > 1e-2, "all alike: nothing to compare"
-    return float((F.normalize(ours, dim=-1) - theirs).abs().max())
+    return peers.gap(F.normalize(ours, dim=-1), theirs)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_embeddings_are_the_peers(make: str, peer_of: dict[str, Peer]) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*has no tokenizer")
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", [make for make in MAKERS if "NaFlex" not in make])  # tests/test_native_aspect.py
 def test_plain_transformers_reloads_what_came_from_a_peer(make: str, peer_of: dict[str, Peer], tmp_path: Path) -> None:
     peer, out = peer_of[make], tmp_path / "out"
     export(str(peer.folder), out)
@@ -93,10 +93,10 @@ def test_onnxruntime_computes_the_peers_embeddings_at_any_batch_size(peer_of: di
     for count in (1, 5):
         seen = peers.pixels(count)
         found = torch.from_numpy(image.run(["image_embeds"], {"pixel_values": seen.numpy()})[0])
-        assert (found - peer.image(seen)).abs().max() < TOLERANCE
+        assert peers.gap(found, peer.image(seen)) < TOLERANCE
     text, ids = onnxruntime.InferenceSession(out / "text_encoder.onnx"), peers.token_ids(4)
     found = torch.from_numpy(text.run(None, {"input_ids": ids.numpy()})[0])
-    assert peer.text is not None and (found - peer.text(ids)).abs().max() < TOLERANCE
+    assert peer.text is not None and peers.gap(found, peer.text(ids)) < TOLERANCE
     facts = json.loads((out / "opensiglip.json").read_text())
     assert facts["logit_bias"] == -3.0 and facts["text"]["length"] == LENGTH
 
@@ -280,6 +280,9 @@ def test_a_checkpoint_brings_its_networks_weights_and_words(
     peer = peer_of[make]
     ours = begin(peer.folder, folder, tmp_path, recipe)
     theirs = read(peer.folder).state
+    kernel = "vision.tower.embeddings.patch_embedding.weight"
+    if "NaFlex" in make:  # a recipe of squares has the same patch embedding as a convolution
+        theirs[kernel] = theirs[kernel].unflatten(1, (PATCH, PATCH, 3)).permute(0, 3, 1, 2)
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
     assert {name.split(".")[0] for name in ours.keys() - theirs.keys()} == {"decoder"}
     said = capsys.readouterr().out

@@ -274,7 +274,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         visit = Visit(example, example.image, example.regions[:1], example.captions[0])
         rows.append([row.prefix + row.target for row in field.draw(visit, np.random.default_rng(0), pipeline)])
 
-    def oracle(_: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any) -> list[Ids]:
+    def oracle(_: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, **___: Any) -> list[Ids]:
         answers = []
         for tokens, prefix in zip(memory, prefixes, strict=True):
             place = next(i for i, known in enumerate(seen.tokens) if torch.equal(known, tokens))
@@ -338,14 +338,15 @@ def test_colours_are_the_principal_components_whatever_the_basis() -> None:
     generator = torch.Generator().manual_seed(0)
     ramp = torch.arange(16.0).view(4, 4)
     strong, weak = ramp.flatten(), (ramp.T.flatten() % 5) ** 2 / 10
-    tokens = torch.stack([strong, weak, 0.01 * torch.randn(16, generator=generator), torch.zeros(16)], -1)[None]
-    colours = pca_colours(tokens)
-    assert colours.shape == (1, 4, 4, 3) and colours.min() == 0 and colours.max() == 1
-    red = colours[0, ..., 0].flatten()
+    tokens = torch.stack([strong, weak, 0.01 * torch.randn(16, generator=generator), torch.zeros(16)], -1).view(4, 4, 4)
+    (colours,) = pca_colours([tokens])
+    assert colours.shape == (4, 4, 3) and colours.min() == 0 and colours.max() == 1
+    red = colours[..., 0].flatten()
     assert abs(float(torch.corrcoef(torch.stack([red, strong]))[0, 1])) > 0.99  # the largest variance first
     turn = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
-    torch.testing.assert_close(pca_colours(tokens @ turn + 3), colours, rtol=0, atol=1e-4)
-    assert torch.isfinite(pca_colours(torch.ones(2, 9, 8))).all()  # a tower that tells nothing apart
+    turned = pca_colours([(tokens @ turn + 3)[:3], (tokens @ turn + 3)[3:]])  # as images of unlike shapes
+    torch.testing.assert_close(torch.cat(turned), colours, rtol=0, atol=1e-4)
+    assert all(torch.isfinite(one).all() for one in pca_colours(torch.ones(2, 3, 3, 8)))  # tells nothing apart
 
 
 def test_signs_of_health_have_curves_of_their_own() -> None:

@@ -101,9 +101,10 @@ def fit(text: str, size: int, width: int) -> str:
 
 
 def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SIDE) -> str:
-    """The square image [3, S, S] with boxes in their colours, as a data URI of a JPEG of `side` pixels."""
-    scale = side / image.shape[-1]
-    large = functional.resize(image, [side, side], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
+    """The image [3, H, W] with boxes in their colours, as a data URI of a JPEG whose longer side is `side` pixels."""
+    scale = side / max(image.shape[-2:])
+    size = [max(1, round(length * scale)) for length in image.shape[-2:]]
+    large = functional.resize(image, size, interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
     picture = draw_boxes(large, places, [""] * len(places), [color for _, color in boxes])
     file = io.BytesIO()

@@ -1,5 +1,6 @@
 """From an example to the fields of a batch. All randomness of training is drawn here, from one generator per visit."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,14 @@ class Geometry(ABC):
     def batch(self, images: Sequence[Tensor]) -> Batch:
         """Framed images [3, h, w] uint8 as the fields "image..." of a batch."""
 
+    @abstractmethod
+    def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
+        """Rows and columns of the patches of a framed image [3, h, w] whose tower makes `tokens` of it, padding too."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """What size images are seen at, in words."""
+
     def visit(self, example: Example, rng: np.random.Generator, language: str | None) -> Visit:
         """Draw a visit of `example`; captions of `language` are preferred."""
         window = self._window(example.image, rng)
@@ -143,6 +152,13 @@ class Frame(Geometry):
 
     def batch(self, images: Sequence[Tensor]) -> Batch:
         return {"image": torch.stack(list(images))}
+
+    def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
+        side = math.isqrt(tokens)
+        return side, side
+
+    def __str__(self) -> str:
+        return f"{self.resolution} × {self.resolution} pixels"
 
 
 class Field(ABC):

@@ -54,6 +54,13 @@ class NaFlex(Geometry):
     def batch(self, images: Sequence[Tensor]) -> Batch:
         return pack(images, self.patch, self.budget).to_batch("image")
 
+    def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
+        return image.shape[-2] // self.patch, image.shape[-1] // self.patch
+
+    def __str__(self) -> str:
+        drawn = f"; in training {' '.join(map(str, self.budgets))}" if len(self.budgets) > 1 else ""
+        return f"at most {self.budget} patches of {self.patch} × {self.patch} pixels in their own aspect ratio{drawn}"
+
 
 class NaFlexImages(Field):
     """image [B, N, P * P * 3] uint8, image_shapes [B, 2] int64 and image_valid [B, N] bool: a `Patches`."""

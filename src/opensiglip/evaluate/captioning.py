@@ -6,19 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from opensiglip.data.captions import Ids, caption_prefix
-from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import beam, greedy
 from opensiglip.evaluate.base import Context, Findings, Impossible, Picture
 from opensiglip.evaluate.captions import bleu4, bleu_counts, cider_d, words
 from opensiglip.evaluate.judged import BATCH, Judged
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
-from opensiglip.models.coca import Writer
 
-Search = Callable[[Writer, Tensor, Sequence[Ids], TextPipeline], list[Ids]]
+Search = Callable[..., list[Ids]]
 SEARCHES: dict[str, Search] = {"greedy": greedy, "beam": beam}
 SHOWN = 12
 
@@ -48,10 +45,11 @@ def captioning(subject: Subject, judged: Judged, context: Context) -> Findings:
     prefix = caption_prefix(pipeline, subject.tasks)
     said: dict[str, list[str]] = {name: [] for name in SEARCHES}
     for at in context.bar(range(0, len(places), BATCH), "captions"):
-        memory = judged.tokens[torch.tensor(places[at : at + BATCH], device=subject.device)]
+        here = torch.tensor(places[at : at + BATCH], device=subject.device)
+        memory, valid = judged.tokens[here], judged.visible(here)
         for name, search in SEARCHES.items():
             with subject.autocast():
-                answers = search(decoder, memory, [prefix] * len(memory), pipeline)
+                answers = search(decoder, memory, [prefix] * len(memory), pipeline, valid=valid)
             said[name] += [pipeline.text(answer) for answer in answers]
     figures: dict[str, Any] = {"images": len(places), "captions": sum(map(len, references)), "language": languages[0]}
     scores: dict[str, list[float]] = {}

@@ -75,6 +75,7 @@ def compare(
         languages: all, or codes such as en or de,fr; by default all the source has.
         seed: of what probes draw.
     """
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     names, rows = side_by_side.compare(
         models,

@@ -83,6 +83,6 @@ def _by_likelihood(subject: Subject, judged: Judged, pairs: Sequence[tuple[int, 
     margins = {}
     for way, score in (("likelihood", likelihoods), ("blind_likelihood", blind_likelihoods)):
         with subject.autocast():
-            scores = score(decoder, judged.tokens, texts, pipeline)
+            scores = score(decoder, judged.tokens, texts, pipeline, judged.valid)
         margins[way] = [true - false for true, false in zip(scores[::2], scores[1::2], strict=True)]
     return margins

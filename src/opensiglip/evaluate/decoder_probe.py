@@ -48,7 +48,7 @@ def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Finding
         batch = field.collate([field.draw(_visit(seen, place, rng), rng, pipeline) for place in places], pipeline)
         here = {name: value.to(subject.device) for name, value in batch.items()}
         with subject.autocast():
-            loss = caption_loss(decoder, Features(None, seen.tokens[places]), here)
+            loss = caption_loss(decoder, Features(None, seen.tokens[places], seen.visible(places)), here)
         loss = loss / here["sequences"].sum().clamp(min=1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

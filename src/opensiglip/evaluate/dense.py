@@ -35,14 +35,15 @@ def segmentation_probe(subject: Subject, judged: Judged, context: Context) -> Fi
         raise Impossible("no masks both in training and held out (folders: a column `masks`)")
     names = sorted({key(thing.names) for place in known for thing in things(trained.examples[place])})
     order = {name: number for number, name in enumerate([GROUND, *names])}
-    grid = int(trained.tokens.shape[1] ** 0.5)
-    maps = torch.stack([class_map(trained.examples[place], order) for place in known])
-    targets = most_frequent(maps, grid)  # [E, N]
+    targets = torch.full((len(known), trained.tokens.shape[1]), -1)  # [E, N]; -1 where a token is padding
+    for number, place in enumerate(known):
+        example = trained.examples[place]
+        down, across = subject.frame.grid(example.image, targets.shape[1])
+        targets[number, : down * across] = most_frequent(class_map(example, order), down, across)
     rows = (targets >= 0).nonzero()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))[:ROWS]]
     x = patch_features(trained, torch.tensor(known)[rows[:, 0]], rows[:, 1])
     fitted = fit_linear(x, targets[rows[:, 0], rows[:, 1]], len(order), context.seed, penalties=(PENALTY,))
-    every = torch.arange(grid * grid)
     areas: list[Tensor] = []
     nothing: list[Tensor] = []
     hits: list[float] = []
@@ -50,10 +51,9 @@ def segmentation_probe(subject: Subject, judged: Judged, context: Context) -> Fi
     for place in context.bar(asked, "segmentation", len(asked)):
         example = judged.examples[place]
         true = class_map(example, order)
-        logits = fitted(patch_features(judged, torch.full_like(every, place), every)).T  # [C, N]
-        found = (
-            F.interpolate(logits.unflatten(1, (grid, grid))[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
-        )
+        every = torch.arange(judged.tokens.shape[1])
+        logits = subject.map_of(example.image, fitted(patch_features(judged, torch.full_like(every, place), every)))
+        found = F.interpolate(logits.permute(2, 0, 1)[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))
         right = (found == true)[true >= 0]
@@ -78,18 +78,23 @@ def patch_features(judged: Judged, places: Tensor, patches: Tensor) -> Tensor:
 
 
 def class_map(example: Example, order: dict[str, int]) -> Tensor:
-    """[S, S] int64: the class of each pixel, 0 for the ground, -1 for what is of no known class."""
+    """[h, w] int64: the class of each pixel, 0 for the ground, -1 for what is of no known class."""
     shown = torch.zeros(example.image.shape[-2:], dtype=torch.int64)
     for thing in things(example):
         shown[thing.mask] = order.get(key(thing.names), -1)
     return shown
 
 
-def most_frequent(maps: Tensor, grid: int) -> Tensor:
-    """maps [E, S, S] -> [E, grid * grid]: each patch's most frequent class. S that the grid does not divide is cut."""
-    side = maps.shape[-1] // grid
-    cut = maps[:, : grid * side, : grid * side].unflatten(2, (grid, side)).unflatten(1, (grid, side))  # [E, g, s, g, s]
-    return cut.transpose(2, 3).flatten(3).flatten(1, 2).mode(-1)[0]
+def most_frequent(map_: Tensor, rows: int, columns: int) -> Tensor:
+    """[h, w] -> [rows * columns]: each patch's most frequent class."""
+    return patches(map_, rows, columns).mode(-1)[0]
+
+
+def patches(map_: Tensor, rows: int, columns: int) -> Tensor:
+    """[h, w] -> [rows * columns, pixels of a patch], row by row. What the grid does not divide is cut off."""
+    down, across = map_.shape[0] // rows, map_.shape[1] // columns
+    cut = map_[: rows * down, : columns * across].unflatten(1, (columns, across)).unflatten(0, (rows, down))
+    return cut.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def segments(example: Example, found: Tensor, true: Tensor, names: Sequence[str]) -> Picture:

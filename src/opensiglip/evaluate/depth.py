@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from opensiglip.drawing import heat
 from opensiglip.evaluate.base import Context, Findings, Impossible, Picture
-from opensiglip.evaluate.dense import ROWS, SHOWN, patch_features
+from opensiglip.evaluate.dense import ROWS, SHOWN, patch_features, patches
 from opensiglip.evaluate.judged import Judged
 from opensiglip.evaluate.labels import depth
 from opensiglip.evaluate.linear import ridge
@@ -29,26 +28,28 @@ def depth_probe(subject: Subject, judged: Judged, context: Context) -> Findings:
     asked = {place: map_ for place, one in enumerate(judged.examples) if (map_ := depth(one)) is not None}
     if not known or not asked:
         raise Impossible("no depth both in training and held out (folders: a column `depth`)")
-    grid = int(trained.tokens.shape[1] ** 0.5)
-    targets = torch.stack([patch_mean(map_, grid) for map_ in known.values()])  # [E, N]
+    targets = torch.full((len(known), trained.tokens.shape[1]), torch.nan)  # [E, N]; NaN where a token is padding
+    for number, (place, map_) in enumerate(known.items()):
+        down, across = subject.frame.grid(trained.examples[place].image, targets.shape[1])
+        targets[number, : down * across] = patches(map_, down, across).nanmean(-1)
     rows = targets.isfinite().nonzero()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))[:ROWS]]
     y = targets[rows[:, 0], rows[:, 1]]
     fitted = ridge(patch_features(trained, torch.tensor(list(known))[rows[:, 0]], rows[:, 1]), y)
-    every = torch.arange(grid * grid)
+    every = torch.arange(judged.tokens.shape[1])
     errors: list[float] = []
     blind: list[float] = []
     counts: list[int] = []
     pictures: list[Picture] = []
     for place, true in context.bar(asked.items(), "depth", len(asked)):
-        said = fitted(patch_features(judged, torch.full_like(every, place), every)).unflatten(0, (grid, grid))
+        image = judged.examples[place].image
+        said = subject.map_of(image, fitted(patch_features(judged, torch.full_like(every, place), every)))
         found = F.interpolate(said[None, None].float(), size=true.shape, mode="bilinear")[0, 0].cpu()
         kept = true.isfinite()
         counts.append(int(kept.sum()))
         errors.append(float((found - true)[kept].double().square().mean()))
         blind.append(float((y.double().mean() - true)[kept].square().mean()))
         if len(pictures) < SHOWN:
-            image = judged.examples[place].image
             beside = (heat(image, found), heat(image, true.nan_to_num(nan=float(y.mean()))))
             words = f"How far? {math.sqrt(errors[-1]):.2f} m off, the mean {math.sqrt(blind[-1]):.2f} m; found, true"
             pictures.append(Picture(image, errors[-1] < blind[-1], words, beside=beside))
@@ -58,10 +59,3 @@ def depth_probe(subject: Subject, judged: Judged, context: Context) -> Findings:
         mean = measured(name, squares, places, counts)
         figures |= {name: math.sqrt(mean[name]), f"{name}_ci95": [math.sqrt(end) for end in mean[f"{name}_ci95"]]}
     return Findings(figures, pictures)
-
-
-def patch_mean(map_: Tensor, grid: int) -> Tensor:
-    """[S, S] -> [grid * grid]: the mean of each patch's known depths, NaN where none is known."""
-    side = map_.shape[-1] // grid
-    cut = map_[: grid * side, : grid * side].unflatten(1, (grid, side)).unflatten(0, (grid, side))  # [g, s, g, s]
-    return cut.transpose(1, 2).flatten(2).flatten(0, 1).nanmean(-1)

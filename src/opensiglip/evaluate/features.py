@@ -13,6 +13,7 @@ from opensiglip.evaluate.linear import fit_linear
 from opensiglip.evaluate.metrics import measured
 from opensiglip.evaluate.subject import Subject
 from opensiglip.evaluate.zeroshot import accuracies
+from opensiglip.types import Features
 
 NEIGHBOURS, SHARPNESS = 20, 0.07  # DINO's
 SHOTS, SEEDS = (1, 5, 10, 25), 3
@@ -33,8 +34,8 @@ def image_probes(subject: Subject, judged: Judged, context: Context) -> Findings
     theirs = {place: name for place, name in theirs.items() if name in order}
     if not ours or not theirs:
         raise Impossible("no class with labelled examples both in training and held out")
-    x, y = vectors(trained)[list(ours)], torch.tensor([order[name] for name in ours.values()])
-    test, truths = vectors(judged)[list(theirs)], torch.tensor([order[name] for name in theirs.values()])
+    x, y = pooled(trained)[list(ours)], torch.tensor([order[name] for name in ours.values()])
+    test, truths = pooled(judged)[list(theirs)], torch.tensor([order[name] for name in theirs.values()])
     x, y, test, truths = x.cpu(), y, test.cpu(), truths
     figures: dict[str, Any] = {
         "images": len(test),
@@ -57,9 +58,14 @@ def image_probes(subject: Subject, judged: Judged, context: Context) -> Findings
     return Findings(figures | accuracies("linear", scores, truths))
 
 
-def vectors(judged: Judged) -> Tensor:
-    """[E, D]: pooled features, or where the model does not pool the mean of its tokens."""
-    return judged.tokens.mean(1) if judged.pooled is None else judged.pooled
+def pooled(features: Features | Judged) -> Tensor:
+    """[B, D]: pooled features, or where the model does not pool the mean of its tokens."""
+    if features.pooled is not None:
+        return features.pooled
+    if features.valid is None:
+        return features.tokens.mean(1)
+    seen = features.valid[..., None]
+    return (features.tokens * seen).sum(1) / seen.sum(1)
 
 
 def knn(x: Tensor, y: Tensor, test: Tensor, classes: int) -> Tensor:

@@ -18,10 +18,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from opensiglip.data.fields import Frame
+from opensiglip.data.fields import Frame, Geometry
+from opensiglip.data.naflex import NaFlex
 from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject, autocast_on, best_device, each_alone
 from opensiglip.models import timm_tower
+from opensiglip.models.init.checkpoint import most_patches
 from opensiglip.models.timm_tower import TimmVision
 from opensiglip.models.towers import Text, Vision
 from opensiglip.types import Features
@@ -41,7 +43,7 @@ def from_transformers(name: str) -> Subject:
     if isinstance(host, SiglipModel | Siglip2Model):
         return _siglip(host, name)
     if isinstance(host, SiglipVisionModel | Siglip2VisionModel):
-        return Subject(name, _frame(host), host.device, autocast_on(host.device), Vision(host))
+        return Subject(name, _frame(host, name), host.device, autocast_on(host.device), Vision(host))
     raise UserError(
         f"{name} is a {type(host).__name__}; of transformers' models Siglip, Siglip2 and CLIP can be judged."
     )
@@ -122,7 +124,7 @@ def _siglip(host: SiglipModel | Siglip2Model, name: str) -> Subject:
 
     return Subject(
         name,
-        _frame(host),
+        _frame(host, name),
         host.device,
         autocast_on(host.device),
         vision,
@@ -151,7 +153,7 @@ def _clip(host: CLIPModel, name: str) -> Subject:
 
     return Subject(
         name,
-        _frame(host),
+        _frame(host, name),
         host.device,
         autocast_on(host.device),
         see,
@@ -161,10 +163,11 @@ def _clip(host: CLIPModel, name: str) -> Subject:
     )
 
 
-def _frame(host: Any) -> Frame:
+def _frame(host: Any, name: str) -> Geometry:
     config = getattr(host.config, "vision_config", host.config)
-    if isinstance(host, Siglip2Model | Siglip2VisionModel):  # NaFlex counts patches, not pixels
-        return Frame(int(config.num_patches**0.5) * config.patch_size)
+    if isinstance(host, Siglip2Model | Siglip2VisionModel):
+        most = most_patches(name) or config.num_patches
+        return NaFlex(config.patch_size, most, (most,))
     return Frame(config.image_size)
 
 

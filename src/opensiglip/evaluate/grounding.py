@@ -7,7 +7,7 @@ import torch
 
 from opensiglip.data.captions import referring_prefix
 from opensiglip.data.example import Box, Region, Source
-from opensiglip.data.fields import Frame
+from opensiglip.data.fields import Geometry
 from opensiglip.decoding import BoxGrammar, greedy
 from opensiglip.evaluate.base import Context, Findings, Impossible, Picture, some_of_both
 from opensiglip.evaluate.judged import BATCH, Judged, readable
@@ -29,7 +29,6 @@ def grounding(subject: Subject, judged: Judged, context: Context) -> Findings:
     asked = single_regions(judged)
     if not asked:
         raise Impossible("no example has a region with one box")
-    side = subject.frame.resolution
     owners = [place for place, _ in asked]
     truths = [region.bbox for _, region in asked]
     phrases = [next(iter(region.phrases.values())) for _, region in asked]
@@ -40,7 +39,11 @@ def grounding(subject: Subject, judged: Judged, context: Context) -> Findings:
     others = find(subject, judged, elsewhere, phrases, context)
     blind = [overlap(box, truth) if box else 0.0 for box, truth in zip(others, truths, strict=True)]
     constants = constant_boxes(context.training, subject.frame) if context.training is not None else []
-    candidates = [[overlap((a * side, b * side, c * side, d * side), t) for t in truths] for a, b, c, d in constants]
+    sizes = [judged.size(place) for place in owners]
+    candidates = [
+        [overlap((a * w, b * h, c * w, d * h), t) for (w, h), t in zip(sizes, truths, strict=True)]
+        for a, b, c, d in constants
+    ]
     constant = max(
         candidates, key=lambda ious: (np.mean(np.array(ious) >= 0.5), np.mean(ious)), default=[0.0] * len(asked)
     )
@@ -85,7 +88,7 @@ def find(
     subject: Subject, judged: Judged, places: Sequence[int], phrases: Sequence[str], context: Context
 ) -> list[Box | None]:
     """The box of each phrase in the example at its place, in pixels of the frame; None where the answer is no box."""
-    decoder, pipeline, boxes, side = subject.decoder, subject.pipeline, subject.boxes, subject.frame.resolution
+    decoder, pipeline, boxes = subject.decoder, subject.pipeline, subject.boxes
     assert decoder is not None and pipeline is not None and boxes is not None
     grammar = BoxGrammar(pipeline, boxes)
     found: list[Box | None] = []
@@ -94,18 +97,29 @@ def find(
         prefixes = [referring_prefix(pipeline, phrase) for phrase in phrases[at : at + 4 * BATCH]]
         images, owners = torch.tensor(here, device=judged.tokens.device).unique(return_inverse=True)
         with subject.autocast():
-            answers = greedy(decoder, judged.tokens[images], prefixes, pipeline, grammar, owners=owners.tolist())
-        found += [boxes.read(pipeline.text(answer), side, side) for answer in answers]
+            answers = greedy(
+                decoder,
+                judged.tokens[images],
+                prefixes,
+                pipeline,
+                grammar,
+                owners=owners.tolist(),
+                valid=judged.visible(images),
+            )
+        found += [
+            boxes.read(pipeline.text(answer), *judged.size(place)) for place, answer in zip(here, answers, strict=True)
+        ]
     return found
 
 
-def constant_boxes(source: Source, frame: Frame, count: int = 256) -> list[Box]:
+def constant_boxes(source: Source, frame: Geometry, count: int = 256) -> list[Box]:
     """Candidates for the best constant box, as shares of the image: boxes of training examples, and their mean."""
-    found = [
-        tuple(value / frame.resolution for value in region.bbox)
-        for example in readable(source, count)
-        for region in frame.apply(example, None)[1]
-    ][:count]
+    found: list[Box] = []
+    for example in readable(source, count):
+        image, regions = frame.apply(example, None)
+        height, width = image.shape[-2:]
+        found += [(a / width, b / height, c / width, d / height) for a, b, c, d in (one.bbox for one in regions)]
+    found = found[:count]
     if not found:
         return []
     return [tuple(np.mean(found, axis=0)), *found]

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from opensiglip.data.example import BrokenExample, Example, Source
-from opensiglip.data.fields import Frame
+from opensiglip.data.fields import Geometry
 from opensiglip.errors import UserError
 from opensiglip.evaluate.subject import Subject
 
@@ -26,6 +26,16 @@ class Judged:
     examples: list[Example]  # image and boxes in the frame; extras also `size`, (width, height) of the stored image
     tokens: Tensor  # [E, N, D] float32; N is 0 where they were not kept
     pooled: Tensor | None  # [E, D] float32; None where the model does not pool
+    valid: Tensor | None = None  # [E, N] bool; None where no token is padding
+
+    def visible(self, places: Sequence[int] | Tensor) -> Tensor | None:
+        """`valid` of the examples at these places."""
+        return None if self.valid is None else self.valid[places]
+
+    def size(self, place: int) -> tuple[int, int]:
+        """Width and height of an example's image in the frame: what its boxes are measured by."""
+        height, width = self.examples[place].image.shape[-2:]
+        return width, height
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -34,27 +44,31 @@ class Judged:
 
 
 def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, quiet: bool = True) -> Judged:
-    """Encode the first `count` readable examples of a source, uncropped, squashed to the subject's square.
+    """Encode the first `count` readable examples of a source, uncropped, in the subject's frame.
 
     Without `tokens` only the pooled features are kept. Raises UserError if no example can be read.
     """
     examples: list[Example] = []
     kept: list[Tensor] = []
     pooled: list[Tensor] = []
+    valid: list[Tensor] = []
     with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet or None) as bar:
         for some in batches(framed(source, subject.frame, count)):
-            features = subject.see(torch.stack([example.image for example in some]))
+            features = subject.see([example.image for example in some])
             examples += some
             kept.append(features.tokens if tokens else features.tokens[:, :0])
             if features.pooled is not None:
                 pooled.append(features.pooled)
+            if features.valid is not None and tokens:
+                valid.append(features.valid)
             bar.update(len(some))
     if not examples:
         raise UserError(f"{source.name} has no example that can be read; `opensiglip data show` says why.")
-    return Judged(examples, torch.cat(kept), torch.cat(pooled) if pooled else None)
+    both = (torch.cat(some) if some else None for some in (pooled, valid))
+    return Judged(examples, torch.cat(kept), *both)
 
 
-def framed(source: Source, frame: Frame, count: int) -> Iterator[Example]:
+def framed(source: Source, frame: Geometry, count: int) -> Iterator[Example]:
     """The first `count` readable examples in the frame, in order; threads read ahead while the model encodes."""
 
     def read(index: int) -> Example | None:

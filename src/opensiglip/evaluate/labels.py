@@ -32,7 +32,7 @@ class Thing:
     """Something in an image: what it is, and which pixels show it."""
 
     names: Names
-    mask: Tensor  # [S, S] bool
+    mask: Tensor  # [h, w] bool
 
 
 def key(names: Names) -> str:
@@ -49,8 +49,8 @@ def label(example: Example) -> Names | None:
 
 
 def things(example: Example) -> list[Thing]:
-    """The masks of an example that `look` put into a square."""
-    masks, side = example.extras.get("masks"), example.image.shape[-1]
+    """The masks of an example that `look` put into a frame."""
+    masks, size = example.extras.get("masks"), example.image.shape[-2:]
     if not isinstance(masks, np.ndarray | list):
         return []
     if isinstance(masks, np.ndarray):  # of scenes
@@ -66,14 +66,14 @@ def things(example: Example) -> list[Thing]:
         if not drawn:
             return []
         names, shown = [name for name, _ in drawn], torch.stack([mask for _, mask in drawn])
-    if shown.shape[-2:] != (side, side):
-        shown = F.interpolate(shown[None].float(), size=(side, side), mode="nearest-exact")[0] > 0.5
+    if shown.shape[-2:] != size:
+        shown = F.interpolate(shown[None].float(), size=size, mode="nearest-exact")[0] > 0.5
     return [Thing(name, mask) for name, mask in zip(names, shown, strict=True)]
 
 
 def depth(example: Example) -> Tensor | None:
-    """[S, S] float32 metres, NaN where unknown; None where the example has no depth. Raises UserError if unreadable."""
-    path, side = example.extras.get("depth"), example.image.shape[-1]
+    """[h, w] float32 metres, NaN where unknown; None where the example has no depth. Raises UserError if unreadable."""
+    path = example.extras.get("depth")
     if path is None:
         return None
     try:
@@ -83,7 +83,7 @@ def depth(example: Example) -> Tensor | None:
             millimetres = torch.from_numpy(np.array(image).astype(np.float32))
     except (OSError, ValueError) as error:
         raise UserError(f"the depth map {path} can't be read ({error}); give a PNG of 16 bits.") from error
-    near = F.interpolate(millimetres[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+    near = F.interpolate(millimetres[None, None], size=example.image.shape[-2:], mode="nearest-exact")[0, 0]
     return near.masked_fill(near == 0, torch.nan) / 1000
 
 

@@ -28,7 +28,7 @@ def grounded_captioning(subject: Subject, judged: Judged, context: Context) -> F
     out. `first` is how often the true one is the likeliest; `first_shuffled_images` the same given another example's
     image. Single-box regions, first language; intervals: bootstrap over images.
     """
-    decoder, pipeline, boxes, side = subject.decoder, subject.pipeline, subject.boxes, subject.frame.resolution
+    decoder, pipeline, boxes = subject.decoder, subject.pipeline, subject.boxes
     if decoder is None or pipeline is None or boxes is None or "gcap" not in subject.tasks:
         raise Impossible("the model has no decoder trained to say what stands in a box")
     asked = single_regions(judged)
@@ -36,13 +36,20 @@ def grounded_captioning(subject: Subject, judged: Judged, context: Context) -> F
         raise Impossible("no example has a region with one box")
     owners = [place for place, _ in asked]
     truths = [next(iter(region.phrases.values())) for _, region in asked]
-    prefixes = [grounded_prefix(pipeline, boxes.write(region.bbox, side, side)) for _, region in asked]
+    prefixes = [grounded_prefix(pipeline, boxes.write(region.bbox, *judged.size(place))) for place, region in asked]
     said: list[str] = []
     for at in context.bar(range(0, len(asked), 4 * BATCH), "names of boxes"):
         here = slice(at, at + 4 * BATCH)
         images, rows = torch.tensor(owners[here], device=subject.device).unique(return_inverse=True)
         with subject.autocast():
-            answers = greedy(decoder, judged.tokens[images], prefixes[here], pipeline, owners=rows.tolist())
+            answers = greedy(
+                decoder,
+                judged.tokens[images],
+                prefixes[here],
+                pipeline,
+                owners=rows.tolist(),
+                valid=judged.visible(images),
+            )
         said += [pipeline.text(answer) for answer in answers]
     choices = [distractors(number, owners, truths, context.seed) for number in range(len(asked))]
     shift = max(1, len(judged.examples) // 2)
@@ -54,7 +61,7 @@ def grounded_captioning(subject: Subject, judged: Judged, context: Context) -> F
             for text in (truth, *others)
         ]
         with subject.autocast():
-            scores = iter(likelihoods(decoder, judged.tokens, texts, pipeline))
+            scores = iter(likelihoods(decoder, judged.tokens, texts, pipeline, judged.valid))
         found = []
         for others in choices:
             true = next(scores)

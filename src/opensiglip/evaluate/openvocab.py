@@ -50,7 +50,6 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
     ]
     if not asked:
         return {}, []
-    side = subject.frame.resolution
     phrases = list(dict.fromkeys(phrase for _, phrase, _ in asked))
     texts = dict(zip(phrases, subject.read(phrases), strict=True))
     (nothing,) = subject.read([""])
@@ -62,22 +61,24 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
     maps: dict[int, Tensor] = {}
     for place, patches in seen(subject, judged, list(by_place), context):
         numbers = by_place[place]
-        wanted = torch.stack([texts[asked[number][1]] for number in numbers])
-        similar = pixels(patches @ wanted.T, side)  # [n, S, S]
-        apart = pixels(patches @ (wanted - nothing).T, side)
+        wanted, (width, height) = torch.stack([texts[asked[number][1]] for number in numbers]), judged.size(place)
+        similar = pixels(patches @ wanted.T, height, width)  # [n, h, w]
+        apart = pixels(patches @ (wanted - nothing).T, height, width)
         for number, one, other in zip(numbers, similar, apart, strict=True):
             points[number], box = peak(one), asked[number][2]
             hits[number], centred[number] = inside(points[number], box), inside(peak(other), box)
             if len(maps) < 200:  # those that may be shown
                 maps[number] = one.cpu()
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) / side**2 for _, _, box in asked]
+    sizes = [judged.size(place) for place in owners]
+    areas = [(x2 - x1) * (y2 - y1) / (w * h) for (w, h), (_, _, (x1, y1, x2, y2)) in zip(sizes, asked, strict=True)]
+    middle = [inside((w / 2, h / 2), box) for (w, h), (_, _, box) in zip(sizes, asked, strict=True)]
     shown = [
         Picture(
             judged.examples[place].image,
             hits[number],
             f"Where is it? {phrase}",
             true_boxes=(box,),
-            found_boxes=(dot(points[number], side),),
+            found_boxes=(dot(points[number], *sizes[number]),),
             beside=(heat(judged.examples[place].image, maps[number]),),
         )
         for number in some_of_both(hits)
@@ -90,7 +91,7 @@ def pointing(subject: Subject, judged: Judged, context: Context) -> tuple[dict[s
         **measured("pointing", hits, owners),
         **measured("pointing_centred", centred, owners),
         **measured("pointing_random", areas, owners),
-        **measured("pointing_middle", [inside((side / 2, side / 2), box) for _, _, box in asked], owners),
+        **measured("pointing_middle", middle, owners),
     }, shown
 
 
@@ -109,11 +110,11 @@ def segmentation(subject: Subject, judged: Judged, context: Context) -> tuple[di
     areas: list[Tensor] = []
     pictures: list[Picture] = []
     for place, patches in seen(subject, judged, list(masked), context):
-        side = judged.examples[place].image.shape[-1]
-        true = torch.full((side, side), -1)
+        width, height = judged.size(place)
+        true = torch.full((height, width), -1)
         for thing in masked[place]:
             true[thing.mask] = order[key(thing.names)]
-        found = pixels(patches @ texts.T, side).argmax(0).cpu()
+        found = pixels(patches @ texts.T, height, width).argmax(0).cpu()
         areas.append(class_areas(found, true, len(order)))
         if len(pictures) < SHOWN:
             pictures.append(segments(judged.examples[place], found.masked_fill(true < 0, -1), true, list(order)))
@@ -121,22 +122,22 @@ def segmentation(subject: Subject, judged: Judged, context: Context) -> tuple[di
 
 
 def seen(subject: Subject, judged: Judged, places: Sequence[int], context: Context) -> Any:
-    """(place, unit patch features [N, D] in the texts' space) of each place."""
+    """(place, unit patch features [rows, columns, D] in the texts' space) of each place."""
     bar = context.bar(range(0, len(places), BATCH), "open vocabulary")
     for at in bar:
         some = list(places[at : at + BATCH])
-        features = subject.dense(torch.stack([judged.examples[place].image for place in some]))
-        yield from zip(some, F.normalize(features, dim=-1), strict=True)
+        images = [judged.examples[place].image for place in some]
+        for place, image, features in zip(some, images, subject.dense(images), strict=True):
+            yield place, F.normalize(subject.map_of(image, features), dim=-1)
 
 
-def pixels(similar: Tensor, side: int) -> Tensor:
-    """Similarities [N, C] of a square of patches -> [C, side, side]."""
-    grid = int(len(similar) ** 0.5)
-    return F.interpolate(similar.T.unflatten(1, (grid, grid))[None], size=(side, side), mode="bilinear")[0]
+def pixels(similar: Tensor, height: int, width: int) -> Tensor:
+    """Similarities [rows, columns, C] of patches -> [C, height, width]."""
+    return F.interpolate(similar.permute(2, 0, 1)[None], size=(height, width), mode="bilinear")[0]
 
 
 def peak(similar: Tensor) -> tuple[float, float]:
-    """The middle x, y of the pixel of [S, S] that is most similar."""
+    """The middle x, y of the pixel of [h, w] that is most similar."""
     y, x = divmod(int(similar.argmax()), similar.shape[1])
     return x + 0.5, y + 0.5
 
@@ -146,7 +147,7 @@ def inside(point: tuple[float, float], box: Box) -> bool:
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
-def dot(point: tuple[float, float], side: int) -> Box:
+def dot(point: tuple[float, float], width: int, height: int) -> Box:
     """A small box around a point, to be drawn."""
-    x, y, half = *point, side / 64
+    x, y, half = *point, max(width, height) / 64
     return x - half, y - half, x + half, y + half

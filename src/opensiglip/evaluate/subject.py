@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields import Frame
+from opensiglip.data.fields import Frame, Geometry
+from opensiglip.data.loader import to_device
+from opensiglip.data.naflex import NaFlex
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.coca import Writer
+from opensiglip.models.init.checkpoint import most_patches
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.pali import Pali
+from opensiglip.models.sizes import Architecture
 from opensiglip.models.towers import Vision
-from opensiglip.types import Features
+from opensiglip.types import Features, pixels
 
 TEXTS = 256  # encoded at once
 PATCHES = 4096  # pooled at once, each alone
@@ -33,10 +37,10 @@ class Subject:
     """A model behind the three questions that tasks ask: see an image, read texts, see densely in the texts' space."""
 
     name: str
-    frame: Frame
+    frame: Geometry
     device: torch.device
     autocast: Autocast
-    vision: Callable[[Tensor], Features]  # pixels [B, 3, H, W] in [-1, 1]
+    vision: Callable[[Any], Features]  # pixels [B, 3, H, W] in [-1, 1], or `Patches` of them
     text: Callable[[Sequence[str]], Tensor] | None = None  # texts -> [T, D]
     to_text: Callable[[Tensor], Tensor] | None = None  # tokens [B, N, D] -> the same patches in the texts' space
     decoder: Writer | None = None
@@ -72,24 +76,28 @@ class Subject:
     def of(
         cls,
         model: Model,
-        pipeline: TextPipeline,
+        pipeline: TextPipeline | None,
         *,
         name: str,
         boxes: BoxFormat | None = None,
         tasks: Sequence[str] = (),
         languages: Sequence[str] = (),
         autocast: Autocast | None = None,
+        budget: int | None = None,
     ) -> "Subject":
-        """A model of ours, as it stands; what is judged follows its weights."""
+        """A model of ours, as it stands; what is judged follows its weights.
+
+        `budget`: the most patches of an image that a NaFlex model sees; by default those of its table of positions.
+        """
         device = next(model.parameters()).device
         has_text = model.text is not None
         return cls(
             name,
-            Frame(model.architecture.resolution),
+            frame_of(model.architecture, budget),
             device,
             autocast or autocast_on(device),
             model.vision,
-            partial(_read, model, pipeline) if has_text else None,
+            partial(_read, model, pipeline) if has_text and pipeline is not None else None,
             partial(each_alone, model.vision) if has_text and isinstance(model.vision, Vision) else None,
             model.decoder,
             pipeline,
@@ -112,10 +120,11 @@ class Subject:
         return self.decoder is not None
 
     @torch.no_grad()
-    def see(self, pixels: Tensor) -> Features:
-        """pixels [B, 3, H, W] uint8 -> pooled [B, D] float32 or None, tokens [B, N, D] float32."""
+    def see(self, images: Sequence[Tensor]) -> Features:
+        """Images [3, h, w] uint8 in the frame -> pooled [B, D] float32 or None, tokens [B, N, D] float32."""
+        batch = to_device(self.frame.batch(images), self.device)
         with self.autocast():
-            features = self.vision(pixels.to(self.device).float() / 127.5 - 1)
+            features = self.vision(pixels(batch, "image"))
         pooled = None if features.pooled is None else features.pooled.float()
         return Features(pooled, features.tokens.float(), features.valid)
 
@@ -131,30 +140,45 @@ class Subject:
         return F.normalize(torch.cat(parts), dim=-1)
 
     @torch.no_grad()
-    def dense(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] uint8 -> patches [B, N, D] float32 in the texts' space where there is a way to it.
+    def dense(self, images: Sequence[Tensor]) -> Tensor:
+        """Framed images [3, h, w] uint8 -> patches [B, N, D] float32 in the texts' space where there is a way to it.
 
         Elsewhere the tokens themselves.
         """
-        tokens = self.see(pixels).tokens
+        tokens = self.see(images).tokens
         if self.to_text is None:
             return tokens
         with self.autocast():
             return self.to_text(tokens).float()
 
+    def map_of(self, image: Tensor, patches: Tensor) -> Tensor:
+        """What is known of each token of a framed image [N, ...], where its patch stands [rows, columns, ...]."""
+        rows, columns = self.frame.grid(image, len(patches))
+        return patches[: rows * columns].unflatten(0, (rows, columns))
+
 
 def ours(folder: Path, name: str) -> Subject:
-    """An export of ours. Raises UserError on a sidecar that does not say how texts become ids."""
+    """An export of ours, trained or converted. Raises UserError on a sidecar that lacks what its decoder needs."""
     facts = read_sidecar(folder)
     device = best_device()
     model = Model.from_pretrained(folder).to(device).eval()
     try:
-        policy, boxes = facts["text"], BoxFormat.parse(facts["boxes"])
-        tasks, languages = tuple(facts["tasks"]), tuple(facts.get("languages", ()))
+        written = facts if model.decoder or model.pali else {"boxes": None, "tasks": ()} | facts
+        boxes = None if written["boxes"] is None else BoxFormat.parse(written["boxes"])
+        tasks, languages = tuple(written["tasks"]), tuple(facts.get("languages", ()))
+        pipeline = TextPipeline.from_pretrained(folder, facts["text"]) if model.text or tasks else None
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
-    pipeline = TextPipeline.from_pretrained(folder, policy)
-    return Subject.of(model, pipeline, name=name, boxes=boxes, tasks=tasks, languages=languages)
+    most = most_patches(folder)
+    return Subject.of(model, pipeline, name=name, boxes=boxes, tasks=tasks, languages=languages, budget=most)
+
+
+def frame_of(networks: Architecture, budget: int | None = None) -> Geometry:
+    """How images are shown to these networks: squashed to their square, or in their own aspect ratio by NaFlex."""
+    if not networks.naflex:
+        return Frame(networks.resolution)
+    most = budget or (networks.resolution // networks.patch) ** 2
+    return NaFlex(networks.patch, most, (most,))
 
 
 def best_device() -> torch.device:

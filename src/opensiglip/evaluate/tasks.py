@@ -69,7 +69,7 @@ def evaluate(
     if count < 1 or train_count < 1:
         raise UserError("--count and --train-count are at least 1.")
     subject = model if isinstance(model, Subject) else Subject.load(model)
-    side = subject.frame.resolution
+    side = subject.frame.pixels
     source = open_source(data, split=split, languages=languages, pixels=side)
     training = None
     if split != "train":
@@ -88,7 +88,7 @@ def evaluate(
         "data": data,
         "split": split,
         "examples": len(judged.examples),
-        "resolution": side,
+        "frame": str(subject.frame),
         "seed": seed,
         "command": shlex.join(
             ["opensiglip", "eval", subject.name, "--data", data, "--tasks", ",".join(wanted), "--split", split]

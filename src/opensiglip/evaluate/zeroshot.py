@@ -78,7 +78,7 @@ def _in_language(
         said |= {"prompts": len(templates(language)), **accuracies("accuracy", scores, truths)}
         shown = scores
     if subject.has_decoder and "cap" in subject.tasks:
-        scores = name_likelihoods(subject, judged.tokens[places], names)
+        scores = name_likelihoods(subject, judged, places, names)
         said |= accuracies("accuracy_likelihood", scores, truths)
         unseen = scores.logsumexp(0).expand(len(scores), -1)  # of the mean over images, up to a constant
         said |= accuracies("accuracy_likelihood_blind", unseen, truths)
@@ -86,16 +86,16 @@ def _in_language(
     return said, [] if shown is None else answers(examples, shown, truths, names)
 
 
-def name_likelihoods(subject: Subject, tokens: Tensor, names: Sequence[str]) -> Tensor:
-    """[E, C] float64: log p(name | image) of all pairs, each name a caption. tokens [E, N, D]."""
+def name_likelihoods(subject: Subject, judged: Judged, places: Tensor, names: Sequence[str]) -> Tensor:
+    """[E, C] float64: log p(name | image) of all pairs of the E examples at these places and C names, as captions."""
     decoder, pipeline = subject.decoder, subject.pipeline
     assert decoder is not None and pipeline is not None
     prefix = caption_prefix(pipeline, subject.tasks)
     texts = [target(pipeline, prefix, name) for name in names]
-    asked = [(image, text) for image in range(len(tokens)) for text in texts]
+    asked = [(image, text) for image in places.tolist() for text in texts]
     with subject.autocast():
-        found = likelihoods(decoder, tokens, asked, pipeline)
-    return torch.tensor(found).unflatten(0, (len(tokens), len(names)))
+        found = likelihoods(decoder, judged.tokens, asked, pipeline, judged.valid)
+    return torch.tensor(found).unflatten(0, (len(places), len(names)))
 
 
 def accuracies(name: str, scores: Tensor, truths: Tensor) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from opensiglip.data.checkpoint_text import text_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.export.onnx import write_onnx
-from opensiglip.models.init.checkpoint import Checkpoint, read_json
+from opensiglip.models.init.checkpoint import Checkpoint, most_patches, read_json
 from opensiglip.models.init.fit import assemble
 from opensiglip.models.init.read import read
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.sizes import spell
+from opensiglip.models.unfinished import unfinished
 from opensiglip.train.export import card_of, write_card, write_processor
 
 
@@ -39,23 +40,24 @@ def export(
     logging.disable_progress_bar()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a folder that is empty or not there.")
-    run = Path(source)
     checkpoint = read(source)
     model = assemble(checkpoint).eval()
     pipeline = _pipeline(checkpoint, model, tokenizer)
     about: dict[str, Any] = {}
     if checkpoint.text is not None and checkpoint.folder is not None:
         about = read_sidecar(checkpoint.folder)
+    most = most_patches(checkpoint.folder)
     out.mkdir(parents=True, exist_ok=True)
     if pipeline is not None:
         about["text"] = pipeline.save_pretrained(out)
-    write_processor(out, model, pipeline)
+    write_processor(out, model, pipeline, most)
     if format == "hf":
         model.save_pretrained(out, about)
     else:
         about |= write_onnx(out, model)
         (out / SIDECAR).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_card(out, model, _card(run, checkpoint, model), name=push_to_hub or str(out.name), onnx=format == "onnx")
+    name = push_to_hub or str(out.name)
+    write_card(out, model, _card(checkpoint, model), name, onnx=format == "onnx", most=most)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if push_to_hub is not None:
         _push(out, push_to_hub)
@@ -72,10 +74,17 @@ def _pipeline(checkpoint: Checkpoint, model: Model, tokenizer: str | None) -> Te
     return found
 
 
-def _card(run: Path, checkpoint: Checkpoint, model: Model) -> dict[str, Any]:
-    config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
-    if "train" in config and "figures" in summary:
-        return card_of(config, summary)
+def _card(checkpoint: Checkpoint, model: Model) -> dict[str, Any]:
+    if checkpoint.text is not None and checkpoint.folder is not None:
+        run = checkpoint.folder.parent
+        config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
+        if "train" in config and (newest := unfinished(checkpoint.folder)):
+            state = read_json(newest / "state.json")
+            print(f"{run} has not ended: this is its newest checkpoint, after {state['step']} steps.")
+            steps = f"{state['step']} (the run had not ended)"
+            summary = {"command": config["command"], "steps": steps, "images_seen": state["read"], "figures": {}}
+        if "train" in config and "figures" in summary:
+            return card_of(config, summary)
     size = model.architecture.encoder or spell(model.architecture)
     origin = f"{Path(checkpoint.name).name} ({checkpoint.kind})"
     return {"title": Path(checkpoint.name).name, "origin": origin, "size": size, "data": [], "base": checkpoint.name}

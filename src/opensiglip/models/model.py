@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as activations
 from transformers import (
     AutoModel,
     CLIPVisionModel,
@@ -112,7 +112,7 @@ class Model(nn.Module):
         A third more arithmetic for a fraction of the memory; gradients stay the same. A timm encoder and
         CoCa's text halves keep all.
         """
-        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        again: Any = partial(activations.checkpoint, use_reentrant=False, preserve_rng_state=False)
         for layer in self.modules():
             if isinstance(layer, GradientCheckpointingLayer):  # what transformers' own switch sets, by version
                 layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
@@ -135,6 +135,8 @@ class Model(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "Model":
         """Read what `save_pretrained` wrote, or weights of another make: whatever `--init` reads.
 
+        Of a run that has not ended, its newest whole checkpoint.
+
         Raises UserError naming the file or tensor that is missing or does not fit.
         """
         if not (Path(folder) / SIDECAR).is_file():
@@ -148,6 +150,10 @@ class Model(nn.Module):
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
+        from opensiglip.models.unfinished import as_of, unfinished
+
+        if checkpoint := unfinished(folder):
+            return as_of(checkpoint, architecture, vocabulary)
         try:
             host = AutoModel.from_pretrained(folder, use_safetensors=True)
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
@@ -241,17 +247,18 @@ def _text_facts(architecture: Architecture, shape: Shape, vocabulary: int, width
 
 
 def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    vision = _tower(architecture.vision) | {"image_size": architecture.resolution, "patch_size": architecture.patch}
+    side, patch = architecture.resolution, architecture.patch
+    vision = _tower(architecture.vision) | {"image_size": side, "patch_size": patch}
+    patches = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}  # NaFlex
     if architecture.text is None or architecture.coca is not None:
         # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
-        return SiglipVisionModel(
-            SiglipVisionConfig(**vision, vision_use_head=architecture.pooling and architecture.coca is None)
-        )
+        pooled = architecture.pooling and architecture.coca is None
+        if architecture.naflex:
+            return Siglip2VisionModel(Siglip2VisionConfig(**patches, vision_use_head=pooled))
+        return SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=pooled))
     text = _text_facts(architecture, architecture.text, vocabulary, architecture.vision.width)
     if architecture.naflex:
-        side, patch = architecture.resolution, architecture.patch
-        vision = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}
-        naflex = Siglip2VisionConfig(**vision).to_dict()
+        naflex = Siglip2VisionConfig(**patches).to_dict()
         return Siglip2Model(Siglip2Config(vision_config=naflex, text_config=Siglip2TextConfig(**text).to_dict()))
     return SiglipModel(
         SiglipConfig(

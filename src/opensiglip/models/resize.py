@@ -1,8 +1,33 @@
 """The two tensors of a tower that hang on the image's size, carried over to another one."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TOWERS = ("vision.tower.", "teacher.copy.tower.")  # as a model names its image tower, and a learner the teacher's
+POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
+PATCHES = tuple(f"{tower}embeddings.patch_embedding.weight" for tower in TOWERS)
+CONVOLUTION = 4  # dimensions of a patch embedding; NaFlex has it as a matrix [D, p * p * 3], of columns y, x, colour
+
+
+def resize_tensor(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of a tower in the shape of `like`: for another image size, patch size or layout of its patch embedding.
+
+    Any tensor that these rules do not speak of comes back as it is.
+    """
+    if name.endswith(POSITIONS) and tensor.shape[1:] == like.shape[1:]:
+        side = math.isqrt(len(like))
+        return resize_positions(tensor, side, side)
+    if name.endswith(PATCHES) and len(tensor) == len(like):
+        kernel = tensor
+        if kernel.ndim != CONVOLUTION:
+            side = math.isqrt(kernel.shape[1] // 3)
+            kernel = kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+        kernel = resize_patches(kernel, math.isqrt(like[0].numel() // 3))
+        return kernel if like.ndim == CONVOLUTION else kernel.permute(0, 2, 3, 1).flatten(1)
+    return tensor
 
 
 def resize_positions(table: Tensor, height: int, width: int) -> Tensor:

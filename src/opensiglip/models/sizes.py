@@ -156,8 +156,11 @@ def spell(networks: Architecture) -> str:
 
 
 def head(size: str, prototypes: int | None = None) -> HeadShape:
-    """The projection head of self-distillation: DINO's at every size but tiny, where 65536 prototypes cost the most."""
-    shape = HeadShape(512, 64, 1024) if size == "tiny" else HeadShape()
+    """The projection head of self-distillation: DINO's at every size but tiny, where 65536 prototypes cost the most.
+
+    Of tiny's tower with other patches, too, so that a run can go on with them.
+    """
+    shape = HeadShape(512, 64, 1024) if shapes(size)[0] == SHAPES["tiny"] else HeadShape()
     return shape if prototypes is None else replace(shape, prototypes=prototypes)
 
 

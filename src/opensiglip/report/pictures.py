@@ -52,13 +52,14 @@ def answered(subject: Subject, seen: Judged) -> list[Picture]:
     """Decoded greedily: a caption; the box of a phrase; the phrase of that phrase's true box."""
     decoder, pipeline, boxes, tasks = subject.decoder, subject.pipeline, subject.boxes, subject.tasks
     assert decoder is not None and pipeline is not None and boxes is not None
-    side = seen.examples[0].image.shape[-1]
     regions = [one_region(example) if {"aref", "gcap"} & set(tasks) else None for example in seen.examples]
     asked = {place: region for place, region in enumerate(regions) if region is not None}
 
     def decode(prefixes: dict[int, Ids], grammar: BoxGrammar | None = None) -> dict[int, str]:
         with subject.autocast():
-            answers = greedy(decoder, seen.tokens[list(prefixes)], list(prefixes.values()), pipeline, grammar)
+            places = list(prefixes)
+            valid = seen.visible(places)
+            answers = greedy(decoder, seen.tokens[places], list(prefixes.values()), pipeline, grammar, valid=valid)
         return {place: pipeline.text(answer) for place, answer in zip(prefixes, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
@@ -68,13 +69,13 @@ def answered(subject: Subject, seen: Judged) -> list[Picture]:
         grammar = BoxGrammar(pipeline, boxes)
         found = decode({place: referring_prefix(pipeline, phrase(region)) for place, region in asked.items()}, grammar)
     if "gcap" in tasks:
-        written = {place: boxes.write(region.bbox, side, side) for place, region in asked.items()}
+        written = {place: boxes.write(region.bbox, *seen.size(place)) for place, region in asked.items()}
         named = decode({place: grounded_prefix(pipeline, text) for place, text in written.items()})
     drawn = []
     for place, (example, region) in enumerate(zip(seen.examples, regions, strict=True)):
         picture = Picture(as_uri(example.image), example.name, example.captions, captions.get(place))
         if region is not None:
-            box = boxes.read(found[place], side, side) if place in found else None
+            box = boxes.read(found[place], *seen.size(place)) if place in found else None
             picture = replace(
                 picture,
                 source=as_uri(example.image, [(region.bbox, TRUE)] + ([(box, PREDICTED)] if box else [])),

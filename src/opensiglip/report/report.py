@@ -77,7 +77,7 @@ def write_report(
         summary=summary,
         recipe=summary["recipe"].rpartition(":")[2],
         size=size(architecture),
-        resolution=architecture.resolution,
+        frame=str(subject.frame),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
         losses=loss_charts(rows, summary["losses"]),

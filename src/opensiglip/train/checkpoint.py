@@ -16,6 +16,7 @@ from torch import Tensor
 from opensiglip.errors import UserError
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
+from opensiglip.models.unfinished import complete
 from opensiglip.train.learner import Learner
 
 KEPT = 2  # newest checkpoints that stay
@@ -116,8 +117,3 @@ def _moments(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 def _own_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def complete(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".part" and (path / "state.json").is_file())

@@ -5,7 +5,6 @@ SigLIP 2 resumes at 95 % of training for each higher resolution, with all losses
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opensiglip.errors import UserError
-from opensiglip.models.resize import resize_patches, resize_positions
-from opensiglip.train.checkpoint import complete
+from opensiglip.models.resize import resize_tensor
+from opensiglip.models.unfinished import complete
 from opensiglip.train.config import run_of
 from opensiglip.train.learner import Learner
-
-TOWERS = ("model.vision.tower.", "teacher.copy.tower.")
-POSITIONS, PATCHES = "embeddings.position_embedding.weight", "embeddings.patch_embedding.weight"
-NAFLEX_DIMENSIONS = 2  # of a patch embedding as a matrix; a convolution's has 4
 
 
 @dataclass(frozen=True)
@@ -82,21 +77,7 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
 
 def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor of a checkpoint in the shape of `like`. Raises UserError where there is no rule."""
-    found = tensor
-    if tensor.shape != like.shape and name.startswith(TOWERS):
-        if name.endswith(PATCHES):
-            kernel = tensor
-            if tensor.ndim == NAFLEX_DIMENSIONS:
-                side = math.isqrt(tensor.shape[1] // 3)
-                kernel = tensor.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
-            if like.ndim == NAFLEX_DIMENSIONS:
-                kernel = resize_patches(kernel, math.isqrt(like.shape[1] // 3))
-                found = kernel.permute(0, 2, 3, 1).flatten(1)  # columns are y, x, colour
-            else:
-                found = resize_patches(kernel, like.shape[-1])
-        elif name.endswith(POSITIONS):
-            side = math.isqrt(len(like))
-            found = resize_positions(tensor, side, side)
+    found = resize_tensor(name, tensor, like)
     if found.shape != like.shape:
         raise UserError(
             f"--continue-from: {name} is {list(tensor.shape)} there and {list(like.shape)} here, so no rule fits; "

@@ -46,11 +46,13 @@ Converted by OpenSigLIP from {{ origin }}; nothing was trained.
 {% endif %}
 ## Use
 {% if onnx %}
-`image_encoder.onnx` takes `pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% if has_text %} and
+`image_encoder.onnx` takes {% if patches %}images of any aspect ratio as transformers' `Siglip2ImageProcessor` cuts
+them, `pixel_values` [B, N, {{ 3 * patches.patch_size ** 2 }}], `pixel_attention_mask` [B, N] and `spatial_shapes`
+[B, 2]{% else %}`pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% endif %}{% if has_text %} and
 gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D];
 both are of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two
 numbers that `opensiglip.json` holds{% endif %}.
-`last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do.
+`last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do{% if patches %}, and any N{% endif %}.
 {% elif has_text %}
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -90,8 +92,8 @@ OpenMoji drawings (CC BY-SA 4.0) in synthetic layouts: real artwork and real nam
 """
 
 
-def write_processor(folder: Path, model: Model, pipeline: TextPipeline | None) -> None:
-    """The image processor as transformers reads it, and with a text tower the one of both."""
+def write_processor(folder: Path, model: Model, pipeline: TextPipeline | None, most: int | None = None) -> None:
+    """The image processor as transformers reads it, and with a text tower the one of both; `most` as in `patches`."""
     side, tower = model.architecture.resolution, model.vision
     mean, std = [0.5] * 3, [0.5] * 3
     if isinstance(tower, TimmVision):
@@ -100,7 +102,7 @@ def write_processor(folder: Path, model: Model, pipeline: TextPipeline | None) -
     images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
     both: type[SiglipProcessor | Siglip2Processor] = SiglipProcessor
     if model.architecture.naflex:
-        cut = patches(model.architecture)
+        cut = patches(model.architecture, most)
         images = Siglip2ImageProcessor(patch_size=cut["patch_size"], max_num_patches=cut["max_num_patches"])
         both = Siglip2Processor
     images.save_pretrained(folder)
@@ -123,8 +125,8 @@ def keep_class(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def patches(architecture: Architecture) -> dict[str, int]:
-    """How transformers' NaFlex processor cuts images: into as many patches as a square of `resolution` has.
+def patches(architecture: Architecture, most: int | None = None) -> dict[str, int]:
+    """How transformers' NaFlex processor cuts images: into `most` patches, by default those of the model's square.
 
     The card gives them too: the processor of image and text overrules the one of images with 16 and 256 of its own.
     """
@@ -132,7 +134,7 @@ def patches(architecture: Architecture) -> dict[str, int]:
         return {}
     return {
         "patch_size": architecture.patch,
-        "max_num_patches": (architecture.resolution // architecture.patch) ** 2,
+        "max_num_patches": most or (architecture.resolution // architecture.patch) ** 2,
     }
 
 
@@ -159,7 +161,14 @@ def card_of(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, model: Model, card: dict[str, Any], name: str = "model", onnx: bool = False) -> None:
+def write_card(
+    folder: Path,
+    model: Model,
+    card: dict[str, Any],
+    name: str = "model",
+    onnx: bool = False,
+    most: int | None = None,
+) -> None:
     """README.md; `card` is a run's `card_of`, or says by `title` and `origin` what was converted."""
     facts = card | {
         "title": card.get("title") or card["recipe"],
@@ -170,7 +179,7 @@ def write_card(folder: Path, model: Model, card: dict[str, Any], name: str = "mo
         "has_more": bool(model.beside()),
         "length": model.architecture.length,
         "resolution": model.architecture.resolution,
-        "patches": patches(model.architecture),
+        "patches": patches(model.architecture, most),
     }
     text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")

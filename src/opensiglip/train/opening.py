@@ -30,6 +30,7 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
+        f"images      {recipe.frame}",
         f"batch       {plan.batch_size} images a step{negatives}",
         f"parameters  {parameters}",
         f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.turn(loop.last).first} images",

@@ -176,7 +176,12 @@ def train(
             else:
                 made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
             claim(folder)
-            write_json(folder / "model" / SIDECAR, write_text(folder / "model", built, made))
+            networks = replace(built.architecture, pad_id=made.policy.pad_id)
+            about = {
+                "architecture": networks.to_json(),
+                "vocabulary": len(made),
+            }  # so that a killed run can be exported
+            write_json(folder / "model" / SIDECAR, about | write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
 
     set_seed(seed)

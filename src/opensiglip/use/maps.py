@@ -10,10 +10,11 @@ from torchvision.transforms.v2 import functional
 
 
 def colour_map(colours: Tensor, size: int) -> Image.Image:
-    """rgb [h, w, 3] in 0..1 as a square picture of `size` pixels, each patch one square."""
+    """rgb [h, w, 3] in 0..1 as a picture whose longer side is `size` pixels, each patch one square."""
     pixels = (colours.permute(2, 0, 1) * 255).round().to(torch.uint8).cpu()
+    sides = [round(count * size / max(colours.shape[:2])) for count in colours.shape[:2]]
     nearest = functional.InterpolationMode.NEAREST
-    return functional.to_pil_image(functional.resize(pixels, [size, size], interpolation=nearest))
+    return functional.to_pil_image(functional.resize(pixels, sides, interpolation=nearest))
 
 
 def heat_map(image: Tensor, similarity: Tensor) -> Image.Image:

@@ -83,7 +83,7 @@ class Page:
         Nearer than to an empty text: what all texts share is nearest to the ground.    (after CLIP Surgery, ours)
         """
         tokens = self.predictor.features([given(image)])
-        colours = colour_map(pca_colours(tokens.flatten(1, 2))[0], SHOWN)
+        colours = colour_map(pca_colours([tokens[0]])[0], SHOWN)
         if not phrase.strip():
             return colours, None
         near, nothing = (self.predictor.similarity([given(image)], text)[0] for text in (typed(phrase), ""))

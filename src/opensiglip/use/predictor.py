@@ -18,6 +18,7 @@ from opensiglip.data.rows import fit_box, parse_box
 from opensiglip.data.tasks import Form, Task, parse_question
 from opensiglip.decoding import BoxGrammar
 from opensiglip.errors import UserError
+from opensiglip.evaluate.features import pooled
 from opensiglip.evaluate.likelihood import target
 from opensiglip.evaluate.subject import Subject
 from opensiglip.types import Features
@@ -63,7 +64,7 @@ class Predictor:
     def embed_images(self, images: Pictures) -> Tensor:
         """Unit embeddings [B, D] float32; of a model that pools nothing, the mean of its tokens."""
         features = self._see(read_all(images))
-        return F.normalize(features.tokens.mean(1) if features.pooled is None else features.pooled, dim=-1).cpu()
+        return F.normalize(pooled(features), dim=-1).cpu()
 
     @memory_in_words()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -190,22 +191,25 @@ class Predictor:
         return self._as_asked(images, answers)
 
     def features(self, images: Pictures) -> Tensor:
-        """Patch tokens [B, h, w, D] float32, after the final norm."""
-        return self._grid(self._see(read_all(images)).tokens).cpu()
+        """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError where images have unlike shapes."""
+        framed = self._framed(read_all(images))
+        return self._maps(framed, self._see_framed(framed).tokens)
 
     @memory_in_words()
     def similarity(self, images: Pictures, text: str) -> Tensor:
         """Cosine [B, h, w] of each patch with the text, the patch read as if it were the image. Raises UserError."""
         if self.subject.to_text is None:
             raise UserError(f"{self.subject.name} has no way from patches to texts; give a model with a text tower.")
-        dense = F.normalize(self.subject.dense(self._framed(read_all(images))), dim=-1)
-        return self._grid(dense @ self.subject.read([text])[0]).cpu()
+        framed = self._framed(read_all(images))
+        dense = F.normalize(self.subject.dense(framed), dim=-1)
+        return self._maps(framed, dense @ self.subject.read([text])[0])
+
+    def _see(self, pixels: Sequence[Tensor]) -> Features:
+        return self._see_framed(self._framed(pixels))
 
     @memory_in_words()
-    def _see(self, pixels: Sequence[Tensor]) -> Features:
-        if not pixels:
-            raise UserError("no image was given.")
-        parts = [self.subject.see(self._framed(pixels[at : at + BATCH])) for at in range(0, len(pixels), BATCH)]
+    def _see_framed(self, framed: Sequence[Tensor]) -> Features:
+        parts = [self.subject.see(framed[at : at + BATCH]) for at in range(0, len(framed), BATCH)]
 
         def joined(fields: Sequence[Tensor | None]) -> Tensor | None:
             return torch.cat([field for field in fields if field is not None]) if fields[0] is not None else None
@@ -216,8 +220,11 @@ class Predictor:
             joined([part.valid for part in parts]),
         )
 
-    def _framed(self, pixels: Sequence[Tensor]) -> Tensor:
-        return torch.stack([self.subject.frame.apply(Example(image, ()), None)[0] for image in pixels])
+    @memory_in_words()
+    def _framed(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        if not pixels:
+            raise UserError("no image was given.")
+        return [self.subject.frame.apply(Example(image, ()), None)[0] for image in pixels]
 
     def _locate(
         self, features: Features, asked: Sequence[tuple[str, Prompt]], pixels: Sequence[Tensor], **how: Any
@@ -245,10 +252,12 @@ class Predictor:
     def _writes(self) -> Speaker:
         return Speaker(self.subject)
 
-    def _grid(self, patches: Tensor) -> Tensor:
-        """[B, N, ...] -> [B, h, w, ...]; the frame is a square."""
-        side = round(patches.shape[1] ** 0.5)
-        return patches.unflatten(1, (side, side))
+    def _maps(self, framed: Sequence[Tensor], patches: Tensor) -> Tensor:
+        """[B, N, ...] -> [B, h, w, ...]. Raises UserError where NaFlex gives the images unlike grids."""
+        maps = [self.subject.map_of(image, tokens).cpu() for image, tokens in zip(framed, patches, strict=True)]
+        if len({some.shape for some in maps}) > 1:
+            raise UserError("these images have unlike shapes, which a NaFlex model keeps; give them one at a time.")
+        return torch.stack(maps)
 
     def _as_asked(self, images: Pictures, answers: list[Said]) -> Said | list[Said]:
         return answers[0] if is_one(images) else answers

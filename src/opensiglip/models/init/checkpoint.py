@@ -12,6 +12,7 @@ from opensiglip.models.sizes import Architecture, Shape
 
 # What is fetched of a hub id: weights as safetensors, and text files. Nothing that could run, nothing pickled.
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.npz", "*.model", "*.txt")
+MOST_PATCHES = 2**16  # of an image: 4096 x 4096 pixels of patches of 16
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")  # big_vision's gelu is the approximate one; some ports take the exact
 
 
@@ -19,7 +20,7 @@ ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")  # big_vision's gelu is the approxim
 class Checkpoint:
     """What was read: `state` holds the towers, and what else the maker's format has of ours.
 
-    The patch embedding is a convolution [D, 3, p, p] in all of them, temperature and bias are [1].
+    The patch embedding is a convolution [D, 3, p, p], or NaFlex's matrix [D, p * p * 3]; temperature and bias are [1].
     """
 
     name: str  # as it was asked for, for messages
@@ -58,6 +59,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; fetch the checkpoint again.")
     return facts
+
+
+def most_patches(place: str | Path | None) -> int | None:
+    """How many patches of an image the NaFlex image processor of a folder or hub id takes; None without one.
+
+    Raises UserError on a number that is none.
+    """
+    from transformers import Siglip2ImageProcessor
+
+    try:
+        processor = None if place is None else Siglip2ImageProcessor.from_pretrained(place)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    most = None if processor is None else processor.max_num_patches
+    if most is not None and not (isinstance(most, int) and 1 <= most <= MOST_PATCHES):
+        raise UserError(f"{place} has an image processor of {most!r} patches; give 1 to {MOST_PATCHES}.")
+    return most
 
 
 def shape(width: int, depth: int, mlp: int, heads: int, activation: str, where: str) -> Shape:

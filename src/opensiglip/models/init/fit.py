@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from opensiglip.errors import UserError
 from opensiglip.models.init.checkpoint import Checkpoint
 from opensiglip.models.model import Model
-from opensiglip.models.resize import resize_patches, resize_positions
+from opensiglip.models.resize import resize_tensor
 
 # A part that one side has whole and the other lacks whole starts fresh, or is left out; the first that fits counts.
 PARTS = {
@@ -18,8 +17,6 @@ PARTS = {
     "decoder.": "the decoder",
     "logit_": "temperature and bias",
 }
-PATCHES = "vision.tower.embeddings.patch_embedding.weight"
-POSITIONS = "vision.tower.embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,11 @@ def fit(model: Model, checkpoint: Checkpoint) -> Fitted:
         name for name in own if name in state
     ]  # in the order of the networks, so that a refusal names the same one
     for name in shared:
-        value = suit(name, state[name], own[name], model)
+        value = resize_tensor(name, state[name], own[name])
         if value.shape != own[name].shape:
             was, wanted = list(state[name].shape), list(own[name].shape)
             raise UserError(f"{checkpoint.name}: {name} is {was} and has to be {wanted}; {MEND}")
-        if state[name].shape != value.shape and name in (PATCHES, POSITIONS):
+        if state[name].numel() != value.numel():
             resized.append(f"{name.split('.')[-2]} {list(state[name].shape)} -> {list(value.shape)}")
         own[name].copy_(value)
     return Fitted(
@@ -78,14 +75,3 @@ MEND = "leave out --size, --resolution, --length and --decoder-*, which then fol
 def part_of(name: str) -> str:
     """The entry of `PARTS` that a tensor belongs to."""
     return next((part for part in PARTS if name.startswith(part)), "vision.")
-
-
-def suit(name: str, tensor: Tensor, wanted: Tensor, model: Model) -> Tensor:
-    """The tensor for the image and patch size of `model`, where there is a rule."""
-    if name == POSITIONS and tensor.shape[1:] == wanted.shape[1:]:
-        side = round(len(wanted) ** 0.5)
-        return resize_positions(tensor, side, side)
-    if name == PATCHES and tensor.shape[:2] == (wanted.shape[0], 3):
-        kernel = resize_patches(tensor, model.architecture.patch)
-        return kernel if wanted.dim() == 4 else kernel.permute(0, 2, 3, 1).flatten(1)  # NaFlex's columns: y, x, colour
-    return tensor

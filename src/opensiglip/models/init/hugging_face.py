@@ -1,5 +1,6 @@
 """transformers folders: SiglipModel, Siglip2Model (NaFlex), and either's vision tower alone; v1 and v2."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from opensiglip.errors import UserError
 from opensiglip.models.init.checkpoint import Checkpoint, read_json, shape
 from opensiglip.models.sizes import Architecture, Shape
 
-TYPES = ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model")
+NAFLEX = ("siglip2", "siglip2_vision_model")  # the fixed-resolution SigLIP 2 is a SiglipModel
+TYPES = ("siglip", "siglip_vision_model", *NAFLEX)
 
 
 def read(folder: Path, name: str) -> Checkpoint:
@@ -43,20 +45,14 @@ def to_ours(model: PreTrainedModel) -> dict[str, Tensor]:
         part, _, rest = key.partition(".")
         ours = {"vision_model": f"vision.tower.{rest}", "text_model": f"text.tower.{rest}"}.get(part)
         state[ours or (key if part.startswith("logit_") else f"vision.tower.{key}")] = tensor
-    kernel = state["vision.tower.embeddings.patch_embedding.weight"]
-    if kernel.dim() == 2:  # NaFlex: a matrix, of columns y, x, colour
-        side = round((kernel.shape[1] / 3) ** 0.5)
-        state["vision.tower.embeddings.patch_embedding.weight"] = kernel.unflatten(1, (side, side, 3)).permute(
-            0, 3, 1, 2
-        )
     return state
 
 
 def architecture(config: Any, name: str) -> Architecture:
-    """The networks that a config describes; a NaFlex tower's are those of its square. Raises UserError."""
+    """The networks that a config describes. Raises UserError."""
     vision, text = getattr(config, "vision_config", config), getattr(config, "text_config", None)
-    patch = int(vision.patch_size)
-    side = int(getattr(vision, "image_size", None) or patch * round(vision.num_patches**0.5))
+    patch, naflex = int(vision.patch_size), config.model_type in NAFLEX
+    side = patch * math.isqrt(vision.num_patches) if naflex else int(vision.image_size)
     return Architecture(
         resolution=side,
         patch=patch,
@@ -64,6 +60,7 @@ def architecture(config: Any, name: str) -> Architecture:
         vision=_shape(vision, name),
         text=None if text is None else _shape(text, name),
         pooling=text is None and bool(vision.vision_use_head),
+        naflex=naflex,
     )
 
 
