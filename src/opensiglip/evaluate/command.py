@@ -43,8 +43,18 @@ def command(
     logging.disable_progress_bar()
     spoken = None if languages is None else languages.split(",")
     wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    counts = {"count": count, "train_count": train_count}
-    results = evaluate(model, data, wanted, out, split=split, languages=spoken, seed=seed, trust=trust, **counts)
+    results = evaluate(
+        model,
+        data,
+        wanted,
+        out,
+        split=split,
+        count=count,
+        train_count=train_count,
+        languages=spoken,
+        seed=seed,
+        trust=trust,
+    )
     print(table(results))
     if out is not None:
         print(f"\npage        {out / 'evaluation.html'}\nfigures     {out / 'evaluation.json'}")
