@@ -146,6 +146,21 @@ def test_true_captions_score_best_and_another_images_hardly(
     assert low < figures["bleu4_beam"] < high
 
 
+def test_captions_are_asked_for_in_the_language_of_the_examples(
+    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    german = [replace(one, captions=tuple(replace(c, language="de") for c in one.captions)) for one in judged.examples]
+    asked: set[Ids] = set()
+
+    def search(decoder: Any, memory: Tensor, prefixes: Sequence[Ids], *_: Any, **__: Any) -> list[Ids]:
+        asked.update(prefixes)
+        return [()] * len(prefixes)
+
+    monkeypatch.setattr(captioning, "SEARCHES", dict.fromkeys(("greedy", "beam"), search))
+    captioning.captioning(replace(subject, tasks=("caption",)), replace(judged, examples=german), context)
+    assert subject.pipeline is not None and asked == {subject.pipeline.ids(" caption de")}
+
+
 def test_a_bag_of_words_knows_what_is_there_but_not_how_it_stands(
     subject: Subject, judged: Judged, context: Context
 ) -> None:

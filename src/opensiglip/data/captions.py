@@ -27,13 +27,13 @@ class Target:
     parallel: bool = False
 
 
-def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...]) -> Ids:
+def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...], language: str = "en") -> Ids:
     """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa).
 
-    Of tasks by PaLI's interface, "caption en".
+    Of tasks by PaLI's interface, "caption en" or another language.
     """
     if "caption" in tasks:
-        return pipeline.ids(" caption en")
+        return pipeline.ids(f" caption {language}")
     return () if tasks == ("cap",) else pipeline.ids(PREFIXES["cap"])
 
 

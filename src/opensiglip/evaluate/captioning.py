@@ -42,7 +42,7 @@ def captioning(subject: Subject, judged: Judged, context: Context) -> Findings:
         raise Impossible("the examples have no captions")
     places = list(told)
     references = [[words(text) for text in texts] for texts in told.values()]
-    prefix = caption_prefix(pipeline, subject.tasks)
+    prefix = caption_prefix(pipeline, subject.tasks, languages[0])
     said: dict[str, list[str]] = {name: [] for name in SEARCHES}
     for at in context.bar(range(0, len(places), BATCH), "captions"):
         here = torch.tensor(places[at : at + BATCH], device=subject.device)

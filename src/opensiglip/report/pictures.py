@@ -64,7 +64,7 @@ def answered(subject: Subject, seen: Judged) -> list[Picture]:
 
     captions, found, named = {}, {}, {}
     if {"cap", "caption"} & set(tasks):
-        captions = decode(dict.fromkeys(range(len(regions)), caption_prefix(pipeline, tasks)))
+        captions = decode(dict.fromkeys(range(len(regions)), caption_prefix(pipeline, tasks, *subject.languages[:1])))
     if "aref" in tasks:
         grammar = BoxGrammar(pipeline, boxes)
         found = decode({place: referring_prefix(pipeline, phrase(region)) for place, region in asked.items()}, grammar)
