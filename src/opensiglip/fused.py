@@ -126,7 +126,7 @@ def _linear_cross_entropy(
     high = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.zeros((), dtype=high, device=hidden.device)
     dh, dw, db = (torch.zeros_like(x, dtype=high) if slopes else x.new_empty(0) for x in (hidden, weight, bias))
-    w, c = weight.to(dtype), bias.to(dtype)
+    w, c = weight.to(dtype), bias.to(high)
     room = BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8)
     chunk = max(1, min(len(hidden), max(LEAST_TOKENS, room)))
     strip = max(1, STRIP_BYTES // (weight.shape[0] * 4)) if hidden.device.type == "cpu" else chunk
@@ -136,15 +136,16 @@ def _linear_cross_entropy(
             here = slice(at, at + chunk)
             h = hidden[here].to(dtype)
             narrow = block[: len(h)]  # [chunk, V], the logits and then their slopes
-            torch.addmm(c, h, w.T, out=narrow)
+            torch.mm(h, w.T, out=narrow)
             rows = zip(*(x.split(strip) for x in (narrow, targets[here], weights[here].to(high))), strict=True)
             for some, wanted, counts in rows:
-                logits = some.to(high)  # the softmax is taken in float32 (float64 if given)
+                logits = some.to(high).add_(c)  # the softmax is taken in float32 (float64 if given)
                 part, *slope = cross_entropy_block(logits, wanted, counts, slopes=slopes)
                 loss += part
                 if slopes:
                     db += slope[0].sum(0)
-                    some.copy_(slope[0])  # of float32: onto itself
+                    if dtype != high:
+                        some.copy_(slope[0])
             if slopes:
                 torch.mm(narrow, w, out=dh[here]) if dh.dtype == dtype else dh[here].copy_(narrow @ w)
                 _add_product(dw, narrow.T, h)
