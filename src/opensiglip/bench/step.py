@@ -13,7 +13,7 @@ from opensiglip.bench.report import report
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape, architecture, head
 from opensiglip.objectives.captioning import Caption
-from opensiglip.objectives.contrastive import Sigmoid
+from opensiglip.objectives.contrastive import Sigmoid, Softmax
 
 CASES = ("contrastive", "one caption", "three texts", "whole run")
 SMALL = Shape(256, 6, 1024, 4)
@@ -66,7 +66,8 @@ def _variants(name: str, case: Case) -> tuple[list[Variant], str]:
     """Ours and the peers' that are installed, and the name of the one that counts as 1."""
     if name == "contrastive":
         theirs = [*open_clip_steps(case), transformers_step(case)]
-        return [case.variant(PLAIN, [Sigmoid()], tasks=0), *theirs], theirs[0].name
+        clip = case.variant("opensiglip clip", [Softmax()], tasks=0)
+        return [case.variant(PLAIN, [Sigmoid()], tasks=0), clip, *theirs], theirs[0].name
     if name == "whole run":
         return case.whole_run(), PLAIN
     three = case.variant("opensiglip siglip + locca", [Sigmoid(), Caption()], tasks=3, parallel=0.5)
