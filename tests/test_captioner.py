@@ -13,6 +13,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.recipes import captioner
+from opensiglip.train.config import command
 from opensiglip.train.run import train
 
 
@@ -84,3 +85,12 @@ def test_an_encoder_that_is_not_there_is_one_sentence() -> None:
     recipe = captioner(encoder="/no/such/encoder", size="tiny", resolution=32)
     with pytest.raises(UserError, match="--encoder '/no/such/encoder' can't be loaded"):
         Model.new(replace(recipe.architecture), 100)
+
+
+def test_a_tower_from_noise_may_learn_and_the_command_repeats_that() -> None:
+    for frozen in (True, False):
+        recipe = captioner(encoder=None, frozen=frozen, size="tiny", resolution=32)
+        model = Model.new(recipe.architecture, 100)
+        assert {parameter.requires_grad for parameter in model.vision.parameters()} == {not frozen}
+    said = {"recipe": "captioner", "train": {"init": None}, "keywords": {"encoder": None, "decoder_depth": None}}
+    assert command(said, Path("out")) == "opensiglip train captioner --encoder None --out out"

@@ -15,7 +15,7 @@ from opensiglip.data.captions import Ids
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluate import captioning, decoder_probe, grounding, naming
-from opensiglip.evaluate.base import Context, Impossible
+from opensiglip.evaluate.base import Context, Impossible, Probe
 from opensiglip.evaluate.captions import words
 from opensiglip.evaluate.compositionality import compositionality
 from opensiglip.evaluate.judged import Judged, look
@@ -197,7 +197,7 @@ def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: Judge
 def test_the_probe_trains_a_decoder_and_nothing_else(
     subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder_probe, "STEPS", 6)
+    context = replace(context, probe=Probe(steps=6))
     monkeypatch.setattr(decoder_probe, "SHAPE", replace(decoder_probe.SHAPE, width=32, depth=1, mlp=64))
     monkeypatch.setattr(decoder_probe, "_pipeline", lambda _: subject.pipeline)
     before = judged.tokens.clone()
@@ -207,6 +207,8 @@ def test_the_probe_trains_a_decoder_and_nothing_else(
     assert first["loss"] < math.log(400) and first["training_images"] == 32
     assert {"grounding_accuracy", "grounded_captioning_token_f1", "captioning_cider_greedy"} <= set(first)
     assert "captioning_similarity_greedy" not in first, "the probe has no text tower"
+    told = decoder_probe.decoder_probe(subject, judged, replace(context, probe=Probe(6, ("aref",)))).figures
+    assert "grounding_accuracy" in told and not any(name.startswith(("captioning", "grounded")) for name in told)
 
 
 def test_what_a_model_lacks_is_said(subject: Subject, judged: Judged, context: Context) -> None:

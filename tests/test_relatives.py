@@ -1,16 +1,19 @@
 """SigLIP's relatives compute what theirs compute: losses and networks of CLIP, CoCa and PaLI, open_clip's weights."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import open_clip.loss
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LENGTH, SIDE, Small, collate, draw, exact
 from open_clip.coca_model import CoCa
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel
 
@@ -20,14 +23,15 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.decoding import greedy
 from opensiglip.errors import UserError
 from opensiglip.models.coca import Multimodal, Unimodal
-from opensiglip.models.init_coca import from_open_clip
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.captioning import Answer, Continue
 from opensiglip.objectives.contrastive import Softmax
 from opensiglip.train.learner import Learner, denominators
 from opensiglip.train.optimizer import adamw
+from opensiglip.train.run import train
 from opensiglip.types import Batch
+from opensiglip.use.predictor import load
 
 WORDS, CONTEXT, START, EOS = 90, 12, 88, 89  # of a tiny open_clip model: start and end of text as in CLIP's tokenizer
 
@@ -114,17 +118,23 @@ def inputs() -> tuple[Tensor, Tensor]:
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(9)), text
 
 
-def ours(model: CoCa, pooling: Any) -> Model:
-    found = pooling if isinstance(pooling, str) else None
-    state = model.state_dict()
-    heads = (4, *2 * [model.text.width // 8])
-    return from_open_clip(state, heads=heads, pooler_heads=4, pooling=found, start_id=START).eval()
+def folder_of(model: CoCa, pooling: Any, folder: Path) -> Path:
+    """The model as open_clip's hub folders are: config, safetensors, tokenizer."""
+    heads = {"heads": model.text.width // 8}
+    vision = {"width": model.visual.conv1.out_channels, "head_width": 8, "attn_pooler_heads": 4}
+    config = {"vision_cfg": vision | {"attentional_pool": pooling}, "text_cfg": heads, "multimodal_cfg": heads}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    peers.tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("pooling", "width", "embed"), [(True, 32, 24), ("cascade", 32, 32), ("parallel", 32, 32)])
-def test_open_clips_coca_gives_its_embeddings_logits_and_losses(pooling: Any, width: int, embed: int) -> None:
+def test_open_clips_coca_gives_its_embeddings_logits_and_losses(
+    pooling: Any, width: int, embed: int, tmp_path: Path
+) -> None:
     reference = theirs(pooling, width, embed)
-    model = ours(reference, pooling)
+    model = Model.from_pretrained(folder_of(reference, pooling, tmp_path)).eval()
     images, text = inputs()
     mean, std = model.vision.image.mean, model.vision.image.std
     with torch.no_grad():
@@ -152,16 +162,53 @@ def test_open_clips_coca_gives_its_embeddings_logits_and_losses(pooling: Any, wi
         torch.testing.assert_close(caption, losses[1], **close)
 
 
-def test_weights_of_something_else_are_refused() -> None:
-    with pytest.raises(UserError, match="not the weights of an open_clip CoCa"):
-        from_open_clip({"visual.proj": torch.zeros(3, 3)}, heads=(1, 1, 1))
-    state = theirs("cascade").state_dict() | {"visual.more": torch.zeros(3)}
-    with pytest.raises(UserError, match="no place for"):
-        from_open_clip(state, heads=(4, 4, 4), pooler_heads=4, start_id=START)
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(theirs("cascade"), "cascade", tmp_path)
+    whole = load_file(folder / "open_clip_model.safetensors")
+    for state, said in (
+        ({"visual.proj": torch.zeros(3, 3)}, "not hold the weights of an open_clip CoCa"),
+        (whole | {"visual.more": torch.zeros(3)}, "has visual.more, which our networks do not"),
+        ({k: v for k, v in whole.items() if k != "visual.ln_pre.bias"}, "has no vision.image.tower.pre_layrnorm.bias"),
+    ):
+        save_file(state, folder / "open_clip_model.safetensors")
+        with pytest.raises(UserError, match=said):
+            Model.from_pretrained(folder)
+    save_file(whole, folder / "open_clip_model.safetensors")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config["model_cfg"] | {"quick_gelu": True}}))
+    with pytest.raises(UserError, match="another activation"):
+        Model.from_pretrained(folder)
+
+
+def test_a_run_starts_from_open_clips_coca_and_load_reads_it(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "coca").mkdir()
+    reference = theirs(True, 32, 24)
+    place = str(folder_of(reference, True, tmp_path / "coca"))
+    shared: dict[str, Any] = {"steps": 1, "lr": 1e-12, "batch_size": 8, "workers": 0, "held_out": 0}
+    train("coca", data=[folder], out=tmp_path / "run", init=place, **shared)
+    trained, began = (Model.from_pretrained(name) for name in (tmp_path / "run/model", place))
+    assert all(torch.allclose(x, began.state_dict()[name], atol=1e-6) for name, x in trained.state_dict().items())
+    with pytest.raises(UserError, match="those of the recipe coca"):
+        train("siglip", data=[folder], out=tmp_path / "other", init=place, **shared)
+    images, _ = inputs()
+    for name in (place, tmp_path / "run"):
+        seen = load(name)
+        pixels = (images * 255).round().to(torch.uint8)
+        with torch.no_grad():
+            mean, std = began.vision.image.mean, began.vision.image.std
+            known = reference.encode_image((pixels / 255 - mean) / std)
+            row = torch.zeros(1, CONTEXT, dtype=torch.int64)
+            word = seen.subject.pipeline.ids("a fox")
+            row[0, : len(word) + 2] = torch.tensor([START, *word, EOS])
+            told = reference.encode_text(row)
+        torch.testing.assert_close(seen.embed_images(list(pixels)), known, rtol=0, atol=1e-4)
+        torch.testing.assert_close(seen.embed_texts(["a fox"]), told, rtol=0, atol=1e-4)
+        assert len(seen.caption(list(pixels))) == len(pixels)
 
 
 def test_loaded_weights_are_saved_and_read_again(tmp_path: Path) -> None:
-    model = ours(theirs(True, 32, 24), True)
+    (tmp_path / "coca").mkdir()
+    model = Model.from_pretrained(folder_of(theirs(True, 32, 24), True, tmp_path / "coca")).eval()
     model.save_pretrained(tmp_path)
     again = Model.from_pretrained(tmp_path).eval()
     images, text = inputs()

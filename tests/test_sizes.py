@@ -40,9 +40,9 @@ def test_waves_are_alike_for_neighbours_and_differ_for_all_places() -> None:
     assert (alike - 2 * torch.eye(64)).max() < 0.99
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_only_tiny_has_a_start_of_its_own(size: str) -> None:
-    assert architecture(size, None).short_start == (size == "tiny")
+@pytest.mark.parametrize("size", [*SIZES, "64x4x256x2/8", "192x12x768x3/16"])
+def test_only_towers_no_wider_than_tiny_have_a_start_of_their_own(size: str) -> None:
+    assert architecture(size, None).short_start == (size in ("tiny", "64x4x256x2/8"))
 
 
 def test_the_decoder_is_half_as_deep_or_as_asked() -> None:

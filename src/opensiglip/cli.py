@@ -28,6 +28,7 @@ USAGE = """usage: opensiglip COMMAND ...
   predict MODEL IMAGE...                  captions, boxes, labels of image files: --caption, --locate PHRASE, ...
   demo MODEL                              the same in a web page, on this machine
   annotate SOURCE --out DIR               boxes for your own photos, by an open-vocabulary detector
+  study NAME --out DIR                    recipes compared at equal data, steps and seeds: objectives, localization, ...
   bench WHAT                              the measurements behind claims on speed, each beside its peers
 """
 
@@ -82,6 +83,8 @@ def run(words: list[str]) -> int:
         case ["predict" | "demo" | "annotate" as name, *rest]:
             home = {"predict": "use.predict", "demo": "use.demo", "annotate": "annotate.annotate"}[name]
             call(getattr(import_module(f"opensiglip.{home}"), name), rest, f"opensiglip {name}")
+        case ["study", *rest]:
+            call(import_module("opensiglip.study.command").study, rest, "opensiglip study")
         case ["bench", *rest]:
             from opensiglip.bench import find
 

@@ -42,6 +42,17 @@ class Findings:
     values: dict[str, Any] = field(default_factory=dict)  # by figure, what its mean is taken over; set by `judge`
 
 
+@dataclass(frozen=True)
+class Probe:
+    """How a decoder probe learns: steps, and the tasks it learns to write. Ours; SigLIP 2 (Sec. 3.4.1) refers alone."""
+
+    steps: int = 1500
+    tasks: tuple[str, ...] = ("cap", "aref", "gcap")
+
+
+PROBE = Probe()
+
+
 @dataclass
 class Context:
     """What a task may use besides the held-out examples."""
@@ -52,6 +63,7 @@ class Context:
     train_count: int = 2000  # training examples that probes may see
     quiet: bool = True  # no progress bars
     trust: bool = False  # may Python files be opened that the model names, its own tasks'?
+    probe: Probe = PROBE
     _trained: dict[str, Judged] = field(default_factory=dict)
 
     def trained(self, subject: Subject) -> Judged:

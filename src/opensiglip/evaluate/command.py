@@ -7,6 +7,7 @@ import tyro
 from transformers.utils import logging
 
 from opensiglip.evaluate import compare as side_by_side
+from opensiglip.evaluate.base import Probe
 from opensiglip.evaluate.page import table
 from opensiglip.evaluate.tasks import evaluate
 
@@ -23,6 +24,8 @@ def command(
     languages: str | None = None,
     seed: int = 0,
     trust: bool = False,
+    probe_steps: int = 1500,
+    probe_tasks: str = "cap,aref,gcap",
 ) -> None:
     """Judge a model on held-out examples: a table, and with --out JSON and a page with pictures.
 
@@ -38,6 +41,8 @@ def command(
         languages: all, or codes such as en or de,fr; by default all the source has.
         seed: of what probes draw.
         trust: open the Python files of its own tasks that the model names, which run as code.
+        probe_steps: of decoder_probe's training, of 64 images each.
+        probe_tasks: what its decoder learns to write, of cap, aref and gcap.
     """
     logging.set_verbosity_error()  # it warns of its own default configs
     logging.disable_progress_bar()
@@ -54,6 +59,7 @@ def command(
         languages=spoken,
         seed=seed,
         trust=trust,
+        probe=Probe(probe_steps, tuple(name.strip() for name in probe_tasks.split(","))),
     )
     print(table(results))
     if out is not None:

@@ -23,26 +23,26 @@ from opensiglip.train.optimizer import adamw, rate
 from opensiglip.types import Features
 
 SHAPE = Shape(width=128, depth=6, mlp=512, heads=4)
-TASKS = ("cap", "aref", "gcap")
 BOXES = BoxFormat()
-STEPS, BATCH, LR, DECAY, LENGTH = 1500, 64, 1e-3, 0.1, 64
+BATCH, LR, DECAY, LENGTH = 64, 1e-3, 0.1, 64
 
 
 def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Findings:
     """An encoder's worth as a language model's eye: a new decoder of six layers learns to read its frozen tokens.
 
     After SigLIP 2 (Sec. 3.4.1, Table 5; LocCa's protocol), which trains on referring expressions alone. Our choices,
-    the same for every encoder: width 128, all three tasks, autoregressive, 1500 steps of 64 images of the training
-    split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens, un-pooled, are encoded
-    once; then come the figures of `grounding`, `grounded_captioning` and `captioning`.
+    the same for every encoder: width 128, all three tasks, autoregressive, 1500 steps (`Probe` says otherwise) of 64
+    images of the training split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens,
+    un-pooled, are encoded once; then come the figures of `grounding`, `grounded_captioning` and `captioning`.
     """
     seen = context.trained(subject)
-    field, pipeline = Captions(TASKS, boxes=BOXES), _pipeline(context)
+    steps, tasks = context.probe.steps, context.probe.tasks
+    field, pipeline = Captions(tasks, boxes=BOXES), _pipeline(context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         decoder = Decoder(SHAPE, len(pipeline), LENGTH, seen.tokens.shape[-1]).to(subject.device)
     optimizer, losses = adamw(decoder, LR, DECAY), []
-    for step in context.bar(range(STEPS), "decoder probe"):
+    for step in context.bar(range(steps), "decoder probe"):
         rng = np.random.default_rng([context.seed, step])
         places = rng.integers(len(seen.examples), size=BATCH).tolist()
         batch = field.collate([field.draw(_visit(seen, place, rng), rng, pipeline) for place in places], pipeline)
@@ -53,13 +53,13 @@ def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Finding
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = LR * rate(step, STEPS, STEPS // 20)
+            group["lr"] = LR * rate(step, steps, max(1, steps // 20))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
     if not any(losses):
         raise Impossible("no training example has a caption or a region to learn from")
-    probe = replace(subject, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=TASKS, text=None)
+    probe = replace(subject, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=tasks, text=None)
     figures: dict[str, Any] = {"training_images": len(seen.examples), "loss": float(np.mean(losses[-50:]))}
     pictures: list[Picture] = []
     for task in (grounding, grounded_captioning, captioning):
@@ -75,7 +75,7 @@ def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Finding
 def _pipeline(context: Context) -> TextPipeline:
     if context.training is None:
         raise Impossible("no training split for a decoder to learn from")
-    return TextPipeline.train(context.training.texts(), length=LENGTH, words=task_words(TASKS, BOXES))
+    return TextPipeline.train(context.training.texts(), length=LENGTH, words=task_words(context.probe.tasks, BOXES))
 
 
 def _visit(seen: Judged, place: int, rng: np.random.Generator) -> Visit:

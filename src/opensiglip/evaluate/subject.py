@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.checkpoint_text import text_of
 from opensiglip.data.fields import Frame, Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.naflex import NaFlex
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.coca import Writer
+from opensiglip.models.init import open_clip
 from opensiglip.models.init.checkpoint import most_patches
+from opensiglip.models.init.fit import assemble
+from opensiglip.models.init.read import read
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.pali import Pali
 from opensiglip.models.sizes import Architecture
@@ -54,7 +58,8 @@ class Subject:
 
     @classmethod
     def load(cls, spec: str | Path) -> "Subject":
-        """A run folder, an export of ours, a transformers folder or hub id of Siglip, Siglip2 or CLIP;
+        """A run folder, an export of ours, a transformers folder or hub id of Siglip, Siglip2 or CLIP; a folder of
+        open_clip's SigLIP or CoCa;
         `open_clip:NAME[:PRETRAINED or file]`; `timm:NAME or folder`, which is vision only.
 
         Raises UserError naming what can't be read.
@@ -70,6 +75,8 @@ class Subject:
             folder = folder / "model"
         if (folder / SIDECAR).is_file():
             return ours(folder, name)
+        if (folder / open_clip.CONFIG).is_file():
+            return of_open_clip(folder, name)
         return from_transformers(str(folder) if folder.is_dir() else name)
 
     @classmethod
@@ -179,6 +186,19 @@ def frame_of(networks: Architecture, budget: int | None = None) -> Geometry:
         return Frame(networks.resolution)
     most = budget or (networks.resolution // networks.patch) ** 2
     return NaFlex(networks.patch, most, (most,))
+
+
+def of_open_clip(folder: Path, name: str) -> Subject:
+    """A SigLIP or CoCa of open_clip's. Raises UserError where its tokenizer is missing."""
+    checkpoint = read(folder)
+    model = assemble(checkpoint).to(best_device()).eval()
+    if checkpoint.text is not None:
+        pipeline: TextPipeline | None = TextPipeline.from_pretrained(folder, checkpoint.text)
+    else:
+        pipeline = text_of(folder, length=model.architecture.length, vocabulary=checkpoint.vocabulary, name=name)
+    if pipeline is None:
+        raise UserError(f"{name} has no tokenizer; fetch it again with its tokenizer.json.")
+    return Subject.of(model, pipeline, name=name, tasks=("cap",) if model.decoder else ())
 
 
 def best_device() -> torch.device:

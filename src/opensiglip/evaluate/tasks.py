@@ -10,7 +10,7 @@ from opensiglip.data.sources import open_source
 from opensiglip.errors import UserError
 from opensiglip.evaluate import page
 from opensiglip.evaluate.answers import answers
-from opensiglip.evaluate.base import Context, Findings, Impossible, Task
+from opensiglip.evaluate.base import PROBE, Context, Findings, Impossible, Probe, Task
 from opensiglip.evaluate.captioning import captioning
 from opensiglip.evaluate.compositionality import compositionality
 from opensiglip.evaluate.decoder_probe import decoder_probe
@@ -50,6 +50,7 @@ def evaluate(
     train_count: int = 2000,
     languages: Sequence[str] | None = None,
     seed: int = 0,
+    probe: Probe = PROBE,
     quiet: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -66,8 +67,10 @@ def evaluate(
     """
     wanted = list(dict.fromkeys(tasks or (name for name in TASKS if name not in BY_NAME)))
     known(wanted)
-    if count < 1 or train_count < 1:
-        raise UserError("--count and --train-count are at least 1.")
+    if count < 1 or train_count < 1 or probe.steps < 1:
+        raise UserError("--count, --train-count and --probe-steps are at least 1.")
+    if not probe.tasks or not set(probe.tasks) <= set(PROBE.tasks):
+        raise UserError(f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(PROBE.tasks)}.")
     subject = model if isinstance(model, Subject) else Subject.load(model)
     side = subject.frame.pixels
     source = open_source(data, split=split, languages=languages, pixels=side)
@@ -78,7 +81,7 @@ def evaluate(
         except UserError:  # a folder of nothing but held-out rows: probes say so themselves
             training = None
     spoken = None if languages is None or "all" in languages else tuple(languages)
-    context = Context(training, spoken, seed, train_count, quiet, trust)
+    context = Context(training, spoken, seed, train_count, quiet, trust, probe)
     judged = look(subject, source, count, quiet=quiet)
     found, left_out = judge(subject, judged, wanted, context)
     if not found:
@@ -94,6 +97,8 @@ def evaluate(
             ["opensiglip", "eval", subject.name, "--data", data, "--tasks", ",".join(wanted), "--split", split]
             + ["--count", str(count), "--train-count", str(train_count), "--seed", str(seed)]
             + (["--languages", ",".join(languages)] if languages else [])
+            + (["--probe-steps", str(probe.steps)] if probe.steps != PROBE.steps else [])
+            + (["--probe-tasks", ",".join(probe.tasks)] if probe.tasks != PROBE.tasks else [])
         ),
         "tasks": {name: findings.figures for name, findings in found.items()},
         "values": {name: findings.values for name, findings in found.items()},

@@ -2,7 +2,7 @@
 
 The unimodal half reads a text with [CLS] behind it, whose state is the text's embedding; the multimodal half goes on
 from its states and looks at the image, to tell the text. So one pass over a text serves both losses. Layers, norms and
-activation are open_clip's, so that its weights load (models/init_coca.py); the paper does not give them.
+activation are open_clip's, so that its weights load (models/init/coca.py); the paper does not give them.
 """
 
 from typing import Any

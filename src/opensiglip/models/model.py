@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as activations
 from transformers import (
     AutoModel,
+    CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedModel,
     Siglip2Config,
@@ -250,6 +251,8 @@ def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
     side, patch = architecture.resolution, architecture.patch
     vision = _tower(architecture.vision) | {"image_size": side, "patch_size": patch}
     patches = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}  # NaFlex
+    if architecture.coca is not None and architecture.coca.clip:
+        return CLIPVisionModel(CLIPVisionConfig(**vision))
     if architecture.text is None or architecture.coca is not None:
         # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
         pooled = architecture.pooling and architecture.coca is None

@@ -1,4 +1,4 @@
-"""A start for short runs. Ours, for our size `tiny` only; every other size starts as the papers' code does.
+"""A start for short runs. Ours, for towers no wider than our size `tiny`; all others start as the papers' code does.
 
 In a fresh ViT each layer adds to all tokens nearly the same vector, the mean of what it attends to. What tells a token
 from its neighbours is then 4 % of the output's variance, its place 7 %; captions, which need neither, train even that

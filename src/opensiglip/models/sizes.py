@@ -125,7 +125,7 @@ def architecture(
         text=language if text else None,
         decoder=_decoder(language, decoder_depth, decoder_width) if decoder else None,
         decoder_bias=decoder_bias,
-        short_start=name == "tiny",
+        short_start=image.width <= SHAPES["tiny"].width,
     )
 
 

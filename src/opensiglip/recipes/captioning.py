@@ -133,7 +133,8 @@ def locca(
 
 def captioner(
     *,
-    encoder: str = "timm/vit_base_patch16_224.augreg_in21k",
+    encoder: str | None = "timm/vit_base_patch16_224.augreg_in21k",
+    frozen: bool = True,
     size: str = "B/16",
     resolution: int | None = 224,
     length: int = 77,
@@ -146,7 +147,8 @@ def captioner(
     """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
 
     Args:
-        encoder: hub id or folder of the timm encoder; its tokens are read after its final norm.
+        encoder: hub id or folder of the timm encoder; its tokens are read after its final norm. None: a tower of ours.
+        frozen: leave the encoder as it is; a tower of ours, which begins from noise, should learn.
         size: of the decoder, and of the encoder it halves: tiny, S/16, B/16, L/16, ...
         resolution: pixels of a side; what the encoder was trained at.
         length: tokens of a text.
@@ -166,4 +168,4 @@ def captioner(
         decoder_bias=decoder_bias,
         crop_area=crop_area,
     )
-    return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=True))
+    return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=frozen))

@@ -60,9 +60,11 @@ def resolved(
 def command(config: dict[str, Any], out: Path) -> str:
     """The command line that repeats the run."""
     words = ["opensiglip", "train", config["recipe"]]
+    known = inspect.signature(find(config["recipe"])).parameters
     for name, value in {**config["train"], **config["keywords"]}.items():
         flag = "--" + name.replace("_", "-")
-        if name in ("resume", "changed") or value is None or value == []:
+        unsaid = value is None and (name not in known or known[name].default is None)
+        if name in ("resume", "changed") or unsaid or value == []:
             continue
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag.removeprefix("--"))

@@ -48,6 +48,12 @@ def adopt(networks: Architecture, checkpoint: Checkpoint) -> Architecture:
                 "images with texts; take cappa, locca or another recipe without a text tower."
             )
         return replace(networks, encoder=theirs.encoder)
+    if theirs.coca is not None:
+        if networks.coca is None:
+            raise UserError(
+                f"--init {checkpoint.name} is a CoCa, whose networks are those of the recipe coca; take that."
+            )
+        networks = replace(networks, coca=theirs.coca, decoder=theirs.decoder, short_start=False)
     text = networks.text and replace(networks.text, activation=(theirs.text or networks.text).activation)
     vision = replace(networks.vision, activation=theirs.vision.activation)
     return replace(networks, vision=vision, text=text, encoder=None)

@@ -1,6 +1,5 @@
 """big_vision's .npz files: SigLIP's two towers and CapPa's encoder and decoder.    (two_towers.py, cappa.py)"""
 
-import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opensiglip.errors import UserError
-from opensiglip.models.init.checkpoint import Checkpoint
+from opensiglip.models.init.checkpoint import Checkpoint, rename
 from opensiglip.models.sizes import Architecture, Shape
 
 # flax's path -> ours, applied in turn. Arrays that meet in one name are stacked, in the order of `FUSED`.
@@ -79,9 +78,7 @@ def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Parameters of flax, or gradients by them, as `Model.state_dict()` names and lays them out."""
     found: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
     for path, array in _unstacked(arrays).items():
-        name = path
-        for pattern, ours in RENAMES:
-            name = re.sub(pattern, ours, name)
+        name = rename(path, RENAMES)
         role = next((order for order, role in enumerate(FUSED) if f"/{role}/" in path), 0)
         found[name.replace("/", ".")].append((role, _turned(path, _tensor(array))))
     return {

@@ -1,6 +1,8 @@
 """`Checkpoint`: weights as `Model.state_dict()` names and lays them out, whoever made them; and where they lie."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def locate(name: str) -> Path:
     except Exception as error:  # of the hub, the network and the disk: a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name} is no local folder and can't be fetched from the hub ({reason}).") from error
+
+
+def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after every rule (pattern, replacement), in turn."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def read_json(path: Path) -> dict[str, Any]:

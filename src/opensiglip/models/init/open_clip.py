@@ -1,4 +1,7 @@
-"""open_clip folders: SigLIP and SigLIP 2 (a timm ViT and open_clip's bidirectional text tower).    (model_configs/)"""
+"""open_clip folders: SigLIP and SigLIP 2 (a timm ViT and open_clip's bidirectional text tower), and CoCa.
+
+(model_configs/)
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opensiglip.errors import UserError
-from opensiglip.models.init import timm_vit
+from opensiglip.models.init import coca, timm_vit
 from opensiglip.models.init.checkpoint import Checkpoint, read_json, shape
 from opensiglip.models.sizes import Architecture
 
@@ -30,11 +33,15 @@ SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 def read(folder: Path, name: str) -> Checkpoint:
     """The checkpoint in a folder with open_clip_config.json. Raises UserError."""
-    networks = architecture(read_json(folder / CONFIG), name)
+    config = read_json(folder / CONFIG)
+    config = config.get("model_cfg", config)
+    networks = None if "multimodal_cfg" in config else architecture(config, name)
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{name} has no readable {WEIGHTS} ({error}); fetch it again.") from error
+    if networks is None:
+        return coca.read(config, state, folder, name)
     ours = to_ours(state)
     vocabulary = len(ours["text.tower.embeddings.token_embedding.weight"])
     return Checkpoint(name, "open_clip", ours, networks, vocabulary, folder)
@@ -64,10 +71,9 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def architecture(config: dict[str, Any], name: str) -> Architecture:
     """The networks of a model config. Raises UserError where they are not SigLIP's."""
-    model = config.get("model_cfg", config)
-    vision, text = model.get("vision_cfg") or {}, model.get("text_cfg") or {}
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
     if "timm_model_name" not in vision or any(text.get(key) != value for key, value in SIGLIP.items()):
-        raise UserError(f"{name} is an open_clip model of another kind than SigLIP; its towers are not ours.")
+        raise UserError(f"{name} is an open_clip model of another kind than SigLIP or CoCa; its towers are not ours.")
     tower = timm_vit.skeleton(str(vision["timm_model_name"]), int(vision.get("image_size", 224)), name)
     width = int(text["width"])
     eps = float((text.get("norm_kwargs") or {}).get("eps", 1e-5))

@@ -8,8 +8,8 @@ from opensiglip.models.init.checkpoint import Checkpoint, locate, read_json
 from opensiglip.models.model import SIDECAR
 
 FORMATS = (
-    "a run, a transformers folder of SiglipModel or Siglip2Model, an open_clip SigLIP, a timm encoder, or big_vision's "
-    ".npz"
+    "a run, a transformers folder of SiglipModel or Siglip2Model, an open_clip SigLIP or CoCa, a timm encoder, or "
+    "big_vision's .npz"
 )
 
 

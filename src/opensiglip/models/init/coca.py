@@ -1,19 +1,16 @@
-"""open_clip's CoCa weights as a `Model`: the released ones and those of the paper's poolings.
-
-Read as plain tensors: open_clip itself is not needed.    (open_clip coca_model.py, transformer.py)
-"""
+"""open_clip's CoCa: the released ones and those of the paper's poolings.    (coca_model.py, transformer.py)"""
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from opensiglip.errors import UserError
-from opensiglip.models.coca import CoCaShape
-from opensiglip.models.model import Model
-from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.models.init.checkpoint import Checkpoint, rename
+from opensiglip.models.sizes import Architecture, CoCaShape, Shape
 
 # open_clip's name -> ours, applied in turn.
 RENAMES = (
@@ -43,102 +40,87 @@ RENAMES = (
     (r"\.attn\.out_proj\.", ".attention.out."),
     (r"\.attn\.", ".attention."),
 )
+LAST = "image.tower.post_layernorm"
 TURNED = ("vision.head.weight", "text.head.weight", "decoder.vocabulary.weight")  # theirs are [in, out]
 
 
-def from_open_clip(
-    state: Mapping[str, Tensor],
-    *,
-    heads: tuple[int, int, int],
-    pooler_heads: int = 8,
-    pooling: str | None = None,
-    start_id: int = 49406,
-) -> Model:
-    """A `Model` with the weights of an open_clip CoCa.
+def read(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, name: str) -> Checkpoint:
+    """The checkpoint of a model config and its weights.
 
-    heads: of image tower, unimodal and multimodal half, which weights don't tell: width / 64, and what `text_cfg` and
-    `multimodal_cfg` say. pooling: "cascade" or "parallel", where there are two poolers. Our texts bring no start token,
-    so its row of the embedding moves behind the vocabulary. Raises UserError on what is no CoCa of open_clip's towers.
+    Raises UserError where they are not a CoCa of open_clip's own towers.
     """
     try:
-        architecture, vocabulary = _architecture(state, heads, pooler_heads, pooling)
-        vision = architecture.vision
-        host = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=vision.width,
-                intermediate_size=vision.mlp,
-                num_hidden_layers=vision.depth,
-                num_attention_heads=vision.heads,
-                image_size=architecture.resolution,
-                patch_size=architecture.patch,
-                hidden_act="gelu",
-            )
-        )
-        model = Model(host, architecture, vocabulary)
-        ours = _rename(state, model, start_id)
-        missing, unknown = model.load_state_dict(ours, strict=False)
-        left = [name for name in missing if name != "logit_bias" and ".tower.post_layernorm." not in name]
-    except (KeyError, IndexError, RuntimeError) as error:
+        networks = architecture(config, state)
+        ours = to_ours(state, networks)
+        rows = len(state["text.token_embedding.weight"])
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"these are not the weights of an open_clip CoCa ({reason}).") from error
-    if left or unknown:
-        raise UserError(f"these are not the weights of an open_clip CoCa (no place for {[*left, *unknown][:3]}).")
-    return model
+        raise UserError(f"{name} does not hold the weights of an open_clip CoCa ({reason}); fetch it again.") from error
+    # CLIP's tokenizer calls its end token its padding; open_clip pads with 0, and CoCa's [CLS] looks at no 0.
+    text = {"length": networks.length, "lower": True, "pad_id": 0, "eos_id": rows - 1, "vocabulary": rows}
+    return Checkpoint(name, "open_clip CoCa", ours, networks, rows, folder, text)
 
 
-def _architecture(
-    state: Mapping[str, Tensor], heads: tuple[int, int, int], pooler_heads: int, pooling: str | None
-) -> tuple[Architecture, int]:
-    def shape(prefix: str, count: int) -> Shape:
+def architecture(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Architecture:
+    """The networks of a model config, their sizes as the weights have them. Raises what `read` catches."""
+    vision, text, decoder = (config[f"{part}_cfg"] for part in ("vision", "text", "multimodal"))
+    if config.get("quick_gelu") or "timm_model_name" in vision or "hf_model_name" in text:
+        raise ValueError("its towers are not open_clip's own, or have another activation than gelu")
+
+    def shape(prefix: str, heads: int) -> Shape:
         layers = {re.match(rf"{re.escape(prefix)}\.resblocks\.(\d+)\.", name) for name in state}
         depth = 1 + max(int(found[1]) for found in layers if found)
         mlp, width = state[f"{prefix}.resblocks.0.mlp.c_fc.weight"].shape
-        return Shape(width, depth, mlp, count)
+        return Shape(width, depth, mlp, heads, "gelu")
 
-    two = "visual.attn_pool_contrastive.query" in state
-    vocabulary, patch = len(state["text.token_embedding.weight"]), state["visual.conv1.weight"].shape[-1]
+    patch = state["visual.conv1.weight"].shape[-1]
     side = int((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-    architecture = Architecture(
+    return Architecture(
         resolution=side * patch,
         patch=patch,
         length=len(state["text.positional_embedding"]) - 2,  # without start token and [CLS]
-        vision=shape("visual.transformer", heads[0]),
-        text=shape("text.transformer", heads[1]),
-        decoder=shape("text_decoder", heads[2]),
+        vision=shape("visual.transformer", int(vision["width"]) // int(vision.get("head_width", 64))),
+        text=shape("text.transformer", int(text["heads"])),
+        decoder=shape("text_decoder", int(decoder["heads"])),
         coca=CoCaShape(
             queries=len(state["visual.attn_pool.query"]),
-            heads=pooler_heads,
+            heads=int(vision.get("attn_pooler_heads", 8)),
             embed=state["visual.proj"].shape[1],
-            pooling=(pooling or "cascade") if two else "first",
+            pooling="first" if vision["attentional_pool"] is True else str(vision["attentional_pool"]),
             clip=True,
             legacy_mask=True,
         ),
         logit_bias=False,
     )
-    return architecture, vocabulary
 
 
-def _rename(state: Mapping[str, Tensor], model: Model, start_id: int) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], networks: Architecture) -> dict[str, Tensor]:
+    """Weights of open_clip's CoCa as `Model.state_dict()` names them.
+
+    Our texts bring no start token, so its row of the embedding moves behind the vocabulary.
+    """
+    assert networks.coca is not None
+    first = networks.coca.pooling == "first"
     ours: dict[str, Tensor] = {}
     for theirs, value in state.items():
-        name, x = theirs, value.detach().float()
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
+        name, x = rename(theirs, RENAMES), value.detach().float()
         if found := re.match(r"text_decoder\.(resblocks|cross_attn)\.(\d+)\.(.*)", name):
             # Theirs are two lists, ours is one in which they take turns.
             name = f"decoder.layers.{2 * int(found[2]) + (found[1] == 'cross_attn')}.{found[3]}"
         if name.startswith("visual.ln_post."):
-            last = "norm" if model.vision.pooling == "first" else "image.tower.post_layernorm"
-            name = name.replace("visual.ln_post", f"vision.{last}")
+            name = name.replace("visual.ln_post", "vision.norm" if first else "vision." + LAST)
         if name in ("text.token_embedding.weight", "text.cls_emb"):
             continue
         name, x = (name, x.T if name in TURNED else x)
-        if name == "logit_scale":
-            x = x.reshape(1)
-        ours |= _attention(name, x)
+        ours |= _attention(name, x.reshape(1) if name.startswith("logit_") else x)
     words = state["text.token_embedding.weight"].detach().float()
-    ours["text.embedding.weight"] = torch.cat([words, words[start_id][None], state["text.cls_emb"].float()[None]])
+    start = words[len(words) - 2]  # the last two entries of CLIP's tokenizer are start and end of text
+    ours["text.embedding.weight"] = torch.cat([words, start[None], state["text.cls_emb"].float()[None]])
     ours["decoder.vocabulary.bias"] = torch.zeros(len(words))
+    ours.setdefault("logit_bias", torch.zeros(1))
+    if first:  # transformers' tower has a norm where theirs has none; it is passed over
+        width = networks.vision.width
+        ours |= {f"vision.{LAST}.weight": torch.ones(width), f"vision.{LAST}.bias": torch.zeros(width)}
     return _joined(ours)
 
 

@@ -1,0 +1,54 @@
+"""What a study is: a question, runs that differ in one thing, how they are judged, and what the papers found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs: a recipe, and the flags that it does not share with the others."""
+
+    name: str
+    recipe: str
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that the runs are compared by: `name` as the evaluation's `task` has it, `title` in words.
+
+    `order`: runs from low to high, as `source` has them.
+    """
+
+    task: str
+    name: str
+    title: str
+    order: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run gets: flags of `opensiglip train`, and keywords of `evaluate`."""
+
+    train: Mapping[str, Any]
+    judge: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A declared set of runs at equal data, steps, size and seeds."""
+
+    name: str
+    question: str
+    about: str  # what a reader has to know of the runs and the figures
+    data: str
+    runs: tuple[Run, ...]
+    figures: tuple[Figure, ...]
+    budgets: Mapping[str, Budget]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Of the evaluation, each once."""
+        return list(dict.fromkeys(figure.task for figure in self.figures))

@@ -1,0 +1,242 @@
+"""A study: declared, carried out to its end whatever stops it, judged, and answered with intervals that hold."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_resume import cut_short
+
+from opensiglip.cli import main
+from opensiglip.errors import UserError
+from opensiglip.evaluate import decoder_probe
+from opensiglip.evaluate.base import Probe
+from opensiglip.evaluate.metrics import measured
+from opensiglip.evaluate.paired import apart, difference
+from opensiglip.evaluate.tasks import TASKS
+from opensiglip.models.sizes import Shape
+from opensiglip.recipes import RECIPES
+from opensiglip.study import engine
+from opensiglip.study.answer import Column
+from opensiglip.study.command import find
+from opensiglip.study.devices import VISIBLE, spread
+from opensiglip.study.engine import carry_out
+from opensiglip.study.intervals import Interval, over_seeds
+from opensiglip.study.studies import STUDIES
+from opensiglip.study.study import Budget, Figure, Run, Study
+from opensiglip.train.config import build
+
+TINY = {"size": "16x1x32x2/8", "resolution": 32, "length": 24, "batch_size": 8, "steps": 4, "save_every": 2}
+SMALLEST = Study(
+    name="smallest",
+    question="Which <b>one</b>?",
+    about="Two runs of four steps.",
+    data="scenes:drawings=24,objects=1",
+    runs=(Run("comparing", "siglip", {"logit_bias": "auto"}), Run("locating", "locca")),
+    figures=(
+        Figure("decoder_probe", "grounding_mean_iou", "mean IoU", ("comparing", "locating"), "A paper"),
+        Figure("zeroshot", "accuracy", "zero-shot"),
+    ),
+    budgets={
+        "cpu-hour": Budget(
+            TINY | {"workers": 0, "vocabulary": 700}, {"count": 8, "train_count": 16, "probe": Probe(2, ("aref",))}
+        )
+    },
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_probe() -> Iterator[None]:
+    """A probe's decoder of one layer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder_probe, "SHAPE", Shape(width=32, depth=1, mlp=64, heads=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest study at two seeds, never stopped. Not to be written to."""
+    out = tmp_path_factory.mktemp("study") / "straight"
+    carry_out(SMALLEST, out, data=None, seeds=2, budget="cpu-hour")
+    return out
+
+
+def figures(out: Path) -> dict[str, Any]:
+    """What every run was judged to be."""
+    files = sorted(out.glob("seed-*/*/judged/evaluation.json"))
+    return {str(file.relative_to(out)): json.loads(file.read_text())["tasks"] for file in files}
+
+
+def test_a_study_stopped_anywhere_goes_on_and_ends_the_same(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, judge, began = tmp_path / "out", engine.evaluate, list[tuple[str, int]]()
+
+    def go(seeds: int) -> None:
+        carry_out(SMALLEST, out, data=None, seeds=seeds, budget="cpu-hour")
+
+    def killed(*arguments: Any, **keywords: Any) -> Any:
+        judge(*arguments, **keywords)
+        raise KeyboardInterrupt
+
+    def begun(recipe: str, *, seed: int, **_: Any) -> None:
+        began.append((recipe, seed))
+        raise KeyboardInterrupt
+
+    cut_short(1, lambda: go(1))  # before the first checkpoint
+    assert not list(out.glob("seed-0/comparing/checkpoints/*"))
+    cut_short(3, lambda: go(1))  # after it
+    assert [path.name for path in out.glob("seed-0/comparing/checkpoints/*")] == ["step-00000002"]
+    monkeypatch.setattr(engine, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):  # all but the last rename
+        go(1)
+    assert not figures(out) and (out / "seed-0/comparing/summary.json").is_file()
+    monkeypatch.setattr(engine, "evaluate", judge)
+    go(1)
+    assert len(figures(out)) == 2
+    assert figures(out) == {file: said for file, said in figures(straight).items() if file.startswith("seed-0")}
+    monkeypatch.setattr(engine, "train", begun)
+    with pytest.raises(KeyboardInterrupt):
+        go(2)
+    assert began == [("siglip", 1)], "seed 0 is not trained again"
+
+
+def test_the_command_writes_question_answer_table_and_plot(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STUDIES, "smallest", SMALLEST)
+    monkeypatch.setattr(engine, "train", None)
+    assert main(["study", "smallest", "--out", str(straight), "--seeds", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "4 of them done before" in said and "A paper has comparing < locating" in said
+    page = (straight / "study.html").read_text()
+    stored = json.loads((straight / "study.json").read_text())
+    assert (straight / "study.png").read_bytes().startswith(b"\x89PNG") and "<svg" in page
+    assert "Which &lt;b&gt;one&lt;/b&gt;?" in page and "judged on 8 held-out examples" in page
+    mean = stored["figures"]["mean IoU"]
+    assert set(mean) == {"comparing", "locating", "differences"} and len(mean["locating"]["by_seed"]) == 2
+    gap = mean["locating"]["mean"] - mean["comparing"]["mean"]
+    assert mean["differences"]["locating - comparing"][0] == pytest.approx(gap, abs=1e-9)
+    assert set(stored["figures"]["zero-shot"]) == {"comparing", "differences"}, "LocCa has no text tower"
+    assert "opensiglip train locca" in page and f"{mean['locating']['mean']:.3f} [" in page
+
+
+def test_who_stops_it_is_told_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "train", stopped)
+    assert main(["study", "objectives", "--out", str(tmp_path / "out")]) == 2
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_folder_holds_one_study(straight: Path) -> None:
+    other = replace(SMALLEST, name="other")
+    for study, data in ((other, None), (SMALLEST, "scenes:drawings=30,objects=1")):
+        with pytest.raises(UserError, match="holds another study"):
+            carry_out(study, straight, data=data, seeds=1, budget="cpu-hour")
+
+
+def test_what_a_study_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="smallest has cpu-hour"):
+        carry_out(SMALLEST, tmp_path / "out", data=None, seeds=1, budget="gpu-10min")
+    with pytest.raises(UserError, match="at least 1"):
+        carry_out(SMALLEST, tmp_path / "out", data=None, seeds=0, budget="cpu-hour")
+    with pytest.raises(UserError, match="studies are objectives, localization, tasks, encoders"):
+        find("nothing")
+    (tmp_path / "mine.py").write_text("mine = 3")
+    with pytest.raises(UserError, match="no study 'mine'"):
+        find(f"{tmp_path / 'mine.py'}:mine")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_what_a_study_declares_exists(study: Study) -> None:
+    names = [run.name for run in study.runs]
+    assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(TASKS)
+    for figure in study.figures:
+        assert set(figure.order) <= set(names)
+    trainer = {"steps", "batch_size", "lr"}
+    for budget in study.budgets.values():
+        for run in study.runs:
+            flags = {**budget.train, **run.flags}
+            build(RECIPES[run.recipe], {name: value for name, value in flags.items() if name not in trainer})
+    assert set(study.budgets) == {"cpu-hour", "gpu-10min"}
+
+
+# Intervals
+
+
+def values(scores: Sequence[float], clusters: Sequence[int] | None = None) -> dict[str, Any]:
+    """What an evaluation keeps of a figure."""
+    return apart(measured("x", list(scores), clusters or list(range(len(scores)))))[1]["x"]
+
+
+def test_with_one_seed_the_interval_is_that_of_the_evaluation() -> None:
+    rng = np.random.default_rng(3)
+    clusters = rng.integers(40, size=100).tolist()
+    one, other = (values(rng.random(100), clusters) for _ in range(2))
+    direct = measured("x", other["scores"], clusters)
+    assert over_seeds([other]) == pytest.approx((direct["x"], *direct["x_ci95"]))
+    assert over_seeds([other], [one]) == pytest.approx(difference(one, other))
+
+
+def test_what_seeds_differ_by_is_in_the_interval_and_what_they_share_cancels() -> None:
+    rng = np.random.default_rng(0)
+    images, levels = rng.random(300), (0.2, 0.5, 0.8)
+    low = [values(0.1 * images + level) for level in levels]
+    high = [values(0.1 * images + level + 0.05) for level in levels]
+    mean = over_seeds(low)
+    assert mean.low < 0.4 and mean.high > 0.7, "seeds 0.3 apart"
+    gain = over_seeds(high, low)
+    assert gain == pytest.approx((0.05, 0.05, 0.05)), "every seed and image gains alike"
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Five seeds and fifty images, both with an effect of their own, drawn 200 times: 95 % of the time, nearly."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        scores = rng.normal(size=(5, 1)) + rng.normal(size=50) + rng.normal(size=(5, 50))
+        found = over_seeds([values(row) for row in scores])
+        hits += found.low < 0 < found.high
+    assert 0.85 < hits / 200 < 0.99
+
+
+def test_seeds_judged_on_other_examples_are_refused() -> None:
+    with pytest.raises(UserError, match="not judged on the same"):
+        over_seeds([values([0, 1, 1], [0, 0, 1]), values([0, 1, 1], [0, 1, 1])])
+    with pytest.raises(UserError, match="not judged on the same"):
+        over_seeds([values([0, 1, 1])], [values([0, 1])])
+
+
+def test_the_answer_counts_what_came_out() -> None:
+    figure = Figure("t", "n", "found", ("a", "b", "c"), "A paper")
+    means = {name: Interval(value, 0, 1) for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.2))}
+    steps = [("a", "b", Interval(0.2, 0.1, 0.3)), ("b", "c", Interval(-0.1, -0.2, -0.05))]
+    said = Column(figure, means, {}, steps).words
+    assert said.startswith("found: a 0.100 < c 0.200 < b 0.300. A paper has a < b < c: of 2 neighbours 1 as there")
+    assert "1 the other way round" in said
+    steps = [("a", "b", Interval(0.0, -0.1, 0.1)), ("b", "c", Interval(0.1, 0.05, 0.2))]
+    plain = Column(replace(figure, source=""), means, {}, steps).words
+    assert plain.endswith("b against a: not told apart; c against b: higher.")
+
+
+def test_the_how_to_declares_a_study(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs/how-to/study.md").read_text()
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    study = find(f"{tmp_path / 'mine.py'}:parallel")
+    assert [run.name for run in study.runs] == ["0%", "25%", "50%", "75%"]
+    for run in study.runs:
+        assert build(RECIPES[run.recipe], dict(run.flags)).tasks == ("cap",)
+
+
+def test_each_process_of_several_devices_sees_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "4,7")
+    assert set(spread(os.getenv, [VISIBLE] * 4, 2)) <= {"4", "7"} and os.environ[VISIBLE] == "4,7"
+    assert list(spread(os.getenv, [VISIBLE] * 2, 1)) == ["4,7"] * 2, "one device: in this process"
