@@ -149,9 +149,14 @@ def vit_tiny_patch8_siglip_32(
 
 def timm_siglip(folder: Path, **changes: Any) -> Peer:
     """A timm SigLIP ViT; `changes` make another ViT of it."""
-    model = shaken(timm.create_model("vit_tiny_patch8_siglip_32", num_classes=0, **changes))
+    return timm_vit(folder, "vit_tiny_patch8_siglip_32", **changes)
+
+
+def timm_vit(folder: Path, architecture: str, **changes: Any) -> Peer:
+    """Any encoder of timm's, saved as its hub folders are."""
+    model = shaken(timm.create_model(architecture, num_classes=0, **changes))
     config = {
-        "architecture": "vit_tiny_patch8_siglip_32",
+        "architecture": architecture,
         "num_classes": 0,
         "model_args": changes,
         "pretrained_cfg": model.pretrained_cfg,

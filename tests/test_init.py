@@ -172,6 +172,18 @@ def test_a_timm_encoder_of_another_kind_stays_timms(tmp_path: Path, peer_of: dic
     assert read(peer_of["timm"].folder).architecture.encoder is None
 
 
+def test_a_naflexvit_of_timms_gives_its_tokens_on_squares(tmp_path: Path) -> None:
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    other = peers.timm_vit(tmp_path, "naflexvit_base_patch16_gap", **sizes)
+    model = Model.from_pretrained(other.folder).eval()
+    assert model.architecture.patch == 8
+    with torch.no_grad():
+        seen = model.vision(peers.pixels())
+        assert seen.tokens.shape == (3, 16, 32), "without its four registers"
+        assert seen.pooled is not None
+        assert far(F.normalize(seen.pooled, dim=-1), other.image(peers.pixels())) < TOLERANCE
+
+
 def _model(side: int, patch: int, shape: Shape | None = None) -> Model:
     tower = shape or Shape(32, 2, 64, 2)
     return Model.new(Architecture(side, patch, LENGTH, tower, Shape(32, 2, 64, 2)), VOCABULARY)

@@ -31,7 +31,8 @@ def read(folder: Path, name: str) -> Checkpoint:
     if networks is not None:
         return Checkpoint(name, "timm, a SigLIP ViT", to_ours(encoder.state_dict()), networks)
     side = int((encoder.pretrained_cfg.get("input_size") or (3, 224, 224))[-1])
-    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", (16, 16))[0]
+    cut = getattr(encoder, "patch_embed", getattr(encoder, "embeds", None))  # a NaFlexViT's
+    patch = getattr(cut, "patch_size", (16, 16))[0]
     plain = Architecture(side, int(patch), 64, Shape(int(encoder.num_features), 0, 0, 1), encoder=name)
     return Checkpoint(name, f"timm, {type(encoder).__name__}", {}, plain)
 
