@@ -94,6 +94,19 @@ def test_padding_left_out_changes_nothing_at_real_tokens(checkpointing: bool) ->
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_a_wanted_column_is_what_all_of_them_have_there_and_all_are_remembered() -> None:
+    decoder, image = a_decoder(), memory(3)
+    inputs = torch.randint(2, VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(0))
+    starts, wanted, rows = torch.zeros(3, dtype=torch.int64), torch.tensor([4, 1, 2]), torch.arange(3)
+    with torch.no_grad():
+        caches = [decoder.remember(image) for _ in range(2)]
+        every = decoder.extend(inputs, starts, caches[0])[rows, wanted]
+        some = decoder.extend(inputs, starts, caches[1], wanted)[:, 0]
+        torch.testing.assert_close(some, every, atol=1e-5, rtol=0)
+        after = [decoder.extend(inputs[:, :1], wanted + 1, cache) for cache in caches]
+    torch.testing.assert_close(after[0], after[1], atol=1e-5, rtol=0)
+
+
 def test_an_autoregressive_logit_does_not_see_later_tokens() -> None:
     decoder, image = a_decoder(), memory(1)
     before = hidden(decoder, packed([Target((), (3, 4, 5, 6, 7, EOS))]), image)

@@ -128,10 +128,8 @@ def beam(
 def read(decoder: Writer, texts: Sequence[Sequence[int]], pipeline: TextPipeline, cache: Cache) -> Tensor:
     """The last hidden state [B, D] of each of the texts that rows begin with, shifted right behind pad."""
     device, pad = cache.layers[0].image.device, pipeline.policy.pad_id
-    width = max(map(len, texts)) + 1
-    inputs = torch.full((len(texts), width), pad)
-    for row, text in enumerate(texts):
-        inputs[row, 1 : 1 + len(text)] = torch.tensor(text, dtype=torch.int64)
+    width = max(map(len, texts))
+    inputs = torch.tensor([[pad, *text, *[pad] * (width - len(text))] for text in texts])
     starts = torch.zeros(len(texts), dtype=torch.int64, device=device)
-    hidden = decoder.extend(inputs.to(device), starts, cache)
-    return hidden[torch.arange(len(texts), device=device), torch.tensor([len(t) for t in texts], device=device)]
+    last = torch.tensor([len(text) for text in texts], device=device)
+    return decoder.extend(inputs.to(device), starts, cache, last)[:, 0]

@@ -211,13 +211,15 @@ class Multimodal(nn.Module):
         whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), None)
         return whole if owners is None else whole.take(owners)
 
-    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
+    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache, wanted: Tensor | None = None) -> Tensor:
         """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""
         places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
         x = self.text[0].embed(inputs, places)
         allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]
         for layer, past in zip(self._all(), cache.layers, strict=True):
             x = layer.extend(x, places, past, cache.seats, allowed[:, None])
+        if wanted is not None:
+            x = x[torch.arange(len(x), device=x.device), wanted][:, None]
         return self.norm(x)
 
     def _all(self) -> list[Layer]:

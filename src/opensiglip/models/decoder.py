@@ -83,13 +83,26 @@ class Block(nn.Module):
         return x + self.think(x)
 
     def extend(
-        self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor, seen: Tensor | None
+        self,
+        x: Tensor,
+        places: Tensor,
+        past: Past,
+        seats: Seats,
+        allowed: Tensor,
+        seen: Tensor | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """`forward` on the next inputs of rows whose earlier ones, and whose images, are remembered."""
+        """`forward` on the next inputs of rows whose earlier ones, and whose images, are remembered.
+
+        With `wanted` [B], all are remembered and only that column of each row goes on.
+        """
         normed = self.norm1(x)
-        x = x + self.self_attention(
-            normed, past.write(places, self.self_attention.keys(normed), allowed.shape[-1]), allowed
-        )
+        so_far = past.write(places, self.self_attention.keys(normed), allowed.shape[-1])
+        if wanted is not None:
+            rows = torch.arange(len(x), device=x.device)
+            x, normed = x[rows, wanted][:, None], normed[rows, wanted][:, None]
+            allowed = allowed[rows, :, wanted][:, :, None]
+        x = x + self.self_attention(normed, so_far, allowed)
         x = x + seats.rows(self.cross_attention(seats.images(self.norm2(x)), past.image, seen))
         return x + self.think(x)
 
@@ -205,13 +218,15 @@ class Decoder(nn.Module):
         layers = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            image = block.cross_attention.keys(memory).contiguous()  # as it is read, many times
+            image = block.cross_attention.keys(memory)
             layers.append(Past(image, image[..., :0, :]))
         whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), valid)
         return whole if owners is None else whole.take(owners)
 
-    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache) -> Tensor:
+    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache, wanted: Tensor | None = None) -> Tensor:
         """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at place `starts` [B].
+
+        With `wanted` [B] int64 only that column of each row is asked for: [B, 1, D], and the last layer does no more.
 
         What `forward` gives for one causal text a row, whose earlier inputs were read by earlier calls. Rows may stand
         at different places, and those shorter than R end in padding: whatever is read later is written over it.
@@ -222,5 +237,6 @@ class Decoder(nn.Module):
         seen = None if cache.valid is None else cache.valid[:, None, None]
         for block, past in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
-            x = block.extend(x, places, past, cache.seats, allowed[:, None], seen)
+            last = wanted if block is self.blocks[-1] else None
+            x = block.extend(x, places, past, cache.seats, allowed[:, None], seen, last)
         return self.norm(x)

@@ -47,6 +47,9 @@ class Past:
 
     def write(self, places: Tensor, made: Tensor, size: int) -> Tensor:
         """Put what was `made` [2, B, heads, R, d] of new inputs at their `places` [B, R]; return the first `size`."""
+        if not self.text.shape[3]:  # nothing was read before: these stand at places 0, 1, ...
+            self.text = F.pad(made, (0, 0, 0, -size % GROWTH))
+            return self.text[..., :size, :]
         if (missing := size - self.text.shape[3]) > 0:
             self.text = F.pad(self.text, (0, 0, 0, missing + -size % GROWTH))
         rows = torch.arange(len(places), device=places.device)[:, None]
