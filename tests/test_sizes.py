@@ -10,6 +10,7 @@ from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.models.short_start import waves
 from opensiglip.models.sizes import SIZES, Shape, architecture
+from opensiglip.models.towers import Text
 
 
 def shares(model: Model) -> tuple[float, float]:
@@ -53,3 +54,14 @@ def test_the_decoder_is_half_as_deep_or_as_asked() -> None:
     )
     with pytest.raises(UserError, match="--decoder-width 100 is not a multiple of 64"):
         architecture("B/16", None, decoder=True, decoder_width=100)
+
+
+def test_tiny_starts_with_words_louder_than_their_places() -> None:
+    tiny = architecture("tiny", None, text=True)
+    for networks, ratio in ((tiny, 10.0), (replace(tiny, short_start=False), 1.0)):
+        torch.manual_seed(0)
+        text = Model.new(networks, 300).text
+        assert isinstance(text, Text)
+        embeddings = text.tower.embeddings
+        words, positions = embeddings.token_embedding.weight.std(), embeddings.position_embedding.weight.std()
+        assert float(words / positions) == pytest.approx(ratio, rel=0.1)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_resume import cut_short
 
 from opensiglip.cli import main
@@ -20,10 +24,10 @@ from opensiglip.evaluate.paired import apart, difference
 from opensiglip.evaluate.tasks import TASKS
 from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES
-from opensiglip.study import engine
+from opensiglip.study import command, engine
 from opensiglip.study.answer import Column
 from opensiglip.study.command import find
-from opensiglip.study.devices import VISIBLE, spread
+from opensiglip.study.devices import VISIBLE, places, spread
 from opensiglip.study.engine import carry_out
 from opensiglip.study.intervals import Interval, over_seeds
 from opensiglip.study.studies import STUDIES
@@ -132,6 +136,7 @@ def test_who_stops_it_is_told_how_it_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "train", stopped)
+    monkeypatch.setattr(command, "places", lambda: [""])
     assert main(["study", "objectives", "--out", str(tmp_path / "out")]) == 2
     assert "stopped; the same command goes on" in capsys.readouterr().err
 
@@ -238,5 +243,40 @@ def test_the_how_to_declares_a_study(tmp_path: Path) -> None:
 
 def test_each_process_of_several_devices_sees_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "4,7")
-    assert set(spread(os.getenv, [VISIBLE] * 4, 2)) <= {"4", "7"} and os.environ[VISIBLE] == "4,7"
-    assert list(spread(os.getenv, [VISIBLE] * 2, 1)) == ["4,7"] * 2, "one device: in this process"
+    assert set(spread(os.getenv, [VISIBLE] * 4, ["4", "7"])) <= {"4", "7"} and os.environ[VISIBLE] == "4,7"
+    assert list(spread(os.getenv, [VISIBLE] * 2, ["4"])) == ["4,7"] * 2, "one device: in this process"
+
+
+def test_without_a_gpu_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert len(places()) == (torch.cuda.device_count() or 5)
+    assert list(spread(threads, [1, 2], ["", ""])) == [2, 2], "five threads shared by two"
+
+
+def threads(_: int) -> int:
+    """In a process of its own."""
+    return torch.get_num_threads()
+
+
+def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    """A process left behind would write into the folders of the study that goes on."""
+    code = "from test_study import linger\nfrom opensiglip.study.devices import spread\n"
+    code += f"if __name__ == '__main__': list(spread(linger, [{str(tmp_path)!r}] * 2, ['', '']))\n"
+    (tmp_path / "study.py").write_text(code)
+    path = os.pathsep.join(sys.path)
+    study = subprocess.Popen([sys.executable, tmp_path / "study.py"], env=os.environ | {"PYTHONPATH": path})
+    while len(left := list(tmp_path.glob("*.pid"))) < 2:
+        assert study.poll() is None
+        time.sleep(0.1)
+    study.kill()
+    study.wait()
+    until = time.monotonic() + 20
+    while any(Path("/proc", file.stem).exists() for file in left):
+        assert time.monotonic() < until, "still running"
+        time.sleep(0.1)
+
+
+def linger(folder: str) -> None:
+    """A run that would go on for long."""
+    Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(120)

@@ -5,6 +5,10 @@ from its neighbours is then 4 % of the output's variance, its place 7 %; caption
 away. Billions of examples bring it back; runs of 100,000 learned to name things and nothing of where they stand.
 So here tokens start as what is theirs: content and place large, what the layers add small, and places as waves, in
 which neighbours are alike.    (waves: MoCo v3; big_vision models/vit.py "sincos2d")
+
+The text tower is pooled where padding stands, and pads and places are the same in all texts: fresh embeddings of two
+texts had a cosine of 0.995, and comparisons stood for 200 steps and more at the loss of constant probabilities. With
+words loud and positions soft they leave it after 60 to 120.
 """
 
 from typing import Any
@@ -12,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensiglip.models.towers import Text
+
 PATCH, PLACE, RESIDUAL = 6.0, 3.0, 0.1  # times SigLIP's patch embedding; deviation of places; times what layers add
-TEXT_PLACE = 0.5  # deviation of positions in texts, instead of 1 / sqrt(width)
+TEXT_PLACE = 0.5  # deviation of positions in the decoder's texts, instead of 1 / sqrt(width)
+WORD, WORD_PLACE = 1.0, 0.1  # deviation of the text tower's tokens, and of its positions, instead of the same
 LONGEST_WAVE = 30.0  # over 2 pi, in patches
 
 
@@ -23,6 +30,10 @@ def short_start(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if "position" in name:
             nn.init.normal_(parameter, std=TEXT_PLACE)
+    if isinstance(model.text, Text):
+        embeddings: Any = model.text.tower.embeddings
+        nn.init.normal_(embeddings.token_embedding.weight, std=WORD)
+        nn.init.normal_(embeddings.position_embedding.weight, std=WORD_PLACE)
     tower: Any = model.vision.tower
     places = tower.embeddings.position_embedding.weight  # [N, D]
     places.copy_(PLACE * 2**0.5 * waves(int(len(places) ** 0.5), places.shape[1]))

@@ -12,6 +12,7 @@ from opensiglip.errors import UserError
 from opensiglip.evaluate.compare import RESULTS
 from opensiglip.study import page
 from opensiglip.study.answer import columns, costs, table
+from opensiglip.study.devices import places
 from opensiglip.study.engine import JUDGED, carry_out
 from opensiglip.study.studies import STUDIES
 from opensiglip.study.study import Study
@@ -54,7 +55,7 @@ def study(
     logging.disable_progress_bar()
     chosen = find(name)
     try:
-        jobs = carry_out(chosen, out, data=data, seeds=seeds, budget=budget)
+        jobs = carry_out(chosen, out, data=data, seeds=seeds, budget=budget, places=places())
     except KeyboardInterrupt:
         raise UserError("stopped; the same command goes on.") from None
     found = columns(chosen, jobs)

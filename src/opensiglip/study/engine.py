@@ -2,10 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from opensiglip.errors import UserError
 from opensiglip.evaluate.tasks import evaluate
@@ -34,8 +33,13 @@ class Job:
         return (self.folder / JUDGED).is_dir()
 
 
-def carry_out(study: Study, out: Path, *, data: str | None, seeds: int, budget: str) -> list[Job]:
-    """All jobs of a study, done. Raises UserError where `out` holds another study, and on what a run can't take."""
+def carry_out(
+    study: Study, out: Path, *, data: str | None, seeds: int, budget: str, places: Sequence[str] = ()
+) -> list[Job]:
+    """All jobs of a study, done, spread over `places` (devices.py).
+
+    Raises UserError where `out` holds another study, and on what a run can't take.
+    """
     if budget not in study.budgets:
         raise UserError(f"--budget {budget!r}: study {study.name} has {', '.join(study.budgets)}.")
     if seeds < 1:
@@ -49,7 +53,7 @@ def carry_out(study: Study, out: Path, *, data: str | None, seeds: int, budget: 
     ]
     left = [job for job in jobs if not job.done]
     print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
-    for number, job in enumerate(spread(carry_out_one, left, torch.cuda.device_count()), len(jobs) - len(left) + 1):
+    for number, job in enumerate(spread(carry_out_one, left, places), len(jobs) - len(left) + 1):
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
     return jobs
 

@@ -12,9 +12,12 @@ LARGER: dict[str, Any] = SMALL | {"resolution": 64, "batch_size": 256}
 AUTO = {"logit_bias": "auto"}  # what a batch of 32 needs in place of -10
 
 
-def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",)) -> dict[str, Budget]:
-    """The two presets: steps of each run, and the tasks that a decoder probe learns."""
-    judge = {"count": 500, "train_count": 4000, "probe": Probe(tasks=tasks)}
+def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), probe: int = 800) -> dict[str, Budget]:
+    """The two presets: steps of each run, and what a decoder probe learns in so many steps of its own.
+
+    From few examples: from many it learns to see for itself, and reads an untrained encoder nearly as well.
+    """
+    judge = {"count": 500, "train_count": 1000, "probe": Probe(probe, tasks)}
     return {
         "cpu-hour": Budget(SMALL | {"steps": steps}, judge),
         "gpu-10min": Budget(LARGER | {"steps": gpu_steps}, judge),
@@ -27,11 +30,13 @@ OBJECTIVES = Study(
     about=(
         "SigLIP compares, Cap writes captions, CoCa does both with one text decoder. Zero-shot accuracy is by "
         "similarity of image and name where a comparison was trained, and by the likelihood of the name as a "
-        "caption where captions were. The last column reads each encoder, frozen, by a fresh decoder, so that "
-        "SigLIP too has a figure for captions."
+        "caption where captions were. The last column reads each encoder, frozen, by a fresh decoder that learns "
+        "captions and boxes, so that SigLIP too has a figure for captions, and an encoder after one step, "
+        "`untrained`, to compare with."
     ),
     data=EASY.format(1),
     runs=(
+        Run("untrained", "cap", {"steps": 1}),
         Run("contrastive", "siglip", AUTO),
         Run("captioning", "cap"),
         Run("both", "coca", {"queries": 16}),
@@ -48,7 +53,7 @@ OBJECTIVES = Study(
             "CoCa (Table 8, VQA)",
         ),
     ),
-    budgets=budgets(4000, 1500, ("cap",)),
+    budgets=budgets(3000, 1500, ("cap", "aref"), probe=600),
 )
 
 LOCALIZATION = Study(
