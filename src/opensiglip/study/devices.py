@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -53,7 +54,7 @@ def take(free: "Queue[str]", threads: int) -> None:
     if place := free.get():
         os.environ[VISIBLE] = place
     torch.set_num_threads(threads)
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
