@@ -253,6 +253,15 @@ def test_without_a_gpu_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp
     assert list(spread(threads, [1, 2], ["", ""])) == [2, 2], "five threads shared by two"
 
 
+def test_a_run_in_such_a_process_reads_data_in_processes_of_its_own(tmp_path: Path) -> None:
+    """What a step needs has to go into a fresh process, not a forked one alone."""
+    flags = TINY | {"workers": 1, "vocabulary": 700, "held_out": 0}
+    budget = Budget(flags, SMALLEST.budgets["cpu-hour"].judge)
+    study = replace(SMALLEST, figures=SMALLEST.figures[1:], budgets={"cpu-hour": budget})
+    jobs = carry_out(study, tmp_path, data=None, seeds=1, budget="cpu-hour", places=["", ""])
+    assert len(figures(tmp_path)) == len(jobs) == 2
+
+
 def threads(_: int) -> int:
     """In a process of its own."""
     return torch.get_num_threads()

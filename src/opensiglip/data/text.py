@@ -54,6 +54,10 @@ class TextPipeline:
             self._fast.encode_special_tokens = True  # "</s>" in a caption is four letters, not its end
         self._ids = lru_cache(maxsize=65_536)(self._encode)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Into another process it goes without what it remembers."""
+        return TextPipeline, (self.tokenizer, self.policy)
+
     def __len__(self) -> int:
         """The size of the vocabulary, added tokens and unused rows included."""
         return max(len(self.tokenizer), self.policy.vocabulary)
