@@ -9,7 +9,7 @@ import torch
 
 from opensiglip.bench import BENCHES
 from opensiglip.bench.captions import packed, padded, texts
-from opensiglip.bench.measure import Variant, agree, compare, sample
+from opensiglip.bench.measure import Variant, agree, compare, sample, start
 from opensiglip.cli import main
 
 CPU = torch.device("cpu")
@@ -53,6 +53,19 @@ def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
         assert row["variant"] in said and 0 < row["low"] <= row["seconds"] <= row["high"]
         assert row["peak_mib"] is None or row["peak_mib"] >= 0
     assert made["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_decoder_is_measured_over_regions(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ran("decoder", f"{SMALL['decoder']} --regions 0 2 --device cpu", tmp_path)
+    cases = {row["case"] for row in made["rows"]}
+    assert cases == {f"{kind}, {texts} texts" for kind in ("exact", "packed") for texts in (1, 5)}
+    assert main(["bench", "decoder", "--regions", "-1", "--device", "cpu"]) == 2
+    assert "--regions" in capsys.readouterr().err
+
+
+def test_auto_is_a_device_that_is_there(quick: None) -> None:
+    """A build for CUDA names it also where no driver is."""
+    assert torch.ones(1, device=start("auto")).sum() == 1
 
 
 def test_two_ranks_are_measured(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,12 @@ def test_what_seeds_differ_by_is_in_the_interval_and_what_they_share_cancels() -
     assert gain == pytest.approx((0.05, 0.05, 0.05)), "every seed and image gains alike"
 
 
+def test_two_seeds_alone_are_as_far_apart_as_their_spread_says() -> None:
+    """Their deviation is |a - b| / sqrt(2), of which drawing two of two again shows half the variance."""
+    reached = 0.5 * 2**0.5
+    assert over_seeds([values([0] * 10), values([1] * 10)]) == pytest.approx((0.5, 0.5 - reached, 0.5 + reached))
+
+
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     """Five seeds and fifty images, both with an effect of their own, drawn 200 times: 95 % of the time, nearly."""
     rng, hits = np.random.default_rng(1), 0

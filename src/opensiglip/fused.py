@@ -164,7 +164,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
         return
-    rows = max(1, BLOCK_BYTES // (b.shape[1] * total.element_size()))
+    room = STRIP_BYTES if total.device.type == "cpu" else BLOCK_BYTES  # a CPU's large temporaries are fresh memory
+    rows = max(1, room // (b.shape[1] * total.element_size()))
     for part, some in zip(total.split(rows), a.split(rows), strict=True):
         part += some @ b
 

