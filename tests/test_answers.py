@@ -108,3 +108,7 @@ def test_a_run_is_trained_judged_exported_and_read_again(
             evaluate(*asked, count=2, quiet=True)
         with pytest.raises(ZeroDivisionError):
             evaluate(*asked, count=2, quiet=True, trust=True)
+        about["tasks"].append("count")
+        (tmp_path / "run" / "model" / "opensiglip.json").write_text(json.dumps(about))
+        found = evaluate(*asked, count=2, quiet=True)["tasks"]["answers"]
+        assert found["count_asked"] == 2 and found["left_out_without_trust"] == 1

@@ -141,6 +141,8 @@ def answers(subject: Subject, judged: Judged, context: Context) -> Findings:
             pictures.append(Picture(judged.examples[place].image, right, question, (texts[number],), (truth,)))
     if not figures:
         raise Impossible("the examples have nothing that the decoder's tasks ask for")
+    if left := len(subject.tasks) - len(known):
+        figures["left_out_without_trust"] = left  # tasks
     return Findings(figures, pictures)
 
 

@@ -177,10 +177,7 @@ def train(
                 made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
             claim(folder)
             networks = replace(built.architecture, pad_id=made.policy.pad_id)
-            about = {
-                "architecture": networks.to_json(),
-                "vocabulary": len(made),
-            }  # so that a killed run can be exported
+            about = {"architecture": networks.to_json(), "vocabulary": len(made)}  # to export a killed run by
             write_json(folder / "model" / SIDECAR, about | write_text(folder / "model", built, made))
     accelerator.wait_for_everyone()
 
