@@ -25,6 +25,7 @@ from opensiglip.train.learner import Learner
 from opensiglip.train.log import EVERY_STEP_BELOW, Log, finite, read_lines
 from opensiglip.train.loop import PATIENCE, Diverged
 from opensiglip.train.optimizer import adamw, matrices, rate
+from opensiglip.train.precision import multiply
 from opensiglip.train.run import train
 
 STEPS = 6
@@ -178,6 +179,14 @@ def test_epochs_are_passes_over_the_data(run: Run, tmp_path: Path) -> None:
 def test_runs_of_one_process_may_differ_in_precision(run: Run, tmp_path: Path) -> None:
     precisions = [run(tmp_path / name, precision=name, steps=1)["precision"] for name in ("bf16", "fp32")]
     assert precisions == ["bf16", "no"]
+
+
+def test_only_bf16_on_a_gpu_rounds_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    for kind, name in (("cpu", "bf16"), ("cuda", "bf16"), ("cuda", "no")):
+        multiply(name, torch.device(kind))
+    assert told == ["high", "highest"], "and what one run sets, the next one of the process takes back"
 
 
 def test_a_tracker_gets_the_numbers_too(run: Run, tmp_path: Path) -> None:

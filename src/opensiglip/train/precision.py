@@ -24,6 +24,16 @@ def choose(precision: str, device: torch.device) -> tuple[str, str]:
     return "no", f"this {device.type} has no fast bf16"
 
 
+def multiply(precision: str, device: torch.device) -> None:
+    """With bf16 on a GPU, let it multiply what stays in float32 as TF32 (ten bits of mantissa).
+
+    That is the pairwise loss, whose embeddings come out of bf16 products (seven bits). TPUs, where SigLIP was trained,
+    multiply float32 in bf16 by default.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+
+
 def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for bfloat16 products."""
     abilities = torch.cpu.get_capabilities()

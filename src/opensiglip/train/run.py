@@ -38,7 +38,7 @@ from opensiglip.train.loop import Loop
 from opensiglip.train.memory import keep_freed_memory
 from opensiglip.train.opening import opening
 from opensiglip.train.optimizer import adamw
-from opensiglip.train.precision import choose
+from opensiglip.train.precision import choose, multiply
 from opensiglip.train.start import adopt, follow, hold, slower, tokenizer_of, told, train_within
 
 
@@ -252,6 +252,7 @@ def _accelerator(precision: str, trackers: Sequence[str], folder: Path) -> tuple
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
     mixed, why = choose(precision, device)
+    multiply(mixed, device)
     available = [*map(str, get_available_trackers()), "all"]
     for name in trackers:
         if name not in available:
