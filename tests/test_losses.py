@@ -208,7 +208,7 @@ def test_a_gradient_narrower_than_its_sum_is_added_in_parts() -> None:
     total, a, b = torch.ones(7, 3), torch.randn(7, 4).bfloat16(), torch.randn(4, 3).bfloat16()
     expected = 1 + (a @ b).float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "BLOCK_BYTES", 2 * 3 * 4)  # two rows at a time
+        patch.setattr(fused, "STRIP_BYTES", 2 * 3 * 4)  # two rows at a time
         fused._add_product(total, a, b)
     torch.testing.assert_close(total, expected, rtol=0.02, atol=0.02)
 

@@ -94,6 +94,15 @@ def test_the_interval_is_over_images_not_over_answers() -> None:
     assert together == pytest.approx(apart)
 
 
+def test_the_interval_holds_95_of_100() -> None:
+    """1.96 standard errors to each side, of 400 fair coins and of 400 images' IoU."""
+    low, high = measured("x", [1.0, 0.0] * 200, range(400))["x_ci95"]
+    assert (low, high) == pytest.approx((0.451, 0.549), abs=0.005)
+    areas = torch.tensor([[[1, 0], [1, 0], [1, 0]], [[0, 0], [0, 1], [1, 0]]] * 200)  # right in one image of two
+    low, high = mean_iou("x", areas)["x_ci95"]
+    assert (low, high) == pytest.approx((0.451 / 2, 0.549 / 2), abs=0.005)
+
+
 def test_overlap_of_boxes() -> None:
     assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
     assert overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0

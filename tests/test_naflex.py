@@ -142,13 +142,15 @@ def test_the_tower_is_transformers_own() -> None:
     assert ours.pooled.std(0).max() > 0.01, "the images differ, so this compared something"
 
 
+@pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (9, 7), (3, 4), (6, 2)])
 @torch.no_grad()
-def test_a_square_image_whole_or_in_patches_is_the_same() -> None:
+def test_an_image_whole_or_in_patches_is_the_same(height: int, width: int) -> None:
+    """Positions resized for all images at once, bilinearly, and for images of one size."""
     vision = naflex().vision
-    image = torch.rand(2, 3, SIDE * PATCH, SIDE * PATCH) * 2 - 1
-    whole, cut = vision(image), vision(pack(list(image), PATCH, 32))
+    image = torch.rand(2, 3, height * PATCH, width * PATCH) * 2 - 1
+    whole, cut = vision(image), vision(pack(list(image), PATCH, 64))
     torch.testing.assert_close(cut.pooled, whole.pooled, rtol=0, atol=CLOSE)
-    torch.testing.assert_close(cut.tokens[:, : SIDE**2], whole.tokens, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(cut.tokens[:, : height * width], whole.tokens, rtol=0, atol=CLOSE)
 
 
 @settings(deadline=None, max_examples=40)
