@@ -1,5 +1,7 @@
 """The command line: bad input is one sentence and exit code 2, before anything is written."""
 
+import contextlib
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +115,15 @@ def test_a_bad_flag_is_one_sentence_and_writes_nothing(
 def test_what_a_run_needs_is_asked_for(words: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert part in complaint(["train", "siglip2", *words.split()], capsys)
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "part"), [("", "--out"), ("--out run --nonsense 3", "--nonsense")])
+def test_where_no_frame_can_be_drawn_it_is_one_sentence_too(
+    words: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):  # no encoding: tyro draws rules of hyphens
+        said = complaint(["train", "siglip2", *words.split()], capsys)
+    assert part in said and "----" not in said
 
 
 def test_an_existing_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,8 +210,9 @@ def call(
 def one_sentence(boxed: str) -> str:
     """tyro's framed message as one line, without the frame's title and what follows the fact."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    plain = re.sub(r"\A[^\n]*\n\s*-{5,}\s*\n", "", plain)  # where no frame can be drawn: the title and its rule
     lines = [line.strip("│ ").strip() for line in plain.splitlines() if not line.lstrip().startswith(("╭", "╰", "├"))]
-    fact = re.split(r"(?:Argument helptext|For full helptext|Got errors|───)", " ".join(lines))[0]
+    fact = re.split(r"(?:Argument helptext|For full helptext|Got errors|───|-{5,})", " ".join(lines))[0]
     return re.sub(r"\s+", " ", fact).strip().rstrip(".:") + "."
 
 
