@@ -28,6 +28,7 @@ from opensiglip.evaluate.probes import probes
 from opensiglip.evaluate.retrieval import retrieval
 from opensiglip.evaluate.subject import Subject
 from opensiglip.evaluate.tasks import TASKS, evaluate
+from opensiglip.evaluate.variance import token_variance
 from opensiglip.evaluate.zeroshot import zeroshot
 from opensiglip.models.model import Model
 from opensiglip.types import Features
@@ -212,8 +213,22 @@ def test_probes_read_what_is_in_the_features(tmp_path: Path) -> None:
     assert segmentation["miou"] > 0.7 > 0.3 > segmentation["miou_ground_everywhere"]  # logits are blurred at edges
     assert depth["rmse_metres_mean_depth"] == pytest.approx(np.sqrt(9 / 12), rel=0.1)  # of a uniform ramp of 3 m
     assert depth["rmse_metres"] < depth["rmse_metres_mean_depth"] + 1e-6  # the squares say nothing of it
-    with pytest.raises(Impossible, match="training split"):
-        probes(subject, seen, Context())
+    assert set(probes(subject, seen, Context()).figures) == {"token_variance"}, "all else needs a training split"
+
+
+def test_the_variance_of_tokens_is_shared_out() -> None:
+    """Tokens made of a place, an image and a rest, of variances 4, 1 and 9."""
+    draw = torch.Generator().manual_seed(0)
+    parts = [scale * torch.randn(shape, generator=draw) for scale, shape in ((2, (16, 32)), (1, (200, 1, 32)))]
+    tokens = parts[0] + parts[1] + 3 * torch.randn(200, 16, 32, generator=draw)
+    subject, seen = oracle(), look(oracle(), Many(), 12)
+    found = token_variance(subject, replace(seen, tokens=tokens), Context()).figures
+    assert found["place"] + found["image"] + found["rest"] == pytest.approx(1)
+    assert (found["place"], found["image"]) == (pytest.approx(4 / 14, abs=0.03), pytest.approx(1.5 / 14, abs=0.02))
+    low, high = found["rest_ci95"]
+    assert low < found["rest"] < high < low + 0.02
+    with pytest.raises(Impossible, match="alike"):
+        token_variance(subject, replace(seen, tokens=torch.ones(3, 4, 5)), Context())
 
 
 def test_patches_take_the_most_frequent_class_and_the_mean_depth() -> None:
@@ -255,7 +270,7 @@ def test_a_run_is_judged_by_command_and_twice_alike(
     assert first == second
     results = json.loads(first)
     assert set(results["tasks"]) >= {"retrieval", "zeroshot", "grounding", "probes", "openvocab"}
-    assert {"image", "segmentation"} == set(results["tasks"]["probes"]) and results["examples"] == 16
+    assert {"image", "segmentation", "token_variance"} == set(results["tasks"]["probes"]) and results["examples"] == 16
     for name in ("image_to_text_r10", "accuracy_likelihood_blind", "miou_ground_everywhere", "pointing_random"):
         assert name.replace("_", " ") in said
     page = (tmp_path / "a" / "evaluation.html").read_text()

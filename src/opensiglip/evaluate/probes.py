@@ -6,14 +6,21 @@ from opensiglip.evaluate.depth import depth_probe
 from opensiglip.evaluate.features import image_probes
 from opensiglip.evaluate.judged import Judged
 from opensiglip.evaluate.subject import Subject
+from opensiglip.evaluate.variance import token_variance
 
-PARTS = {"image": image_probes, "segmentation": segmentation_probe, "depth": depth_probe}
+PARTS = {
+    "image": image_probes,
+    "segmentation": segmentation_probe,
+    "depth": depth_probe,
+    "token_variance": token_variance,
+}
 
 
 def probes(subject: Subject, judged: Judged, context: Context) -> Findings:
     """What simple readings find in the frozen features: classes of images, classes of pixels, depths of pixels.
 
-    Each part whose truth the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`).
+    Each part whose truth the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`), and
+    what tells tokens apart (`token_variance`).
     """
     figures, pictures, missing = {}, [], []
     for name, part in PARTS.items():
