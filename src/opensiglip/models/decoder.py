@@ -5,7 +5,7 @@ per image, so an image's keys and values are computed once per layer, whatever t
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,25 @@ class Places(NamedTuple):
 
     def spread(self, x: Tensor) -> Tensor:
         """[T, D] -> [B, R, D], zero elsewhere."""
-        spread = x.new_zeros(self.rows * self.size, x.shape[-1]).index_copy(0, self.real, x)
+        spread: Tensor = Spread.apply(x, self.real, self.rows * self.size)
         return spread.unflatten(0, (self.rows, self.size))
 
     def gather(self, x: Tensor) -> Tensor:
         """The inverse of `spread`."""
         return x.flatten(0, 1)[self.real]
+
+
+class Spread(torch.autograd.Function):
+    """`index_copy` into zeros, which on its own would keep what it copied until backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, real: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(real)
+        return x.new_zeros(size, x.shape[-1]).index_copy_(0, real, x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        return slope.index_select(0, *ctx.saved_tensors), None, None
 
 
 class Attention(nn.Module):
