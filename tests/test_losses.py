@@ -79,7 +79,9 @@ def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: flo
 def test_the_tiled_sigmoid_and_its_slopes_are_autograds(seed: int, count: int, width: int, side: int) -> None:
     arguments = pairs(seed, count, width)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "TILE_BYTES", 8 * side**2)  # tiles of `side`, which need not divide `count`
+        patch.setattr(
+            fused, "CPU", fused.CPU._replace(tile=8 * side**2)
+        )  # tiles of `side`, which need not divide `count`
         ours = value_and_slopes(sigmoid_loss, arguments, 4)
     assert_same(ours, value_and_slopes(plain_sigmoid, arguments, 4), EXACT)
 
@@ -90,7 +92,7 @@ def test_the_tiled_softmax_and_its_slopes_are_autograds(seed: int, count: int, w
     rows, columns, scale, _, valid = pairs(seed, count, width)
     arguments = [rows, columns, scale, valid]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "TILE_BYTES", 8 * side**2)
+        patch.setattr(fused, "CPU", fused.CPU._replace(tile=8 * side**2))
         ours = value_and_slopes(softmax_loss, arguments, 3)
     assert_same(ours, value_and_slopes(plain_softmax, arguments, 3), EXACT)
 
@@ -128,8 +130,9 @@ def test_the_chunked_cross_entropy_and_its_slopes_are_autograds(
 ) -> None:
     arguments = tokens(seed, count, width, vocabulary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "BLOCK_BYTES", 8 * vocabulary * chunk)
-        patch.setattr(fused, "LEAST_TOKENS", 1)
+        row = 8 * vocabulary  # bytes
+        pieces = fused.CPU._replace(block=row * chunk, tokens=1, strip=row * max(1, chunk // 2))
+        patch.setattr(fused, "CPU", pieces)
         ours = value_and_slopes(linear_cross_entropy, arguments, 3)
     assert_same(ours, value_and_slopes(plain_cross_entropy, arguments, 3), EXACT)
 
@@ -208,7 +211,7 @@ def test_a_gradient_narrower_than_its_sum_is_added_in_parts() -> None:
     total, a, b = torch.ones(7, 3), torch.randn(7, 4).bfloat16(), torch.randn(4, 3).bfloat16()
     expected = 1 + (a @ b).float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "STRIP_BYTES", 2 * 3 * 4)  # two rows at a time
+        patch.setattr(fused, "CPU", fused.CPU._replace(strip=2 * 3 * 4))  # two rows at a time
         fused._add_product(total, a, b)
     torch.testing.assert_close(total, expected, rtol=0.02, atol=0.02)
 

@@ -9,7 +9,7 @@ backward scales those gradients where they lie, so a second backward through the
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,19 @@ from torch import Tensor
 from opensiglip.distributed import ring
 from opensiglip.losses import cross_entropy_block, sigmoid_block, softmax_slopes, softmax_sums
 
-BLOCK_BYTES = 64 * 2**20  # what one block of float32 logits may take
-STRIP_BYTES = 2 * 2**20  # of a block, that the softmax passes over at once: on a CPU they then stay in its cache
-LEAST_TOKENS = 128  # of a block over the vocabulary, even so: each reads and writes the whole gradient of its weights
-TILE_BYTES = 8 * 2**20  # of a pairwise loss on a CPU, whose cache a larger tile leaves
+
+class Room(NamedTuple):
+    """How large the pieces are that are formed at once; bytes of float32 logits."""
+
+    tile: int  # of a pairwise loss
+    block: int  # over the vocabulary
+    tokens: int  # of a block at least: each block reads and writes the whole gradient of the vocabulary's weights
+    strip: int  # of a block, that the softmax passes over at once
+
+
+MIB = 2**20
+CPU = Room(tile=8 * MIB, block=32 * MIB, tokens=128, strip=2 * MIB)  # what is passed over stays in its cache
+DEVICE = Room(tile=64 * MIB, block=64 * MIB, tokens=1024, strip=64 * MIB)  # by arithmetic: not measured
 
 
 def sigmoid_loss(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
@@ -127,9 +136,9 @@ def _linear_cross_entropy(
     loss = torch.zeros((), dtype=high, device=hidden.device)
     dh, dw, db = (torch.zeros_like(x, dtype=high) if slopes else x.new_empty(0) for x in (hidden, weight, bias))
     w, c = weight.to(dtype), bias.to(high)
-    room = BLOCK_BYTES // (weight.shape[0] * torch.finfo(high).bits // 8)
-    chunk = max(1, min(len(hidden), max(LEAST_TOKENS, room)))
-    strip = max(1, STRIP_BYTES // (weight.shape[0] * 4)) if hidden.device.type == "cpu" else chunk
+    room, row = _room(hidden), weight.shape[0] * torch.finfo(high).bits // 8  # bytes of a token's logits
+    chunk = max(1, min(len(hidden), max(room.tokens, room.block // row)))
+    strip = max(1, room.strip // row)
     block = torch.empty(chunk, weight.shape[0], dtype=dtype, device=hidden.device)  # used again: fresh memory is slow
     with torch.autocast(hidden.device.type, enabled=False):
         for at in range(0, len(hidden), chunk):
@@ -152,9 +161,13 @@ def _linear_cross_entropy(
     return _result(loss, (hidden, weight, bias), (dh, dw, db), slopes)
 
 
+def _room(x: Tensor) -> Room:
+    return CPU if x.device.type == "cpu" else DEVICE
+
+
 def _tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the logits' tiles, row by row."""
-    side = math.isqrt((TILE_BYTES if x.device.type == "cpu" else BLOCK_BYTES) // x.element_size())
+    side = math.isqrt(_room(x).tile // x.element_size())
     parts = [slice(at, at + side) for at in range(0, len(x), side)]
     return ((row, column) for row in parts for column in parts)
 
@@ -164,8 +177,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
         return
-    room = STRIP_BYTES if total.device.type == "cpu" else BLOCK_BYTES  # a CPU's large temporaries are fresh memory
-    rows = max(1, room // (b.shape[1] * total.element_size()))
+    rows = max(1, _room(total).strip // (b.shape[1] * total.element_size()))  # large temporaries are fresh memory
     for part, some in zip(total.split(rows), a.split(rows), strict=True):
         part += some @ b
 

@@ -20,10 +20,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # [B, heads, R, N]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ value
+    scale = query.shape[-1] ** -0.5
+    if mask is None:
+        return (query * scale @ key.mT).softmax(-1) @ value
+    rows, heads = query.shape[:2]
+    hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    hidden = hidden.expand(rows, heads, query.shape[2], key.shape[2]).flatten(0, 1)
+    scores = torch.baddbmm(hidden, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)  # [B * heads, R, N]
+    return (scores.softmax(-1) @ value.flatten(0, 1)).unflatten(0, (rows, heads))
 
 
 def _for_hugging_face(
