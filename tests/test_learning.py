@@ -105,7 +105,7 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
     assert len(terms) == {"siglip2": 4, "tips": 4, "silc": 2, "coca": 2, "siglip2_naflex": 2}.get(name, 1)
     for term, first in terms.items():
         if term in ("local_to_global", "masked_patches"):
-            assert rows[-1][f"{term}/kl"] < 0.3 * max(row[f"{term}/kl"] for row in rows if f"{term}/kl" in row), term
+            assert rows[-1][f"{term}/kl"] < 0.4 * max(row[f"{term}/kl"] for row in rows if f"{term}/kl" in row), term
             assert first["step"] == (240 if name == "siglip2" else 0), "the last fifth, or all of training"
         else:
             # LiT's tower is locked, and random here: it tells images apart less well.
