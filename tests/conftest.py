@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from opensiglip.data.example import Source
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import to_device
-from opensiglip.data.sources import open_source
+from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import RECIPES, Recipe
-from opensiglip.train.run import train
+from opensiglip.training.run import train
 from opensiglip.types import Batch
 
 SIDE, LENGTH = 32, 48

@@ -7,12 +7,12 @@ import torch
 from conftest import Small, collate, draw, exact
 from torch import Tensor
 
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES
-from opensiglip.train.accumulate import accumulate
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.accumulate import accumulate
+from opensiglip.training.learner import Learner, denominators
 
 EXACT = 1e-12
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opensiglip.annotate import annotate as annotate_module
-from opensiglip.annotate.choose import Limits, as_columns, choose
-from opensiglip.annotate.detector import Found, GroundingDino, Owl, Size, load_detector
-from opensiglip.annotate.queries import Query, ask_for, ngrams, read_categories
-from opensiglip.cli import main
+from opensiglip.apps.annotate import annotate as annotate_module
+from opensiglip.apps.annotate.choose import Limits, as_columns, choose
+from opensiglip.apps.annotate.detector import Found, GroundingDino, Owl, Size, load_detector
+from opensiglip.apps.annotate.queries import Query, ask_for, ngrams, read_categories
+from opensiglip.apps.cli import main
 from opensiglip.data.example import Region
-from opensiglip.data.folder import Folder
+from opensiglip.data.sources.folder import Folder
 from opensiglip.errors import UserError
 
 

@@ -9,10 +9,10 @@ import pytest
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.tasks import Polygon
 from opensiglip.errors import UserError
-from opensiglip.evaluate.answers import detection_ap, exact_match, found, mask_iou, word_accuracy
-from opensiglip.evaluate.tasks import evaluate
+from opensiglip.evaluation.benchmarks.task_answers import detection_ap, exact_match, found, mask_iou, word_accuracy
+from opensiglip.evaluation.run import evaluate
 from opensiglip.models.model import Model
-from opensiglip.train.run import train
+from opensiglip.training.run import train
 
 A, B = (0.0, 0.0, 10.0, 10.0), (20.0, 20.0, 30.0, 40.0)
 

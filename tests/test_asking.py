@@ -8,21 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
+from opensiglip.apps.demo.page import Page
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Target, box_ids
+from opensiglip.data.fields.captions import Target, box_ids
 from opensiglip.data.tasks import TASKS, Form, Polygon, Task, plain
 from opensiglip.data.text import TextPipeline
-from opensiglip.decoding import BoxGrammar, State
 from opensiglip.errors import UserError
-from opensiglip.evaluate.answers import write
-from opensiglip.evaluate.subject import Subject
+from opensiglip.evaluation.benchmarks.task_answers import write
+from opensiglip.inference.answers import Answer
+from opensiglip.inference.box_grammar import BoxGrammar, State
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.speaker import Prompt, Speaker
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.models.pali import PaliDecoder
 from opensiglip.types import Features
-from opensiglip.use.answers import Answer
-from opensiglip.use.page import Page
-from opensiglip.use.predictor import Predictor
-from opensiglip.use.speaker import Prompt, Speaker
 
 BOXES = BoxFormat(top=60)
 QUESTIONS = {

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from opensiglip.bench import BENCHES
-from opensiglip.bench.captions import packed, padded, texts
-from opensiglip.bench.measure import Variant, agree, compare, sample, start
-from opensiglip.cli import main
+from benchmarks import BENCHES
+from benchmarks.captions import packed, padded, texts
+from benchmarks.measure import Variant, agree, compare, sample, start
+from opensiglip.apps.cli import main
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -27,8 +27,8 @@ SMALL = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No repeats, and small products."""
-    monkeypatch.setattr("opensiglip.bench.measure.SHORTEST", 0.0)
-    monkeypatch.setattr("opensiglip.bench.measure.PRODUCT", {"cpu": 64})
+    monkeypatch.setattr("benchmarks.measure.SHORTEST", 0.0)
+    monkeypatch.setattr("benchmarks.measure.PRODUCT", {"cpu": 64})
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -90,7 +90,7 @@ def test_the_peak_is_what_a_call_held_at_once() -> None:
 def test_speed_is_against_the_peer_and_the_floor_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     a = torch.randn(256, 256)
     once, thrice = Variant("once", lambda: a @ a, 2 * 256**3, items=5), Variant("thrice", lambda: a @ a @ a @ a)
-    monkeypatch.setattr("opensiglip.bench.measure.PRODUCT", {"cpu": 256})
+    monkeypatch.setattr("benchmarks.measure.PRODUCT", {"cpu": 256})
     first, second = compare("case", [once, thrice], "thrice", CPU, 3, torch.float32)
     assert first.speed > 1.5 and second.speed == 1
     assert first.over_floor is not None and 0.3 < first.over_floor < 3 and second.over_floor is None

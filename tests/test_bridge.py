@@ -25,12 +25,12 @@ from transformers import (
 
 from opensiglip import PreTrainingCallback, PreTrainingCollator, SigLIP2Loss, SiglipForPreTraining, TextPipeline
 from opensiglip.data.example import Example, Source
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import to_device
 from opensiglip.models.heads import HeadShape
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 
 HEAD = {"hidden": 32, "bottleneck": 16, "prototypes": 48}
 STEPS = 10

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opensiglip.evaluate.captions import bleu4, bleu_counts, cider_d, words
+from opensiglip.evaluation.metrics.text import bleu4, bleu_counts, cider_d, words
 
 CASES = json.loads((Path(__file__).parent / "goldens/coco_scores.json").read_text(encoding="utf-8"))
 

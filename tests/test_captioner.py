@@ -13,8 +13,8 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.recipes import captioner
-from opensiglip.train.config import command
-from opensiglip.train.run import train
+from opensiglip.training.config import command
+from opensiglip.training.run import train
 
 
 @pytest.fixture

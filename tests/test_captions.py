@@ -9,9 +9,9 @@ import torch
 from toys import rectangle
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions, Target, box_ids, grounded_prefix, pack, referring_prefix
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.captions import Captions, Target, box_ids, grounded_prefix, pack, referring_prefix
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 
 BOXES = BoxFormat("y1 x1 y2 x2", 100)

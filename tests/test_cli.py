@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from opensiglip import __version__
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.recipes import RECIPES
-from opensiglip.train.config import find
+from opensiglip.training.config import find
 
 SCENES = "scenes:drawings=20,objects=3,count=64"
 
@@ -210,7 +210,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     def interrupt(words: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opensiglip.cli.run", interrupt)
+    monkeypatch.setattr("opensiglip.apps.cli.run", interrupt)
     assert main(["train", "siglip2"]) == 130
     assert "--resume" in capsys.readouterr().err
 

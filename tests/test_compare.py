@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
-from opensiglip.evaluate.compare import compare, table
-from opensiglip.evaluate.metrics import measured
-from opensiglip.evaluate.paired import apart, difference
+from opensiglip.evaluation.compare import compare, table
+from opensiglip.evaluation.metrics.paired import apart, difference
+from opensiglip.evaluation.metrics.scores import measured
 
 
 def evaluation(folder: Path, name: str, scores: list[float], **changes: Any) -> str:

@@ -7,10 +7,10 @@ import torch
 from conftest import Run, Small, collate, draw, exact
 from torch import Tensor
 
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 from opensiglip.types import Batch
 
 EXACT = 1e-12

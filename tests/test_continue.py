@@ -16,18 +16,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from opensiglip import cli
-from opensiglip.data.naflex import pack
+from opensiglip.apps import cli
+from opensiglip.data.fields.naflex import pack
 from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_positions
 from opensiglip.models.sizes import SHAPES, Shape
+from opensiglip.optim import adamw, rate
 from opensiglip.recipes import Recipe
-from opensiglip.train.config import find, inherited
-from opensiglip.train.continued import origin, take_over
-from opensiglip.train.learner import Learner
-from opensiglip.train.log import read_lines
-from opensiglip.train.optimizer import adamw, rate
-from opensiglip.train.run import read_pipeline, train
+from opensiglip.training.config import find, inherited
+from opensiglip.training.continued import origin, take_over
+from opensiglip.training.learner import Learner
+from opensiglip.training.log import read_lines
+from opensiglip.training.run import read_pipeline, train
 from opensiglip.types import Patches
 
 STEPS, NINETY = 20, 18
@@ -43,7 +43,7 @@ def patched(*, patch: int = 8):
 
 
 def replace_field(field, side, patch):
-    from opensiglip.data.views import Hidden, Views
+    from opensiglip.data.fields.views import Hidden, Views
     if isinstance(field, Views):
         return Views(side, patch, wholes=1, locals=8, start=0.8)
     return Hidden(side, patch, ratio=0.5, start=0.8) if isinstance(field, Hidden) else field

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from opensiglip.data.example import Box, Caption, Example
-from opensiglip.data.phrases import Clause, Placed, Plan, part_of_image
-from opensiglip.data.scenes import open_scenes
-from opensiglip.data.sources import open_source
+from opensiglip.data.scenes.phrases import Clause, Placed, Plan, part_of_image
+from opensiglip.data.scenes.source import open_scenes
+from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
-from opensiglip.evaluate.contrasts import Contrast, contrasts, negatives
+from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts, negatives
 
 SIDE = 64
 KINDS = {"replace relation", "swap objects", "replace place", "change count", "replace object"}

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toys import SHAPE, small_model
 
-from opensiglip.data.captions import Target, pack
+from opensiglip.data.fields.captions import Target, pack
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.objectives.captioning import Caption
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 from opensiglip.types import Batch
 
 VOCABULARY, LENGTH, EOS = 96, 12, 1

@@ -11,15 +11,16 @@ from torch import Tensor
 from toys import small_model
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Ids
 from opensiglip.data.example import Source
+from opensiglip.data.fields.captions import Ids
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluate import captioning, decoder_probe, grounding, naming
-from opensiglip.evaluate.base import Context, Impossible, Probe
-from opensiglip.evaluate.captions import words
-from opensiglip.evaluate.compositionality import compositionality
-from opensiglip.evaluate.judged import Judged, look
-from opensiglip.evaluate.subject import Subject
+from opensiglip.evaluation.benchmark import Context, Impossible, Probe
+from opensiglip.evaluation.benchmarks import captioning, decoder_probe, grounding
+from opensiglip.evaluation.benchmarks import grounded_captioning as naming
+from opensiglip.evaluation.benchmarks.compositionality import compositionality
+from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.evaluation.metrics.text import words
+from opensiglip.inference.subject import Subject
 
 TASKS = ("cap", "aref", "gcap")
 

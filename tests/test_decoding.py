@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from toys import like_gpt2, small_model
 
 from opensiglip.data.boxes import ORDERS, SEPARATORS, BoxFormat
-from opensiglip.data.captions import Ids, box_ids, referring_prefix
+from opensiglip.data.fields.captions import Ids, box_ids, referring_prefix
 from opensiglip.data.text import TextPipeline, TextPolicy
-from opensiglip.decoding import BoxGrammar, State, beam, choose, greedy
 from opensiglip.errors import UserError
+from opensiglip.inference.box_grammar import BoxGrammar, State
+from opensiglip.inference.generate import beam, choose, greedy
 from opensiglip.models.decoder import Decoder
 
 Grammars = Callable[[str, BoxFormat], tuple[TextPipeline, BoxGrammar]]

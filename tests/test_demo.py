@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
+from opensiglip.apps.demo.demo import check_port, launch
+from opensiglip.apps.demo.layout import build, in_words
+from opensiglip.apps.demo.page import Page, drawn
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.evaluate.subject import Subject
+from opensiglip.inference.images import read_one
+from opensiglip.inference.maps import heat_map
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.search import Index
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
-from opensiglip.use.demo import check_port, launch
-from opensiglip.use.images import read_one
-from opensiglip.use.layout import build, in_words
-from opensiglip.use.maps import heat_map
-from opensiglip.use.page import Page, drawn
-from opensiglip.use.predictor import Predictor
-from opensiglip.use.search import Index
 
 gradio = pytest.importorskip("gradio")
 # gradio leaves event loops open, and says nothing of it.

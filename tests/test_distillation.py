@@ -12,19 +12,19 @@ import torch
 from conftest import SHAPE, Run, Small, collate, draw, exact
 from torch import Tensor
 
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.losses import distillation
+from opensiglip.losses.equations import distillation
+from opensiglip.models.ema import Slow
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.models.model import Model
-from opensiglip.models.slow import Slow
 from opensiglip.models.towers import Text, Vision
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
 from opensiglip.recipes import siglip2
-from opensiglip.train.learner import Learner, Outcome, denominators
-from opensiglip.train.log import read_lines
-from opensiglip.train.signals import STOP, WARN, Collapsed, Watch
+from opensiglip.training.health import STOP, WARN, Collapsed, Watch
+from opensiglip.training.learner import Learner, Outcome, denominators
+from opensiglip.training.log import read_lines
 from opensiglip.types import Batch
 
 HEAD = HeadShape(24, 8, 20)

@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from conftest import Run, Small
 from PIL import Image, ImageDraw
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.data.example import Caption, Example, Region, Source
-from opensiglip.data.fields import Frame
-from opensiglip.data.sources import open_source
+from opensiglip.data.fields.field import Frame
+from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.evaluate.base import Context, Impossible, some_of_both
-from opensiglip.evaluate.dense import most_frequent, patches
-from opensiglip.evaluate.judged import Judged, look
-from opensiglip.evaluate.labels import canonical, class_embeddings, class_name, label, templates, things
-from opensiglip.evaluate.openvocab import openvocab
-from opensiglip.evaluate.probes import probes
-from opensiglip.evaluate.retrieval import retrieval
-from opensiglip.evaluate.subject import Subject
-from opensiglip.evaluate.tasks import TASKS, evaluate
-from opensiglip.evaluate.variance import token_variance
-from opensiglip.evaluate.zeroshot import zeroshot
+from opensiglip.evaluation.benchmark import Context, Impossible, some_of_both
+from opensiglip.evaluation.benchmarks.dense import most_frequent, patches
+from opensiglip.evaluation.benchmarks.open_vocabulary import openvocab
+from opensiglip.evaluation.benchmarks.probes import probes
+from opensiglip.evaluation.benchmarks.retrieval import retrieval
+from opensiglip.evaluation.benchmarks.token_variance import token_variance
+from opensiglip.evaluation.benchmarks.zero_shot import zeroshot
+from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.evaluation.labels import canonical, class_embeddings, class_name, label, templates, things
+from opensiglip.evaluation.run import TASKS, evaluate
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.types import Features
 

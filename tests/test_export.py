@@ -21,13 +21,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 from transformers import pipeline as transformers_pipeline
 
 from opensiglip import load
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
+from opensiglip.checkpoints.model_card import export
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
-from opensiglip.train.export import export
-from opensiglip.train.run import train
+from opensiglip.training.run import train
 
 TEXTS = ("a red apple", "Two  SHOVELS above a mate,\nand nothing else", "ein Löffel")
 
@@ -255,7 +255,7 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("opensiglip.train.run.finish", power_cut)
+        patch.setattr("opensiglip.training.run.finish", power_cut)
         train(recipe, out=killed, **settings)
     train(recipe, out=whole, **settings)
     assert not (killed / "model" / "config.json").exists()

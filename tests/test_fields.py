@@ -13,9 +13,9 @@ from torch import Tensor
 from toys import Rectangles, rectangle
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.fields import Field, Frame, Images, Texts, Visit
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Field, Frame, Images, Texts, Visit
 from opensiglip.data.loader import Judge, Plan, StepBatch, Steps, loader, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from opensiglip.data import folder as folder_module
-from opensiglip.data import rows as rows_module
 from opensiglip.data.example import BrokenExample, Caption, Region
-from opensiglip.data.folder import Folder, read_image, to_columns
-from opensiglip.data.rows import parse_row
-from opensiglip.data.sources import open_source
+from opensiglip.data.sources import folder as folder_module
+from opensiglip.data.sources import metadata as rows_module
+from opensiglip.data.sources.folder import Folder, read_image, to_columns
+from opensiglip.data.sources.metadata import parse_row
+from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
 
 WIDTH, HEIGHT = 40, 30

@@ -8,16 +8,16 @@ import torch
 from big_vision import GOLDENS, load, under
 from torch import Tensor
 
-from opensiglip.data.captions import Target, pack
+from opensiglip.checkpoints.formats.big_vision import to_ours
+from opensiglip.data.fields.captions import Target, pack
 from opensiglip.data.text import TextPipeline, TextPolicy
-from opensiglip.evaluate.likelihood import likelihoods
-from opensiglip.models.init.big_vision import to_ours
+from opensiglip.inference.likelihood import likelihoods
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 from opensiglip.types import Batch
 
 SHAPE, VOCABULARY, LENGTH, EOS = Shape(width=32, depth=2, mlp=64, heads=4), 96, 12, 1

@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, SiglipVisionModel
 
-from opensiglip.cli import main
-from opensiglip.data.checkpoint_text import text_of
+from opensiglip.apps.cli import main
+from opensiglip.checkpoints.export import export
+from opensiglip.checkpoints.fit import fit
+from opensiglip.checkpoints.read import read
+from opensiglip.checkpoints.tokenizer import text_of
 from opensiglip.errors import UserError
-from opensiglip.export.command import export
-from opensiglip.models.init.fit import fit
-from opensiglip.models.init.read import read
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape, architecture, shapes, spell
-from opensiglip.train.run import train
+from opensiglip.training.run import train
 
 MAKERS = {
     "transformers SigLIP": peers.siglip,

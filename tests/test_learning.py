@@ -11,21 +11,22 @@ import torch
 from accelerate import Accelerator
 from conftest import Drawn, Small, collate, draw
 
-from opensiglip.data.captions import PREFIXES, Captions, referring_prefix
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.captions import PREFIXES, Captions, referring_prefix
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import Plan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
-from opensiglip.decoding import BoxGrammar, greedy
-from opensiglip.evaluate.metrics import overlap
+from opensiglip.evaluation.metrics.scores import overlap
+from opensiglip.inference.box_grammar import BoxGrammar
+from opensiglip.inference.generate import greedy
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.captioning import Caption
+from opensiglip.optim import adamw
 from opensiglip.recipes import RECIPES, Recipe
-from opensiglip.train.learner import Learner
-from opensiglip.train.log import read_lines
-from opensiglip.train.loop import Loop
-from opensiglip.train.optimizer import adamw
+from opensiglip.training.learner import Learner
+from opensiglip.training.log import read_lines
+from opensiglip.training.loop import Loop
 from opensiglip.types import Batch
 
 STEPS, LR = 300, 3e-3
@@ -72,7 +73,7 @@ def learn(
             drawn = draw(recipe, visits, pipeline)
             batch = collate(recipe, drawn, pipeline)
             always = itertools.repeat(StepBatch([batch], Counter()), STEPS)
-            monkeypatch.setattr("opensiglip.train.loop.loader", lambda *_, **__: always)
+            monkeypatch.setattr("opensiglip.training.loop.loader", lambda *_, **__: always)
             torch.manual_seed(0)
             learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
             loop = Loop(

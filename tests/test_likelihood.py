@@ -5,10 +5,10 @@ import math
 import torch
 from toys import SHAPE, small_model
 
-from opensiglip.data.captions import Target
+from opensiglip.data.fields.captions import Target
 from opensiglip.data.text import TextPipeline, TextPolicy
-from opensiglip.evaluate import likelihood
-from opensiglip.evaluate.likelihood import blind_likelihoods, likelihoods, target
+from opensiglip.inference import likelihood
+from opensiglip.inference.likelihood import blind_likelihoods, likelihoods, target
 from opensiglip.models.decoder import Decoder
 
 VOCABULARY, LENGTH, EOS = 96, 12, 1

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import SiglipModel
 
-from opensiglip import fused
-from opensiglip.fused import linear_cross_entropy, sigmoid_loss, softmax_loss
+from opensiglip.losses import fused
+from opensiglip.losses.fused import linear_cross_entropy, sigmoid_loss, softmax_loss
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 
 EXACT = 1e-12  # of numbers around 1 in float64
 quick = settings(deadline=None, max_examples=40)

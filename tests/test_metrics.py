@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opensiglip.evaluate.features import few_shot, knn
-from opensiglip.evaluate.linear import fit_linear, ridge
-from opensiglip.evaluate.metrics import class_areas, mean_iou, measured, overlap, ranks
-from opensiglip.evaluate.zeroshot import accuracies
+from opensiglip.evaluation.benchmarks.features import few_shot, knn
+from opensiglip.evaluation.benchmarks.zero_shot import accuracies
+from opensiglip.evaluation.metrics.linear import fit_linear, ridge
+from opensiglip.evaluation.metrics.scores import class_areas, mean_iou, measured, overlap, ranks
 
 
 def recall_by_clip_benchmark(scores: torch.Tensor, positive: torch.Tensor, k: int) -> float:
@@ -23,7 +23,7 @@ def recall_by_clip_benchmark(scores: torch.Tensor, positive: torch.Tensor, k: in
 
 @pytest.mark.parametrize("block", [2**25, 40])
 def test_recall_is_that_of_clip_benchmark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr("opensiglip.evaluate.metrics.BLOCK", block)
+    monkeypatch.setattr("opensiglip.evaluation.metrics.scores.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     images, texts = torch.randn(30, 8, generator=generator), torch.randn(97, 8, generator=generator)
     owners = torch.cat([torch.arange(30), torch.randint(30, (67,), generator=generator)])  # one to many captions

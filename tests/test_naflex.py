@@ -16,11 +16,11 @@ from toys import SHAPE, Rectangles, rectangle
 from transformers import Siglip2ImageProcessor, Siglip2Model
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
 from opensiglip.data.example import Example, Region
-from opensiglip.data.fields import Texts
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Texts
+from opensiglip.data.fields.naflex import BUDGETS, NaFlex, NaFlexImages, pack, patchify, resized
 from opensiglip.data.loader import Plan, Steps, to_device
-from opensiglip.data.naflex import BUDGETS, NaFlex, NaFlexImages, pack, patchify, resized
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model

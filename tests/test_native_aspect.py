@@ -19,32 +19,32 @@ from toys import SHAPE
 from transformers import AutoModel, AutoProcessor, Siglip2ImageProcessor, Siglip2VisionModel
 
 import opensiglip
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
+from opensiglip.checkpoints.read import read
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region, Source
-from opensiglip.data.naflex import NaFlex
+from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.evaluate.base import Context
-from opensiglip.evaluate.captioning import captioning
-from opensiglip.evaluate.compositionality import compositionality
-from opensiglip.evaluate.features import pooled
-from opensiglip.evaluate.grounding import constant_boxes, grounding
-from opensiglip.evaluate.judged import Judged, look
-from opensiglip.evaluate.naming import grounded_captioning
-from opensiglip.evaluate.openvocab import openvocab
-from opensiglip.evaluate.probes import probes
-from opensiglip.evaluate.retrieval import retrieval
-from opensiglip.evaluate.subject import Subject
-from opensiglip.evaluate.zeroshot import zeroshot
-from opensiglip.models.init.read import read
+from opensiglip.evaluation.benchmark import Context
+from opensiglip.evaluation.benchmarks.captioning import captioning
+from opensiglip.evaluation.benchmarks.compositionality import compositionality
+from opensiglip.evaluation.benchmarks.features import pooled
+from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
+from opensiglip.evaluation.benchmarks.grounding import constant_boxes, grounding
+from opensiglip.evaluation.benchmarks.open_vocabulary import openvocab
+from opensiglip.evaluation.benchmarks.probes import probes
+from opensiglip.evaluation.benchmarks.retrieval import retrieval
+from opensiglip.evaluation.benchmarks.zero_shot import zeroshot
+from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
-from opensiglip.report.features import patch_maps
-from opensiglip.report.pictures import answered
-from opensiglip.train.run import train
+from opensiglip.reports.features import patch_maps
+from opensiglip.reports.pictures import answered
+from opensiglip.training.run import train
 from opensiglip.types import Features, Patches
-from opensiglip.use.predictor import Predictor
 
 PATCH, BUDGET = 8, 16
 INKS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -167,7 +167,7 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
         answers = [pipeline.ids(text) for text in written]
         return answers if all(shown) else answers[::-1]
 
-    monkeypatch.setattr("opensiglip.evaluate.grounding.greedy", truth)
+    monkeypatch.setattr("opensiglip.evaluation.benchmarks.grounding.greedy", truth)
     found = grounding(subject, judged, Context(training=Tiles())).figures
     assert found["accuracy"] == 1 and found["mean_iou"] > 0.97 > found["accuracy_shuffled_images"]
     shares = constant_boxes(Tiles(), subject.frame)[1:]

@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_package_its_types_its_licences_and_the_command(
     information = f"opensiglip-{opensiglip.__version__}.dist-info"
     assert {f"{information}/licenses/LICENSE", f"{information}/licenses/NOTICE", "opensiglip/py.typed"} <= names
     assert {name.split("/")[0] for name in names} == {"opensiglip", information}
-    assert b"opensiglip = opensiglip.cli:main" in wheel.read(f"{information}/entry_points.txt")
+    assert b"opensiglip = opensiglip.apps.cli:main" in wheel.read(f"{information}/entry_points.txt")
 
 
 def test_the_pinned_packages_suffice_for_the_editable_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

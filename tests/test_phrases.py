@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opensiglip.data.drawings import LANGUAGES, drawings
 from opensiglip.data.example import Box
-from opensiglip.data.grammar import GRAMMARS, PLACES, indefinite, two
-from opensiglip.data.phrases import Clause, Placed, Plan, plan, render_caption, render_phrase
+from opensiglip.data.scenes.drawings import LANGUAGES, drawings
+from opensiglip.data.scenes.languages import GRAMMARS, PLACES, indefinite, two
+from opensiglip.data.scenes.phrases import Clause, Placed, Plan, plan, render_caption, render_phrase
 
 PIXELS = 64
 TRUE = {  # written without the code under test

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
-from opensiglip.drawing import draw_outline
+from opensiglip.inference.predictor import load
 from opensiglip.models.model import Model
-from opensiglip.use.predictor import load
+from opensiglip.reports.drawing import draw_outline
 
 
 @pytest.fixture(scope="module")

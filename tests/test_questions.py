@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import compose, part_ids, task_words
-from opensiglip.data.fields import Visit
-from opensiglip.data.scenes import open_scenes
+from opensiglip.data.fields.captions import compose, part_ids, task_words
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.scenes.source import open_scenes
 from opensiglip.data.tasks import TASKS, Form, Task, parse_question, plain, spelled
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError

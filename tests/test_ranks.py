@@ -17,16 +17,16 @@ from conftest import Small, collate, draw, exact
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from opensiglip.cli import main
-from opensiglip.data.fields import Visit
+from opensiglip.apps.cli import main
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import average
 from opensiglip.models.model import Model
+from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
-from opensiglip.train.accumulate import accumulate
-from opensiglip.train.learner import Learner, denominators
-from opensiglip.train.log import read_lines
-from opensiglip.train.optimizer import adamw
+from opensiglip.training.accumulate import accumulate
+from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.log import read_lines
 from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
@@ -156,7 +156,7 @@ def test_ranks_hold_the_same_weights_after_three_steps(
 
 def test_torchrun_trains_from_the_command_line_as_one_process_does(tmp_path: Path) -> None:
     words = [
-        *("-m", "opensiglip.cli", "train", "siglip2", "--size", "tiny", "--resolution", "32", "--steps", "3"),
+        *("-m", "opensiglip", "train", "siglip2", "--size", "tiny", "--resolution", "32", "--steps", "3"),
         *("--data", "scenes:drawings=20,objects=3,count=64", "--batch-size", "8", "--accumulate", "2"),
         *("--vocabulary", "400", "--workers", "0", "--held-out", "0", "--precision", "fp32"),
         *("--distill-start", "0.5"),  # so the last step of three is taught

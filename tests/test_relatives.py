@@ -17,21 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel
 
-from opensiglip.data.captions import Target, pack
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.captions import Target, pack
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.decoding import greedy
 from opensiglip.errors import UserError
+from opensiglip.inference.generate import greedy
+from opensiglip.inference.predictor import load
 from opensiglip.models.coca import Multimodal, Unimodal
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.captioning import Answer, Continue
 from opensiglip.objectives.contrastive import Softmax
-from opensiglip.train.learner import Learner, denominators
-from opensiglip.train.optimizer import adamw
-from opensiglip.train.run import train
+from opensiglip.optim import adamw
+from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.run import train
 from opensiglip.types import Batch
-from opensiglip.use.predictor import load
 
 WORDS, CONTEXT, START, EOS = 90, 12, 88, 89  # of a tiny open_clip model: start and end of text as in CLIP's tokenizer
 

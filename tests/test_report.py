@@ -15,22 +15,22 @@ import torch
 from conftest import Small
 from PIL import Image
 
-from opensiglip.data.captions import Captions, Ids, caption_prefix
 from opensiglip.data.example import Caption, Example, Source
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.captions import Captions, Ids, caption_prefix
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.drawing import PREDICTED, SIDE, TRUE, as_uri
-from opensiglip.evaluate.judged import look
-from opensiglip.evaluate.metrics import measured
-from opensiglip.evaluate.subject import Subject
+from opensiglip.evaluation.encoded import look
+from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
-from opensiglip.report import pictures
-from opensiglip.report.curves import POINTS, curve, running_mean
-from opensiglip.report.features import COUNT as MAPPED
-from opensiglip.report.features import pca_colours
-from opensiglip.report.pictures import COUNT, answered, retrieved
-from opensiglip.report.report import signal_charts, write_report
+from opensiglip.reports import pictures
+from opensiglip.reports.curves import POINTS, curve, running_mean
+from opensiglip.reports.drawing import PREDICTED, SIDE, TRUE, as_uri
+from opensiglip.reports.features import COUNT as MAPPED
+from opensiglip.reports.features import pca_colours
+from opensiglip.reports.pictures import COUNT, answered, retrieved
+from opensiglip.reports.run_page import signal_charts, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
 Row = dict[str, Any]

@@ -12,9 +12,9 @@ from conftest import Run
 from safetensors.torch import load_file
 
 from opensiglip.errors import UserError
-from opensiglip.train import checkpoint
-from opensiglip.train import loop as loop_module
-from opensiglip.train.log import read_lines
+from opensiglip.training import checkpoint
+from opensiglip.training import loop as loop_module
+from opensiglip.training.log import read_lines
 
 STEPS, SAVE_EVERY = 6, 3
 

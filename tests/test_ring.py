@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensiglip.fused import sigmoid_loss, softmax_loss
+from opensiglip.losses.fused import sigmoid_loss, softmax_loss
 
 RANKS, SHARE, EXACT = 3, 5, 1e-12
 LOSSES = ("sigmoid", "softmax")

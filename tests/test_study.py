@@ -15,24 +15,24 @@ import pytest
 import torch
 from test_resume import cut_short
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
-from opensiglip.evaluate import decoder_probe
-from opensiglip.evaluate.base import Probe
-from opensiglip.evaluate.metrics import measured
-from opensiglip.evaluate.paired import apart, difference
-from opensiglip.evaluate.tasks import TASKS
+from opensiglip.evaluation.benchmark import Probe
+from opensiglip.evaluation.benchmarks import decoder_probe
+from opensiglip.evaluation.metrics.paired import apart, difference
+from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.run import TASKS
 from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES
-from opensiglip.study import command, engine
-from opensiglip.study.answer import Column
-from opensiglip.study.command import find
-from opensiglip.study.devices import VISIBLE, places, spread
-from opensiglip.study.engine import carry_out
-from opensiglip.study.intervals import Interval, over_seeds
-from opensiglip.study.studies import STUDIES
-from opensiglip.study.study import Budget, Figure, Run, Study
-from opensiglip.train.config import build
+from opensiglip.training.config import build
+from studies import command, engine
+from studies.answer import Column
+from studies.command import find
+from studies.devices import VISIBLE, places, spread
+from studies.engine import carry_out
+from studies.intervals import Interval, over_seeds
+from studies.studies import STUDIES
+from studies.study import Budget, Figure, Run, Study
 
 TINY = {"size": "16x1x32x2/8", "resolution": 32, "length": 24, "batch_size": 8, "steps": 4, "save_every": 2}
 SMALLEST = Study(
@@ -275,7 +275,7 @@ def threads(_: int) -> int:
 
 def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     """A process left behind would write into the folders of the study that goes on."""
-    code = "from test_study import linger\nfrom opensiglip.study.devices import spread\n"
+    code = "from test_study import linger\nfrom studies.devices import spread\n"
     code += f"if __name__ == '__main__': list(spread(linger, [{str(tmp_path)!r}] * 2, ['', '']))\n"
     (tmp_path / "study.py").write_text(code)
     path = os.pathsep.join(sys.path)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluate.subject import Subject
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 
 TEXTS = ["a Red apple", "two dogs and a very long tail of words that goes on and on " * 4]

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from toys import rectangle
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import compose, part_ids, task_words
 from opensiglip.data.example import Caption, Example
-from opensiglip.data.fields import Frame, Visit
+from opensiglip.data.fields.captions import compose, part_ids, task_words
+from opensiglip.data.fields.field import Frame, Visit
 from opensiglip.data.loader import Plan, Steps
-from opensiglip.data.scenes import open_scenes
-from opensiglip.data.sources import open_source
+from opensiglip.data.scenes.source import open_scenes
+from opensiglip.data.sources.registry import open_source
 from opensiglip.data.tasks import TASKS, Form, Polygon, find_task, parse_tasks
 from opensiglip.data.tasks.mixture import Mixture, pair
 from opensiglip.data.tasks.outline import area, fill, simplify, trace
 from opensiglip.data.tasks.texts import questions
 from opensiglip.data.text import TextPipeline
-from opensiglip.decoding import BoxGrammar
 from opensiglip.errors import UserError
+from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.recipes import RECIPES, Recipe
 
 BOXES = (BoxFormat(), BoxFormat("x1 y1 x2 y2", 1000, ", "), BoxFormat.parse("loc"))

@@ -15,8 +15,8 @@ from toys import like_gpt2
 from transformers import AutoTokenizer
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import PREFIXES, task_words
-from opensiglip.data.scenes import open_scenes
+from opensiglip.data.fields.captions import PREFIXES, task_words
+from opensiglip.data.scenes.source import open_scenes
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.errors import UserError
 

@@ -19,7 +19,7 @@ from opensiglip.models.attention import attention
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.recipes import RECIPES
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 
 VOCABULARY, LENGTH = 96, 12
 

@@ -14,19 +14,19 @@ import torch
 from conftest import Run
 from safetensors.torch import load_file
 
-from opensiglip.cli import main
+from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.sizes import Architecture, Shape
-from opensiglip.train import loop as loop_module
-from opensiglip.train import run as run_module
-from opensiglip.train.config import command
-from opensiglip.train.learner import Learner
-from opensiglip.train.log import EVERY_STEP_BELOW, Log, finite, read_lines
-from opensiglip.train.loop import PATIENCE, Diverged
-from opensiglip.train.optimizer import adamw, matrices, rate
-from opensiglip.train.precision import multiply
-from opensiglip.train.run import train
+from opensiglip.optim import adamw, matrices, rate
+from opensiglip.training import loop as loop_module
+from opensiglip.training import run as run_module
+from opensiglip.training.config import command
+from opensiglip.training.learner import Learner
+from opensiglip.training.log import EVERY_STEP_BELOW, Log, finite, read_lines
+from opensiglip.training.loop import PATIENCE, Diverged
+from opensiglip.training.precision import multiply
+from opensiglip.training.run import train
 
 STEPS = 6
 

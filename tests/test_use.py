@@ -14,18 +14,19 @@ from torch import Tensor
 
 import opensiglip
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import caption_prefix, grounded_prefix, referring_prefix
+from opensiglip.data.fields.captions import caption_prefix, grounded_prefix, referring_prefix
 from opensiglip.data.text import TextPipeline
-from opensiglip.decoding import BoxGrammar, greedy
 from opensiglip.errors import UserError
-from opensiglip.evaluate.subject import Subject
+from opensiglip.inference import predictor as predictor_module
+from opensiglip.inference.answers import Answer, Found
+from opensiglip.inference.box_grammar import BoxGrammar
+from opensiglip.inference.generate import greedy
+from opensiglip.inference.images import find_files, read_all, read_one
+from opensiglip.inference.maps import colour_map, heat_map
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.subject import Subject
+from opensiglip.inference.writer import Writer
 from opensiglip.models.model import Model
-from opensiglip.use import predictor as predictor_module
-from opensiglip.use.answers import Answer, Found
-from opensiglip.use.images import find_files, read_all, read_one
-from opensiglip.use.maps import colour_map, heat_map
-from opensiglip.use.predictor import Predictor
-from opensiglip.use.writer import Writer
 
 BOXES = BoxFormat(top=60)
 TASKS = ("cap", "aref", "gcap")

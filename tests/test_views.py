@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opensiglip.data.example import Caption, Example, Source
-from opensiglip.data.fields import SecondTexts, Visit
+from opensiglip.data.fields.field import SecondTexts, Visit
+from opensiglip.data.fields.views import Hidden, Views, augment, crop, local_side
 from opensiglip.data.loader import Plan, Steps
 from opensiglip.data.text import TextPipeline
-from opensiglip.data.views import Hidden, Views, augment, crop, local_side
 
 
 @pytest.mark.parametrize(

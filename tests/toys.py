@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
-from opensiglip.data.scenes import open_scenes
+from opensiglip.data.scenes.source import open_scenes
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 

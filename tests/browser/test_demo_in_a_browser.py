@@ -19,14 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
+from opensiglip.apps.demo.demo import launch
+from opensiglip.apps.demo.page import Page
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluate.subject import Subject
+from opensiglip.inference.predictor import Predictor, load
+from opensiglip.inference.search import Index
+from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
-from opensiglip.use.demo import launch
-from opensiglip.use.page import Page
-from opensiglip.use.predictor import Predictor, load
-from opensiglip.use.search import Index
 
 pytest.importorskip("gradio")
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own, in the threads that serve

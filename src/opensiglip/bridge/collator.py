@@ -9,11 +9,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.fields import Field, Frame, Images, Texts
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Field, Frame, Images, Texts
+from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.data.text import TextPipeline
-from opensiglip.data.views import Hidden, Views
 from opensiglip.types import Batch
 
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from opensiglip.distributed import average
 from opensiglip.models.decoder import Decoder
+from opensiglip.models.ema import Slow
 from opensiglip.models.heads import HeadShape
-from opensiglip.models.slow import Slow
 from opensiglip.objectives.base import Encoded, Notes, Objective
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
-from opensiglip.train.learner import denominators, weigh
+from opensiglip.training.learner import denominators, weigh
 from opensiglip.types import Batch, Features
 
 

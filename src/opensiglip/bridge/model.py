@@ -33,7 +33,7 @@ from opensiglip.models.heads import HeadShape
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.base import Notes
-from opensiglip.train.learner import Learner, denominators
+from opensiglip.training.learner import Learner, denominators
 
 
 class SiglipForPreTrainingConfig(PretrainedConfig):

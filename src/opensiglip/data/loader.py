@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opensiglip.data.example import BrokenExample, Source
-from opensiglip.data.fields import Field, Geometry, Turn, Visit
+from opensiglip.data.fields.field import Field, Geometry, Turn, Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch

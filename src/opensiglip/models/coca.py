@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from opensiglip.models.decoder import Attention, Decoder, Vocabulary
-from opensiglip.models.past import Cache, Past, Seats
+from opensiglip.models.kv_cache import Cache, Past, Seats
 from opensiglip.models.sizes import CoCaShape, Shape
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features

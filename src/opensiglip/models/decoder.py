@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from opensiglip.fused import linear_cross_entropy
+from opensiglip.losses.fused import linear_cross_entropy
 from opensiglip.models.attention import attention
-from opensiglip.models.past import Cache, Past, Seats
+from opensiglip.models.kv_cache import Cache, Past, Seats
 from opensiglip.models.sizes import Shape
 
 

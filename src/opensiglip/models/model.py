@@ -141,8 +141,8 @@ class Model(nn.Module):
         Raises UserError naming the file or tensor that is missing or does not fit.
         """
         if not (Path(folder) / SIDECAR).is_file():
-            from opensiglip.models.init.fit import assemble
-            from opensiglip.models.init.read import read
+            from opensiglip.checkpoints.fit import assemble
+            from opensiglip.checkpoints.read import read
 
             return assemble(read(folder))
         folder = Path(folder)
@@ -151,7 +151,7 @@ class Model(nn.Module):
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
-        from opensiglip.models.unfinished import as_of, unfinished
+        from opensiglip.checkpoints.unfinished import as_of, unfinished
 
         if checkpoint := unfinished(folder):
             return as_of(checkpoint, architecture, vocabulary)

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from opensiglip.models.ema import Slow
 from opensiglip.models.model import Model
-from opensiglip.models.slow import Slow
 from opensiglip.types import Batch, Features, Patches, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks

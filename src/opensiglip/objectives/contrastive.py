@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opensiglip.fused import sigmoid_loss, softmax_loss
+from opensiglip.losses.fused import sigmoid_loss, softmax_loss
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from opensiglip.losses import distillation
+from opensiglip.losses.equations import distillation
+from opensiglip.models.ema import Slow
 from opensiglip.models.heads import Head, HeadShape
-from opensiglip.models.slow import Slow
 from opensiglip.objectives.base import Encoded, Notes, PerExample
 from opensiglip.types import Batch
 

@@ -11,6 +11,12 @@ from opensiglip.recipes.tasks import pali, tasks
 _ALL = (clip, lit, siglip, cap, cappa, captioner, locca, coca, silc, tips, siglip2, siglip2_naflex, tasks, pali)
 RECIPES: dict[str, RecipeFunction] = {recipe.__name__: recipe for recipe in _ALL}
 
+
+def list_recipes() -> list[str]:
+    """Names that `train` takes."""
+    return list(RECIPES)
+
+
 __all__ = [
     "RECIPES",
     "Recipe",
@@ -20,6 +26,7 @@ __all__ = [
     "captioner",
     "clip",
     "coca",
+    "list_recipes",
     "lit",
     "locca",
     "pali",

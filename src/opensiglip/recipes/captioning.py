@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
-from opensiglip.data.fields import Frame, Images
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Frame, Images
 from opensiglip.models.sizes import architecture
 from opensiglip.objectives.captioning import Caption
 from opensiglip.recipes.recipe import Recipe

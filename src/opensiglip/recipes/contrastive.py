@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from opensiglip.data.fields import Frame, Images, Texts
+from opensiglip.data.fields.field import Frame, Images, Texts
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import CoCaShape, architecture
 from opensiglip.objectives.captioning import Continue

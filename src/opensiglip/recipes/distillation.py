@@ -1,7 +1,7 @@
 """Contrastive learning and self-distillation together, as SILC and TIPS have them by themselves."""
 
-from opensiglip.data.fields import Frame, SecondTexts, Texts
-from opensiglip.data.views import Hidden, Views
+from opensiglip.data.fields.field import Frame, SecondTexts, Texts
+from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.models.sizes import architecture, head
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches

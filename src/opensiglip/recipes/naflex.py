@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
-from opensiglip.data.fields import Texts
-from opensiglip.data.naflex import BUDGETS, NaFlex, NaFlexImages
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Texts
+from opensiglip.data.fields.naflex import BUDGETS, NaFlex, NaFlexImages
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import architecture
 from opensiglip.objectives.captioning import Caption

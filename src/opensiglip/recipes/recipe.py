@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields import Field, Geometry
+from opensiglip.data.fields.field import Field, Geometry
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture
 from opensiglip.objectives.base import Objective

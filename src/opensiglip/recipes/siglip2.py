@@ -1,9 +1,9 @@
 """SigLIP 2: the sum of the others."""
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Captions
-from opensiglip.data.fields import Frame, Images, Texts
-from opensiglip.data.views import Hidden, Views
+from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.field import Frame, Images, Texts
+from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.models.sizes import DISTILLATION, architecture, head
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid

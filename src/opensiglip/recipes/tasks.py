@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields import Frame, Images
+from opensiglip.data.fields.field import Frame, Images
 from opensiglip.data.tasks import parse_tasks
 from opensiglip.data.tasks.mixture import Mixture
 from opensiglip.models.sizes import architecture

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.captions import Target, compose, pack
-from opensiglip.data.fields import Field, Visit
+from opensiglip.data.fields.captions import Target, compose, pack
+from opensiglip.data.fields.field import Field, Visit
 from opensiglip.data.tasks import find_task
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from opensiglip.data.example import Box, Region
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.tasks.outline import outline, simplify
 from opensiglip.data.tasks.task import Asked, Draw, Form, Part, Polygon, Task, in_language, language_of, plain
 

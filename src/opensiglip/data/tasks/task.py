@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from opensiglip.data.boxes import BoxFormat, Point
 from opensiglip.data.example import Box
-from opensiglip.data.fields import Visit
+from opensiglip.data.fields.field import Visit
 
 Draw = Callable[[], float]  # the next random number, uniform in [0, 1)
 

@@ -5,9 +5,9 @@ recipes.md 11: `caption {lang}`, `answer en {question}`, `question {lang} {answe
 
 from typing import Any
 
-from opensiglip.data.fields import Visit
-from opensiglip.data.grammar import indefinite
-from opensiglip.data.phrases import part_of_image, relation
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.scenes.languages import indefinite
+from opensiglip.data.scenes.phrases import part_of_image, relation
 from opensiglip.data.tasks.places import things
 from opensiglip.data.tasks.task import Asked, Draw, Form, Task, in_language, language_of, plain
 

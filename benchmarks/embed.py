@@ -1,0 +1,54 @@
+"""Evaluation's embeddings against the encoder alone: what reading and framing the examples costs."""
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Variant, compare, positive, start
+from benchmarks.report import report
+from opensiglip.data.sources.registry import open_source
+from opensiglip.data.text import TextPipeline
+from opensiglip.evaluation.encoded import BATCH, look
+from opensiglip.inference.subject import Subject
+from opensiglip.models.model import Model
+from opensiglip.recipes import siglip
+
+
+def bench(
+    data: str = "scenes",
+    size: str = "B/16",
+    resolution: int = 224,
+    count: int = BATCH,
+    rounds: int = 5,
+    device: str = "auto",
+    out: Path = Path("runs/bench"),
+) -> None:
+    """A source to embeddings, as every task of `opensiglip eval` begins, against the encoder on pixels at hand.
+
+    Args:
+        data: what to embed.
+        size: of the encoder, freshly initialised.
+        resolution: pixels of a side.
+        count: images.
+        rounds: of each variant, in turn; the median counts.
+        device: auto, cpu or cuda.
+        out: folder for the JSON and the plot.
+    """
+    positive(resolution=resolution, count=count, rounds=rounds)
+    place = start(device)
+    architecture = siglip(size=size, resolution=resolution).architecture
+    pipeline = TextPipeline.train(["a fox"])
+    subject = Subject.of(Model.new(architecture, len(pipeline)).to(place).eval(), pipeline, name=size)
+    source = open_source(data, split="val", pixels=resolution)
+    pixels = torch.stack([example.image for example in look(subject, source, count, tokens=False).examples])
+
+    def alone() -> None:
+        for some in pixels.split(BATCH):
+            subject.see(some)
+
+    variants = [
+        Variant("encoder alone", alone, items=count),
+        Variant("opensiglip look", lambda: look(subject, source, count, tokens=False), items=count),
+    ]
+    rows = compare(f"{size} {resolution} px", variants, "encoder alone", place, rounds, torch.float32)
+    report("embed", rows, out, place)

@@ -1,0 +1,1 @@
+"""Pseudo-boxes from an open-vocabulary detector."""

@@ -1,0 +1,75 @@
+"""`opensiglip demo`: a trained model in a web page, on this machine."""
+
+import errno
+import socket
+from typing import Annotated, Any
+
+import tyro
+from transformers.utils import logging
+
+from opensiglip.apps.demo.layout import CSS, build, library
+from opensiglip.apps.demo.page import Page
+from opensiglip.errors import UserError
+from opensiglip.inference.predictor import load
+from opensiglip.inference.search import Index
+
+UPLOAD = "20mb"  # of a file; what it unpacks to is bounded when it is read
+
+
+def demo(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    images: str | None = None,
+    port: int = 7860,
+    host: str = "127.0.0.1",
+) -> None:
+    """Open a model in a web page: classify, search, caption, locate, describe, ask, feature map.
+
+    Args:
+        model: a run, its model/ folder, or a hub id.
+        images: a folder of images to search.
+        port: where the page is, as in http://127.0.0.1:7860.
+        host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
+    """
+    library()
+    check_port(host, port)
+    logging.disable_progress_bar()
+    predictor = load(model)
+    index = None if images is None else Index(predictor, images)
+    if index is not None:
+        print(f"{len(index.files)} images to search, {len(index.left_out)} that can't be read", flush=True)
+    launch(Page(predictor, index), host=host, port=port, wait=True)
+
+
+def launch(page: Page, *, host: str, port: int, wait: bool) -> Any:
+    """Serve the page; returns gradio's Blocks. Raises UserError if the port is taken."""
+    check_port(host, port)
+    gr = library()
+    blocks = build(page)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not wait,
+        share=False,
+        quiet=not wait,
+        show_error=True,
+        max_file_size=UPLOAD,
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
+        css=CSS,
+    )
+    return blocks
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError where nothing can be served."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((host, port))
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise UserError(f"port {port} is in use; give another, such as --port {port + 1}.") from None
+            raise UserError(f"--host {host} --port {port} can't be served ({error}); leave them out.") from None

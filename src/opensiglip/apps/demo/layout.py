@@ -1,0 +1,185 @@
+"""The demo's page: where its fields and buttons stand, and which answer each button shows. All of gradio is in here."""
+
+import html
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from opensiglip.apps.demo.page import LETTERS, Page, given
+from opensiglip.errors import UserError
+from opensiglip.inference.images import read_one
+
+# gradio lays a picture's name over its upper left corner; here it stands above it.
+CSS = """
+.gradio-container, .gradio-container > .main { width: 100%; max-width: 1100px !important; margin: 0 auto; }
+.block:not(#image) > label.float { position: static; border: none; box-shadow: none; }
+button[role=tab] { padding-left: 8px; padding-right: 8px; }
+#hits .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
+#hits .caption-label { max-width: 100%; font-size: 11px; padding: 1px 5px; }
+.pad { position: relative; line-height: 0; touch-action: none; cursor: crosshair; user-select: none; }
+.pad img { width: 100%; pointer-events: none; }
+.pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
+"""
+PAD = """${value
+? `<div class="pad"><img src="${value}" alt="the image, to drag a box on"><div class="box"></div></div>`
+: `<p>Give an image first.</p>`}"""
+
+
+def library() -> Any:
+    """gradio, which only the demo needs. Raises UserError if it is not installed."""
+    try:
+        import gradio
+    except ImportError:
+        raise UserError('the demo needs gradio; `pip install "opensiglip[demo]"`.') from None
+    return gradio
+
+
+def build(page: Page) -> Any:
+    """The page as gradio's Blocks."""
+    gr = library()
+    with gr.Blocks(title="OpenSigLIP", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(f"# OpenSigLIP\n{page.abilities()}")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                image = gr.Image(
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    label="Image",
+                    height=360,
+                    elem_id="image",
+                    buttons=[],
+                )
+            with gr.Column(scale=3, min_width=300):
+                for name, tab in {
+                    "Classify": classify,
+                    "Search": search,
+                    "Caption": caption,
+                    "Locate": locate,
+                    "Describe": describe,
+                    "Ask": ask,
+                    "Feature map": features,
+                }.items():
+                    with gr.Tab(name):
+                        tab(page, image)
+    return blocks
+
+
+def classify(page: Page, image: Any) -> None:
+    gr = library()
+    labels = gr.Textbox(label="Labels", lines=3, max_length=LETTERS, info="One a line, or with commas.")
+    button = gr.Button("Classify", variant="primary")
+    shares = gr.Label(label="How likely", num_top_classes=10)
+    connect(button.click, page.classify, [image, labels], shares)
+
+
+def search(page: Page, image: Any) -> None:
+    gr = library()
+    text = gr.Textbox(label="Text to look for", max_length=LETTERS)
+    with gr.Row():
+        by_text = gr.Button("Search by text", variant="primary")
+        by_image = gr.Button("Search by the image")
+    hits = gr.Gallery(label="Nearest first", height="auto", object_fit="contain", buttons=[], elem_id="hits")
+    connect(by_text.click, page.search_by_text, [text], hits)
+    connect(text.submit, page.search_by_text, [text], hits, listed=False)
+    connect(by_image.click, page.search_by_image, [image], hits)
+
+
+def caption(page: Page, image: Any) -> None:
+    gr = library()
+    beams = gr.Slider(1, 8, value=1, step=1, label="Beams")
+    known = page.languages()
+    language = gr.Dropdown(known, value=next(iter(known), None), label="Language", visible=len(known) > 1)
+    button = gr.Button("Caption", variant="primary")
+    said = gr.Textbox(label="Caption", lines=2, interactive=False)
+    connect(button.click, page.caption, [image, beams, language], said)
+
+
+def locate(page: Page, image: Any) -> None:
+    gr = library()
+    phrase = gr.Textbox(label="Phrase", max_length=LETTERS)
+    with gr.Row():
+        button = gr.Button("Locate", variant="primary")
+        find = gr.Button("Propose phrases and boxes")
+    boxed, numbers = picture("Boxes"), gr.JSON(label="Boxes in pixels")
+    connect(button.click, page.locate, [image, phrase], [boxed, numbers])
+    connect(phrase.submit, page.locate, [image, phrase], [boxed, numbers], listed=False)
+    connect(find.click, page.propose, [image], [boxed, numbers])
+
+
+def describe(page: Page, image: Any) -> None:
+    gr = library()
+    gr.Markdown("Drag a box on the image, or type its corners in pixels.")
+    drag = Path(__file__).with_name("drag.js").read_text(encoding="utf-8")
+    pad = gr.HTML("", html_template=PAD, js_on_load=drag, elem_id="pad")
+    with gr.Row():
+        corners = [gr.Number(label=name, precision=1, min_width=70) for name in ("x1", "y1", "x2", "y2")]
+    button = gr.Button("Describe", variant="primary")
+    text, outlined = gr.Textbox(label="In the box", interactive=False), picture("The box")
+    connect(image.change, page.picture, [image], pad, listed=False)
+    connect(button.click, page.describe, [image, *corners], [outlined, text])
+
+    pad.select(in_words(dragged(gr)), [image], corners, api_visibility="private").then(
+        in_words(page.describe), [image, *corners], [outlined, text], api_visibility="private"
+    )
+
+
+def dragged(gr: Any) -> Callable[..., list[float]]:
+    """From what drag.js tells to the corners in pixels of the image."""
+
+    def corners(image: str | None, event: gr.EventData) -> list[float]:
+        height, width = read_one(given(image)).shape[1:]
+        return [round(share * side, 1) for share, side in zip(event.box, (width, height) * 2, strict=True)]
+
+    return corners
+
+
+def ask(page: Page, image: Any) -> None:
+    gr = library()
+    question = gr.Textbox(label="Question", info=page.questions(), max_length=LETTERS)
+    button = gr.Button("Ask", variant="primary")
+    said, shown = gr.Textbox(label="Answer", interactive=False), picture("What it names")
+    meaning = gr.JSON(label="What it means, places in pixels")
+    connect(button.click, page.ask, [image, question], [said, shown, meaning])
+    connect(question.submit, page.ask, [image, question], [said, shown, meaning], listed=False)
+
+
+def features(page: Page, image: Any) -> None:
+    gr = library()
+    near = gr.Textbox(label="Phrase for the heat map (optional)", max_length=LETTERS)
+    button = gr.Button("Draw", variant="primary")
+    with gr.Row():
+        colours, heat = picture("Principal components"), picture("Near the phrase")
+    connect(button.click, page.features, [image, near], [colours, heat])
+    connect(near.submit, page.features, [image, near], [colours, heat], listed=False)
+
+
+def picture(label: str) -> Any:
+    """A picture that an answer draws."""
+    return library().Image(label=label, interactive=False, buttons=[], format="png")
+
+
+def connect(event: Any, answer: Callable[..., Any], inputs: list[Any], outputs: Any, *, listed: bool = True) -> None:
+    """Bind an answer to a button; the API documents it under its own name, unless another button has."""
+    event(
+        in_words(answer),
+        inputs,
+        outputs,
+        api_name=answer.__name__ if listed else None,
+        api_visibility="public" if listed else "private",
+    )
+
+
+def in_words(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The answer, a UserError of which the page shows as a sentence."""
+    gr = library()
+
+    @wraps(answer)
+    def said(*arguments: Any) -> Any:
+        try:
+            return answer(*arguments)
+        except UserError as error:
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+
+    return said

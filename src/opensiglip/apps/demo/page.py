@@ -1,0 +1,164 @@
+"""The demo's answers, one method a button: strings and files in, pictures, texts and JSON out."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from opensiglip.data.boxes import Point
+from opensiglip.data.example import Box
+from opensiglip.data.tasks import spelled
+from opensiglip.errors import UserError
+from opensiglip.inference.abilities import trained_tasks
+from opensiglip.inference.answers import Found
+from opensiglip.inference.images import read_one
+from opensiglip.inference.maps import colour_map, heat_map
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.search import Index, thumbnails
+from opensiglip.reports.drawing import COLORS, draw_boxes, draw_outline
+from opensiglip.reports.features import pca_colours
+
+SHOWN = 640  # pixels of the longer side of a picture on the page
+LETTERS = 2_000  # of a text that is typed
+
+
+class Page:
+    """The page's answers, one method a button; what goes wrong is shown in words."""
+
+    def __init__(self, predictor: Predictor, index: Index | None = None) -> None:
+        self.predictor, self.index = predictor, index
+
+    def classify(self, image: str | None, labels: str) -> dict[str, float]:
+        """How likely each of the labels, one a line or with commas between, is for the image."""
+        names = [name.strip() for name in labels[:LETTERS].replace("\n", ",").split(",") if name.strip()]
+        if not names:
+            raise UserError("type labels, one a line or with commas between.")
+        return self.predictor.classify(given(image), names)
+
+    def search_by_text(self, text: str) -> list[tuple[Image.Image, str]]:
+        """The images of the folder that are nearest to a text."""
+        return thumbnails(self._index().by_text(typed(text)))
+
+    def search_by_image(self, image: str | None) -> list[tuple[Image.Image, str]]:
+        """The images of the folder that are nearest to the image."""
+        return thumbnails(self._index().by_image(given(image)))
+
+    def caption(self, image: str | None, beams: float = 1, language: str | None = None) -> str:
+        """What stands on the image; with more than one beam, the likeliest text that a beam search meets.
+
+        A language, such as de, can be chosen of models whose training marked it.
+        """
+        return self.predictor.caption(given(image), language=language or None, num_beams=max(1, min(8, int(beams))))
+
+    def locate(self, image: str | None, phrase: str) -> tuple[Image.Image, dict[str, Any]]:
+        """The image with the box of the phrase drawn, and the box x1, y1, x2, y2 in pixels with its score."""
+        found = self.predictor.locate(given(image), typed(phrase))
+        return drawn(image, scored([found])), found.as_json()
+
+    def propose(self, image: str | None) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """The image with phrases and boxes that the model finds by itself."""
+        found = self.predictor.propose(given(image))
+        return drawn(image, scored(found)), [one.as_json() for one in found]
+
+    def ask(self, image: str | None, question: str) -> tuple[str, Image.Image, Any]:
+        """The answer to a question in the words of a task of the model's training: its text, places and meaning."""
+        answer = self.predictor.answer(given(image), typed(question))
+        return answer.text, drawn(image, answer.boxes, answer.outline), answer.as_json()["value"]
+
+    def describe(self, image: str | None, x1: float, y1: float, x2: float, y2: float) -> tuple[Image.Image, str]:
+        """What stands in the box x1, y1, x2, y2, in pixels of the image."""
+        if None in (x1, y1, x2, y2):
+            raise UserError("give all four corners of the box, or drag it on the image.")
+        text = self.predictor.describe(given(image), (x1, y1, x2, y2))
+        return drawn(image, [(text, (x1, y1, x2, y2))]), text
+
+    def features(self, image: str | None, phrase: str = "") -> tuple[Image.Image, Image.Image | None]:
+        """The patch tokens' first principal components as colours; with a phrase, how near each patch is to it.
+
+        Nearer than to an empty text: what all texts share is nearest to the ground.    (after CLIP Surgery, ours)
+        """
+        tokens = self.predictor.features([given(image)])
+        colours = colour_map(pca_colours([tokens[0]])[0], SHOWN)
+        if not phrase.strip():
+            return colours, None
+        near, nothing = (self.predictor.similarity([given(image)], text)[0] for text in (typed(phrase), ""))
+        return colours, heat_map(large(image), near - nothing)
+
+    def picture(self, image: str | None) -> str:
+        """The image as the page can show it to drag on."""
+        if image is None:
+            return ""
+        file = io.BytesIO()
+        drawn(image, []).save(file, "JPEG", quality=90)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def abilities(self) -> str:
+        """What this model can do, in a sentence."""
+        subject = self.predictor.subject
+        tells = bool({"cap", "caption"} & set(subject.tasks))
+        can = {
+            "classify": subject.has_text or tells,
+            "caption": tells,
+            "locate, propose": "aref" in subject.tasks,
+            "describe a box": "gcap" in subject.tasks,
+            "search by text": subject.has_text,
+        }
+        able = ", ".join([words for words, so in can.items() if so] + ["search by image"])
+        return f"**{html.escape(subject.name)}** can {able} and draw its features."
+
+    def questions(self) -> str:
+        """The questions that this model was trained on, what is to be filled in in capitals."""
+        known = [f'"{spelled(task)}"' for task in trained_tasks(self.predictor.subject)]
+        return f"In the words of its training: {', '.join(known)}." if known else "This model was trained on no task."
+
+    def languages(self) -> list[str]:
+        """Those that a caption can be asked for in; none where there is no choice."""
+        subject = self.predictor.subject
+        return list(subject.languages) if "caption" in subject.tasks else []
+
+    def _index(self) -> Index:
+        if self.index is None:
+            raise UserError("there is no folder to search; start the demo with --images FOLDER.")
+        return self.index
+
+
+def given(image: str | None) -> str:
+    """The image's file. Raises UserError where none was given."""
+    if image is None:
+        raise UserError("give an image first: drop one on the field, or choose a file.")
+    return image
+
+
+def typed(text: str) -> str:
+    """The text, one line of it. Raises UserError where none was typed."""
+    words = " ".join(text[:LETTERS].split())
+    if not words:
+        raise UserError("type a text first.")
+    return words
+
+
+def scored(found: Sequence[Found]) -> list[tuple[str, Box]]:
+    """Boxes under their phrases with the scores."""
+    return [(f"{one.phrase} {one.score:.2g}", one.box) for one in found]
+
+
+def drawn(image: str | None, boxes: Sequence[tuple[str, Box]], outline: Sequence[Point] = ()) -> Image.Image:
+    """The image at the size the page shows, with boxes under their names, and an outline."""
+    scale = SHOWN / max(read_one(given(image)).shape)
+    outlined = draw_outline(large(image), [(x * scale, y * scale) for x, y in outline])
+    places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
+    colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
+    return draw_boxes(outlined, places, [name for name, _ in boxes], colors)
+
+
+def large(image: str | None) -> Tensor:
+    """The image [3, h, w] uint8 at the size the page shows."""
+    pixels = read_one(given(image))
+    height, width = pixels.shape[1:]
+    scale = SHOWN / max(height, width)
+    return functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)

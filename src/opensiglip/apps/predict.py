@@ -1,0 +1,206 @@
+"""`opensiglip predict`: what a model says of image files, as text, as JSON, or drawn on them."""
+
+import json as json_format
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging
+
+from opensiglip.data.example import Caption, Example, Region
+from opensiglip.errors import UserError
+from opensiglip.inference.answers import Found
+from opensiglip.inference.images import find_files, read_one
+from opensiglip.inference.predictor import BATCH, Predictor, load
+from opensiglip.reports.contact_sheet import COLUMNS, draw_cell
+from opensiglip.reports.drawing import draw_outline
+
+PICTURES = 64  # drawn on one sheet
+
+Question = Callable[[list[Tensor]], Sequence[Any]]  # put to a batch of images
+
+
+@dataclass
+class Answers:
+    """What was said of one image."""
+
+    path: Path
+    image: Tensor
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+def predict(
+    model: Annotated[str, tyro.conf.Positional],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    caption: bool = False,
+    language: str | None = None,
+    locate: str | None = None,
+    describe: str | None = None,
+    classify: str | None = None,
+    propose: bool = False,
+    ask: str | None = None,
+    json: bool = False,
+    save: Path | None = None,
+) -> None:
+    """Ask a model about image files. Without a question, a caption.
+
+    Args:
+        model: a run, its model/ folder, or a hub id.
+        images: files, folders, or patterns in quotes.
+        caption: say what stands on the image.
+        language: of the caption, such as de; for models that were trained on "caption LANGUAGE".
+        locate: a phrase; where is it?
+        describe: X1,Y1,X2,Y2 in pixels of the image; what stands in that box?
+        classify: labels with commas between, such as "a fox,a red apple"; which fits?
+        propose: phrases with boxes.
+        ask: a question in the words of a task of the model's training, such as "answer en is there a fox?".
+        json: one JSON object a line, one line an image.
+        save: a PNG to draw the images on, with boxes and captions.
+    """
+    if save is not None and save.suffix.lower() != ".png":
+        raise UserError(f"--save writes a PNG: {save} should end in .png.")
+    box = None if describe is None else read_box(describe)
+    labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
+    if classify is not None and not labels:
+        raise UserError("--classify has no label; give some with commas between.")
+    logging.disable_progress_bar()
+    files, predictor = find_files(images), load(model)
+    questions: dict[str, Question] = {}
+    if caption or language is not None or not (locate or box or labels or propose or ask):
+        questions["caption"] = partial(predictor.caption, language=language)
+    if labels:
+        questions["classify"] = partial(predictor.classify, labels=labels)
+    if locate is not None:
+        questions["locate"] = partial(predictor.locate, phrase=locate)
+    if propose:
+        questions["propose"] = predictor.propose
+    if ask is not None:
+        questions["ask"] = partial(predictor.answer, task_text=ask)
+    if box is not None:
+        questions["describe"] = partial(describe_each, predictor, box)
+    drawn: list[Image.Image] = []
+    broken = 0
+    for at in range(0, len(files), BATCH):
+        batch, reasons = read_files(files[at : at + BATCH])
+        broken += len(reasons)
+        for path, reason in reasons.items():
+            if json:
+                print(json_format.dumps({"image": str(path), "error": reason}), flush=True)
+            print(f"opensiglip: {reason}", file=sys.stderr)
+        for name, question in questions.items() if batch else ():
+            for answers, said in zip(batch, question([answers.image for answers in batch]), strict=True):
+                answers.said[name] = said
+        for answers in batch:
+            print(as_json(answers) if json else as_text(answers), flush=True)
+            if save is not None and len(drawn) < PICTURES:
+                drawn.append(draw_cell(as_example(answers)))
+    if broken == len(files):
+        raise UserError("none of the images could be read.")
+    if save is not None:
+        write_sheet(drawn, save)
+
+
+def read_box(text: str) -> list[float]:
+    """Four numbers with commas between. Raises UserError."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4:
+        raise UserError(f"--describe {text!r} is no box; give X1,Y1,X2,Y2 in pixels, such as 10,20,90,80.")
+    return numbers
+
+
+def read_files(files: Sequence[Path]) -> tuple[list[Answers], dict[Path, str]]:
+    """The images that can be read, and why the others can't."""
+    batch: list[Answers] = []
+    reasons: dict[Path, str] = {}
+    for path in files:
+        try:
+            batch.append(Answers(path, read_one(path)))
+        except UserError as error:
+            reasons[path] = str(error)
+    return batch, reasons
+
+
+def describe_each(predictor: Predictor, box: Sequence[float], images: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """What stands in the box of each image; where several are asked, those that do not have it say so."""
+    said: list[dict[str, Any]] = []
+    for image in images:
+        try:
+            said.append({"box": list(box), "text": predictor.describe(image, box)})
+        except UserError as error:
+            if len(images) == 1:
+                raise
+            said.append({"box": list(box), "error": str(error)})
+    return said
+
+
+def as_json(answers: Answers) -> str:
+    """One line of JSON; boxes as lists of pixels."""
+    said = {"image": str(answers.path), "width": answers.image.shape[2], "height": answers.image.shape[1]}
+    return json_format.dumps(said | answers.said, ensure_ascii=False, default=lambda one: one.as_json())
+
+
+def as_text(answers: Answers) -> str:
+    """The answers in lines under the file's name."""
+    lines = [str(answers.path)]
+    for question, said in answers.said.items():
+        if question == "caption":
+            lines.append(f"  caption   {said}")
+        elif question == "classify":
+            lines += [f"  {share:8.3f}  {label}" for label, share in said.items()]
+        elif question == "describe":
+            lines.append(f"  {box_text(said['box'])}  {said.get('text', said.get('error'))}")
+        elif question == "ask":
+            lines.append(f"  answer    {said.text}")
+            lines += [f"  {box_text(box)}  {name}".rstrip() for name, box in said.boxes]
+            lines += [f"  outline   {' '.join(f'{x:.1f},{y:.1f}' for x, y in said.outline)}"] if said.outline else []
+        else:
+            lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2g})" for f in listed(said)]
+    return "\n".join(lines)
+
+
+def box_text(box: Sequence[float]) -> str:
+    return ",".join(f"{edge:g}" for edge in (round(edge, 1) for edge in box))
+
+
+def listed(said: Found | list[Found]) -> list[Found]:
+    return said if isinstance(said, list) else [said]
+
+
+def as_example(answers: Answers) -> Example:
+    """The image with what was said as its captions and regions, to be drawn as `data show` draws."""
+    said, image = answers.said, answers.image
+    text = said.get("caption") or ", ".join(f"{label} {share:.2f}" for label, share in said.get("classify", {}).items())
+    found = [f for question in ("locate", "propose") if question in said for f in listed(said[question])]
+    regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2g}"}) for f in found]
+    if "text" in (described := said.get("describe", {})):
+        x1, y1, x2, y2 = described["box"]
+        regions.append(Region((x1, y1, x2, y2), {"en": described["text"]}))
+    if asked := said.get("ask"):
+        text = text or asked.text
+        regions += [Region(box, {"en": name}) for name, box in asked.boxes]
+        image = draw_outline(image, asked.outline)
+    return Example(image, (Caption(text),) if text else (), tuple(regions), str(answers.path))
+
+
+def write_sheet(cells: Sequence[Image.Image], path: Path) -> None:
+    """The cells side by side, in rows. Raises UserError if the file can't be written."""
+    columns = min(COLUMNS, len(cells))
+    width, height = cells[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
+    for place, cell in enumerate(cells):
+        sheet.paste(cell, (place % columns * width, place // columns * height))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise UserError(f"--save {path} can't be written ({error.strerror or error}).") from None

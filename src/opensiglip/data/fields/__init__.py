@@ -1,0 +1,1 @@
+"""From an example to the fields of a batch."""

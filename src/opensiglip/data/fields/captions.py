@@ -1,0 +1,171 @@
+"""Captions: LocCa's three tasks as packed rows for the decoder. Cap, CapPa and LocCa differ in nothing else."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.tasks import TASKS, Asked, find_task
+from opensiglip.data.tasks.task import Form, Part
+from opensiglip.data.text import TextPipeline
+from opensiglip.types import Batch
+
+PREFIXES = {task: TASKS[task].words for task in ("cap", "aref", "gcap")}
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One text for the decoder: a visible, unweighted prefix; what is to be predicted; and in which mode."""
+
+    prefix: Ids
+    target: Ids
+    parallel: bool = False
+
+
+def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...], language: str = "en") -> Ids:
+    """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa).
+
+    Of tasks by PaLI's interface, "caption en" or another language.
+    """
+    if "caption" in tasks:
+        return pipeline.ids(f" caption {language}")
+    return () if tasks == ("cap",) else pipeline.ids(PREFIXES["cap"])
+
+
+def referring_prefix(pipeline: TextPipeline, phrase: str) -> Ids:
+    """What stands before the box in "ARef: phrase : box"; decoding goes on from it."""
+    return pipeline.ids(PREFIXES["aref"]) + pipeline.ids(f" {phrase}") + pipeline.ids(" :")
+
+
+def grounded_prefix(pipeline: TextPipeline, box_text: str) -> Ids:
+    """What stands before the phrase in "GCap: box : phrase"."""
+    return pipeline.ids(PREFIXES["gcap"]) + box_ids(pipeline, box_text) + pipeline.ids(" :")
+
+
+def box_ids(pipeline: TextPipeline, box_text: str) -> Ids:
+    """A box's ids, part by part, so that training and constrained decoding agree whatever the tokenizer merges.
+
+    Parts are the numbers and what stands between them; a space is no part of its own, each number brings one. A
+    `<loc0000>` is a part, and a token, as it stands.
+    """
+    parts = re.findall(r"<loc\d{4}>|\d+|[^\d\s]", box_text)
+    return tuple(i for part in parts for i in pipeline.ids(part if part.startswith("<loc") else f" {part}"))
+
+
+def part_ids(parts: Sequence[Part], form: Form, pipeline: TextPipeline) -> Ids:
+    """The ids of a text's parts: each is tokenised by itself, places number by number."""
+    return tuple(
+        i
+        for part in parts
+        for i in (pipeline.ids(f" {part}") if isinstance(part, str) else box_ids(pipeline, form.write(part)))
+    )
+
+
+def compose(asked: Asked, visit: Visit, boxes: BoxFormat, pipeline: TextPipeline) -> Target:
+    """A task's question and answer as ids."""
+    height, width = visit.image.shape[-2:]
+    form = Form(boxes, width, height)
+    prefix, target = part_ids(asked.prefix, form, pipeline), part_ids(asked.target, form, pipeline)
+    return Target(prefix, (*target, pipeline.policy.eos_id))
+
+
+def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
+    """What stands in every sequence of the tasks, whatever the data holds: prefixes, and a box's numbers.
+
+    A tokenizer made for the run has each as one token. Measured on the scenes: with a number's digits apart, boxes take
+    three times the tokens and are learned later.
+    """
+    if tuple(tasks) in ((), ("cap",)):
+        return ""
+    found = [find_task(task) for task in tasks]
+    words = [task.words for task in found]
+    if any(task.places for task in found) and not boxes.loc:
+        words += [boxes.separator, *map(str, range(min(boxes.top, 1000) + 1))]
+    return " ".join(words)
+
+
+class Captions(Field):
+    """Up to one sequence per task and visit, packed along one row per image.
+
+    tasks: of "cap", "aref", "gcap" (LocCa, Sec. 3: `Cap: caption`, `ARef: phrase : box`, `GCap: box : phrase`, the loss
+    on all that follows the prefix). ("cap",) with prefix=False is Cap's and CapPa's plain caption. `parallel` is the
+    fraction of *captions* predicted in parallel, drawn per example; ARef and GCap are always autoregressive. One region
+    is drawn for each of them; one that names several boxes, or does not fit the length, gives no sequence.
+
+    Autoregressive input is shifted right behind pad, the start token. Parallel input is *not* shifted: prefix tokens in
+    their places, then [MASK] to the row's full length (its true length would tell the decoder the answer's).
+    """
+
+    def __init__(
+        self, tasks: tuple[str, ...] = ("cap",), *, prefix: bool = True, parallel: float = 0.0, boxes: BoxFormat
+    ) -> None:
+        self.tasks, self.prefix, self.parallel, self.boxes = tasks, prefix, parallel, boxes
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Target]:
+        # The same number of draws for every example, so that a visit's choices do not hang on its content.
+        mode, *choices = rng.random(3)
+        room = pipeline.policy.length
+        drawn = []
+        if "cap" in self.tasks and visit.caption is not None:
+            prefix = pipeline.ids(PREFIXES["cap"]) if self.prefix else ()
+            target = (*pipeline.ids(f" {visit.caption.text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
+            drawn.append(Target(prefix, target, parallel=bool(mode < self.parallel)))
+        for task, choice in zip(("aref", "gcap"), choices, strict=True):
+            asked = TASKS[task].ask(visit, iter([choice]).__next__) if task in self.tasks else None
+            if asked is None:
+                continue
+            sequence = compose(asked, visit, self.boxes, pipeline)
+            if len(sequence.prefix) + len(sequence.target) <= room:
+                drawn.append(sequence)
+        return drawn
+
+    def collate(self, drawn: Sequence[list[Target]], pipeline: TextPipeline) -> Batch:
+        """inputs, targets, positions, segments [B, R] int64; weights [B, R] float32 (1/|y| on targets); full [B, R]
+        bool; sequences [B]; of the places in the flattened rows, scored [M] those that carry loss and real [T] all but
+        padding.
+        """
+        return pack(drawn, length=pipeline.policy.length, pad_id=pipeline.policy.pad_id, mask_id=len(pipeline))
+
+
+def pack(drawn: Sequence[list[Target]], *, length: int, pad_id: int, mask_id: int) -> Batch:
+    """Lay each image's sequences end to end; positions restart, segments tell them apart (-1: padding)."""
+    sizes = [[length if s.parallel else len(s.prefix) + len(s.target) for s in row] for row in drawn]
+    longest = max((sum(row) for row in sizes), default=0)
+    shape = (len(drawn), max(8, -(-longest // 8) * 8))  # few widths, and never none
+    inputs, targets = np.full(shape, pad_id), np.full(shape, pad_id)
+    positions, segments = np.zeros(shape, np.int64), np.full(shape, -1)
+    weights, full = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for b, row in enumerate(drawn):
+        at = 0
+        for number, sequence in enumerate(row):
+            ids = sequence.prefix + sequence.target
+            start, end = at + len(sequence.prefix), at + len(ids)
+            stop = at + sizes[b][number]
+            if sequence.parallel:
+                inputs[b, at:start] = sequence.prefix
+                inputs[b, start:stop] = mask_id
+            else:
+                inputs[b, at] = pad_id
+                inputs[b, at + 1 : end] = ids[:-1]
+            targets[b, at:end] = ids
+            weights[b, start:end] = 1 / len(sequence.target)
+            positions[b, at:stop] = np.arange(stop - at)
+            segments[b, at:stop] = number
+            full[b, at:stop] = sequence.parallel
+            at = stop
+    return {
+        "inputs": torch.from_numpy(inputs),
+        "targets": torch.from_numpy(targets),
+        "positions": torch.from_numpy(positions),
+        "segments": torch.from_numpy(segments),
+        "weights": torch.from_numpy(weights),
+        "full": torch.from_numpy(full),
+        "sequences": torch.tensor([len(row) for row in drawn]),
+        "scored": torch.from_numpy(weights.ravel().nonzero()[0]),
+        "real": torch.from_numpy((segments.ravel() >= 0).nonzero()[0]),
+    }

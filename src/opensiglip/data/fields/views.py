@@ -1,0 +1,100 @@
+"""Additional views of an image, for self-distillation: crops that are augmented, and which of their patches are hidden.
+
+Drawn from the original image, so sigmoid and captions keep the plain one ("to ensure that augmentation does not hurt
+alignment", SigLIP 2, Sec. 2.3).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transform
+
+from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.text import TextPipeline
+from opensiglip.types import Batch
+
+Range = tuple[float, float]
+
+# SILC's photometric augmentations are not established; these are DINOv2's (data/augmentations.py:43-94).
+FLIP, JITTER, GREY, BLUR = 0.5, 0.8, 0.2, 0.5  # how likely
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # how much
+
+
+def local_side(resolution: int, patch: int) -> int:
+    """Pixels of a local crop's side: 96 of 256 (recalled of SILC), rounded to whole patches, at least two."""
+    return max(2, round(resolution * 96 / 256 / patch)) * patch
+
+
+class Views(Field):
+    """global [B, G, 3, S, S] and local [B, L, 3, s, s] uint8: crops of those shares of the image's area, augmented."""
+
+    def __init__(
+        self,
+        resolution: int,
+        patch: int,
+        *,
+        wholes: int = 1,
+        locals: int = 8,
+        global_area: Range = (0.4, 1.0),
+        local_area: Range = (0.05, 0.4),
+        start: float = 0.0,
+    ) -> None:
+        """SILC's areas; `resolution` and `patch` of the tower, in pixels."""
+        self.sides = resolution, local_side(resolution, patch)
+        self.counts, self.areas, self.start = (wholes, locals), (global_area, local_area), start
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Tensor]:
+        return [
+            torch.stack([augment(crop(visit.example.image, side, area, rng), rng) for _ in range(count)])
+            for side, count, area in zip(self.sides, self.counts, self.areas, strict=True)
+        ]
+
+    def collate(self, drawn: Sequence[list[Tensor]], pipeline: TextPipeline) -> Batch:
+        wholes, locals_ = zip(*drawn, strict=True)
+        return {"global": torch.stack(wholes), "local": torch.stack(locals_)}
+
+
+class Hidden(Field):
+    """hidden [B, M] int64: M = round(ratio * N) of the N patches of a square view, uniformly drawn, in order."""
+
+    def __init__(self, resolution: int, patch: int, *, ratio: float, start: float = 0.0) -> None:
+        self.patches, self.start = (resolution // patch) ** 2, start
+        self.count = max(1, round(ratio * self.patches))
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> np.ndarray:
+        return np.sort(rng.permutation(self.patches)[: self.count])
+
+    def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
+        return {"hidden": torch.from_numpy(np.stack(drawn))}
+
+
+def crop(image: Tensor, side: int, area: Range, rng: np.random.Generator) -> Tensor:
+    """A random part [3, side, side] of `image` [3, H, W]: that share of its area, 3:4 to 4:3 before it is squared."""
+    height, width = image.shape[-2:]
+    share, ratio = rng.uniform(*area), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w = int(min(width, max(1, round(np.sqrt(height * width * share * ratio)))))
+    h = int(min(height, max(1, round(np.sqrt(height * width * share / ratio)))))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    return transform.resized_crop(image, top, left, h, w, [side, side], antialias=True)
+
+
+def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Flip, colour jitter, grey and blur, each by chance; the same number of draws whatever happens."""
+    flip, jitter, grey, blur, *amounts, sigma = rng.random(9)
+    brightness, contrast, saturation, hue = (2 * amount - 1 for amount in amounts)
+    if flip < FLIP:
+        image = transform.horizontal_flip(image)
+    if jitter < JITTER:
+        image = transform.adjust_brightness(image, 1 + BRIGHTNESS * brightness)
+        image = transform.adjust_contrast(image, 1 + CONTRAST * contrast)
+        image = transform.adjust_saturation(image, 1 + SATURATION * saturation)
+        image = transform.adjust_hue(image, HUE * hue)
+    if grey < GREY:
+        image = transform.rgb_to_grayscale(image, num_output_channels=3)
+    if blur < BLUR:
+        # DINOv2 blurs 224 pixels with a kernel of 9 and a deviation of 0.1 to 2; the same share of another side.
+        scale = image.shape[-1] / 224
+        image = transform.gaussian_blur(image, [max(3, 2 * round(4 * scale) + 1)] * 2, [0.1 + 1.9 * sigma * scale] * 2)
+    return image

@@ -1,0 +1,89 @@
+"""A file in SugarCrepe's shape as a source: images, each with a caption and one that is not true of it."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from opensiglip.data.example import BrokenExample, Caption, Example, Source
+from opensiglip.data.sources.folder import check_file, read_image, scan
+from opensiglip.data.sources.metadata import checked_text, parse_file_name
+from opensiglip.errors import UserError
+
+LARGEST = 200_000_000  # bytes of the file
+
+
+class Pairs(Source):
+    """{"0": {"filename": ..., "caption": ..., "negative_caption": ...}, ...}, or a list of such; English.
+
+    (SugarCrepe, arXiv:2306.14610, data/*.json.) Images lie beside the file, or in a folder `images` beside it. It is a
+    test set: there is nothing to train on.
+    """
+
+    def __init__(self, spec: str, *, split: str = "test", languages: Sequence[str] | None = None) -> None:
+        """Read and check the file. Raises UserError where it is none of that shape, or its images are not there."""
+        path = Path(spec).expanduser().resolve()
+        if split == "train":
+            raise UserError(f"{spec} is a test set, so it has no split 'train'; judge on it with `opensiglip eval`.")
+        if languages is not None and not {"all", "en"} & set(languages):
+            raise UserError(f"{spec} has no texts in {', '.join(languages)}; its language is en.")
+        self.name, self.languages, self.skipped, self.kind = spec, ("en",), Counter(), path.stem
+        self.rows: list[tuple[Path, str, str]] = []
+        check_image = partial(check_file, cache(partial(scan, path.parent)))
+        for item in read_items(path):
+            try:
+                self.rows.append(parse(item, path.parent, check_image))
+            except BrokenExample as reason:
+                self.skipped[str(reason)] += 1
+        if not self.rows:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(3))
+            raise UserError(f"{spec} has no pair that can be used ({reasons or 'it is empty'}); mend the file.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, index: int, language: str | None = None) -> Example:
+        """Example `index`. Raises BrokenExample if its image can't be decoded."""
+        path, caption, negative = self.rows[index]
+        extras = {"negative_caption": negative, "label": self.kind}
+        return Example(read_image(path), (Caption(caption),), (), path.name, extras)
+
+    def texts(self) -> Iterator[str]:
+        return (caption for _, caption, _ in self.rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.name, "kind": "pairs", "images": len(self), "skipped": dict(self.skipped.most_common())}
+
+
+def read_items(path: Path) -> list[Any]:
+    """What the file lists. Raises UserError."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is over {LARGEST // 1_000_000} MB")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read ({error}); give a JSON file in SugarCrepe's shape.") from error
+    if isinstance(stored, dict):
+        stored = list(stored.values())
+    if not isinstance(stored, list):
+        raise UserError(f"{path} is neither an object nor a list; give a JSON file in SugarCrepe's shape.")
+    return stored
+
+
+def parse(item: Any, root: Path, check_image: Callable[[str], None]) -> tuple[Path, str, str]:
+    """Image, caption and negative. Raises BrokenExample."""
+    if not isinstance(item, dict):
+        raise BrokenExample("not an object")
+    texts = [item.get(name) for name in ("caption", "negative_caption")]
+    caption, negative = (checked_text(text) if isinstance(text, str) else "" for text in texts)
+    if not caption or not negative:
+        raise BrokenExample("no caption or no negative_caption")
+    name = parse_file_name(item.get("filename"))
+    try:
+        check_image(name)
+    except BrokenExample:
+        name = f"images/{name}"
+        check_image(name)
+    return root / name, caption, negative

@@ -1,0 +1,1 @@
+"""Models judged on held-out examples."""

@@ -1,0 +1,97 @@
+"""Log-likelihoods: how likely the decoder finds texts, given images.    (CapPa, Sec. 3)"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opensiglip.data.fields.captions import Ids, Target, pack
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.coca import Writer
+from opensiglip.models.pali import PaliDecoder
+
+ROWS = 64  # decoded at once
+ROW = 256  # tokens packed along a row
+LOGITS = 2**24  # held at once
+OTHERS = 8  # images that a blind score is averaged over
+
+
+def target(pipeline: TextPipeline, prefix: Ids, text: str) -> Target:
+    """A text as it is trained: its ids behind `prefix`, cut to the length, and its end."""
+    room = pipeline.policy.length - len(prefix) - 1
+    return Target(prefix, (*pipeline.ids(f" {text}")[: max(room, 0)], pipeline.policy.eos_id))
+
+
+@torch.no_grad()
+def likelihoods(
+    decoder: Writer | PaliDecoder,
+    memory: Tensor,
+    asked: Sequence[tuple[int, Target]],
+    pipeline: TextPipeline,
+    valid: Tensor | None = None,
+) -> list[float]:
+    """Sum over a text's tokens, its end included, of log p(y_i | y_<i, image), for each (image, text) asked.
+
+    memory [E, N, D], valid [E, N] bool where some are padding. Summed, not averaged; the prefix is not scored.
+    (big_vision models/proj/cappa predict_fns.py:53-97; recipes.md 2.8.) An image's texts are packed along rows, so that
+    it is read once a row; what PaLI's encoder read of one prompt counts as an image, with one text.
+    """
+    device = memory.device
+    rows: list[tuple[int, list[int]]] = []  # an image, and which of `asked` share its row
+    room = 0
+    for number in sorted(range(len(asked)), key=lambda number: asked[number][0]):
+        image, text = asked[number]
+        size = len(text.prefix) + len(text.target)
+        if not rows or rows[-1][0] != image or room < size:
+            rows.append((image, []))
+            room = ROW
+        rows[-1][1].append(number)
+        room -= size
+    scores = torch.zeros(len(asked), dtype=torch.float64, device=device)
+    for at in range(0, len(rows), ROWS):
+        here = rows[at : at + ROWS]
+        packed = pack(
+            [[asked[number][1] for number in numbers] for _, numbers in here],
+            length=pipeline.policy.length,
+            pad_id=pipeline.policy.pad_id,
+            mask_id=decoder.mask_id,
+        )
+        batch = {name: field.to(device) for name, field in packed.items()}
+        fields = [batch[name] for name in ("inputs", "positions", "segments", "full")]
+        scored = batch["scored"]
+        targets, segments = (batch[name].flatten()[scored] for name in ("targets", "segments"))
+        images = [image for image, _ in here]
+        seen = None if valid is None else valid[images]
+        hidden = decoder(*fields, memory[images], seen).flatten(0, 1)[scored]
+        blocks = (x.split(max(1, LOGITS // decoder.mask_id)) for x in (hidden, targets))
+        said = [
+            decoder.vocabulary(some).float().log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+            for some, wanted in zip(*blocks, strict=True)
+        ]
+        before = torch.tensor([0, *(len(numbers) for _, numbers in here)]).cumsum(0).to(device)
+        order = torch.tensor([number for _, numbers in here for number in numbers], device=device)
+        owners = order[before[scored // batch["inputs"].shape[1]] + segments]
+        scores.index_add_(0, owners, torch.cat(said).double())
+    return scores.tolist()
+
+
+def blind_likelihoods(
+    decoder: Writer,
+    memory: Tensor,
+    asked: Sequence[tuple[int, Target]],
+    pipeline: TextPipeline,
+    valid: Tensor | None = None,
+) -> list[float]:
+    """log p(y) without the image: the log of the mean of p(y | another image), over a few other images.
+
+    Ours. CapPa (Table 6) trains another decoder without images; this is what the decoder at hand expects of any image,
+    with no input that it was not trained to read.
+    """
+    count = len(memory)
+    shifts = sorted({round(count * (k + 1) / (OTHERS + 1)) for k in range(OTHERS)} - {0, count}) or [0]
+    seen = [
+        likelihoods(decoder, memory, [((image + shift) % count, text) for image, text in asked], pipeline, valid)
+        for shift in shifts
+    ]
+    return (torch.tensor(seen, dtype=torch.float64).logsumexp(0) - math.log(len(shifts))).tolist()

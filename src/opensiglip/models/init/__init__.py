@@ -1,1 +1,0 @@
-"""Weights of other makes, under our names: one file per format, each a pure function from theirs to ours."""

@@ -1,0 +1,67 @@
+"""Patch features as colours: which patches the image tower tells apart, and which it takes for alike."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from opensiglip.data.example import Source
+from opensiglip.evaluation.encoded import look
+from opensiglip.inference.subject import Subject
+from opensiglip.reports.drawing import SIDE, as_uri
+
+COUNT = 6
+EXTREMES = 0.01  # of all patches are brighter or darker than the colours go
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A held-out image, and its patches as each model sees them."""
+
+    name: str
+    image: str  # data URI
+    maps: dict[str, str]  # by the model's name: data URI
+
+
+def patch_maps(models: Mapping[str, Subject], source: Source) -> list[Patches]:
+    """The first examples of a source through several models, each with colours of its own."""
+    maps: dict[str, list[str]] = {}
+    for name, subject in models.items():
+        seen = look(subject, source, COUNT)
+        images = [example.image for example in seen.examples]
+        laid = [subject.map_of(image, tokens) for image, tokens in zip(images, seen.tokens, strict=True)]
+        maps[name] = [_png(colours) for colours in pca_colours(laid)]
+    return [
+        Patches(example.name, as_uri(example.image), {name: some[place] for name, some in maps.items()})
+        for place, example in enumerate(seen.examples)
+    ]
+
+
+def pca_colours(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Tokens of images where they stand [rows, columns, D] -> [rows, columns, 3] in 0..1: alike patches, alike colours.
+
+    Red, green and blue are the first three principal components of all tokens together, each stretched over its range.
+    A component's sign is arbitrary; its skewness is made positive, so that the result is always the same.
+    """
+    flat = torch.cat([tokens.detach().flatten(0, 1) for tokens in maps]).double()
+    flat = flat - flat.mean(0)
+    axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :3]  # [D, 3], largest variance first
+    scores = flat @ axes
+    scores = scores * torch.where(scores.pow(3).mean(0) < 0, -1.0, 1.0)
+    low, high = scores.quantile(EXTREMES, 0), scores.quantile(1 - EXTREMES, 0)
+    colours = ((scores - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
+    parts = colours.split([rows * columns for rows, columns, _ in (tokens.shape for tokens in maps)])
+    return [part.view(*tokens.shape[:2], 3) for part, tokens in zip(parts, maps, strict=True)]
+
+
+def _png(colours: Tensor) -> str:
+    """One patch, one square of colour: [rows, columns, 3] in 0..1 as a data URI."""
+    small = Image.fromarray((colours * 255).round().to(torch.uint8).cpu().numpy())
+    file = io.BytesIO()
+    times = SIDE // max(small.size)
+    small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

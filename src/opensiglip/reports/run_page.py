@@ -1,0 +1,184 @@
+"""RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from opensiglip.data.example import Source
+from opensiglip.data.scenes.source import Scenes
+from opensiglip.inference.subject import Subject
+from opensiglip.models.model import Model
+from opensiglip.models.sizes import SHAPES, Architecture
+from opensiglip.reports.curves import curve
+from opensiglip.reports.evaluation_page import style
+from opensiglip.reports.features import patch_maps
+from opensiglip.reports.pictures import pictures
+
+KEPT_APART = ("step", "loss")  # of a row: what is no signal
+PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in words, and its 95 % interval where it has one."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Held-out figures of one task: the model's in the first column, blind baselines in those after it."""
+
+    title: str
+    asked: str  # what was measured, in plain words
+    columns: tuple[str, ...]
+    rows: dict[str, list[Cell]]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve with its name; `change` is where it began and ended."""
+
+    name: str
+    svg: str
+    change: str = ""
+
+
+def write_report(
+    path: Path,
+    summary: dict[str, Any],
+    rows: list[dict[str, Any]],
+    subject: Subject,
+    architecture: Architecture,
+    held_out: Source | None,
+    stages: Mapping[str, Model],
+) -> None:
+    """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
+
+    `stages` are the model as it was when a later part of the recipe began.
+    """
+    judged = summary.get("held_out", {})
+    shown, patches = [], []
+    if held_out is not None:
+        shown = pictures(subject, held_out, judged["examples"])
+        before = {name: replace(subject, vision=stage.vision) for name, stage in stages.items()}
+        patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
+    # Captions and phrases are other people's words, so everything is escaped but the curves.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("run_page.html").read_text(encoding="utf-8"))
+    page = template.render(
+        summary=summary,
+        recipe=summary["recipe"].rpartition(":")[2],
+        size=size(architecture),
+        frame=str(subject.frame),
+        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
+        losses=loss_charts(rows, summary["losses"]),
+        over_time=judged_charts(rows),
+        pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
+        signals=signal_charts(rows),
+        pictures=shown,
+        patches=patches,
+        scenes=isinstance(held_out, Scenes),
+        style=style(),
+    )
+    path.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
+
+
+def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Chart]:
+    """A curve for each term, and for their sum where there are several."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss/"))
+    total = ["loss"] if len(names) > 1 else []
+    charts = []
+    for name in [*names, *total]:
+        ends = losses.get(name, {"first": None, "last": None})
+        known = ends["first"] is not None and ends["last"] is not None
+        change = f"{ends['first']:.3f} → {ends['last']:.3f}" if known else ""
+        words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
+        charts.append(Chart(words, curve(rows, name), change))
+    return charts
+
+
+def judged_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each held-out figure that was taken while training."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    return [
+        Chart(name.removeprefix("eval/").replace("/", ": ").replace("_", " "), curve(rows, name, measured=False))
+        for name in names
+    ]
+
+
+def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A curve for each number of metrics.jsonl that is neither a loss nor the pace: signs of health."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
+        for name in names
+        if not name.startswith(("loss/", "eval/")) and name not in (*KEPT_APART, *PACE)
+    ]
+
+
+def grounding_table(measures: dict[str, Any]) -> Table:
+    """Boxes for phrases, beside two ways to answer without looking."""
+    columns = {"": "this model", "_constant_box": "the best constant box", "_shuffled_images": "another image"}
+    named = {"accuracy": ("boxes found (IoU ≥ 0.5)", percent), "mean_iou": ("mean IoU", three_places)}
+    floors = [measures[f"accuracy{suffix}_ci95"][1] for suffix in columns if suffix]
+    return Table(
+        "Finding what a phrase names",
+        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Beside it, "
+        "two blind answers: always the same box, the best there is; and the model's own when shown another image.",
+        tuple(columns.values()),
+        {words: [cell(measures, name + suffix, write) for suffix in columns] for name, (words, write) in named.items()},
+        "The model finds more boxes than either blind answer: its interval lies above both."
+        if measures["accuracy_ci95"][0] > max(floors)
+        else "The model's interval does not lie above both: these figures do not show that it looks at the image.",
+    )
+
+
+def retrieval_table(measures: dict[str, Any]) -> Table:
+    """R@1 both ways, beside chance."""
+    named = {"image_to_text_r1": "image → caption, R@1", "text_to_image_r1": "caption → image, R@1"}
+    chance = measures["chance_r1"]
+    return Table(
+        "Matching images and captions",
+        f"{measures['images']} images, {measures['captions']} captions: how often the nearest is the right one.",
+        ("this model", "chance"),
+        {words: [cell(measures, name, percent), Cell(percent(chance))] for name, words in named.items()},
+        "The model matches better than chance: its intervals lie above it."
+        if min(measures[f"{name}_ci95"][0] for name in named) > chance
+        else "The model's intervals do not both lie above chance: these figures do not show that it learned to match.",
+    )
+
+
+TABLES = {"grounding": grounding_table, "retrieval": retrieval_table}
+
+
+def cell(measures: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
+    low, high = map(write, measures[f"{name}_ci95"])
+    return Cell(write(measures[name]), f"{low.removesuffix(' %')} – {high}")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def three_places(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def size(architecture: Architecture) -> str:
+    """The image tower's size by name, or what it is made of."""
+    if architecture.encoder is not None:
+        return architecture.encoder
+    named = [name for name, shape in SHAPES.items() if shape == architecture.vision]
+    if named == ["tiny"]:
+        return "tiny"
+    shape = named[0] if named else f"{architecture.vision.width} wide, {architecture.vision.depth} deep, "
+    return f"{shape}/{architecture.patch}"

@@ -1,0 +1,98 @@
+"""Going on from another run: its weights, optimizer and schedule, with images of another size, other patches or NaFlex.
+
+SigLIP 2 resumes at 95 % of training for each higher resolution, with all losses (Sec. 2.4.1), and at 90 % for NaFlex
+(Sec. 2.4.2): a low learning rate after the end "did not lead to good results across all sizes".
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opensiglip.checkpoints.unfinished import complete
+from opensiglip.errors import UserError
+from opensiglip.models.resize import resize_tensor
+from opensiglip.training.config import run_of
+from opensiglip.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint of another run."""
+
+    run: Path
+    checkpoint: Path
+    progress: float  # share of the training that it has behind it
+
+
+def origin(name: str, share: float) -> Origin:
+    """Of a run's folder its checkpoint at `share` of training; of RUN/checkpoints/step-N that one. Raises UserError."""
+    path, run = Path(name), run_of(name)
+    if path != run:
+        return Origin(run, path, _state(path)[1])
+    found = {place: _state(place) for place in complete(run / "checkpoints")}
+    for place, (step, progress) in found.items():
+        if 0 <= share - progress + 1e-9 < progress / step:  # the last step within the share
+            return Origin(run, place, progress)
+    there = ", ".join(f"{progress:.1%}" for _, progress in found.values()) or "nowhere"
+    raise UserError(
+        f"--continue-from {name} is at {share:.0%} of training, and that run has checkpoints at {there}: train it with "
+        f"--keep {share:g}, or name one of its checkpoints."
+    )
+
+
+def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Give the learner the checkpoint's weights and the optimizer its state; return the names of what was resized.
+
+    What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Positions are resized bilinearly,
+    patch kernels by FlexiViT's pseudo-inverse, and these tensors' optimizer state starts fresh: the papers do not say,
+    so this is ours. Raises UserError naming a tensor that is missing or fits by no rule.
+    """
+    try:
+        old = load_file(origin.checkpoint / "learner.safetensors")
+        moments = load_file(origin.checkpoint / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint {origin.checkpoint} can't be read ({error}); name another one.") from error
+    wanted = learner.state_dict()
+    missing = next((name for name in wanted if name not in old), None)
+    if missing is not None:
+        raise UserError(
+            f"--continue-from {origin.run} has no {missing}: the recipe must have the networks and objectives of that "
+            "run, or fewer."
+        )
+    learner.load_state_dict({name: fitted(name, old[name], like) for name, like in wanted.items()})
+    for name, parameter in learner.named_parameters():
+        own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+        if own and own["exp_avg"].numel() == parameter.numel():
+            optimizer.state[parameter] = {
+                key: value if key == "step" else fitted(name, value, parameter).to(parameter.device)
+                for key, value in own.items()
+            }
+    return [name for name, like in wanted.items() if old[name].numel() != like.numel()]
+
+
+def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of a checkpoint in the shape of `like`. Raises UserError where there is no rule."""
+    found = resize_tensor(name, tensor, like)
+    if found.shape != like.shape:
+        raise UserError(
+            f"--continue-from: {name} is {list(tensor.shape)} there and {list(like.shape)} here, so no rule fits; "
+            "give the same size, length and decoder."
+        )
+    return found
+
+
+def _state(checkpoint: Path) -> tuple[int, float]:
+    """Steps taken, and the share of training they are."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        step, progress = int(state["step"]), float(state["progress"])
+        if step < 1 or not 0 < progress <= 1:
+            raise ValueError(f"step {step}, progress {progress}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {checkpoint} does not say how far it is ({error}); name another one.") from error
+    return step, progress

@@ -1,0 +1,49 @@
+"""Judging a run on held-out examples: while it trains, and at its end."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from opensiglip.data.example import Source
+from opensiglip.evaluation.benchmark import Context
+from opensiglip.evaluation.encoded import look
+from opensiglip.evaluation.run import judge
+from opensiglip.inference.subject import Subject
+
+TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What to judge on: the first `count` examples of a held-out source, and the training data for blind baselines."""
+
+    source: Source
+    count: int
+    training: Source
+
+    def of(self, subject: Subject) -> dict[str, Any]:
+        """Source, split, number of examples, seconds; and the figures of each task that the model can do."""
+        began = time.perf_counter()
+        judged = look(subject, self.source, self.count)
+        found, _ = judge(subject, judged, TASKS, Context(self.training, trust=True))
+        return {
+            "source": self.source.name,
+            "split": "val",
+            "examples": len(judged.examples),
+            **{name: findings.figures for name, findings in found.items()},
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+
+    def row(self, subject: Subject, model: nn.Module) -> dict[str, float]:
+        """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The model goes on in training mode."""
+        model.eval()
+        judged = self.of(subject)
+        model.train()
+        return {
+            f"eval/{task}/{name}": value
+            for task in TASKS
+            for name, value in judged.get(task, {}).items()
+            if f"{name}_ci95" in judged[task]
+        }

@@ -1,0 +1,194 @@
+"""The loop: next batch, gradient, guard, step, log, save. It never changes when a paper is added."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from opensiglip.data.loader import Judge, Plan, loader, to_device
+from opensiglip.distributed import average, sum_counters
+from opensiglip.errors import UserError
+from opensiglip.objectives.base import Notes
+from opensiglip.optim import rate
+from opensiglip.training import checkpoint
+from opensiglip.training.accumulate import accumulate
+from opensiglip.training.health import Watch, signals
+from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.log import Log, finite
+from opensiglip.training.memory import return_freed_memory
+from opensiglip.types import Batch
+
+PATIENCE = 5  # non-finite steps in a row that end a run
+
+
+class Diverged(UserError):
+    """The loss or its gradient stayed non-finite."""
+
+
+class Stage(nn.Module):
+    """The learner as one stage of a run wraps it: Accelerate hands a module that it has prepared back as it is."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.learner(*inputs, **named)
+
+
+@dataclass
+class Loop:
+    """One run's training, from wherever it stands to its last step."""
+
+    accelerator: Accelerator
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    folder: Path
+    steps: int  # of the schedule
+    lr: float
+    warmup: int
+    clip_norm: float
+    workers: int
+    save_every: int
+    log_every: int
+    eval_every: int = 0
+    evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
+    keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
+    compile: bool = False
+    step: int = 0  # steps taken
+    skipped_steps: int = 0
+    judge: Judge = field(default_factory=Judge)
+
+    @property
+    def last(self) -> int:
+        """Steps of the whole run: the schedule's, those from `plan.begin` on stretched."""
+        return self.plan.begin + round((self.steps - self.plan.begin) * self.plan.stretch)
+
+    def progress(self, step: int) -> float:
+        """The share of training that lies before a step."""
+        return self.plan.place(step) / self.steps
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint. Raises UserError where there is none."""
+        newest = checkpoint.latest(self.folder / "checkpoints")
+        if newest is None:
+            raise UserError(f"{self.folder} has no checkpoint to --resume from yet; delete it, or name another --out.")
+        state = checkpoint.load(newest, self.learner, self.optimizer)
+        self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
+        if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
+            self.judge.read, self.judge.skipped = int(state["read"]), Counter(state["skipped_examples"])
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step. Returns the rate and what was skipped."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        log = Log(
+            accelerator,
+            self.folder / "metrics.jsonl",
+            self.step,
+            self.last,
+            self.log_every,
+        )
+        if self.compile:
+            self.learner.compile()
+        batches = loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda")
+        watch, failures, started = Watch(), 0, time.perf_counter()
+        # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
+        begun = self.learner.enter(self.progress(self.step - 1)) if self.step else set()
+        wrapped: nn.Module | None = None
+        for batch in batches:
+            images = self.plan.turn(self.step).images
+            self.judge.count(images // self.plan.ranks, batch.skipped)
+            progress = self.progress(self.step)
+            new = self.learner.enter(progress) - begun
+            if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
+                if new and self.step and accelerator.is_main_process:
+                    checkpoint.save_stage(self.folder / "stages", self.step, self.learner.model)
+                self.learner.begin(new)
+                begun |= new
+                wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
+                wrapped = self._wrap()
+            parts = [to_device(part, device) for part in batch.parts]
+            lr = self.lr * rate(self.plan.place(self.step), self.steps, self.warmup)
+            losses, notes, norm = self._gradient(wrapped, parts)
+            if all(math.isfinite(value) for value in (*losses.values(), norm)):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr * group["factor"]
+                self.optimizer.step()
+                self.learner.after_step(notes, progress)
+                failures = 0
+            else:
+                failures, self.skipped_steps = failures + 1, self.skipped_steps + 1
+            self.optimizer.zero_grad(set_to_none=True)
+            values = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
+            said = signals(self.learner, notes)
+            log.step(self.step, values | said | {"lr": lr, "grad_norm": finite(norm)}, images)
+            if failures == PATIENCE:
+                bad = [name for name, value in values.items() if value is None] or ["the gradient"]
+                raise Diverged(
+                    f"{' and '.join(bad)} not finite for {PATIENCE} steps in a row at step {self.step}: "
+                    "lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
+                )
+            healthy = watch.see(self.step, self.learner, said)
+            self.step += 1
+            if self.eval_every and self.step % self.eval_every == 0 and self.step < self.last:  # the end has its own
+                before = time.perf_counter()
+                if self.evaluate is not None:
+                    log.write(self.step - 1, self.evaluate())
+                accelerator.wait_for_everyone()
+                log.pause(time.perf_counter() - before)
+            due = self.step % self.save_every == 0 or self.step in self.keep
+            if (due and healthy) or self.step == self.last:
+                before = time.perf_counter()
+                self.save()
+                if device.type == "cpu":
+                    return_freed_memory()
+                log.pause(time.perf_counter() - before)
+        log.close()
+        return {
+            "steps": self.step,
+            "images_seen": self.plan.turn(self.step).first,
+            "training_seconds": round(time.perf_counter() - started, 1),
+            "images_per_second": round(log.rate(), 1),
+            "skipped_steps": self.skipped_steps,
+            "skipped_examples": dict(sum_counters(self.judge.read, self.judge.skipped)[1].most_common()),
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint, from the main process; called on all."""
+        read, skipped = sum_counters(self.judge.read, self.judge.skipped)
+        if self.accelerator.is_main_process:
+            state = {
+                "progress": self.progress(self.step),
+                "skipped_steps": self.skipped_steps,
+                "read": read,
+                "skipped_examples": dict(skipped),
+            }
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder, self.step, self.learner, self.optimizer, state, self.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _wrap(self) -> nn.Module:
+        """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
+        self.accelerator.free_memory()
+        ready: nn.Module = self.accelerator.prepare_model(Stage(self.learner))
+        return ready.train()
+
+    def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float]:
+        """Leave the clipped gradient of the global batch; return losses, notes and its norm, equal on all ranks."""
+        live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
+        backward, no_sync = self.accelerator.backward, self.accelerator.no_sync
+        losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+        # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
+        means = average({f"loss {name}": loss for name, loss in losses.items()} | notes)
+        numbers = torch.stack([means.pop(f"loss {name}") for name in losses]).tolist()
+        return dict(zip(losses, numbers, strict=True)), means, float(norm)

@@ -1,0 +1,41 @@
+"""The start-up lines of a run: what a wrong run would show at a glance."""
+
+import torch
+
+from opensiglip.recipes import Recipe
+from opensiglip.training.finish import count_parameters
+from opensiglip.training.loop import Loop
+
+
+def opening(loop: Loop, recipe: Recipe, why: str) -> str:
+    """Device, precision, data, text, batch, parameters and steps, a line each."""
+    accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
+    facts = [source.describe() for source in plan.sources]
+    images = sum(len(source) for source in plan.sources)
+    texts = sum(sum((fact.get("captions") or {}).values()) for fact in facts)
+    regions = sum(int(fact.get("regions") or 0) for fact in facts)
+    drawn = max((int(fact.get("objects") or 0) for fact in facts), default=0)  # scenes are composed, not counted
+    parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
+    negatives = ""
+    if model.text is not None:
+        bias = float(model.logit_bias.detach())
+        negatives = f", {plan.batch_size - 1} negatives for each image, logit_bias {bias:.2f}"
+    lines = [
+        f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
+        f"{loop.workers} data worker(s)",
+        f"precision   {accelerator.mixed_precision} ({why}); losses in float32",
+        f"data        {', '.join(source.name for source in plan.sources)}: {images} images, {texts} texts"
+        + (f", {regions} regions" if regions else "")
+        + (f", 1 to {drawn} regions in each scene" if drawn else "")
+        + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
+        f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
+        + (" ".join(recipe.tasks) or "none"),
+        f"images      {recipe.frame}",
+        f"batch       {plan.batch_size} images a step{negatives}",
+        f"parameters  {parameters}",
+        f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.turn(loop.last).first} images",
+    ]
+    skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
+    if skipped:
+        lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
+    return "\n".join(lines)

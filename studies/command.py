@@ -1,0 +1,74 @@
+"""`opensiglip study`: its flags."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from transformers.utils import logging
+
+from opensiglip.errors import UserError
+from opensiglip.evaluation.compare import RESULTS
+from opensiglip.user_file import load
+from studies import page
+from studies.answer import columns, costs, table
+from studies.devices import places
+from studies.engine import JUDGED, carry_out
+from studies.studies import STUDIES
+from studies.study import Study
+
+
+def find(name: str) -> Study:
+    """The study of that name, or FILE.py:NAME of the user's own. Raises UserError."""
+    if name in STUDIES:
+        return STUDIES[name]
+    file, _, own = name.rpartition(":")
+    if file.endswith(".py"):
+        study = load("study", file, own)
+        if not isinstance(study, Study):
+            raise UserError(f"{file} has no study {own!r}; name a `Study` that it makes.")
+        return study
+    raise UserError(f"no such study: {name!r}; studies are {', '.join(STUDIES)}, or FILE.py:NAME.")
+
+
+def study(
+    name: Annotated[str, tyro.conf.Positional],
+    *,
+    out: Path,
+    data: str | None = None,
+    seeds: int = 1,
+    budget: str = "cpu-hour",
+) -> None:
+    """A question put to several recipes at equal data, steps, size and seeds, and answered on one page.
+
+    It may be stopped at any moment: the same command goes on, and with more --seeds adds them.
+
+    Args:
+        name: objectives, localization, tasks, encoders, or FILE.py:NAME for one of your own.
+        out: folder for the runs, study.html, study.json and study.png.
+        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
+        seeds: how many times all runs are repeated, from seed 0 on.
+        budget: cpu-hour or gpu-10min: all runs at one seed within an hour on two CPU cores, or ten minutes on a GPU.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    chosen = find(name)
+    try:
+        jobs = carry_out(chosen, out, data=data, seeds=seeds, budget=budget, places=places())
+    except KeyboardInterrupt:
+        raise UserError("stopped; the same command goes on.") from None
+    found = columns(chosen, jobs)
+    examples = json.loads((jobs[0].folder / JUDGED / RESULTS).read_text(encoding="utf-8"))["examples"]
+    words = ["opensiglip", "study", name, "--out", str(out), "--data", jobs[0].data]
+    facts = {
+        "data": jobs[0].data,
+        "budget": budget,
+        "seeds": seeds,
+        "examples": examples,
+        "command": shlex.join([*words, "--seeds", str(seeds), "--budget", budget]),
+        "runs": costs(jobs),
+    }
+    page.write(out, chosen, found, facts)
+    print(f"\n{table(found, [run.name for run in chosen.runs])}")
+    print(f"\npage        {out / 'study.html'}\nfigures     {out / 'study.json'}\nplot        {out / 'study.png'}")

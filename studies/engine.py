@@ -1,0 +1,87 @@
+"""A study carried out: every run at every seed, each trained, then judged; what is done already is left as it is."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opensiglip.errors import UserError
+from opensiglip.evaluation.run import evaluate
+from opensiglip.training.checkpoint import latest, write_json
+from opensiglip.training.run import train
+from studies.devices import spread
+from studies.study import Budget, Run, Study
+
+DECLARED, JUDGED = "declared.json", "judged"
+SAVE_EVERY = 250  # steps: what a kill costs at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run at one seed: what is trained and judged in a folder of its own."""
+
+    run: Run
+    seed: int
+    folder: Path
+    data: str
+    budget: Budget
+    tasks: tuple[str, ...]
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / JUDGED).is_dir()
+
+
+def carry_out(
+    study: Study, out: Path, *, data: str | None, seeds: int, budget: str, places: Sequence[str] = ()
+) -> list[Job]:
+    """All jobs of a study, done, spread over `places` (devices.py).
+
+    Raises UserError where `out` holds another study, and on what a run can't take.
+    """
+    if budget not in study.budgets:
+        raise UserError(f"--budget {budget!r}: study {study.name} has {', '.join(study.budgets)}.")
+    if seeds < 1:
+        raise UserError("--seeds is at least 1.")
+    data = data or study.data
+    claim(out, {"study": study.name, "data": data, "budget": budget})
+    jobs = [
+        Job(run, seed, out / f"seed-{seed}" / run.name, data, study.budgets[budget], tuple(study.tasks))
+        for seed in range(seeds)
+        for run in study.runs
+    ]
+    left = [job for job in jobs if not job.done]
+    print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
+    for number, job in enumerate(spread(carry_out_one, left, places), len(jobs) - len(left) + 1):
+        print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
+    return jobs
+
+
+def claim(out: Path, declared: dict[str, str]) -> None:
+    """Make the folder of a study, or go on in it. Raises UserError where it is another's."""
+    path = out / DECLARED
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else declared
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out} can't be used ({error}); name another folder.") from error
+    if before != declared:
+        raise UserError(f"--out {out} holds another study ({before}, now {declared}); name another folder.")
+    write_json(path, declared)
+
+
+def carry_out_one(job: Job) -> Job:
+    """Train, or go on training, and judge."""
+    folder = job.folder
+    if not (folder / "summary.json").is_file():
+        resume = latest(folder / "checkpoints") is not None and (folder / "config.json").is_file()
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)
+        train(job.run.recipe, data=[job.data], out=folder, seed=job.seed, resume=resume, **flags)
+    part = folder / f"{JUDGED}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    evaluate(str(folder), job.data, job.tasks, part, seed=job.seed, trust=True, **job.budget.judge)
+    part.rename(folder / JUDGED)
+    return job

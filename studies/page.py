@@ -1,0 +1,73 @@
+"""A study's page, which needs nothing else: its question, the answer in words, table and plot, and how to repeat it."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure as Drawing
+
+from opensiglip.errors import UserError
+from opensiglip.reports.curves import INK, LINE, svg
+from opensiglip.reports.evaluation_page import style
+from studies.answer import Column, said
+from studies.study import Study
+
+
+def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any]) -> None:
+    """study.html, study.json and study.png in `out`. `facts`: data, budget, seeds, command, costs of the runs."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    runs = [run.name for run in study.runs]
+    drawing = plot(found, runs)
+    text = template.render(
+        study=study,
+        found=found,
+        runs=runs,
+        facts=facts,
+        said=said,
+        style=style(),
+        plot=svg(drawing, ""),
+    )
+    figures = {
+        column.figure.title: {
+            name: {"mean": interval.value, "ci95": interval[1:], "by_seed": column.by_seed[name]}
+            for name, interval in column.means.items()
+        }
+        | {"differences": {f"{b} - {a}": list(interval) for a, b, interval in column.steps}}
+        for column in found
+    }
+    stored = {"study": study.name, "question": study.question, **facts, "figures": figures}
+    try:
+        (out / "study.html").write_text(text, encoding="utf-8")
+        (out / "study.json").write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        drawing.savefig(out / "study.png", dpi=120, facecolor="white")
+    except OSError as error:
+        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+
+
+def plot(found: Sequence[Column], runs: Sequence[str]) -> Drawing:
+    """A panel for each figure: every run's mean and interval, and faintly its seeds."""
+    drawing = Drawing(
+        figsize=(3.6 * max(1, len(found)), 0.7 + 0.34 * len(runs)), layout="constrained", facecolor="none"
+    )
+    panels = drawing.subplots(1, max(1, len(found)), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, found, strict=False):
+        for place, name in enumerate(runs):
+            if name not in column.means:
+                continue
+            value, low, high = column.means[name]
+            seeds = column.by_seed[name]
+            axes.plot(seeds, [place] * len(seeds), "o", color=INK, alpha=0.3, markersize=4, markeredgewidth=0)
+            axes.plot([low, high], [place, place], color=LINE, linewidth=1.5)
+            axes.plot([value], [place], "o", color=LINE, markersize=6)
+        axes.set_facecolor("none")
+        axes.set_title(column.figure.title, fontsize=9, color=INK)
+        axes.set_yticks(range(len(runs)), runs)
+        axes.set_ylim(len(runs) - 0.5, -0.5)
+        axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.5)
+        axes.tick_params(colors=INK, labelsize=8, length=0)
+        axes.spines[:].set_visible(False)
+    return drawing

@@ -1,0 +1,136 @@
+"""The studies that come with OpenSigLIP, by name."""
+
+from typing import Any
+
+from opensiglip.evaluation.benchmark import Probe
+from studies.study import Budget, Figure, Run, Study
+
+EASY = "scenes:drawings=24,objects={},languages=en"
+# Of every run: images so small that sixteen patches cover them, and no room for longer texts than the scenes have.
+SMALL: dict[str, Any] = {"size": "tiny", "resolution": 32, "length": 24, "batch_size": 32, "lr": 0.001}
+LARGER: dict[str, Any] = SMALL | {"resolution": 64, "batch_size": 256}
+AUTO = {"logit_bias": "auto"}  # what a batch of 32 needs in place of -10
+
+
+def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), probe: int = 800) -> dict[str, Budget]:
+    """The two presets: steps of each run, and what a decoder probe learns in so many steps of its own.
+
+    From few examples: from many it learns to see for itself, and reads an untrained encoder nearly as well.
+    """
+    judge = {"count": 500, "train_count": 1000, "probe": Probe(probe, tasks)}
+    return {
+        "cpu-hour": Budget(SMALL | {"steps": steps}, judge),
+        "gpu-10min": Budget(LARGER | {"steps": gpu_steps}, judge),
+    }
+
+
+OBJECTIVES = Study(
+    name="objectives",
+    question="Contrastive, captioning or both: which objective names things, and which describes them?",
+    about=(
+        "SigLIP compares, Cap writes captions, CoCa does both with one text decoder. Zero-shot accuracy is by "
+        "similarity of image and name where a comparison was trained, and by the likelihood of the name as a "
+        "caption where captions were. The last column reads each encoder, frozen, by a fresh decoder that learns "
+        "captions and boxes, so that SigLIP too has a figure for captions, and an encoder after one step, "
+        "`untrained`, to compare with."
+    ),
+    data=EASY.format(1),
+    runs=(
+        Run("untrained", "cap", {"steps": 1}),
+        Run("contrastive", "siglip", AUTO),
+        Run("captioning", "cap"),
+        Run("both", "coca", {"queries": 16}),
+    ),
+    figures=(
+        Figure("zeroshot", "accuracy", "zero-shot, similarity", ("contrastive", "both"), "CoCa (Table 8)"),
+        Figure("zeroshot", "accuracy_likelihood", "zero-shot, likelihood"),
+        Figure("captioning", "cider_greedy", "captions, CIDEr"),
+        Figure(
+            "decoder_probe",
+            "captioning_cider_greedy",
+            "a fresh decoder's captions, CIDEr",
+            ("contrastive", "captioning", "both"),
+            "CoCa (Table 8, VQA)",
+        ),
+    ),
+    budgets=budgets(3000, 1500, ("cap", "aref"), probe=600),
+)
+
+LOCALIZATION = Study(
+    name="localization",
+    question="Which objective leaves an encoder that knows where things are?",
+    about=(
+        "Each recipe trains its encoder; then all else is thrown away, the encoder is frozen, and a fresh decoder "
+        "of six layers learns to answer a phrase with its box: the protocol of SigLIP 2's Table 5. The figures are "
+        "the share of phrases found at IoU 0.5, and the mean IoU. `untrained` is an encoder after one step: what "
+        "such a decoder reads off any encoder that tells its patches apart."
+    ),
+    data=EASY.format(2),
+    runs=(
+        Run("untrained", "cap", {"steps": 1}),
+        Run("cap", "cap"),
+        Run("cappa", "cappa"),
+        Run("siglip", "siglip", AUTO),
+        Run("siglip2", "siglip2", AUTO),
+        Run("locca", "locca"),
+    ),
+    figures=(
+        Figure(
+            "decoder_probe",
+            "grounding_accuracy",
+            "phrases found",
+            ("cap", "cappa", "siglip", "siglip2", "locca"),
+            "SigLIP 2 (Table 5)",
+        ),
+        Figure("decoder_probe", "grounding_mean_iou", "mean IoU"),
+    ),
+    budgets=budgets(2400, 1000),
+)
+
+FIVE = ("caption", "aref", "gcap", "answer", "count")
+TASKS = Study(
+    name="tasks",
+    question="One decoder on five tasks, or five decoders of one task each?",
+    about=(
+        "Six runs of the recipe `tasks`, that is PaLI's text interface on CapPa's decoder. The first is asked all "
+        "five tasks of every image, each of the others one; so all see as many images and, of its tasks, as many "
+        "questions."
+    ),
+    data=EASY.format(2),
+    runs=(
+        Run("all", "tasks", {"tasks": ",".join(FIVE), "texts": len(FIVE)}),
+        *(Run(f"only-{task}", "tasks", {"tasks": task, "texts": 1}) for task in FIVE),
+    ),
+    figures=(
+        Figure("answers", "caption_cider", "caption, CIDEr", ("only-caption", "all")),
+        Figure("answers", "aref_accuracy", "aref, found", ("only-aref", "all")),
+        Figure("answers", "gcap_exact_match", "gcap, exact", ("only-gcap", "all")),
+        Figure("answers", "answer_exact_match", "answer, exact", ("only-answer", "all")),
+        Figure("answers", "count_exact_match", "count, exact", ("only-count", "all")),
+    ),
+    budgets=budgets(3000, 1000),
+)
+
+ENCODERS = Study(
+    name="encoders",
+    question="How much does a better encoder save?",
+    about=(
+        "The same small decoder learns to read six frozen encoders: three objectives, each at size tiny and with a "
+        "sixth of its weights. Where a small encoder of one objective is read as well as a large one of another, "
+        "the objective has saved the difference: PaLI-3's argument for SigLIP's encoder in the place of a larger "
+        "one."
+    ),
+    data=EASY.format(2),
+    runs=tuple(
+        Run(f"{recipe}-{kind}", recipe, flags | size)
+        for kind, size in (("small", {"size": "64x4x256x2/8"}), ("tiny", {"size": "tiny"}))
+        for recipe, flags in (("cap", {}), ("siglip", AUTO), ("locca", {}))
+    ),
+    figures=(
+        Figure("decoder_probe", "captioning_cider_greedy", "captions, CIDEr"),
+        Figure("decoder_probe", "grounding_accuracy", "phrases found"),
+    ),
+    budgets=budgets(2000, 800, ("cap", "aref")),
+)
+
+STUDIES = {study.name: study for study in (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS)}
