@@ -37,12 +37,38 @@ class TextPolicy:
     eos_id: int = 1
     mask: str = "none"
     vocabulary: int = 0
+    start_id: int | None = None  # of a tower that reads a start token first, as CLIP's does
+
+
+class OpenClipTokenizer:
+    """What `TextPipeline` calls of a tokenizer, of one of open_clip's: its cleaning is part of `encode`."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return int(self.tokenizer.vocab_size) if inner is None else len(inner)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a text alone."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is None:
+            return list(self.tokenizer.encode(text))
+        return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids."""
+        inner = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        return str(inner.decode(list(ids)))
 
 
 class TextPipeline:
     """Text to ids and back, the one way this checkpoint knows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: TextPolicy) -> None:
+    def __init__(self, tokenizer: Any, policy: TextPolicy) -> None:
         if policy.mask != "none":
             raise UserError(f"text policy mask={policy.mask!r} is not supported; SigLIP's towers take 'none'.")
         self.tokenizer, self.policy = tokenizer, policy
@@ -69,7 +95,8 @@ class TextPipeline:
     def fixed(self, text: str) -> np.ndarray:
         """ids [length] int64 for the text tower: truncated, eos always kept ("sticky"), padded."""
         policy = self.policy
-        ids = [*self.ids(text)[: policy.length - 1], policy.eos_id]
+        start = [] if policy.start_id is None else [policy.start_id]
+        ids = [*start, *self.ids(text)[: policy.length - 1 - len(start)], policy.eos_id]
         return np.array(ids + [policy.pad_id] * (policy.length - len(ids)), dtype=np.int64)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -172,6 +199,39 @@ class TextPipeline:
             split_special_tokens=True,
         )
         return cls(fast, TextPolicy(length))
+
+    @classmethod
+    def of_clip(cls, folder: str | Path, length: int, name: str) -> "TextPipeline":
+        """The tokenizer of a transformers CLIP: its own start and end around each text, its case kept.
+
+        Raises UserError where it can't be read or puts no one token behind a text.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            bare = tokenizer.encode("a", add_special_tokens=False)
+            whole = tokenizer.encode("a")
+        except Exception as error:  # the library raises a dozen types for one cause
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"the tokenizer of {name} can't be read ({reason}); fetch it again.") from error
+        start, end = whole[: len(whole) - len(bare) - 1], whole[-1]
+        if whole != [*start, *bare, end] or len(start) > 1:
+            raise UserError(f"the tokenizer of {name} makes of 'a' the ids {whole}; a CLIP's has a start and an end.")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        return cls(tokenizer, TextPolicy(length, False, pad, end, start_id=start[0] if start else None))
+
+    @classmethod
+    def of_open_clip(cls, tokenizer: Any, name: str) -> "TextPipeline":
+        """A tokenizer of open_clip's library. Raises UserError where its rows are not text, end and padding."""
+        wrapped = OpenClipTokenizer(tokenizer)
+        length = int(tokenizer.context_length)
+        row, bare = tokenizer(["a"])[0].tolist(), wrapped.encode("a")
+        at = next((at for at in range(2) if row[at : at + len(bare)] == bare), 0)
+        start = row[0] if at else None
+        made = cls(wrapped, TextPolicy(length, False, row[-1], row[at + len(bare)], start_id=start))
+        for probe in ("a", "", "two Dogs, on the grass!", "a word and one more " * length):
+            if made.fixed(probe).tolist() != tokenizer([probe])[0].tolist():
+                raise UserError(f"the tokenizer of {name} makes rows that are not start, text, end and padding.")
+        return made
 
     def _encode(self, text: str) -> tuple[int, ...]:
         cleaned = ONE_SPACE.normalize_str(LOWER.normalize_str(text) if self.policy.lower else text)

@@ -26,11 +26,14 @@ RENAMES = (
 
 def read(folder: Path, name: str) -> Checkpoint:
     """The checkpoint of a timm folder: our tower where the network is the same, else timm's own, by `encoder`."""
-    encoder = timm_tower.load(str(folder), f"{name}").timm_model
+    tower = timm_tower.load(str(folder), name)
+    encoder = tower.timm_model
     networks = architecture(encoder, name)
     if networks is not None:
         return Checkpoint(name, "timm, a SigLIP ViT", to_ours(encoder.state_dict()), networks)
-    side = int((encoder.pretrained_cfg.get("input_size") or (3, 224, 224))[-1])
+    given = (tower.config.model_args or {}).get("img_size")
+    side = given or (encoder.pretrained_cfg.get("input_size") or (3, 224, 224))[-1]
+    side = int(side if isinstance(side, int) else side[0])
     cut = getattr(encoder, "patch_embed", getattr(encoder, "embeds", None))  # a NaFlexViT's
     patch = getattr(cut, "patch_size", (16, 16))[0]
     plain = Architecture(side, int(patch), 64, Shape(int(encoder.num_features), 0, 0, 1), encoder=name)

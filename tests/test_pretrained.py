@@ -1,0 +1,103 @@
+"""Whatever a model was read from, its `Pretrained` sees and reads as the library that made it does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedTokenizerFast,
+)
+
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.text import TextPipeline
+
+TEXTS = ["a Red apple", "two dogs and a very long tail of words that goes on and on " * 4]
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def images() -> torch.Tensor:
+    """[3, 3, 32, 32] uint8."""
+    return torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def embeddings(pretrained: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of `images` and `TEXTS`, of length 1."""
+    assert pretrained.pipeline is not None
+    ids = torch.from_numpy(np.stack([pretrained.pipeline.fixed(text) for text in TEXTS]))
+    image, text = pretrained.model.vision(images().float() / 127.5 - 1), pretrained.model.text(ids)
+    return F.normalize(image.pooled, dim=-1), F.normalize(text.pooled, dim=-1)
+
+
+def test_clip_of_transformers(pipeline: TextPipeline, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = CLIPTextConfig(**TOWER, vocab_size=len(pipeline), max_position_embeddings=16, eos_token_id=1, pad_token_id=0)
+    vision = CLIPVisionConfig(**TOWER, image_size=32, patch_size=8)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    pipeline.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    pretrained = Pretrained.open(tmp_path)
+    tokenizer, processor = (
+        PreTrainedTokenizerFast.from_pretrained(tmp_path),
+        CLIPImageProcessor.from_pretrained(tmp_path),
+    )
+    inputs = tokenizer(TEXTS, padding=True, max_length=16, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs, **processor(images=list(images()), return_tensors="pt"))
+        dense = pretrained.model.vision.to_text(pretrained.model.vision(images().float() / 127.5 - 1).tokens)
+    image, text_embeds = embeddings(pretrained)
+    torch.testing.assert_close(text_embeds, output.text_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(image, output.image_embeds, rtol=0, atol=1e-4)
+    assert dense.shape == (3, 16, 24) and pretrained.model.logit_bias is None and pretrained.frame.pixels == 32
+
+
+def test_open_clip_by_its_own_library(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"width": 32, "layers": 2, "heads": 2}
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, **tower},
+    }
+    (tmp_path / "small-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    model = open_clip.create_model("small-clip").eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    pretrained = Pretrained.open(f"open_clip:small-clip:{tmp_path / 'weights.pt'}")
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (model.visual.image_mean, model.visual.image_std))
+    with torch.no_grad():
+        expected = model.encode_image((images() / 255 - mean) / std, normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer("small-clip")(TEXTS), normalize=True)
+        tokens = pretrained.model.vision(images().float() / 127.5 - 1).tokens
+    image, text = embeddings(pretrained)
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(text, texts, rtol=0, atol=1e-5)
+    assert pretrained.model.vision.to_text(tokens).shape == (3, 16, 24)
+
+
+def test_timm_is_vision_only(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 2})
+    model = TimmWrapperModel(config).eval()
+    model.save_pretrained(tmp_path)
+    pretrained = Pretrained.open(f"timm:{tmp_path}")
+    mean, std = (torch.tensor(model.timm_model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        pooled, seen = model.timm_model((images() / 255 - mean) / std), pretrained.model.vision(images() / 127.5 - 1)
+    assert seen.pooled is not None and pretrained.model.text is None and seen.tokens.shape == (3, 4, 192)
+    torch.testing.assert_close(seen.pooled, pooled, rtol=0, atol=1e-5)
+    assert pretrained.frame.pixels == 32
