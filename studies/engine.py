@@ -8,7 +8,8 @@ from pathlib import Path
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.run import evaluate
-from opensiglip.training.checkpoint import latest, write_json
+from opensiglip.json_file import write_json
+from opensiglip.training.checkpoint import latest
 from opensiglip.training.run import train
 from studies.devices import spread
 from studies.study import Budget, Run, Study

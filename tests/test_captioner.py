@@ -13,7 +13,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.recipes import captioner
-from opensiglip.training.config import command
+from opensiglip.training.record import command
 from opensiglip.training.run import train
 
 

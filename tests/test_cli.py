@@ -12,7 +12,7 @@ from PIL import Image
 from opensiglip import __version__
 from opensiglip.apps.cli import main
 from opensiglip.recipes import RECIPES
-from opensiglip.training.config import find
+from opensiglip.training.record import find
 
 SCENES = "scenes:drawings=20,objects=3,count=64"
 

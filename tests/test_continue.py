@@ -23,10 +23,10 @@ from opensiglip.models.resize import resize_positions
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.optim import adamw, rate
 from opensiglip.recipes import Recipe
-from opensiglip.training.config import find, inherited
 from opensiglip.training.continued import origin, take_over
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
+from opensiglip.training.record import find, inherited
 from opensiglip.training.run import read_pipeline, train
 from opensiglip.types import Patches
 

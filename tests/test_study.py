@@ -24,7 +24,7 @@ from opensiglip.evaluation.metrics.scores import measured
 from opensiglip.evaluation.run import TASKS
 from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES
-from opensiglip.training.config import build
+from opensiglip.training.record import build
 from studies import command, engine
 from studies.answer import Column
 from studies.command import find

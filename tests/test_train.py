@@ -21,11 +21,11 @@ from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.optim import adamw, matrices, rate
 from opensiglip.training import loop as loop_module
 from opensiglip.training import run as run_module
-from opensiglip.training.config import command
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import EVERY_STEP_BELOW, Log, finite, read_lines
 from opensiglip.training.loop import PATIENCE, Diverged
 from opensiglip.training.precision import multiply
+from opensiglip.training.record import command
 from opensiglip.training.run import train
 
 STEPS = 6

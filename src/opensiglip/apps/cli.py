@@ -146,7 +146,7 @@ def data_show(
 def _train(recipe: str, rest: list[str]) -> None:
     from transformers.utils import logging
 
-    from opensiglip.training.config import find, inherited
+    from opensiglip.training.record import find, inherited
     from opensiglip.training.run import train
 
     logging.set_verbosity_error()  # it warns of its own default config's token ids whenever a model is saved

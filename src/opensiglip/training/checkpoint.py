@@ -15,18 +15,12 @@ from torch import Tensor
 
 from opensiglip.checkpoints.unfinished import complete
 from opensiglip.errors import UserError
+from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner
 
 KEPT = 2  # newest checkpoints that stay
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader never meets half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def save(

@@ -1,139 +1,113 @@
-"""A run is (recipe, its keywords, train's keywords): resolved, checked and written down."""
+"""`TrainConfig`: what `train` can be told besides the recipe's own keywords; its fields are the flags."""
 
-import inspect
-import json
-import platform
-import shlex
-from importlib.metadata import version
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal
 
-from opensiglip import __version__
+from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.errors import UserError
-from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
-from opensiglip.training.checkpoint import write_json
-from opensiglip.user_file import load
 
-# What a resumed run may change.
-FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}
-OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
+SEVERAL = ("data", "keep", "trackers")  # keywords that take several values, of which Python may give one alone
 
 
-def find(recipe: str) -> RecipeFunction:
-    """The recipe function of that name, or FILE.py:FUNCTION of the user's own. Raises UserError."""
-    if recipe in RECIPES:
-        return RECIPES[recipe]
-    file, _, name = recipe.rpartition(":")
-    if file.endswith(".py"):
-        function = load("recipe", file, name)
-        if not callable(function):
-            raise UserError(f"{file} has no function {name!r}; name the one that returns a Recipe.")
-        return cast(RecipeFunction, function)
-    raise UserError(f"no such recipe: {recipe!r}; recipes are {', '.join(RECIPES)}, or FILE.py:FUNCTION.")
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Raises UserError, when it is made, on values that are out of range or contradict each other.
 
+    Args:
+        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
+        out: the run's folder.
+        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
+            networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
+        freeze: towers that are not trained: vision (LiT's), text or both.
+        tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
+        lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
+        languages: all, or codes such as en or de,fr; by default all that a source has.
+        tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
+        vocabulary: most entries of the tokenizer that is trained.
+        steps: optimizer steps.
+        epochs: passes over the data, instead of steps (1 if neither is given).
+        batch_size: images of the global batch, over all ranks and parts.
+        accumulate: parts that a rank's share of the batch is encoded in; the gradient is that of the whole.
+        lr: peak learning rate.
+        warmup: steps of linear warm-up; by default 5 % of all.
+        weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 is 0.1 here.
+        clip_norm: largest norm of the gradient.
+        seed: of weights and of every random choice in the data.
+        precision: auto, fp32 or bf16.
+        compile: the step by torch.compile: minutes at the start, worth it on GPUs; CPUs gain a few per cent.
+        checkpointing: keep no activations inside layers: a third more arithmetic, a fraction of the memory.
+        workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
+        continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
+            90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
+        resume: go on from the newest checkpoint in `out`.
+        changed: allow a resumed run to differ in its arguments or data (the differences are printed).
+        keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
+        save_every: steps between checkpoints.
+        log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
+        held_out: examples of the held-out split to judge the result on; 0 skips it.
+        eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
+        trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
+    """
 
-def build(function: RecipeFunction, keywords: dict[str, Any]) -> Recipe:
-    """Call the recipe. Raises UserError on keywords it does not have."""
-    known = inspect.signature(function).parameters
-    unknown = [name for name in keywords if name not in known]
-    if unknown:
-        raise UserError(f"recipe {function.__name__} has no {unknown[0]!r}; its keywords are {', '.join(known)}.")
-    return function(**keywords)
+    data: tuple[str, ...]
+    out: Path
+    init: str | None = None
+    freeze: Literal["vision", "text", "both"] | None = None
+    tower_lr: Annotated[float, Bounds(more_than=0)] = 1.0
+    lora: Annotated[int | None, Bounds(at_least=1)] = None
+    languages: str | None = None
+    tokenizer: str | None = None
+    vocabulary: Annotated[int, Bounds(at_least=258)] = 8192  # the 256 bytes, pad and eos at least
+    steps: Annotated[int | None, Bounds(at_least=1)] = None
+    epochs: Annotated[float | None, Bounds(more_than=0)] = None
+    batch_size: Annotated[int, Bounds(at_least=1)] = 128
+    accumulate: Annotated[int, Bounds(at_least=1)] = 1
+    lr: Annotated[float, Bounds(more_than=0)] = 1e-3
+    warmup: Annotated[int | None, Bounds(at_least=0)] = None
+    weight_decay: Annotated[float, Bounds(at_least=0)] = 0.1
+    clip_norm: Annotated[float, Bounds(more_than=0)] = 1.0
+    seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
+    precision: str = "auto"
+    compile: bool = False
+    checkpointing: bool = False
+    workers: Annotated[int | None, Bounds(at_least=0)] = None
+    continue_from: str | None = None
+    resume: bool = False
+    changed: bool = False
+    keep: Annotated[tuple[float, ...], Bounds(more_than=0, less_than=1)] = ()
+    save_every: Annotated[int, Bounds(at_least=1)] = 1000
+    log_every: Annotated[int, Bounds(at_least=1)] = 10
+    held_out: Annotated[int, Bounds(at_least=0)] = 500
+    eval_every: Annotated[int, Bounds(at_least=0)] = 0
+    trackers: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in SEVERAL:
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str | int | float | Path) else tuple(value))
+        object.__setattr__(self, "data", tuple(map(str, self.data)))
+        object.__setattr__(self, "out", Path(self.out))
+        check_bounds(TrainConfig, vars(self))
+        if not self.data:
+            raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+        if self.eval_every and not self.held_out:
+            raise UserError("--eval-every needs examples to judge on; give --held-out too.")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("--steps and --epochs both say how long to train; give one.")
+        if self.init is not None and self.continue_from is not None:
+            raise UserError("--init and --continue-from both say where to start from; give one.")
+        if self.init is None and (self.freeze or self.lora or self.tower_lr != 1):
+            raise UserError("--freeze, --tower-lr and --lora are for weights that --init brings; give it too.")
 
-def resolved(
-    recipe: str, function: RecipeFunction, keywords: dict[str, Any], arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything that was decided, defaults included: what config.json holds."""
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    values = {name: list(v) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
-    return {
-        "recipe": recipe,
-        "keywords": {name: list(v) if isinstance(v, tuple) else v for name, v in (defaults | keywords).items()},
-        "train": values,
-        "versions": {"opensiglip": __version__}
-        | {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
-        | {"python": platform.python_version()},
-    }
+    @classmethod
+    def part(cls, keywords: dict[str, Any]) -> tuple["TrainConfig", dict[str, Any]]:
+        """The config, and the keywords that are left for the recipe, of `train`'s keywords. Raises UserError."""
+        own = {field.name for field in fields(cls)}
+        rest = {name: value for name, value in keywords.items() if name not in own}
+        return cls(**{name: value for name, value in keywords.items() if name in own}), rest
 
-
-def command(config: dict[str, Any], out: Path) -> str:
-    """The command line that repeats the run."""
-    words = ["opensiglip", "train", config["recipe"]]
-    known = inspect.signature(find(config["recipe"])).parameters
-    for name, value in {**config["train"], **config["keywords"]}.items():
-        flag = "--" + name.replace("_", "-")
-        unsaid = value is None and (name not in known or known[name].default is None)
-        if name in ("resume", "changed") or unsaid or value == []:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag.removeprefix("--"))
-            continue
-        for item in value if isinstance(value, list) and name == "data" else [value]:
-            words += [flag, *map(str, item)] if isinstance(item, list) else [flag, str(item)]
-    return shlex.join([*words, "--out", str(out)])
-
-
-def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) -> None:
-    """Raises UserError rather than lose or mix what the run's folder holds."""
-    path = folder / "config.json"
-    if path.is_file() and not resume:
-        raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
-    if resume:
-        if not path.is_file():
-            raise UserError(f"--out {folder} holds no run to --resume.")
-        found = differences(stored(folder), config)
-        if found and not changed:
-            raise UserError(f"--resume with other arguments ({'; '.join(found)}); confirm with --changed.")
-        for difference in found:
-            print(f"changed: {difference}", flush=True)
-
-
-def claim(folder: Path) -> None:
-    """Make the run's folder. Raises UserError if it can't be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} can't be made ({error.strerror}).") from error
-
-
-def record(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.json: from here on the folder holds a run."""
-    write_json(folder / "config.json", config | {"command": command(config, folder)})
-
-
-def stored(run: Path) -> dict[str, Any]:
-    """What a run's config.json holds. Raises UserError."""
-    path = run / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(config["train"], dict) and isinstance(config["keywords"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} can't be read ({error or type(error).__name__}); name the folder of a run.") from error
-    return dict(config)
-
-
-def inherited(name: str | None) -> dict[str, Any]:
-    """The arguments of the run to continue, which hold where the one that goes on from it says nothing else."""
-    if name is None:
-        return {}
-    config = stored(run_of(name))
-    values = {**config["train"], **config["keywords"]}
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in OWN}
-
-
-def run_of(name: str) -> Path:
-    """The folder of the run that `name` is, or is a checkpoint of. Raises UserError."""
-    for folder in (Path(name), Path(name).parent.parent):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(f"--continue-from {name} is no run; give a run's folder, or a checkpoint in it.")
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The arguments in which two runs differ, of those that change a result."""
-    pairs = [("recipe", before.get("recipe"), now["recipe"])]
-    for part in ("keywords", "train"):
-        old, new = before.get(part, {}), now[part]
-        pairs += [(name, old.get(name), new.get(name)) for name in {**old, **new} if name not in FREE]
-    return [f"{name}: {old!r} before, {new!r} now" for name, old, new in pairs if old != new]
+    def to_json(self) -> dict[str, Any]:
+        """Plain values of all fields but `out`, which names the place that they are written to."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "out"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -16,8 +16,8 @@ from torch import Tensor
 from opensiglip.checkpoints.unfinished import complete
 from opensiglip.errors import UserError
 from opensiglip.models.resize import resize_tensor
-from opensiglip.training.config import run_of
 from opensiglip.training.learner import Learner
+from opensiglip.training.record import run_of
 
 
 @dataclass(frozen=True)

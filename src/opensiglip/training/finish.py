@@ -6,14 +6,15 @@ from typing import Any
 
 from opensiglip.checkpoints.model_card import card_of, export
 from opensiglip.inference.subject import Subject
+from opensiglip.json_file import write_json
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
-from opensiglip.training.checkpoint import stages, write_json
-from opensiglip.training.config import command
+from opensiglip.training.checkpoint import stages
 from opensiglip.training.held_out import TASKS, Judgement
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.loop import Loop
+from opensiglip.training.record import command
 
 
 def finish(

@@ -24,13 +24,12 @@ from opensiglip.data.loader import Plan
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
+from opensiglip.json_file import write_json
 from opensiglip.models import lora as low_rank
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.bounds import check_numbers
-from opensiglip.training.checkpoint import write_json
-from opensiglip.training.config import build, check, claim, command, differences, find, record, resolved, stored
 from opensiglip.training.continued import origin, take_over
 from opensiglip.training.finish import finish, of_run
 from opensiglip.training.held_out import Judgement
@@ -39,6 +38,7 @@ from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.opening import opening
 from opensiglip.training.precision import choose, multiply
+from opensiglip.training.record import build, check, claim, command, differences, find, record, resolved, stored
 from opensiglip.training.start import adopt, follow, hold, slower, tokenizer_of, told, train_within
 
 
