@@ -13,7 +13,8 @@ from PIL import Image
 from benchmarks.measure import Variant, compare, peer, positive, start
 from benchmarks.report import report
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.fields.field import Frame
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources.folder import read_image
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
@@ -71,7 +72,7 @@ def _whole(recipe: Callable[..., Any], paths: list[Path], resolution: int) -> Va
             rng, image = np.random.default_rng(place), read_image(path)
             box = (0.0, 0.0, image.shape[2] / 2, image.shape[1] / 2)
             example = Example(image, (Caption(texts[place]),), (Region(box, {"en": "a thing"}),))
-            visit = built.frame.visit(example, rng, "en")
+            visit = Visit.draw(example, built.frame, rng, "en")
             drawn.append([field.draw(visit, rng, pipeline) for field in built.fields])
         for index, field in enumerate(built.fields):
             field.collate([row[index] for row in drawn], pipeline)

@@ -36,7 +36,7 @@ def bench(steps: int = 6, rounds: int = 2, out: Path = Path("runs/bench")) -> No
 
 def steps(keep: bool, count: int) -> None:
     """Print the CPU seconds of so many steps of siglip2's first stage at size tiny, 64 images, bf16."""
-    from opensiglip.data.loader import Plan, Steps, to_device
+    from opensiglip.data.loader import DataPlan, Steps, to_device
     from opensiglip.data.sources.registry import open_source
     from opensiglip.data.text import TextPipeline
     from opensiglip.models.model import Model
@@ -50,7 +50,15 @@ def steps(keep: bool, count: int) -> None:
     torch.manual_seed(0)
     recipe, source = siglip2(size="tiny"), open_source("scenes", pixels=64)
     pipeline = TextPipeline.train(source.texts())
-    plan = Plan([source], recipe.frame, recipe.fields, pipeline, 64, seed=0, steps=100)
+    plan = DataPlan(
+        sources=[source],
+        frame=recipe.frame,
+        fields=recipe.fields,
+        pipeline=pipeline,
+        batch_size=64,
+        seed=0,
+        steps=100,
+    )
     batch = to_device(Steps(plan)[0].parts[0], device)
     learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
     learner.enter(0.0)

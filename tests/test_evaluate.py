@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from opensiglip.apps.cli import main
 from opensiglip.data.example import Caption, Example, Region, Source
-from opensiglip.data.fields.field import Frame
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError

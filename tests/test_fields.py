@@ -15,18 +15,21 @@ from toys import Rectangles, rectangle
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Field, Frame, Images, Texts, Visit
-from opensiglip.data.loader import Judge, Plan, StepBatch, Steps, loader, to_device
+from opensiglip.data.fields.field import Field, Images, Texts, Visit
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, Steps, loader, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 
-FIELDS: tuple[Field, ...] = (Images(), Texts(), Captions(("cap", "aref", "gcap"), parallel=0.5, boxes=BoxFormat()))
+FRAME = Frame(32, 0.5)
+FIELDS: tuple[Field, ...] = (Images(FRAME), Texts(), Captions(("cap", "aref", "gcap"), parallel=0.5, boxes=BoxFormat()))
 
 
 def plan(
     pipeline: TextPipeline, sources: Sequence[Rectangles] = (Rectangles(11), Rectangles(6)), **changes: Any
-) -> Plan:
-    return Plan(sources, Frame(32, 0.5), FIELDS, pipeline, **({"batch_size": 8, "seed": 3} | changes))
+) -> DataPlan:
+    given = {"batch_size": 8, "seed": 3} | changes
+    return DataPlan(sources=sources, frame=FRAME, fields=FIELDS, pipeline=pipeline, **given)
 
 
 def seen(box: tuple[int, int, int, int], frame: Frame, seed: int | None) -> tuple[Tensor, tuple[Region, ...]]:
@@ -63,7 +66,7 @@ def test_a_drawn_rectangle_ends_up_where_its_box_says(
 
 def crop(seed: int, area: float) -> tuple[int, int, int, int]:
     """top, left, height, width of what a frame cuts out of an image of 120 by 90."""
-    return Frame(64, area)._crop(torch.empty(3, 90, 120), np.random.default_rng(seed))
+    return Frame(64, area).window(torch.empty(3, 90, 120), np.random.default_rng(seed))
 
 
 def test_a_region_that_is_mostly_cut_away_is_dropped() -> None:
@@ -96,9 +99,9 @@ def test_without_crop_area_or_generator_nothing_is_cropped() -> None:
 
 def test_a_visit_prefers_the_language_that_was_drawn() -> None:
     example = Rectangles(1).example(0)
-    said = {Frame(32).visit(example, np.random.default_rng(seed), "de").caption for seed in range(9)}
+    said = {Visit.draw(example, Frame(32), np.random.default_rng(seed), "de").caption for seed in range(9)}
     assert said == {example.captions[1]}
-    other = {Frame(32).visit(example, np.random.default_rng(seed), "fr").caption for seed in range(30)}
+    other = {Visit.draw(example, Frame(32), np.random.default_rng(seed), "fr").caption for seed in range(30)}
     assert other == set(example.captions)
 
 
@@ -183,15 +186,15 @@ def test_a_source_of_which_nothing_can_be_read_stops_the_run(pipeline: TextPipel
 
 
 def test_a_tenth_of_broken_examples_is_borne_and_more_stops_the_run() -> None:
-    judge = Judge()
+    judge = BrokenLimit()
     judge.count(9, Counter({"truncated image": 40}))  # too few read to say
-    borne = Judge()
+    borne = BrokenLimit()
     for _ in range(20):
         borne.count(90, Counter({"truncated image": 10}))
     with pytest.raises(
         UserError, match=r"11 of 100 examples read are broken \(8 x truncated image, 3 x not an image\)"
     ):
-        Judge().count(89, Counter({"truncated image": 8, "not an image": 3}))
+        BrokenLimit().count(89, Counter({"truncated image": 8, "not an image": 3}))
 
 
 def test_pixels_become_floats_from_minus_one_to_one_and_nothing_else_changes() -> None:

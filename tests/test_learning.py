@@ -13,7 +13,7 @@ from conftest import Drawn, Small, collate, draw
 
 from opensiglip.data.fields.captions import PREFIXES, Captions, referring_prefix
 from opensiglip.data.fields.field import Visit
-from opensiglip.data.loader import Plan, StepBatch, to_device
+from opensiglip.data.loader import DataPlan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.scores import overlap
 from opensiglip.inference.box_grammar import BoxGrammar
@@ -80,7 +80,14 @@ def learn(
                 accelerator=Accelerator(cpu=True),
                 learner=learner,
                 optimizer=adamw(learner, LR, 0.0),
-                plan=Plan([], recipe.frame, recipe.fields, pipeline, len(visits), seed=0),
+                plan=DataPlan(
+                    sources=[],
+                    frame=recipe.frame,
+                    fields=recipe.fields,
+                    pipeline=pipeline,
+                    batch_size=len(visits),
+                    seed=0,
+                ),
                 folder=tmp_path,
                 steps=STEPS,
                 lr=LR,

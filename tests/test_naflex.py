@@ -1,6 +1,7 @@
 """NaFlex: SigLIP 2's resize, patches and padding, equal to transformers' and without a trace of the padding."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from math import isqrt
 from typing import Any
@@ -18,9 +19,9 @@ from transformers import Siglip2ImageProcessor, Siglip2Model
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Example, Region
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Texts
-from opensiglip.data.fields.naflex import BUDGETS, NaFlex, NaFlexImages, pack, patchify, resized
-from opensiglip.data.loader import Plan, Steps, to_device
+from opensiglip.data.fields.field import Images, Texts
+from opensiglip.data.fields.naflex import BUDGETS, NaFlex, pack, patchify, resized
+from opensiglip.data.loader import DataPlan, Steps, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
@@ -66,8 +67,10 @@ def test_five_hundred_images_are_cut_as_transformers_cuts_them() -> None:
         batch = to_device(frame.batch([frame.apply(Example(image, ()), None)[0]]), torch.device("cpu"))
         ours = Patches.of(batch, "image")
         assert torch.equal(ours.shapes, theirs["spatial_shapes"]), (height, width, patch, budget)
-        assert torch.equal(ours.valid, theirs["pixel_attention_mask"].bool())
-        gap = (ours.values - theirs["pixel_values"])[ours.valid].abs().max()
+        count = ours.valid.shape[1]
+        assert int(ours.valid.sum()) == int(theirs["pixel_attention_mask"].sum())
+        assert (ours.values[~ours.valid] == -1).all(), "zeros of uint8"
+        gap = (ours.values[:, :budget] - theirs["pixel_values"][:, :count])[ours.valid[:, :budget]].abs().max()
         assert gap < 1e-6, (height, width, patch, budget)
 
 
@@ -191,20 +194,20 @@ def test_rounds_give_each_budget_as_many_examples_and_read_the_stream_without_a_
     frame, at, orders = NaFlex(16, 256), 0, set()
     for number in range(20):
         seen = Counter[int]()
-        steps = [frame.turn(3, number * 6 + place, 32) for place in range(6)]
-        for turn in steps:
-            assert turn.first == at and isinstance(turn.geometry, NaFlex)
-            at += turn.images
-            assert turn.images == (16 if turn.geometry.budget == 1024 else 32)
-            seen[turn.geometry.budget] += turn.images
+        steps = [frame.step_slice(3, number * 6 + place, 32) for place in range(6)]
+        for part in steps:
+            assert part.first == at and isinstance(part.frame, NaFlex)
+            at += part.count
+            assert part.count == (16 if part.frame.budget == 1024 else 32)
+            seen[part.frame.budget] += part.count
         assert seen == dict.fromkeys(BUDGETS, 32)
-        orders.add(tuple(turn.geometry for turn in steps))
+        orders.add(tuple(part.frame for part in steps))
     assert len(orders) > 15
-    assert frame.turn(3, 77, 32) == frame.turn(3, 77, 32)
-    assert [frame.turn(4, s, 32) for s in range(6)] != [frame.turn(3, s, 32) for s in range(6)]
+    assert frame.step_slice(3, 77, 32) == frame.step_slice(3, 77, 32)
+    assert [frame.step_slice(4, s, 32) for s in range(6)] != [frame.step_slice(3, s, 32) for s in range(6)]
 
 
-def examples_of(plan: Plan, step: int) -> list[tuple[Any, ...]]:
+def examples_of(plan: DataPlan, step: int) -> list[tuple[Any, ...]]:
     """The examples of a step, without their padding."""
     found = []
     for part in Steps(plan)[step].parts:
@@ -218,24 +221,26 @@ def examples_of(plan: Plan, step: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("step", range(4))
 def test_a_steps_batch_is_the_same_on_any_ranks_and_in_any_parts(step: int, pipeline: TextPipeline) -> None:
-    fields = (NaFlexImages(8), Texts(), Captions(("cap", "aref"), boxes=BoxFormat()))
+    frame = NaFlex(8, 16, (8, 16, 30), 0.7)
+    fields = (Images(frame), Texts(), Captions(("cap", "aref"), boxes=BoxFormat()))
 
-    def plan(**changes: Any) -> Plan:
-        return Plan([Rectangles(17)], NaFlex(8, 16, (8, 16, 30), 0.7), fields, pipeline, 8, 3, **changes)
+    def plan(**changes: Any) -> DataPlan:
+        given = {"batch_size": 8, "seed": 3} | changes
+        return DataPlan(sources=[Rectangles(17)], frame=frame, fields=fields, pipeline=pipeline, **given)
 
     whole = examples_of(plan(), step)
-    budget = plan().turn(step).geometry
-    assert len(whole) == plan().turn(step).images and isinstance(budget, NaFlex)
+    budget = plan().step_slice(step).frame
+    assert len(whole) == plan().step_slice(step).count and isinstance(budget, NaFlex)
     assert all(rows * columns <= budget.budget for (rows, columns), _, _ in whole)
     assert whole == [row for rank in range(2) for row in examples_of(plan(rank=rank, ranks=2, parts=2), step)]
 
 
 def test_a_run_that_continues_reads_the_stream_on(pipeline: TextPipeline) -> None:
-    before = Plan([], NaFlex(8, 16), [], pipeline, 8, 3, steps=100)
-    after = Plan([], NaFlex(8, 16), [], pipeline, 8, 3, steps=100, begin=90, stretch=4.5)
-    assert after.turn(90).first == 90 * 8 and after.turn(96).first == 90 * 8 + 5 * 8
-    assert after.turn(91).geometry == before.turn(1).geometry, "its rounds begin with it"
-    assert [after.place(step) for step in (90, 99, 135)] == [90, 92, 100]
+    before = DataPlan(sources=[], frame=NaFlex(8, 16), fields=[], pipeline=pipeline, batch_size=8, seed=3, steps=100)
+    after = replace(before, begin=90, stretch=4.5)
+    assert after.step_slice(90).first == 90 * 8 and after.step_slice(96).first == 90 * 8 + 5 * 8
+    assert after.step_slice(91).frame == before.step_slice(1).frame, "its rounds begin with it"
+    assert [after.schedule_step(step) for step in (90, 99, 135)] == [90, 92, 100]
 
 
 def test_the_recipe_is_the_papers() -> None:

@@ -19,8 +19,9 @@ from toys import rectangle
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example
 from opensiglip.data.fields.captions import compose, part_ids, task_words
-from opensiglip.data.fields.field import Frame, Visit
-from opensiglip.data.loader import Plan, Steps
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.scenes.source import open_scenes
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.tasks import TASKS, Form, Polygon, find_task, parse_tasks
@@ -71,7 +72,9 @@ def digest(name: str) -> str:
     source = open_source("scenes:drawings=40,objects=3,languages=en+de", pixels=32)
     words = task_words(recipe.tasks, recipe.boxes)
     pipeline = TextPipeline.train(islice(source.texts(), 400), size=900, length=48, words=words)
-    steps = Steps(Plan([source], recipe.frame, recipe.fields, pipeline, 16, seed=3))
+    steps = Steps(
+        DataPlan(sources=[source], frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=16, seed=3)
+    )
     known = hashlib.sha256()
     for step in (0, 7):
         batch = steps[step].parts[0]
@@ -240,7 +243,7 @@ def test_a_folders_columns_are_asked() -> None:
         ],
     }
     example = Example(image, (Caption("a red box"),), (), "", extras)
-    visit = Frame(50).visit(example, np.random.default_rng(0), "en")
+    visit = Visit.draw(example, Frame(50), np.random.default_rng(0), "en")
     draw = np.random.default_rng(0).random
 
     def ask(name: str) -> Any:
@@ -256,7 +259,7 @@ def test_a_crop_moves_outlines_with_boxes() -> None:
     source = open_scenes("scenes:drawings=40,objects=3", pixels=SIDE)
     moved = 0
     for index in range(20):
-        visit = Frame(48, crop_area=0.5).visit(source.example(index, "en"), np.random.default_rng(index), "en")
+        visit = Visit.draw(source.example(index, "en"), Frame(48, crop_area=0.5), np.random.default_rng(index), "en")
         asked = TASKS["segment"].ask(visit, lambda: 0.0)
         if asked is None:
             continue

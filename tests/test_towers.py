@@ -13,7 +13,7 @@ from toys import SHAPE
 from transformers import SiglipModel, SiglipVisionModel
 
 from opensiglip.data.example import Source
-from opensiglip.data.loader import Plan, Steps, to_device
+from opensiglip.data.loader import DataPlan, Steps, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.attention import attention
 from opensiglip.models.model import Model
@@ -132,7 +132,9 @@ def test_every_trainable_weight_of_every_recipe_gets_a_gradient(
         torch.nn.init.normal_(learner.model.decoder.vocabulary.weight, std=0.02)
     if learner.model.pali is not None:
         torch.nn.init.normal_(learner.model.pali.vocabulary.weight, std=0.02)
-    plan = Plan([scenes], recipe.frame, recipe.fields, pipeline, batch_size=4, seed=0, steps=10)
+    plan = DataPlan(
+        sources=[scenes], frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=4, seed=0, steps=10
+    )
     batch = to_device(Steps(plan)[9].parts[0], torch.device("cpu"))
     learner(batch, denominators(learner, [batch])).losses["loss"].backward()
     slopes = {key: x.grad for key, x in learner.named_parameters() if x.requires_grad}

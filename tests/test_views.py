@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opensiglip.data.example import Caption, Example, Source
 from opensiglip.data.fields.field import SecondTexts, Visit
 from opensiglip.data.fields.views import Hidden, Views, augment, crop, local_side
-from opensiglip.data.loader import Plan, Steps
+from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.text import TextPipeline
 
 
@@ -91,7 +91,9 @@ def test_every_patch_is_as_likely_to_be_hidden() -> None:
 
 def test_views_are_not_made_before_they_are_needed(small: Small, scenes: Source, pipeline: TextPipeline) -> None:
     recipe = small("siglip2")
-    plan = Plan([scenes], recipe.frame, recipe.fields, pipeline, batch_size=4, seed=0, steps=10)
+    plan = DataPlan(
+        sources=[scenes], frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=4, seed=0, steps=10
+    )
     early, late = (set(Steps(plan)[step].parts[0]) for step in (7, 8))
     assert late - early == {"global", "local", "hidden"} and not early - late
     first, without = Steps(plan)[8].parts[0], replace(plan, fields=recipe.fields[:3])

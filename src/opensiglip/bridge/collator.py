@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as transform
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Field, Frame, Images, Texts
+from opensiglip.data.fields.field import Field, Images, Texts, Visit
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
@@ -38,7 +39,7 @@ class PreTrainingCollator:
         tasks, written = ("cap", "aref", "gcap"), BoxFormat.parse(boxes)
         self.pipeline, self.frame = pipeline, Frame(resolution)
         self.fields: list[Field] = [
-            Images(),
+            Images(self.frame),
             Texts(),
             Captions(tasks, parallel=parallel, boxes=written),
             Views(resolution, patch_size, start=start),
@@ -53,7 +54,7 @@ class PreTrainingCollator:
         for row in rows:
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             example = row if isinstance(row, Example) else _example(row)
-            visit = self.frame.visit(example, rng, None)
+            visit = Visit.draw(example, self.frame, rng, None)
             drawn.append([field.draw(visit, rng, self.pipeline) for field in fields])
         batch: Batch = {}
         for index, field in enumerate(fields):

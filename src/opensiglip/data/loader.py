@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opensiglip.data.example import BrokenExample, Source
-from opensiglip.data.fields.field import Field, Geometry, Turn, Visit
+from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
@@ -20,8 +21,8 @@ BROKEN_LIMIT = 0.1  # of the examples read may be broken
 BROKEN_PATIENCE = 50  # reads before that share is judged
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
     """What a run reads and how: everything a worker needs to make any step's batch."""
 
     sources: Sequence[Source]
@@ -37,14 +38,14 @@ class Plan:
     begin: int = 0  # the step of it at which this run begins, if it continues another
     stretch: float = 1.0  # how many steps this run takes for each one of the schedule
 
-    def place(self, step: int) -> float:
+    def schedule_step(self, step: int) -> float:
         """Where a step stands in the schedule."""
         return self.begin + (step - self.begin) / self.stretch
 
-    def turn(self, step: int) -> Turn:
+    def step_slice(self, step: int) -> StepSlice:
         """A step's part of the endless stream, which a run that continues another reads on where that stood."""
-        frame, first, count = self.frame.turn(self.seed, step - self.begin, self.batch_size)
-        return Turn(frame, self.begin * self.batch_size + first, count)
+        frame, first, count = self.frame.step_slice(self.seed, step - self.begin, self.batch_size)
+        return StepSlice(frame, self.begin * self.batch_size + first, count)
 
 
 @dataclass
@@ -62,17 +63,17 @@ class StepBatch:
 class Steps(Dataset[StepBatch]):
     """Item `step` is that step's batch."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: DataPlan) -> None:
         self.plan = plan
         self.starts = np.cumsum([0, *(len(source) for source in plan.sources)])
         self.epoch, self.order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, step: int) -> StepBatch:
         plan, skipped = self.plan, Counter[str]()
-        frame, first, count = plan.turn(step)
+        frame, first, count = plan.step_slice(step)
         share = count // plan.ranks
         first += plan.rank * share
-        fields = [field for field in plan.fields if field.start <= plan.place(step) / plan.steps]
+        fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
         rows = [self._row(position, skipped, frame, fields) for position in range(first, first + share)]
         size = share // plan.parts
         parts: list[Batch] = []
@@ -98,7 +99,7 @@ class Steps(Dataset[StepBatch]):
             except BrokenExample as error:
                 skipped[str(error)] += 1
                 continue
-            return frame.visit(example, rng, language), rng
+            return Visit.draw(example, frame, rng, language), rng
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
     def _row(self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]) -> list[object]:
@@ -113,8 +114,8 @@ class Steps(Dataset[StepBatch]):
         return int(self.order[place])
 
 
-class Judge:
-    """Counts what was skipped and stops a run whose data is more broken than not worth it."""
+class BrokenLimit:
+    """Counts what was read and what was skipped, and stops a run of whose examples too many are broken."""
 
     def __init__(self, limit: float = BROKEN_LIMIT) -> None:
         self.limit, self.read, self.skipped = limit, 0, Counter[str]()
@@ -132,7 +133,7 @@ class Judge:
             )
 
 
-def loader(plan: Plan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
+def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
     """The batches of steps first..last-1, made in `workers` processes (0: in this one), in order."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     steps: DataLoader[StepBatch] = DataLoader(

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from opensiglip.data.example import BrokenExample, Example, Source
-from opensiglip.data.fields.field import Geometry
+from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
 from opensiglip.inference.subject import Subject
 

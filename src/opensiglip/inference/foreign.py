@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from opensiglip.checkpoints.checkpoint import most_patches
-from opensiglip.data.fields.field import Frame, Geometry
+from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.errors import UserError
 from opensiglip.inference.subject import Subject, autocast_on, best_device, each_alone

@@ -18,7 +18,7 @@ from opensiglip.checkpoints.formats import open_clip
 from opensiglip.checkpoints.read import read
 from opensiglip.checkpoints.tokenizer import text_of
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.field import Frame, Geometry
+from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Frame, Images
+from opensiglip.data.fields.field import Images
+from opensiglip.data.fields.frame import Frame
 from opensiglip.models.sizes import architecture
 from opensiglip.objectives.captioning import Caption
 from opensiglip.recipes.recipe import Recipe
@@ -76,10 +77,11 @@ def cappa(
         decoder_bias=decoder_bias,
     )
     boxes = BoxFormat()
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
+        frame,
+        fields=[Images(frame), Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
         objectives=[Caption()],
         tasks=("cap",),
     )
@@ -121,10 +123,11 @@ def locca(
         decoder_bias=decoder_bias,
     )
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Captions(tasks, parallel=parallel, boxes=written)],
+        frame,
+        fields=[Images(frame), Captions(tasks, parallel=parallel, boxes=written)],
         objectives=[Caption()],
         tasks=tasks,
         boxes=written,

@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from opensiglip.data.fields.field import Frame, Images, Texts
+from opensiglip.data.fields.field import Images, Texts
+from opensiglip.data.fields.frame import Frame
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import CoCaShape, architecture
 from opensiglip.objectives.captioning import Continue
@@ -30,10 +31,11 @@ def siglip(
             p = 1 / batch, which small batches need.
     """
     networks = architecture(size, resolution, length=length, text=True)
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Texts()],
+        frame,
+        fields=[Images(frame), Texts()],
         objectives=[Sigmoid()],
         logit_bias=logit_bias,
     )
@@ -55,10 +57,11 @@ def clip(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
     """
     networks = replace(architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False)
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Texts()],
+        frame,
+        fields=[Images(frame), Texts()],
         objectives=[Softmax()],
         logit_bias="0",
     )
@@ -84,10 +87,11 @@ def lit(
     networks = replace(
         architecture(size, resolution, length=length, text=True), logit_bias=False, encoder=encoder, frozen=True
     )
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Texts()],
+        frame,
+        fields=[Images(frame), Texts()],
         objectives=[Softmax(most=math.inf)],
         logit_bias="0",
     )
@@ -127,10 +131,11 @@ def coca(
     networks = replace(networks, decoder=half, coca=poolers, logit_scale=1 / 0.07, logit_bias=False)
     # Softmax is the mean of two directions, the paper's the sum.
     terms = [Softmax(weight=2 * contrastive_weight), Continue(weight=caption_weight)]
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Texts(told=True)],
+        frame,
+        fields=[Images(frame), Texts(as_target=True)],
         objectives=list(terms),
         tasks=("cap",),
         logit_bias="0",

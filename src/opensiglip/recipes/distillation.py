@@ -1,6 +1,7 @@
 """Contrastive learning and self-distillation together, as SILC and TIPS have them by themselves."""
 
-from opensiglip.data.fields.field import Frame, SecondTexts, Texts
+from opensiglip.data.fields.field import SecondTexts, Texts
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.models.sizes import architecture, head
 from opensiglip.objectives.contrastive import Sigmoid

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Texts
-from opensiglip.data.fields.naflex import BUDGETS, NaFlex, NaFlexImages
+from opensiglip.data.fields.field import Images, Texts
+from opensiglip.data.fields.naflex import BUDGETS, NaFlex
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import architecture
 from opensiglip.objectives.captioning import Caption
@@ -64,10 +64,11 @@ def siglip2_naflex(
         raise UserError(f"--budgets {' '.join(map(str, chosen))}: give different numbers of at least 1 patch.")
     patch, square = networks.patch, (networks.resolution // networks.patch) ** 2
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    frame = NaFlex(patch, square, chosen, crop_area)
     return Recipe(
         replace(networks, naflex=True),
-        NaFlex(patch, square, chosen, crop_area),
-        fields=[NaFlexImages(patch), Texts(), Captions(tasks, parallel=parallel, boxes=written)],
+        frame,
+        fields=[Images(frame), Texts(), Captions(tasks, parallel=parallel, boxes=written)],
         objectives=[Sigmoid(), Caption()],
         tasks=tasks,
         boxes=written,

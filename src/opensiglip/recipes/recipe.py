@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.field import Field, Geometry
+from opensiglip.data.fields.field import Field
+from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture
 from opensiglip.objectives.base import Objective

@@ -2,7 +2,8 @@
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Frame, Images, Texts
+from opensiglip.data.fields.field import Images, Texts
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.views import Hidden, Views
 from opensiglip.models.sizes import DISTILLATION, architecture, head
 from opensiglip.objectives.captioning import Caption
@@ -62,11 +63,12 @@ def siglip2(
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
+    frame = Frame(side, crop_area)
     return Recipe(
         networks,
-        Frame(side, crop_area),
+        frame,
         fields=[
-            Images(),
+            Images(frame),
             Texts(),
             Captions(tasks, parallel=parallel, boxes=written),
             Views(side, patch, wholes=1, locals=8, start=start),

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.field import Frame, Images
+from opensiglip.data.fields.field import Images
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.tasks import parse_tasks
 from opensiglip.data.tasks.mixture import Mixture
 from opensiglip.models.sizes import architecture
@@ -43,10 +44,11 @@ def tasks(
         size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
     )
     weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Mixture(weights, texts=texts, boxes=written)],
+        frame,
+        fields=[Images(frame), Mixture(weights, texts=texts, boxes=written)],
         objectives=[Caption()],
         tasks=tuple(weights),
         boxes=written,
@@ -88,10 +90,11 @@ def pali(
     )
     networks = replace(networks, decoder=None, t5=networks.decoder, encoder=encoder, frozen=frozen)
     weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
+    frame = Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
-        Frame(networks.resolution, crop_area),
-        fields=[Images(), Mixture(weights, texts=texts, boxes=written, paired=True)],
+        frame,
+        fields=[Images(frame), Mixture(weights, texts=texts, boxes=written, paired=True)],
         objectives=[Answer()],
         tasks=tuple(weights),
         boxes=written,

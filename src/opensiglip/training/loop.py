@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from opensiglip.data.loader import Judge, Plan, loader, to_device
+from opensiglip.data.loader import BrokenLimit, DataPlan, loader, to_device
 from opensiglip.distributed import average, sum_counters
 from opensiglip.errors import UserError
 from opensiglip.objectives.base import Notes
@@ -50,7 +50,7 @@ class Loop:
     accelerator: Accelerator
     learner: Learner
     optimizer: torch.optim.Optimizer
-    plan: Plan
+    plan: DataPlan
     folder: Path
     steps: int  # of the schedule
     lr: float
@@ -65,7 +65,7 @@ class Loop:
     compile: bool = False
     step: int = 0  # steps taken
     skipped_steps: int = 0
-    judge: Judge = field(default_factory=Judge)
+    broken: BrokenLimit = field(default_factory=BrokenLimit)
 
     @property
     def last(self) -> int:
@@ -74,7 +74,7 @@ class Loop:
 
     def progress(self, step: int) -> float:
         """The share of training that lies before a step."""
-        return self.plan.place(step) / self.steps
+        return self.plan.schedule_step(step) / self.steps
 
     def restore(self) -> None:
         """Go on from the newest checkpoint. Raises UserError where there is none."""
@@ -84,7 +84,7 @@ class Loop:
         state = checkpoint.load(newest, self.learner, self.optimizer)
         self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
-            self.judge.read, self.judge.skipped = int(state["read"]), Counter(state["skipped_examples"])
+            self.broken.read, self.broken.skipped = int(state["read"]), Counter(state["skipped_examples"])
 
     def run(self) -> dict[str, Any]:
         """Train to the last step. Returns the rate and what was skipped."""
@@ -104,8 +104,8 @@ class Loop:
         begun = self.learner.enter(self.progress(self.step - 1)) if self.step else set()
         wrapped: nn.Module | None = None
         for batch in batches:
-            images = self.plan.turn(self.step).images
-            self.judge.count(images // self.plan.ranks, batch.skipped)
+            images = self.plan.step_slice(self.step).count
+            self.broken.count(images // self.plan.ranks, batch.skipped)
             progress = self.progress(self.step)
             new = self.learner.enter(progress) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
@@ -116,7 +116,7 @@ class Loop:
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
             parts = [to_device(part, device) for part in batch.parts]
-            lr = self.lr * rate(self.plan.place(self.step), self.steps, self.warmup)
+            lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup)
             losses, notes, norm = self._gradient(wrapped, parts)
             if all(math.isfinite(value) for value in (*losses.values(), norm)):
                 for group in self.optimizer.param_groups:
@@ -154,16 +154,16 @@ class Loop:
         log.close()
         return {
             "steps": self.step,
-            "images_seen": self.plan.turn(self.step).first,
+            "images_seen": self.plan.step_slice(self.step).first,
             "training_seconds": round(time.perf_counter() - started, 1),
             "images_per_second": round(log.rate(), 1),
             "skipped_steps": self.skipped_steps,
-            "skipped_examples": dict(sum_counters(self.judge.read, self.judge.skipped)[1].most_common()),
+            "skipped_examples": dict(sum_counters(self.broken.read, self.broken.skipped)[1].most_common()),
         }
 
     def save(self) -> None:
         """Write a checkpoint, from the main process; called on all."""
-        read, skipped = sum_counters(self.judge.read, self.judge.skipped)
+        read, skipped = sum_counters(self.broken.read, self.broken.skipped)
         if self.accelerator.is_main_process:
             state = {
                 "progress": self.progress(self.step),

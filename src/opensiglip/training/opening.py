@@ -33,7 +33,7 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
         f"images      {recipe.frame}",
         f"batch       {plan.batch_size} images a step{negatives}",
         f"parameters  {parameters}",
-        f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.turn(loop.last).first} images",
+        f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.step_slice(loop.last).first} images",
     ]
     skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
     if skipped:

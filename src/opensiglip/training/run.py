@@ -20,7 +20,7 @@ from opensiglip.checkpoints.model_card import write_text
 from opensiglip.checkpoints.read import read
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import task_words
-from opensiglip.data.loader import Plan
+from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
@@ -145,8 +145,8 @@ def train(
     folder = Path(out)
     config = resolved(recipe, function, keywords, arguments)
     accelerator, why = _accelerator(precision, trackers, folder)
-    if batch_size % (accelerator.num_processes * accumulate * built.frame.least):
-        ranks, halves = accelerator.num_processes, " x 2 halves" if built.frame.least > 1 else ""
+    if batch_size % (accelerator.num_processes * accumulate * built.frame.batch_multiple):
+        ranks, halves = accelerator.num_processes, " x 2 halves" if built.frame.batch_multiple > 1 else ""
         raise UserError(
             f"--batch-size {batch_size} is not divisible by {ranks} ranks x --accumulate {accumulate}{halves}."
         )
@@ -199,19 +199,19 @@ def train(
         accelerator=accelerator,
         learner=learner,
         optimizer=adamw(learner, lr, weight_decay, slower(fitted), tower_lr),
-        plan=Plan(
-            sources,
-            built.frame,
-            built.fields,
-            pipeline,
-            batch_size,
-            seed,
-            rank,
-            ranks,
-            accumulate,
-            last,
-            begin,
-            stretch,
+        plan=DataPlan(
+            sources=sources,
+            frame=built.frame,
+            fields=built.fields,
+            pipeline=pipeline,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            ranks=ranks,
+            parts=accumulate,
+            steps=last,
+            begin=begin,
+            stretch=stretch,
         ),
         folder=folder,
         steps=last,

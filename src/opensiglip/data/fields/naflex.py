@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opensiglip.data.fields.field import Field, Geometry, Turn, Visit
-from opensiglip.data.text import TextPipeline
+from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.types import Batch, Patches
 
 BUDGETS = (128, 256, 576, 784, 1024)
@@ -33,7 +32,7 @@ class NaFlex(Geometry):
     budget: int
     budgets: tuple[int, ...] = BUDGETS
     crop_area: float = 1.0
-    least: ClassVar[int] = 2
+    batch_multiple: ClassVar[int] = 2
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         return resized(height, width, self.patch, self.budget)
@@ -42,17 +41,22 @@ class NaFlex(Geometry):
     def pixels(self) -> int:
         return math.isqrt(max(*self.budgets, self.budget)) * self.patch
 
-    def turn(self, seed: int, step: int, batch_size: int) -> Turn:
+    def step_slice(self, seed: int, step: int, batch_size: int) -> StepSlice:
         largest = max(self.budgets)
-        turns = [*self.budgets, largest]
-        number, place = divmod(step, len(turns))
-        order = [turns[i] for i in np.random.default_rng([BUDGET, seed, number]).permutation(len(turns))]
+        steps = [*self.budgets, largest]
+        number, place = divmod(step, len(steps))
+        order = [steps[i] for i in np.random.default_rng([BUDGET, seed, number]).permutation(len(steps))]
         counts = [batch_size // 2 if budget == largest else batch_size for budget in order]
         first = number * batch_size * len(self.budgets) + sum(counts[:place])
-        return Turn(replace(self, budget=order[place]), first, counts[place])
+        return StepSlice(replace(self, budget=order[place]), first, counts[place])
 
     def batch(self, images: Sequence[Tensor]) -> Batch:
-        return pack(images, self.patch, self.budget).to_batch("image")
+        """image [B, N, P * P * 3] uint8, image_shapes [B, 2] int64 and image_valid [B, N] bool: a `Patches`.
+
+        N is the longest image's number of patches, rounded up to a multiple of 16.
+        """
+        longest = max(image.shape[-2] * image.shape[-1] // self.patch**2 for image in images)
+        return pack(images, self.patch, -(-longest // WIDTHS) * WIDTHS).to_batch("image")
 
     def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
         return image.shape[-2] // self.patch, image.shape[-1] // self.patch
@@ -60,20 +64,6 @@ class NaFlex(Geometry):
     def __str__(self) -> str:
         drawn = f"; in training {' '.join(map(str, self.budgets))}" if len(self.budgets) > 1 else ""
         return f"at most {self.budget} patches of {self.patch} × {self.patch} pixels in their own aspect ratio{drawn}"
-
-
-class NaFlexImages(Field):
-    """image [B, N, P * P * 3] uint8, image_shapes [B, 2] int64 and image_valid [B, N] bool: a `Patches`."""
-
-    def __init__(self, patch: int) -> None:
-        self.patch = patch
-
-    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
-        return visit.image
-
-    def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
-        longest = max(image.shape[-2] * image.shape[-1] // self.patch**2 for image in drawn)
-        return pack(drawn, self.patch, -(-longest // WIDTHS) * WIDTHS).to_batch("image")
 
 
 def resized(height: int, width: int, patch: int, budget: int) -> tuple[int, int]:

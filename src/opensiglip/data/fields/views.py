@@ -12,10 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.fields.frame import Range, random_window
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
-
-Range = tuple[float, float]
 
 # SILC's photometric augmentations are not established; these are DINOv2's (data/augmentations.py:43-94).
 FLIP, JITTER, GREY, BLUR = 0.5, 0.8, 0.2, 0.5  # how likely
@@ -72,12 +71,8 @@ class Hidden(Field):
 
 def crop(image: Tensor, side: int, area: Range, rng: np.random.Generator) -> Tensor:
     """A random part [3, side, side] of `image` [3, H, W]: that share of its area, 3:4 to 4:3 before it is squared."""
-    height, width = image.shape[-2:]
-    share, ratio = rng.uniform(*area), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w = int(min(width, max(1, round(np.sqrt(height * width * share * ratio)))))
-    h = int(min(height, max(1, round(np.sqrt(height * width * share / ratio)))))
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    return transform.resized_crop(image, top, left, h, w, [side, side], antialias=True)
+    window = random_window(*image.shape[-2:], area, rng)
+    return transform.resized_crop(image, *window, [side, side], antialias=True)
 
 
 def augment(image: Tensor, rng: np.random.Generator) -> Tensor:

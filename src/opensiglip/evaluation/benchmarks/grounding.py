@@ -7,7 +7,7 @@ import torch
 
 from opensiglip.data.example import Box, Region, Source
 from opensiglip.data.fields.captions import referring_prefix
-from opensiglip.data.fields.field import Geometry
+from opensiglip.data.fields.frame import Geometry
 from opensiglip.evaluation.benchmark import Context, Findings, Impossible, Picture, some_of_both
 from opensiglip.evaluation.encoded import BATCH, Judged, readable
 from opensiglip.evaluation.metrics.scores import measured, overlap

@@ -1,0 +1,138 @@
+"""How an example is framed: which part of its image is seen, at what size, and where its boxes then are."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transform
+
+from opensiglip.data.example import Example, Region
+from opensiglip.types import Batch
+
+Window = tuple[int, int, int, int]  # top, left, height, width: a part of an image
+Range = tuple[float, float]
+
+RATIOS: Range = (3 / 4, 4 / 3)  # width to height of a random part, as torchvision's RandomResizedCrop
+SMALLEST = 0.5  # of a region's area must survive a crop; less, and its phrase no longer fits what is left
+
+
+def random_window(height: int, width: int, area: Range, rng: np.random.Generator) -> Window:
+    """A random part of an image of that size: a share of its area in the range `area`, 3:4 to 4:3 where it fits."""
+    share, ratio = rng.uniform(*area), np.exp(rng.uniform(*np.log(RATIOS)))
+    w = int(min(width, max(1, round(np.sqrt(height * width * share * ratio)))))
+    h = int(min(height, max(1, round(np.sqrt(height * width * share / ratio)))))
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+class StepSlice(NamedTuple):
+    """One step's part of the endless stream of examples, and the frame that it is seen in."""
+
+    frame: "Geometry"
+    first: int  # examples of the stream before it
+    count: int  # examples of the global batch
+
+
+class Geometry(ABC):
+    """How an example is framed: its image perhaps cropped, then resized; its boxes follow.
+
+    With `crop_area` below 1 a random part of at least that area is cut out first (3:4 to 4:3; not in the papers, useful
+    on small data); boxes follow as tv_tensors, and regions cut away are dropped.
+    """
+
+    crop_area: float
+    batch_multiple: ClassVar[int] = 1  # batch sizes are multiples of this
+
+    @abstractmethod
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in pixels, that an image of that size is resized to."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """The side of the largest square that it resizes to: how large drawings are to be drawn."""
+
+    @abstractmethod
+    def step_slice(self, seed: int, step: int, batch_size: int) -> StepSlice:
+        """What a step takes of the stream, and how it sees it: a pure function."""
+
+    @abstractmethod
+    def batch(self, images: Sequence[Tensor]) -> Batch:
+        """Framed images [3, h, w] uint8 as the fields "image..." of a batch."""
+
+    @abstractmethod
+    def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
+        """Rows and columns of the patches of a framed image [3, h, w] whose tower makes `tokens` of it, padding too."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """What size images are seen at, in words."""
+
+    def apply(self, example: Example, rng: np.random.Generator | None) -> tuple[Tensor, tuple[Region, ...]]:
+        """Image and regions in the frame; without a generator, never cropped (evaluation)."""
+        return self.cut(example, self.window(example.image, rng))
+
+    def window(self, image: Tensor, rng: np.random.Generator | None) -> Window:
+        """The part of an image [3, H, W] that is seen: all of it, or in training with `crop_area` a random part."""
+        height, width = image.shape[-2:]
+        if self.crop_area < 1 and rng is not None:
+            return random_window(height, width, (self.crop_area, 1.0), rng)
+        return 0, 0, height, width
+
+    def cut(self, example: Example, window: Window) -> tuple[Tensor, tuple[Region, ...]]:
+        """That part of the image in the size of the frame, and the regions that are still mostly in it."""
+        image, regions = example.image, example.regions
+        top, left, height, width = window
+        down, across = self.sides(height, width)
+        if image.shape[-2:] == (height, width) == (down, across):  # nothing to do: rendered at this size
+            return image, regions
+        image = transform.resized_crop(image, top, left, height, width, [down, across], antialias=True)
+        if not regions:
+            return image, regions
+        boxes = tv_tensors.BoundingBoxes(
+            [r.bbox for r in regions], format="XYXY", canvas_size=example.image.shape[-2:], dtype=torch.float64
+        )
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        moved = transform.resized_crop(boxes, top, left, height, width, [down, across])
+        whole = areas * (across / width) * (down / height)
+        clipped = transform.clamp_bounding_boxes(moved)
+        left_over = (clipped[:, 2] - clipped[:, 0]).clamp(min=0) * (clipped[:, 3] - clipped[:, 1]).clamp(min=0)
+        kept = left_over >= SMALLEST * whole
+        return image, tuple(
+            replace(region, bbox=tuple(box))
+            for region, box, keep in zip(regions, clipped.tolist(), kept.tolist(), strict=True)
+            if keep
+        )
+
+
+@dataclass(frozen=True)
+class Frame(Geometry):
+    """What all recipes but NaFlex share: a square of `resolution`, the aspect ratio given up as big_vision does."""
+
+    resolution: int
+    crop_area: float = 1.0
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
+    @property
+    def pixels(self) -> int:
+        return self.resolution
+
+    def step_slice(self, seed: int, step: int, batch_size: int) -> StepSlice:
+        return StepSlice(self, step * batch_size, batch_size)
+
+    def batch(self, images: Sequence[Tensor]) -> Batch:
+        return {"image": torch.stack(list(images))}
+
+    def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
+        side = math.isqrt(tokens)
+        return side, side
+
+    def __str__(self) -> str:
+        return f"{self.resolution} × {self.resolution} pixels"
