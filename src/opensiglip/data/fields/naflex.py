@@ -53,10 +53,11 @@ class NaFlex(Geometry):
     def batch(self, images: Sequence[Tensor]) -> Batch:
         """image [B, N, P * P * 3] uint8, image_shapes [B, 2] int64 and image_valid [B, N] bool: a `Patches`.
 
-        N is the longest image's number of patches, rounded up to a multiple of 16.
+        N is the longest image's number of patches, rounded up to a multiple of 16, at most the largest budget.
         """
         longest = max(image.shape[-2] * image.shape[-1] // self.patch**2 for image in images)
-        return pack(images, self.patch, -(-longest // WIDTHS) * WIDTHS).to_batch("image")
+        length = min(-(-longest // WIDTHS) * WIDTHS, max(*self.budgets, self.budget))
+        return pack(images, self.patch, length).to_batch("image")
 
     def grid(self, image: Tensor, tokens: int) -> tuple[int, int]:
         return image.shape[-2] // self.patch, image.shape[-1] // self.patch
