@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, Variant, agree, compare, peer, positive, start
 from benchmarks.report import report
-from opensiglip.losses.fused import linear_cross_entropy
+from opensiglip.losses.cross_entropy import linear_cross_entropy
 
 IGNORED = -100
 PLAIN = "F.cross_entropy"

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import Row, Sample, Variant, peer, positive, rows, sample, start
 from benchmarks.report import report
 from opensiglip.distributed import meeting
-from opensiglip.losses.fused import sigmoid_loss
+from opensiglip.losses.pairwise import sigmoid_loss
 
 OURS, MODES = "opensiglip", ("bidir", "shift", "reduce", "gather")
 

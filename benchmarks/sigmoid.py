@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Row, Variant, agree, compare, peer, positive, start
 from benchmarks.report import report
-from opensiglip.losses.fused import sigmoid_loss, softmax_loss
+from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # image, text, scale, bias -> mean over rows
 PLAIN, CHUNKS = "plain", 512

@@ -1,6 +1,7 @@
 """The large losses: their slopes are autograd's, in float64, and their values are those of other libraries."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import open_clip.loss
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import SiglipModel
 
-from opensiglip.losses import fused
-from opensiglip.losses.fused import linear_cross_entropy, sigmoid_loss, softmax_loss
+from opensiglip.losses import cross_entropy, fused, pairwise
+from opensiglip.losses.cross_entropy import linear_cross_entropy
+from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.contrastive import Sigmoid
@@ -23,18 +25,44 @@ EXACT = 1e-12  # of numbers around 1 in float64
 quick = settings(deadline=None, max_examples=40)
 
 
-def plain_sigmoid(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
+def plain_sigmoid(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    valid: Tensor,
+    group: Tensor | None = None,
+    *,
+    multi_positive: bool = False,
+) -> Tensor:
     """SigLIP's equation, word by word, over the examples that have a text."""
-    x, y = rows[valid], columns[valid]
-    signs = 2 * torch.eye(len(x), dtype=x.dtype) - 1
-    return -F.logsigmoid(signs * (scale * x @ y.T + bias)).sum()
+    logits = scale * rows[valid] @ columns[valid].T + bias
+    same, weight = positives(logits, group if group is None else group[valid], multi_positive)
+    return -(weight * F.logsigmoid(logits) + ~same * F.logsigmoid(-logits)).sum()
 
 
-def plain_softmax(rows: Tensor, columns: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
+def plain_softmax(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    valid: Tensor,
+    group: Tensor | None = None,
+    *,
+    multi_positive: bool = False,
+) -> Tensor:
     """CLIP's pseudo-code (Fig. 3), summed, over the examples that have a text."""
     logits = scale * rows[valid] @ columns[valid].T
-    labels = torch.arange(len(logits))
-    return sum(F.cross_entropy(z, labels, reduction="sum") for z in (logits, logits.T)) / 2
+    same, weight = positives(logits, group if group is None else group[valid], multi_positive)
+    logits = logits.masked_fill(same & (weight == 0), -torch.inf)
+    logs = logits.log_softmax(1), logits.log_softmax(0)
+    return -sum(torch.where(weight > 0, weight * log, 0.0).sum() for log in logs) / 2
+
+
+def positives(logits: Tensor, group: Tensor | None, multi_positive: bool) -> tuple[Tensor, Tensor]:
+    """[B, B] which pairs are no negatives, and the weight of each as a positive."""
+    own = torch.eye(len(logits), dtype=logits.dtype)
+    same = own > 0 if group is None else group[:, None] == group
+    return same, same / same.sum(1, keepdim=True).to(logits.dtype) if multi_positive else own
 
 
 def plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -212,7 +240,7 @@ def test_a_gradient_narrower_than_its_sum_is_added_in_parts() -> None:
     expected = 1 + (a @ b).float()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "CPU", fused.CPU._replace(strip=2 * 3 * 4))  # two rows at a time
-        fused._add_product(total, a, b)
+        cross_entropy._add_product(total, a, b)
     torch.testing.assert_close(total, expected, rtol=0.02, atol=0.02)
 
 
@@ -236,22 +264,22 @@ def test_the_cross_entropy_under_autocast_takes_products_in_its_type_and_sums_in
 
 
 @pytest.mark.parametrize(
-    "loss, block, arguments",
+    "loss, module, block, arguments",
     [
-        (sigmoid_loss, "sigmoid_block", pairs(4, 5, 4)),
-        (linear_cross_entropy, "cross_entropy_block", tokens(4, 5, 4, 6)),
+        (sigmoid_loss, pairwise, "sigmoid_block", pairs(4, 5, 4)),
+        (linear_cross_entropy, cross_entropy, "cross_entropy_block", tokens(4, 5, 4, 6)),
     ],
 )
 def test_no_slopes_are_formed_without_gradients(
-    loss: Callable[..., Tensor], block: str, arguments: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    loss: Callable[..., Tensor], module: Any, block: str, arguments: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, formed = getattr(fused, block), []
+    original, formed = getattr(module, block), []
 
-    def watched(*given: Tensor, slopes: bool, **more: bool) -> tuple[Tensor, ...]:
+    def watched(*given: Tensor | None, slopes: bool, **more: bool) -> tuple[Tensor, ...]:
         formed.append(slopes)
         return original(*given, slopes=slopes, **more)
 
-    monkeypatch.setattr(fused, block, watched)
+    monkeypatch.setattr(module, block, watched)
     leaves = [x.requires_grad_() if x.is_floating_point() and i < 3 else x for i, x in enumerate(arguments)]
     with_slopes = loss(*leaves)
     with torch.no_grad():
@@ -264,7 +292,7 @@ def test_no_slopes_are_formed_without_gradients(
 def test_the_softmax_takes_one_turn_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns, scale, _, valid = pairs(4, 5, 4)
     loss = softmax_loss(rows.requires_grad_(), columns, scale, valid)
-    monkeypatch.setattr(fused, "softmax_slopes", None)
+    monkeypatch.setattr(pairwise, "softmax_slopes", None)
     with torch.no_grad():
         assert torch.equal(softmax_loss(rows, columns, scale, valid), loss.detach())
 
@@ -272,13 +300,21 @@ def test_the_softmax_takes_one_turn_without_gradients(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "operation, arguments",
     [
-        (fused._ring_sigmoid, (*pairs(5, 4, 3, torch.float32), True)),
-        (fused._ring_softmax, (*(x for i, x in enumerate(pairs(5, 4, 3, torch.float32)) if i != 3), True)),
-        (fused._linear_cross_entropy, (*tokens(5, 4, 3, 6, torch.float32), torch.float32, True)),
+        (pairwise._ring_sigmoid, (*pairs(5, 4, 3, torch.float32), torch.tensor([3, 5, 3, 7]), True, True)),
+        (
+            pairwise._ring_softmax,
+            (
+                *(x for i, x in enumerate(pairs(5, 4, 3, torch.float32)) if i != 3),
+                torch.tensor([3, 5, 3, 7]),
+                True,
+                True,
+            ),
+        ),
+        (cross_entropy._linear_cross_entropy, (*tokens(5, 4, 3, 6, torch.float32), torch.float32, True)),
     ],
 )
 def test_the_operations_keep_torch_librarys_contract(operation: torch.library.CustomOpDef, arguments: tuple) -> None:
-    differentiable = 4 if operation is fused._ring_sigmoid else 3
+    differentiable = 4 if operation is pairwise._ring_sigmoid else 3
     leaves = tuple(x.requires_grad_() if i < differentiable else x for i, x in enumerate(arguments))
     # Not "test_aot_dispatch_dynamic": it reads the gradients that backward has scaled in place, which no caller sees;
     # tests/test_compile.py compares whole compiled steps instead.

@@ -1,7 +1,7 @@
 """Ranks: the only file that imports torch.distributed. On one process everything here is the identity."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,29 +47,31 @@ def sum_counters(number: int, counter: Counter[str]) -> tuple[int, Counter[str]]
 
 
 def ring(
-    mine: Tensor,
-    visit: Callable[[Tensor, bool], Tensor | None],
+    mine: Sequence[Tensor],
+    visit: Callable[[Sequence[Tensor], bool], Tensor | None],
     join: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> Tensor | None:
-    """Show every rank's `mine` to `visit(block, is it ours?)`, ours first; what all ranks' visits say of ours, joined.
+    """Call `visit(block, is it ours?)` with every rank's tensors `mine`, ours first; join all ranks' results for ours.
 
-    Blocks go round while they are looked at: a rank sends its block on before it looks, and what was said of a block
-    follows one turn behind. Never holds more than two blocks. Same shapes on every rank; all ranks answer, or none.
+    Blocks travel while they are visited: a rank sends a block on before it visits it, and the block's joined results
+    follow one turn behind. Holds two blocks at most. Same shapes on every rank; `visit` returns a tensor everywhere, or
+    None everywhere.
     """
     rank, ranks = world()
-    block, said = mine.contiguous(), None
+    block: Sequence[Tensor] = [x.contiguous() for x in mine]
+    joined = None
     for turn in range(ranks):
-        onward = [block] if turn < ranks - 1 else []
-        arrive = _pass_on([*onward, said] if said is not None else onward)
-        answer = visit(block, turn == 0)
+        onward = list(block) if turn < ranks - 1 else []
+        arrive = _pass_on([*onward, joined] if joined is not None else onward)
+        result = visit(block, turn == 0)
         arrived = arrive()
-        if answer is not None:
-            said = join(arrived.pop(), answer) if turn else answer
+        if result is not None:
+            joined = join(arrived.pop(), result) if turn else result
         if onward:
-            block = arrived[0]
-    if ranks > 1 and said is not None:
-        said = _pass_on([said])()[0]  # home
-    return said
+            block = arrived
+    if ranks > 1 and joined is not None:
+        joined = _pass_on([joined])()[0]  # home
+    return joined
 
 
 def _pass_on(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:

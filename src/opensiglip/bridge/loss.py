@@ -83,6 +83,7 @@ class SigLIP2Loss(nn.Module):
         logit_scale: Tensor | None = None,
         logit_bias: Tensor | None = None,
         has_text: Tensor | None = None,
+        group: Tensor | None = None,
         patch_tokens: Tensor | None = None,
         decoder: Decoder | None = None,
         captions: Batch | None = None,
@@ -95,10 +96,11 @@ class SigLIP2Loss(nn.Module):
         """ "loss" and each term that has begun, by name. Raises ValueError naming what a term lacks.
 
         progress: share of training done, 0 to 1. Sigmoid: image_embeds, text_embeds [B, D], not normalised; logit_scale
-        (a logarithm, as in transformers) and logit_bias [1]; has_text [B] bool, all by default. Captions: patch_tokens
-        [B, N, D], `decoder`, and `captions`, what `data.captions.pack` makes. Local to global: local_embeds [B, L, D]
-        of crops, teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with patches
-        `hidden` [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
+        (a logarithm, as in transformers) and logit_bias [1]; has_text [B] bool, all by default; group [B] int64, equal
+        for examples of one image, which are no negatives of each other. Captions: patch_tokens [B, N, D], `decoder`,
+        and `captions`, what `data.captions.pack` makes. Local to global: local_embeds [B, L, D] of crops,
+        teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with patches `hidden`
+        [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
         """
         self.progress = progress
         given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "progress")}
@@ -122,7 +124,8 @@ class SigLIP2Loss(nn.Module):
         if text_embeds is not None:
             every = torch.ones(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
             batch["has_text"] = every if has_text is None else has_text
-        batch |= {name: x for name, x in (("local", local_embeds), ("hidden", hidden)) if x is not None}
+        fields = {"group": group, "local": local_embeds, "hidden": hidden}
+        batch |= {name: x for name, x in fields.items() if x is not None}
         model: Any = SimpleNamespace(decoder=decoder, logit_scale=logit_scale, logit_bias=logit_bias)
         encoded = Encoded(model, batch, passes=passes)
         live = denominators(self, [batch]).float()

@@ -6,6 +6,7 @@ logits are at hand. So each forward forms them block by block and nothing the si
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +15,72 @@ from torch import Tensor
 LOG2_E = math.log2(math.e)  # e^x = 2^(x log2 e), and torch's powers of two are three times as quick on a CPU
 
 
-def sigmoid_block(
-    rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, here: Tensor, there: Tensor, *, own: bool, slopes: bool
-) -> tuple[Tensor, ...]:
-    """-sum_ij log sigma(z_ij (t x_i.y_j + b)), z_ij = 1 if i = j (and own) else -1.    (SigLIP, Sec. 3.2)
+class SameGroup(NamedTuple):
+    """Of the pairs [B, M] of one block, those of one group (of one image, say): they are never negatives.
 
-    rows [B, D], columns [M, D], scale t and bias b of one element; here [B] and there [M] bool: rows and columns that
-    count. Returns the sum and, with `slopes`, its gradients with respect to rows, columns, scale and bias.
+    Their weights sum to 1 over a row's whole group. Weight 1 on the diagonal alone leaves the others out; 1/k on all k
+    of them counts each as a positive.
+    """
+
+    same: Tensor  # [B, M] bool; false in columns that are not valid
+    weight: Tensor  # [B, M], as a positive; 0 where `same` is false
+
+
+def sigmoid_block(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_valid: Tensor,
+    column_valid: Tensor,
+    group: SameGroup | None = None,
+    *,
+    paired: bool,
+    slopes: bool,
+) -> tuple[Tensor, ...]:
+    """-sum_ij log sigma(z_ij (t x_i.y_j + b)), z_ij = 1 if i = j (and `paired`) else -1.    (SigLIP, Sec. 3.2)
+
+    rows [B, D], columns [M, D], scale t and bias b of one element; row_valid [B] and column_valid [M] bool. Returns the
+    sum and, with `slopes`, its gradient with respect to rows, columns, scale and bias. With `group`, pairs of one group
+    have -weight_ij log sigma(t x_i.y_j + b) instead, whether `paired` or not.
 
     -log sigma(-u) = softplus(u), and -log sigma(u) = softplus(u) - u: so negatives everywhere, then u off the diagonal.
     """
-    logits = _logits(rows, columns, scale, bias, there)  # softplus and sigmoid of -inf are 0
-    losses = F.softplus(logits).sum(1)
-    if own:
-        losses = losses - torch.where(here, logits.diagonal(), 0.0)
-    loss = torch.where(here, losses, 0.0).sum()
+    logits = _logits(rows, columns, scale, bias, column_valid)  # softplus and sigmoid of -inf are 0
+    if group is None:
+        losses = F.softplus(logits).sum(1)
+        if paired:
+            losses = losses - torch.where(row_valid, logits.diagonal(), 0.0)
+    else:
+        terms = F.softplus(logits).mul_(torch.where(group.same, group.weight, 1.0))
+        losses = terms.sub_(torch.where(group.same, group.weight * logits, 0.0)).sum(1)
+    loss = torch.where(row_valid, losses, 0.0).sum()
     if not slopes:
         return (loss,)
-    slope = logits.sigmoid_()  # d loss / d logits, but for rows that do not count
-    if own:
-        slope.diagonal().sub_(here.to(slope.dtype))
-    counted = here[:, None]
+    slope = logits.sigmoid_()  # d loss / d logits, but for rows that are not valid
+    if group is not None:
+        slope.mul_(torch.where(group.same, group.weight, 1.0)).sub_(group.weight)
+    elif paired:
+        slope.diagonal().sub_(row_valid.to(slope.dtype))
+    counted = row_valid[:, None]
     pull = torch.where(counted, slope @ columns, 0.0)  # [B, D], whose product with the rows is the slope of t
-    db = torch.where(here, slope.sum(1), 0.0).sum()
+    db = torch.where(row_valid, slope.sum(1), 0.0).sum()
     return loss, scale * pull, slope.T @ torch.where(counted, scale * rows, 0.0), (pull * rows).sum(), db
 
 
-def softmax_sums(rows: Tensor, columns: Tensor, scale: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """log sum_j e^(t x_i.y_j) of each row [B] and log sum_i e^(t x_i.y_j) of each column [M], over those that count."""
-    logits = _logits(rows, columns, scale, torch.zeros_like(scale), there)
-    logits.masked_fill_(~here[:, None], -torch.inf)
+def softmax_sums(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_valid: Tensor,
+    column_valid: Tensor,
+    group: SameGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log sum_j e^(t x_i.y_j) of each row [B] and log sum_i e^(t x_i.y_j) of each column [M], over the valid ones.
+
+    Pairs of one `group` of weight 0 are left out.
+    """
+    logits = _candidates(rows, columns, scale, row_valid, column_valid, group)
     return logits.logsumexp(1), logits.logsumexp(0)
 
 
@@ -51,25 +88,28 @@ def softmax_slopes(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    here: Tensor,
-    there: Tensor,
+    row_valid: Tensor,
+    column_valid: Tensor,
     row_sums: Tensor,
     column_sums: Tensor,
+    group: SameGroup | None = None,
     *,
-    own: bool,
+    paired: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of -1/2 sum_i (log p(y_i | x_i) + log p(x_i | y_i)) over one block.    (CLIP, Fig. 3)
 
     p(y_j | x_i) = exp(z_ij - row_sums_i), p(x_i | y_j) = exp(z_ij - column_sums_j), z = t x.y; the sums [B] and [M] are
-    `softmax_sums` over *all* columns and rows, finite (any number where a row or column does not count). With `own`, i
-    and j are partners where they are equal. Returns the gradients with respect to rows, columns and scale.
+    `softmax_sums` over *all* columns and rows, finite (any number where a row or column is not valid). Row i's positive
+    is column i where `paired`; with `group`, the log-probabilities of its positives are averaged with their weights.
+    Returns the gradients with respect to rows, columns and scale.
     """
-    logits = _logits(rows, columns, scale, torch.zeros_like(scale), there)
-    logits.masked_fill_(~here[:, None], -torch.inf)
+    logits = _candidates(rows, columns, scale, row_valid, column_valid, group)
     slope = (logits - column_sums).exp_()
     slope.add_(logits.sub_(row_sums[:, None]).exp_()).mul_(0.5)  # d loss / d logits
-    if own:
-        slope.diagonal().sub_(here.to(slope.dtype))
+    if group is not None:
+        slope.sub_(torch.where(row_valid[:, None], group.weight, 0.0))
+    elif paired:
+        slope.diagonal().sub_(row_valid.to(slope.dtype))
     pull = slope @ columns
     return scale * pull, slope.T @ (scale * rows), (pull * rows).sum()
 
@@ -100,6 +140,15 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return -(teacher * F.log_softmax(student.to(high) / temperature, -1)).sum(-1)
 
 
-def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, there: Tensor) -> Tensor:
-    """t x_i.y_j + b [B, M], -inf in columns that do not count."""
-    return torch.addmm(torch.where(there, bias, -torch.inf), scale * rows, columns.T)
+def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_valid: Tensor) -> Tensor:
+    """t x_i.y_j + b [B, M], -inf in columns that are not valid."""
+    return torch.addmm(torch.where(column_valid, bias, -torch.inf), scale * rows, columns.T)
+
+
+def _candidates(
+    rows: Tensor, columns: Tensor, scale: Tensor, row_valid: Tensor, column_valid: Tensor, group: SameGroup | None
+) -> Tensor:
+    """t x_i.y_j [B, M], -inf in the pairs that a softmax passes over."""
+    logits = _logits(rows, columns, scale, torch.zeros_like(scale), column_valid)
+    logits.masked_fill_(~row_valid[:, None], -torch.inf)
+    return logits if group is None else logits.masked_fill_(group.same & (group.weight == 0), -torch.inf)

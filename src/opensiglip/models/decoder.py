@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from opensiglip.losses.fused import linear_cross_entropy
+from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.models.attention import attention
 from opensiglip.models.kv_cache import Cache, Past, Seats
 from opensiglip.models.sizes import Shape

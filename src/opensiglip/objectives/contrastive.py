@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opensiglip.losses.fused import sigmoid_loss, softmax_loss
+from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise
@@ -17,7 +17,8 @@ class Sigmoid(Pairwise):
     """One yes-or-no question per pair of image and text, over the global batch.    (SigLIP, Sec. 3.2)
 
     L = -1/n sum_ij log sigma(z_ij (t x_i.y_j + b)), t = exp(logit_scale), x and y L2-normalised, z_ij = 1 if i = j
-    else -1; n counts the examples that have a text.
+    else -1; n counts the examples that have a text. Examples of one image (batch field "group") are no negatives of
+    each other; with `multi_positive` the k of them are each other's positives, of weight 1/k.
 
     `image` and `text` name the batch fields that are compared; where an example has several views, each is compared by
     itself and the mean counts (SILC aligns each global view). With `probe_width` the image is pooled by a probe of this
@@ -32,11 +33,12 @@ class Sigmoid(Pairwise):
         image: str = "image",
         text: str = "text",
         probe_width: int | None = None,
+        multi_positive: bool = False,
         name: str = "sigmoid",
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight=weight)
-        self.image, self.text, self.name = image, text, name
+        self.image, self.text, self.multi_positive, self.name = image, text, multi_positive, name
         self.probe = None if probe_width is None else nn.Parameter(torch.randn(1, 1, probe_width))
         if self.probe is not None:
             nn.init.xavier_uniform_(self.probe)  # as the tower's own
@@ -54,12 +56,15 @@ class Sigmoid(Pairwise):
         model = encoded.model
         image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
         views = image.unflatten(0, (len(text), -1))  # [B, V, D]
-        return [views, text, encoded[f"has_{self.text}"]], [model.logit_scale.exp(), model.logit_bias]
+        rows = [views, text, encoded[f"has_{self.text}"], *_group(encoded)]
+        return rows, [model.logit_scale.exp(), model.logit_bias]
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
-        views, text, has_text = rows
-        scale, bias = shared
-        losses = [sigmoid_loss(view.contiguous(), text, scale, bias, has_text) for view in views.unbind(1)]
+        views, text, *others = rows  # has_text, and the group if the batch has one
+        losses = [
+            sigmoid_loss(view.contiguous(), text, *shared, *others, multi_positive=self.multi_positive)
+            for view in views.unbind(1)
+        ]
         return torch.stack(losses).mean()
 
 
@@ -67,15 +72,17 @@ class Softmax(Pairwise):
     """Which of all texts is this image's, and which of all images this text's, over the global batch.    (CLIP, Fig. 3)
 
     L = -1/2n sum_i (log softmax_j(t x_i.y_j) + log softmax_j(t x_j.y_i)) at j = i, t = exp(logit_scale), x and y
-    L2-normalised; n counts the examples that have a text, and only those are candidates. After each step t is clipped
-    to `most`: 100 in CLIP, "found necessary to prevent training instability".
+    L2-normalised; n counts the examples that have a text, and only those are candidates. Examples of one image (batch
+    field "group") are no candidates for each other; with `multi_positive` they are, and the log-probabilities of all k
+    are averaged. After each step t is clipped to `most`: 100 in CLIP, "found necessary to prevent training
+    instability".
     """
 
     name = "softmax"
 
-    def __init__(self, *, most: float = 100.0, weight: float = 1.0) -> None:
+    def __init__(self, *, most: float = 100.0, multi_positive: bool = False, weight: float = 1.0) -> None:
         super().__init__(weight=weight)
-        self.most = most
+        self.most, self.multi_positive = most, multi_positive
 
     def live(self, batch: Batch) -> Tensor:
         return batch["has_text"].sum()
@@ -84,12 +91,17 @@ class Softmax(Pairwise):
         image, text = encoded.image().pooled, encoded.text().pooled
         assert image is not None and text is not None
         image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
-        return [image, text, encoded["has_text"]], [encoded.model.logit_scale.exp()]
+        return [image, text, encoded["has_text"], *_group(encoded)], [encoded.model.logit_scale.exp()]
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
-        image, text, has_text = rows
-        return softmax_loss(image, text, shared[0], has_text)
+        image, text, *others = rows  # has_text, and the group if the batch has one
+        return softmax_loss(image, text, *shared, *others, multi_positive=self.multi_positive)
 
     @torch.no_grad()
     def constrain(self, model: Model) -> None:
         model.logit_scale.clamp_(max=math.log(self.most))
+
+
+def _group(encoded: Encoded) -> list[Tensor]:
+    """The batch's field "group" [B] int64, equal for examples of one image; nothing where all images differ."""
+    return [encoded["group"]] if "group" in encoded.batch else []
