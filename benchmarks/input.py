@@ -21,7 +21,8 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.recipes import siglip, siglip2
 
-MADE, SIDE, QUALITY = 24, 500, 90  # photographs stand-ins: how many, pixels of the longer side, JPEG quality
+MADE = 24  # images, where there are no photographs
+SIDE, QUALITY = 500, 90  # pixels of the longer side, JPEG quality
 GRAIN = 6.0  # deviation of the noise on them, in grey levels: a drawing's flat grounds decode quicker than a photograph
 
 

@@ -113,8 +113,8 @@ def test_padded_and_packed_texts_hold_the_same_tokens(parallel: bool) -> None:
 @pytest.mark.parametrize(
     "words, part",
     [
-        ("", f"measures one of: {', '.join(BENCHES)}."),
-        ("speed", f"measures one of: {', '.join(BENCHES)}."),
+        ("", f"name a measurement first: {', '.join(BENCHES[:-1])} or {BENCHES[-1]}."),
+        ("xyz", f"no such measurement: 'xyz'; there are {', '.join(BENCHES[:-1])} and {BENCHES[-1]}."),
         ("sigmoid --sizes 0", "--sizes 0 is out of range; give a number of more than 0."),
         ("step --cases all", "--cases 'all' is unknown; there are contrastive"),
         ("step --precision fp8", "--precision 'fp8' is unknown; give fp32 or bf16."),

@@ -1,19 +1,27 @@
 """The command line: bad input is one sentence and exit code 2, before anything is written."""
 
-import contextlib
-import io
+import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import opensiglip
 from opensiglip import __version__
-from opensiglip.apps.cli import main
+from opensiglip.apps import signature
+from opensiglip.apps.cli import main, say
+from opensiglip.apps.commands import COMMANDS, Command
+from opensiglip.apps.train import recipes
 from opensiglip.recipes import RECIPES
 from opensiglip.training.record import find
 
+OURS = {"PYTHONPATH": str(Path(opensiglip.__file__).parents[1])}
 SCENES = "scenes:drawings=20,objects=3,count=64"
 
 
@@ -36,12 +44,21 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("fly", "no such command: 'fly'"),
-        ("data", "`opensiglip data` has one command"),
+        ("fly", "no such command: 'fly'; there are train, eval,"),
+        ("trian", "no such command: 'trian', the nearest is train;"),
+        ("--data scenes train siglip2", "name a command first: train, eval,"),
+        ("data", "name a data command first: show."),
+        ("data sow", "no such data command: 'sow', the nearest is show; there is show."),
+        ("data show", "SOURCE is missing; `opensiglip data show --help` lists the flags."),
+        ("data show scenes more", "unexpected word: 'more'"),
         ("data show nowhere", "no such source: nowhere"),
         ("data show scenes:objects=0", "objects=0 is not a whole number from 1 to 9"),
-        ("data show scenes --fast", "unrecognized"),
-        ("train nothing --data scenes --out run", "no such recipe: 'nothing'"),
+        ("data show scenes --fast", "no such flag: --fast; `opensiglip data show --help` lists the flags."),
+        ("eval run --data scenes --taks all", "no such flag: --taks, the nearest is --tasks;"),
+        ("train", "name a recipe first: clip, lit,"),
+        ("train --data scenes", "or FILE.py:FUNCTION."),
+        ("train nothing --data scenes --out run", "no such recipe: 'nothing'; there are clip, lit,"),
+        ("train siglip3 --data scenes --out run", "no such recipe: 'siglip3', the nearest is siglip"),
         ("train none.py:small --data scenes --out run", "recipe file none.py does not exist"),
     ],
 )
@@ -55,9 +72,14 @@ def test_a_command_that_is_none_is_one_sentence(
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ("--fast", "Unrecognized options: --fast"),
-        ("--steps many", "steps"),
-        ("--lr", "lr"),
+        ("--fast", "no such flag: --fast"),
+        ("--batchsize 8", "no such flag: --batchsize, the nearest is --batch-size;"),
+        ("--parallell=1", "no such flag: --parallell, the nearest is --parallel;"),
+        ("--steps many", "--steps many can't be read; give a whole number;"),
+        ("--lr=fast", "--lr fast can't be read; give a number;"),
+        ("--keep 0.5 much", "--keep 0.5 much can't be read; give a number, or several;"),
+        ("--lr", "--lr needs a number;"),
+        ("--freeze all", "--freeze 'all' is unknown; give vision, text or both;"),
         ("--size huge", "--size 'huge' is unknown; sizes are tiny"),
         ("--resolution 60", "--resolution 60 is not a multiple of the patch size 8; try 56"),
         ("--resolution 0", "--resolution 0 is out of range"),
@@ -111,19 +133,17 @@ def test_a_bad_flag_is_one_sentence_and_writes_nothing(
     assert {path.name for path in place.rglob("*")} == {"empty", "file", "junk.json"}
 
 
-@pytest.mark.parametrize(("words", "part"), [("--out run", "--data"), (f"--data {SCENES}", "--out"), ("", "--out")])
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--out run", "--data is missing"),
+        (f"--data {SCENES}", "--out is missing"),
+        ("", "--out is missing"),
+    ],
+)
 def test_what_a_run_needs_is_asked_for(words: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert part in complaint(["train", "siglip2", *words.split()], capsys)
     assert list(place.iterdir()) == []
-
-
-@pytest.mark.parametrize(("words", "part"), [("", "--out"), ("--out run --nonsense 3", "--nonsense")])
-def test_where_no_frame_can_be_drawn_it_is_one_sentence_too(
-    words: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):  # no encoding: tyro draws rules of hyphens
-        said = complaint(["train", "siglip2", *words.split()], capsys)
-    assert part in said and "----" not in said
 
 
 def test_an_existing_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +182,7 @@ def test_a_recipe_of_the_users_own_trains(
 def test_help_lists_the_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {command} " in said for command in ("train", "recipes", "data"))
+    assert all(f"• {command} " in said for command in COMMANDS)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,9 +200,7 @@ def test_recipes_lists_every_paper(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", name, "--help"])
-    assert stop.value.code == 0
+    assert main(["train", name, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     keywords = [*find(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
     assert all(f"--{keyword.replace('_', '-')}" in said for keyword in keywords)
@@ -192,8 +210,7 @@ def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureF
 def test_train_without_a_recipe_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in RECIPES)
-    assert main(["train"]) == 2
+    assert all(f"• {name} " in said for name in RECIPES)
 
 
 def test_data_show_counts_and_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,15 +221,116 @@ def test_data_show_counts_and_draws(place: Path, capsys: pytest.CaptureFixture[s
         assert sheet.format == "PNG"
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_command_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(words: list[str]) -> int:
+    def interrupt(words: list[str]) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("opensiglip.apps.cli.run", interrupt)
-    assert main(["train", "siglip2"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "opensiglip: stopped.\n"
+
+
+QUICK = [
+    "--help",
+    "train --help",
+    "train siglip2 --help",
+    "train mine.py:heavy --help",
+    "bench sigmoid --help",
+    "study --help",
+    "trian",
+    "train siglp2",
+    "train siglip2 --dat scenes",
+    "train siglip2 --data scenes --out run --lr 0",
+    "train mine.py:heavy --data scenes --out run --parallel 2",
+    "eval run --taks all",
+    *(f"{name} --help" for name, command in COMMANDS.items() if isinstance(command, Command)),
+]
+MINE = """
+from typing import Annotated
+
+from opensiglip.bounds import Bounds
+from opensiglip.recipes import Recipe, siglip2
+
+SHARE = 0.5
+
+
+def heavy(*, parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = SHARE) -> Recipe:
+    '''SigLIP 2 as I want it.'''
+    return siglip2(size="tiny", parallel=parallel)
+"""
+
+
+def test_help_and_what_is_mistyped_are_answered_without_torch(place: Path) -> None:
+    (place / "mine.py").write_text(MINE)
+    script = (
+        "import sys; from opensiglip.apps.cli import main; slow = {'torch', 'transformers', 'datasets', 'numpy'}\n"
+        f"for words in {QUICK}:\n"
+        "    main(words.split()); print('---', words, sorted(slow & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=place, env=os.environ | OURS
+    )
+    assert done.returncode == 0, done.stderr
+    imported = [line for line in done.stdout.splitlines() if line.startswith("---")]
+    assert imported == [f"--- {words} []" for words in QUICK]
+    assert "--parallel 2.0 is out of range" in done.stderr
+    assert "SigLIP 2 as I want it." in done.stdout and "(default: 0.5)" in done.stdout
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_signature_that_is_read_is_the_functions_own(name: str) -> None:
+    function = RECIPES[name]
+    read, text = signature.read_plain(Path(inspect.getfile(function)), name)
+    assert read.parameters == inspect.signature(function).parameters
+    assert text == inspect.getdoc(function)
+
+
+def test_the_recipes_of_the_command_line_are_all_recipes() -> None:
+    assert list(recipes([])) == list(RECIPES)
+
+
+def test_every_command_is_a_function_whose_flags_are_read_without_importing_it() -> None:
+    for command in COMMANDS.values():
+        if isinstance(command, Command):
+            read, _ = signature.read_plain(signature.file_of(command.module), command.function)
+            function = getattr(import_module(command.module), command.function)
+            assert read.parameters == inspect.signature(function).parameters
+
+
+def test_what_the_syntax_tree_does_not_say_is_imported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine.py").write_text(
+        "from functools import partial\nfrom opensiglip.recipes import siglip2\nmine = partial(siglip2, length=32)\n"
+    )
+    assert main(["train", "mine.py:mine", "--help"]) == 0
+    assert "(default: 32)" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_python_is_one_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine.py").write_text("def mine(:\n")
+    words = ["train", "mine.py:mine", "--data", "scenes", "--out", "run"]
+    assert "recipe file mine.py is not Python" in complaint(words, capsys)
+
+
+def test_what_the_console_cannot_write_is_escaped(place: Path) -> None:
+    script = "import sys; from opensiglip.apps.cli import main; sys.exit(main(['fl\\u00fc\\udcfc']))"
+    environment = os.environ | OURS | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, env=environment, cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"opensiglip: no such command: 'fl\\xfc\\udcfc'")
+
+
+def test_a_sentence_of_several_ranks_is_printed_once_with_the_rank(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, sentence in ((1, "photos is missing."), (0, "photos is missing."), (0, "the disk is full.")):
+        (place / "attempt_0" / str(rank)).mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place / "attempt_0" / str(rank) / "error.json"))
+        say(sentence)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["opensiglip (rank 1): photos is missing.", "opensiglip: the disk is full."]
 
 
 def test_the_recipe_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,58 @@
-"""A user's own recipe or task: an object of a Python file that they name."""
+"""A user's own recipe, task or study: an object of a Python file that they name."""
 
-import importlib.util
+import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from opensiglip.errors import UserError
 
+__path__: list[str] = []  # the files are this module's submodules
+_read: dict[str, int] = {}  # when each file that was imported had been written, in nanoseconds
 
-def load(what: str, file: str, name: str) -> Any:
-    """What FILE.py calls `name`, None if nothing; `what` it should be. Raises UserError if there is no such file."""
-    path = Path(file)
+
+class _Finder(MetaPathFinder):
+    """Finds a file's module by its name, `STEM_PATH` with the path in hexadecimal.
+
+    So a fresh process (a data worker that is spawned, not forked) can unpickle what the file defines.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        parent, _, name = fullname.rpartition(".")
+        if parent != __name__:
+            return None
+        return spec_from_file_location(fullname, os.fsdecode(bytes.fromhex(name.rpartition("_")[2])))
+
+
+sys.meta_path.append(_Finder())
+
+
+def check(what: str, file: str) -> Path:
+    """The file's whole path. Raises UserError if it does not exist or is not Python; `what` it should be."""
+    path = Path(file).resolve()
     if not path.is_file():
         raise UserError(f"{what} file {file} does not exist.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return getattr(module, name, None)
+    try:
+        compile(path.read_bytes(), file, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{what} file {file} is not Python: {error}.") from None
+    return path
+
+
+def load(what: str, file: str, name: str) -> Any:
+    """What FILE.py calls `name`, None if nothing. Raises UserError if there is no such file, or it is not Python."""
+    path = check(what, file)
+    module = f"{__name__}.{path.stem}_{os.fsencode(path).hex()}"
+    written = path.stat().st_mtime_ns
+    if _read.get(module) != written:  # edited since: read it again
+        sys.modules.pop(module, None)
+    _read[module] = written
+    return getattr(import_module(module), name, None)

@@ -1,0 +1,120 @@
+"""`opensiglip train RECIPE`: the flags are TrainConfig's fields and the recipe's keywords, known before torch is."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import docstring_parser
+import tyro
+
+from opensiglip import user_file
+from opensiglip.apps import signature
+from opensiglip.bounds import check_bounds
+from opensiglip.training.config import TrainConfig
+
+LIST = "opensiglip.recipes.registry" if Path(__file__).parents[1].joinpath("recipes", "registry.py").exists() else "opensiglip.recipes"
+
+
+@dataclass(frozen=True)
+class Train:
+    """`train` with one recipe."""
+
+    recipe: str
+    help: str
+    own: tuple[inspect.Signature, str]  # the recipe's signature and docstring
+
+    def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
+        """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
+        defaults = continued(words)
+        types = get_type_hints(TrainConfig, include_extras=True)
+        types["data"] = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
+        shared = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=types[field.name],
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            )
+            for field in fields(TrainConfig)
+        ]
+        parameters = [
+            one.replace(default=defaults.get(one.name, one.default)) for one in [*shared, *keywords(self.own[0])]
+        ]
+        return inspect.Signature(parameters), joined(self.own[1], TrainConfig.__doc__ or "")
+
+    def call(self, flags: Mapping[str, Any]) -> None:
+        """Check the values, train, print what came of it. Raises UserError."""
+        check_bounds(signature.like(self.own[0]), flags)
+        TrainConfig.part(dict(flags))  # for its checks: a wrong value is answered before torch is imported
+        from opensiglip.apps.quiet import quiet_libraries
+        from opensiglip.training.run import train
+
+        quiet_libraries()
+        summary = train(self.recipe, **flags)
+        if not summary:
+            return  # another rank has it
+        out = Path(summary["folder"])
+        print()
+        for name, figure in summary["figures"].items():
+            print(f"{name:<48} {figure}")
+        print(f"\nreport      {out / 'report.html'}\nmodel       {out / 'model'}\nmetrics     {out / 'metrics.jsonl'}")
+        print(f"checkpoint  {out / 'checkpoints'}\nsummary     {out / 'summary.json'}")
+
+
+def recipes(words: Sequence[str]) -> dict[str, Train]:
+    """`train` with each recipe, and with FILE.py:FUNCTION where that is the first word. Raises UserError."""
+    read = {name: signature.read(module, name) for module, name in signature.assigned(LIST, "_ALL")}
+    if words and ".py:" in words[0]:
+        read[words[0]] = of_file(words[0])
+    return {name: Train(name, own[1].partition("\n")[0], own) for name, own in read.items()}
+
+
+def of_file(recipe: str) -> tuple[inspect.Signature, str]:
+    """Signature and docstring of FILE.py:FUNCTION. Raises UserError."""
+    file, _, name = recipe.rpartition(":")
+    user_file.check("recipe", file)
+    try:
+        return signature.read_plain(Path(file), name)
+    except signature.NotPlainError:
+        from opensiglip.training.record import find
+
+        function = find(recipe)
+        return inspect.signature(function), inspect.getdoc(function) or ""
+
+
+def keywords(one: inspect.Signature) -> list[inspect.Parameter]:
+    """The parameters that can be given by name."""
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in one.parameters.values() if p.kind in by_name]
+
+
+def joined(recipe: str, shared: str) -> str:
+    """One docstring: what the recipe is, and the arguments of both."""
+    own, other = docstring_parser.parse(recipe), docstring_parser.parse(shared)
+    # On one line each: a second one, not indented, would end the section.
+    lines = [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*other.params, *own.params]]
+    return "\n".join([own.short_description or "", "", "Args:", *lines])
+
+
+def continued(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of the run that --continue-from names, which are the defaults here. Raises UserError."""
+    run = value_of("--continue-from", words)
+    if run is None:
+        return {}
+    from opensiglip.training.record import inherited
+
+    defaults = inherited(run)
+    if value_of("--data", words) is not None:  # else what is given would be added to what the other run had
+        defaults.pop("data", None)
+    return defaults
+
+
+def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """What follows a flag among words that are not parsed yet."""
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        name, joint, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            return value if joint else following
+    return None
