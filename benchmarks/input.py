@@ -15,7 +15,7 @@ from benchmarks.report import report
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.frame import Frame
-from opensiglip.data.sources.folder import read_image
+from opensiglip.data.sources.images import read_image
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError

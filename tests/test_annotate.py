@@ -257,7 +257,7 @@ class Stub:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eleven images of two splits; one is broken, one has no caption, one has a box already, two are one file."""
+    """Eleven images of two splits; one is broken, one has no caption, one has a box already, two show one file."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     rows: list[dict[str, Any]] = []
@@ -274,7 +274,7 @@ def photos(tmp_path: Path) -> Path:
         "captions_i18n": [{"lang": "de", "text": "ein Fuchs", "source": "mt"}],
         "captions_synthetic": ["made up"],
     }
-    rows.append({"file_name": "deep/0.png", "captions": ["a blue fox"], "split": "train"})
+    rows.append({"file_name": "deep/0.png", "captions": ["a blue fox"], "label": 1, "split": "train"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_an_example_without_a_text_says_so(pipeline: TextPipeline) -> None:
     image = rectangle((0, 0, 5, 5), 32, 32)
     visits = [Visit(Example(image, ()), image, (), caption) for caption in (None, Caption("a"))]
     batch = Texts().collate([Texts().draw(v, np.random.default_rng(0), pipeline) for v in visits], pipeline)
-    assert batch["has_text"].tolist() == [False, True]
+    assert batch["has_text"].tolist() == [False, True] and "group" not in batch, "of which nothing is known"
     assert batch["text"].shape == (2, pipeline.policy.length)
 
 
@@ -167,6 +168,23 @@ def test_an_epoch_visits_every_example_of_every_source_once(pipeline: TextPipeli
     everything = sorted([f"a/{i}" for i in range(11)] + [f"b/{i}" for i in range(6)])
     assert sorted(names[:17]) == sorted(names[17:]) == everything
     assert names[:17] != names[17:]
+
+
+def test_the_same_image_twice_in_a_batch_is_of_one_group(pipeline: TextPipeline) -> None:
+    steps = Steps(plan(pipeline, sources=(Rectangles(3, name="a"), Rectangles(2, name="b")), batch_size=12))
+    images = [steps.visit(position, Counter(), FRAME)[0] for position in range(12)]
+    names = [visit.example.name for visit in images]
+    groups = torch.cat(
+        [
+            Steps(replace(steps.plan, rank=rank, ranks=2, parts=3))[0].parts[part]["group"]
+            for rank in range(2)
+            for part in range(3)
+        ]
+    )
+    assert groups.dtype == torch.int64
+    same = torch.tensor([[x == y for y in names] for x in names])
+    assert torch.equal(groups[:, None] == groups, same) and int(same.sum()) == 30
+    assert steps.negatives(0) == 12 - 30 / 12
 
 
 def test_a_broken_examples_place_is_taken_and_the_reason_counted(pipeline: TextPipeline) -> None:

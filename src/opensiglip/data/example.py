@@ -44,6 +44,7 @@ class Example:
     regions: tuple[Region, ...] = ()
     name: str = ""
     extras: dict[str, Any] = field(default_factory=dict)  # optional columns: label, groups, qa, ocr, masks, ...
+    group: str = ""  # what image it shows: examples of one group are no negatives of each other; "": of no other
 
 
 class BrokenExample(Exception):
@@ -67,6 +68,10 @@ class Source(ABC):
 
         Raises BrokenExample if the row's image can't be read.
         """
+
+    def group(self, index: int) -> str:
+        """What image example `index` shows, without reading it: two of one group are the same image, or as good as."""
+        return f"{self.name}/{index}"
 
     @abstractmethod
     def texts(self) -> Iterator[str]:

@@ -3,14 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opensiglip.data.example import BrokenExample, Source
-from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
@@ -87,24 +87,36 @@ class Steps(Dataset[StepBatch]):
     def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> tuple[Visit, np.random.Generator]:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
         plan = self.plan
-        index = self._index(position)
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        source = plan.sources[number]
+        source, local = self._place(position)
         rng = np.random.default_rng([VISIT, plan.seed, position])
         language = source.languages[rng.integers(len(source.languages))] if source.languages else None
-        local = index - int(self.starts[number])
         for attempt in range(len(source)):
+            index = (local + attempt) % len(source)
             try:
-                example = source.example((local + attempt) % len(source), language)
+                example = source.example(index, language)
             except BrokenExample as error:
                 skipped[str(error)] += 1
                 continue
-            return Visit.draw(example, frame, rng, language), rng
+            visit = Visit.draw(example, frame, rng, language)
+            return replace(visit, group=group_id(source.group(index))), rng
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
     def _row(self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]) -> list[object]:
         visit, rng = self.visit(position, skipped, frame)
         return [field.draw(visit, rng, self.plan.pipeline) for field in fields]
+
+    def negatives(self, step: int) -> float:
+        """How many others of a step's global batch show another image than an example does, on average."""
+        _, first, count = self.plan.step_slice(step)
+        places = (self._place(position) for position in range(first, first + count))
+        groups = Counter(source.group(local) for source, local in places)
+        return count - sum(size * size for size in groups.values()) / count
+
+    def _place(self, position: int) -> tuple[Source, int]:
+        """The source that a position of the stream falls to, and the example's index in it."""
+        index = self._index(position)
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.plan.sources[number], index - int(self.starts[number])
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, int(self.starts[-1]))

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from opensiglip.data.example import Example
-from opensiglip.data.sources.folder import MAX_PIXELS
+from opensiglip.data.sources.images import MAX_PIXELS
 from opensiglip.errors import UserError
 from opensiglip.inference.subject import Subject
 

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from opensiglip.data.example import BrokenExample
-from opensiglip.data.sources.folder import read_image
+from opensiglip.data.sources.images import from_pil, read_image
 from opensiglip.errors import UserError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
 
 
 def is_one(images: Pictures) -> bool:
@@ -57,7 +56,12 @@ def read_one(image: Picture) -> Tensor:
             )
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
-        return functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return from_pil(image)
+        except BrokenExample as reason:
+            raise UserError(f"this PIL image can't be read ({reason}).") from None
+        except (OSError, ValueError) as error:  # a broken file that PIL had not decoded yet, a mode it can't convert
+            raise UserError(f"this PIL image can't be read ({error}); give one in RGB.") from None
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"{what} is no image; give a path, a PIL image, an array or a uint8 tensor [3, height, width].")

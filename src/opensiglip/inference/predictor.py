@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from opensiglip.data.example import BrokenExample, Example
-from opensiglip.data.sources.metadata import fit_box, parse_box
+from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.tasks import Form, Task, parse_question
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmarks.features import pooled
@@ -121,7 +121,7 @@ class Predictor:
         for picture in pixels:
             height, width = picture.shape[1:]
             try:
-                fitted = fit_box(parse_box([float(edge) for edge in box]), width, height)
+                fitted = BoxLayout().fit(BoxLayout().read([float(edge) for edge in box]), width, height)
             except (BrokenExample, TypeError, ValueError) as reason:
                 raise UserError(
                     f"{list(box)} is no box of an image of {width} x {height} pixels ({reason}); give x1, y1, x2, y2."

@@ -2,6 +2,7 @@
 
 import torch
 
+from opensiglip.data.loader import Steps
 from opensiglip.recipes import Recipe
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
@@ -19,7 +20,9 @@ def opening(loop: Loop, recipe: Recipe, why: str) -> str:
     negatives = ""
     if model.text is not None:
         bias = float(model.logit_bias.detach())
-        negatives = f", {plan.batch_size - 1} negatives for each image, logit_bias {bias:.2f}"
+        others = Steps(plan).negatives(loop.step)
+        average = "" if others == int(others) else " on average"
+        negatives = f", {others:.4g} negatives for each image{average}, logit_bias {bias:.2f}"
     lines = [
         f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
         f"{loop.workers} data worker(s)",

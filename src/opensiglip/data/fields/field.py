@@ -1,5 +1,6 @@
 """From an example to the fields of a batch. All randomness of training is drawn here, from one generator per visit."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Visit:
     regions: tuple[Region, ...]  # boxes in pixels of `image`
     caption: Caption | None
     window: Window | None = None  # the part of the example's image that is seen; None: all of it
+    group: int | None = None  # visits of one group show the same image; None: nothing is known of that
 
     @classmethod
     def draw(cls, example: Example, frame: Geometry, rng: np.random.Generator, language: str | None) -> "Visit":
@@ -32,7 +34,7 @@ class Visit:
         image, regions = frame.cut(example, window)
         captions = [c for c in example.captions if c.language == language] or list(example.captions)
         caption = captions[rng.integers(len(captions))] if captions else None
-        return cls(example, image, regions, caption, window)
+        return cls(example, image, regions, caption, window, group_id(example.group))
 
     def point(self, at: tuple[float, float]) -> tuple[float, float]:
         """A point x, y of the example's image in pixels of `image`, brought to its edge where it lies outside."""
@@ -41,6 +43,14 @@ class Visit:
         rows, columns = self.image.shape[-2:]
         x, y = (at[0] - left) * columns / width, (at[1] - top) * rows / height
         return min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))
+
+
+def group_id(group: str) -> int | None:
+    """A group's name as a number of 64 bits, the same in every process; None without a name."""
+    if not group:
+        return None
+    digest = hashlib.blake2b(group.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
 
 
 class Field(ABC):
@@ -77,7 +87,10 @@ class Images(Field):
 
 
 class Texts(Field):
-    """text [B, L] int64, the visit's caption for the text tower; has_text [B] bool.
+    """text [B, L] int64, the visit's caption for the text tower; has_text [B] bool; group [B] int64.
+
+    Rows of equal `group` show the same image, so none is the other's negative. There is no such field where nothing is
+    known of that: then all rows differ.
 
     With `as_target`, also what predicting it needs (CoCa): text_weights [B, L] float32, 1/|y| on its tokens and eos,
     and text_scored [M], their places in the flattened texts.
@@ -86,11 +99,16 @@ class Texts(Field):
     def __init__(self, *, as_target: bool = False) -> None:
         self.as_target = as_target
 
-    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, bool]:
-        return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None
+    def draw(
+        self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline
+    ) -> tuple[np.ndarray, bool, int | None]:
+        return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None, visit.group
 
-    def collate(self, drawn: Sequence[tuple[np.ndarray, bool]], pipeline: TextPipeline) -> Batch:
-        batch = _texts("text", drawn)
+    def collate(self, drawn: Sequence[tuple[np.ndarray, bool, int | None]], pipeline: TextPipeline) -> Batch:
+        batch = _texts("text", [(ids, has) for ids, has, _ in drawn])
+        groups = [group for _, _, group in drawn if group is not None]
+        if len(groups) == len(drawn):
+            batch["group"] = torch.tensor(groups)
         if not self.as_target:
             return batch
         real = (batch["text"] != pipeline.policy.pad_id) & batch["has_text"][:, None]

@@ -92,7 +92,11 @@ class Scenes(Source):
             ),
             f"{self.split}/{index}",
             extras,
+            self.group(index),
         )
+
+    def group(self, index: int) -> str:
+        return f"{self.name}/{self.split}/{index}"
 
     def texts(self) -> Iterator[str]:
         """Every drawing's names, then captions and phrases of scenes arranged as if every drawing were a square."""

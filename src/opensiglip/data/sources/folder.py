@@ -1,34 +1,26 @@
 """A folder of images with `metadata.jsonl` (Hugging Face's `imagefolder` convention) as a source."""
 
 import hashlib
-import io
 import json
-import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
-from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.io import decode_image
-from torchvision.transforms.v2 import functional
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
-from opensiglip.data.sources.metadata import MAX_LINE, NO_TEXT, Row, fit_box, parse_file_name, parse_row
+from opensiglip.data.sources.box_layout import BoxLayout, check_layout
+from opensiglip.data.sources.files import Files, below
+from opensiglip.data.sources.images import read_image
+from opensiglip.data.sources.metadata import MAX_LINE, NOTHING, Row, parse_row
+from opensiglip.data.sources.values import resolve_codes, speaks
 from opensiglip.errors import UserError
 
-MAX_PIXELS = 64_000_000
-MAX_BYTES = 4 * MAX_PIXELS  # a file bigger than its pixels holds something else
 BROKEN_LINES = 0.1  # a larger share of unusable lines is a mistake in the file, not a few bad rows
 HELD_OUT = 50  # one in so many is val where no row names a split
-# What PIL may open: its other formats are rare here, and some start programs or unpack without bound.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 CAPTIONS = List({"text": Value("large_string"), "language": Value("string"), "source": Value("string")})
 PHRASES = List({"language": Value("string"), "text": Value("large_string")})
@@ -36,6 +28,7 @@ COLUMNS = Features(
     {
         "image": ImageColumn(decode=False),
         "file_name": Value("string"),
+        "group": Value("string"),
         "captions": CAPTIONS,
         "captions_synthetic": CAPTIONS,
         "regions": List({"bbox": List(Value("float64")), "phrases": PHRASES, "n_boxes": Value("int32")}),
@@ -50,21 +43,36 @@ class Folder(Source):
     Boxes are in pixels of the upright image (EXIF orientation applied, as `datasets` does).
     """
 
-    def __init__(self, spec: str, *, split: str = "train", languages: Sequence[str] | None = None) -> None:
-        """Read and check all of `metadata.jsonl`. Raises UserError where it is missing, broken or has no such rows."""
+    def __init__(
+        self,
+        spec: str,
+        *,
+        split: str = "train",
+        languages: Sequence[str] | None = None,
+        layout: BoxLayout | None = None,
+        folder: str | None = None,
+    ) -> None:
+        """Read and check all of `metadata.jsonl` in `folder`, by default `spec`; boxes are read in `layout`.
+
+        Rows of one image are one example with all their texts. Raises UserError where the file is missing, broken or
+        has no such rows, or where its boxes are of another layout than the one given or assumed.
+        """
         self.name = spec
         self.split = split
-        self.root = root = Path(spec).expanduser().resolve()
-        rows, self.skipped = read_rows(root / "metadata.jsonl")
+        self.layout = layout or BoxLayout()
+        self.root = root = Path(folder or spec).expanduser().resolve()
+        rows, self.skipped = read_rows(root / "metadata.jsonl", layout)
+        if layout is None:
+            check_layout(sum((row.boxes for row in rows), Counter[str]()), spec)
         splits = split_rows(rows)
         self.splits = {name: len(members) for name, members in splits.items()}
         rows = splits.get(split, [])
-        if languages is not None and list(languages) != ["all"]:
-            check_languages(languages, [row for members in splits.values() for row in members], spec)
-            rows = [row for row in (row.only(languages) for row in rows) if row.is_usable()]
+        if (wanted := resolve_codes(languages)) is not None:
+            check_languages(wanted, [row for members in splits.values() for row in members], spec)
+            rows = [row for row in (row.only(wanted) for row in rows) if row.is_usable()]
         if not rows:
             have = ", ".join(f"{count} {name}" for name, count in self.splits.items())
-            texts = "" if languages is None else f" with texts in {', '.join(languages)}"
+            texts = "" if wanted is None else f" with texts in {', '.join(wanted)}"
             raise UserError(f"{spec} has no row{texts} in split {split!r} (it has {have}); choose another.")
         self.captions, self.phrases = count_captions(rows), count_phrases(rows)
         self.languages = tuple(self.captions or self.phrases)
@@ -86,16 +94,25 @@ class Folder(Source):
         return Example(
             image,
             tuple(caption for caption in captions if caption.language == language) or captions,
-            tuple(to_regions(row["regions"], image.shape[2], image.shape[1], language)),
+            tuple(to_regions(row["regions"], self.layout, image.shape[2], image.shape[1], language)),
             row["file_name"],
             extras,
+            row["group"],
         )
 
+    def group(self, index: int) -> str:
+        return str(self.rows["group"][index])
+
     def texts(self) -> Iterator[str]:
-        """Every caption and phrase of the split, in the file's order."""
-        for row in self.rows.select_columns(["captions", "regions"]):
+        """Every caption and phrase of the split, every question, answer and written word, in the file's order."""
+        for row in self.rows.select_columns(["captions", "regions", "extras"]):
             yield from (caption["text"] for caption in row["captions"])
             yield from (phrase["text"] for region in row["regions"] for phrase in region["phrases"])
+            extras = json.loads(row["extras"])
+            for column, keys in (("qa", ("question", "answer")), ("ocr", ("text",))):
+                items = extras.get(column)
+                for item in items if isinstance(items, list) else ():
+                    yield from (item[key] for key in keys if isinstance(item, dict) and isinstance(item.get(key), str))
 
     def describe(self) -> dict[str, Any]:
         """Counts of what stands in the split, and what was left out of the file."""
@@ -114,34 +131,38 @@ class Folder(Source):
         }
 
 
-def read_rows(metadata: Path) -> tuple[list[Row], Counter[str]]:
-    """The usable rows of the file, and how many rows and regions are not, by reason."""
+def read_rows(metadata: Path, layout: BoxLayout | None = None) -> tuple[list[Row], Counter[str]]:
+    """The usable rows of the file, one an image, and how many rows, regions and masks are not, by reason."""
     if not metadata.is_file():
         raise UserError(
             f"{metadata.parent} has no metadata.jsonl; write one with a JSON object a line, like "
             '{"file_name": "images/1.jpg", "captions": ["a red apple"]}.'
         )
-    rows: list[Row] = []
+    rows: dict[tuple[str, str], Row] = {}
     broken, dropped = Counter[str](), Counter[str]()
-    check_image = partial(check_file, cache(partial(scan, metadata.parent)))
+    files, lines = Files(metadata.parent), 0
     for line in read_lines(metadata):
+        lines += 1
         try:
-            row = parse_row(line)
-            check_image(row.file_name)
+            row = parse_row(line, layout)
+            row = replace(row, path=files.find(row.file_name))
         except BrokenExample as reason:
             broken[str(reason)] += 1
         else:
-            rows.append(row)
             dropped += row.dropped
-    lines = len(rows) + broken.total()
+            key = row.path, row.alone()
+            rows[key] = rows[key].merged(row) if key in rows else row
     if not lines:
         raise UserError(f"{metadata} is empty; give it one JSON object a line.")
-    if (rows or broken[NO_TEXT] == lines) and not any(row.captions or row.regions for row in rows):
-        raise UserError(f"{metadata} has no column 'captions', 'caption' or 'text' with anything in it; add one.")
+    if broken[NOTHING] == lines:
+        raise UserError(
+            f"{metadata} has no column 'captions', 'caption', 'text', 'regions', 'objects', 'label' or 'qa' with "
+            "anything in it; add one."
+        )
     if broken.total() > BROKEN_LINES * lines:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in broken.most_common(3))
         raise UserError(f"{broken.total()} of {lines} lines of {metadata} can't be used ({reasons}); mend the file.")
-    return rows, broken + dropped
+    return list(rows.values()), broken + dropped
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -154,54 +175,22 @@ def read_lines(path: Path) -> Iterator[bytes]:
                 line = file.readline(MAX_LINE + 1)
 
 
-def scan(root: Path, folder: str) -> dict[str, bool]:
-    """Every file of a folder below root, in one pass, and whether it stays below root once links are followed."""
-    try:
-        place = (root / folder).resolve()
-        with os.scandir(place) as entries:
-            inside = place.is_relative_to(root)
-            return {
-                entry.name: inside and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root))
-                for entry in entries
-                if (Path(entry.path).is_file() if entry.is_symlink() else entry.is_file())
-            }
-    except (OSError, RuntimeError, ValueError):  # not there, a circle of links, a name no system takes
-        return {}
-
-
-def below(root: Path, name: Any) -> str:
-    """The file a column names, wherever its links lead still below root. Raises BrokenExample."""
-    path = (root / parse_file_name(name)).resolve()
-    if not path.is_relative_to(root):
-        raise BrokenExample("path leaves the folder")
-    return str(path)
-
-
-def check_file(files_of: Callable[[str], dict[str, bool]], file_name: str) -> None:
-    path = PurePosixPath(file_name)
-    files = files_of(str(path.parent))
-    if path.name not in files:
-        raise BrokenExample("image file is missing")
-    if not files[path.name]:
-        raise BrokenExample("path leaves the folder")
-
-
 def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows by split. Where no row names one, a hash of the file name holds out one in fifty as val, for ever."""
     named = any(row.split for row in rows)
-    held_out = {row.file_name: row.split for row in rows if row.split in ("val", "test")}
+    held_out = {row.path: row.split for row in rows if row.split in ("val", "test")}
     splits: dict[str, list[Row]] = {}
     for row in rows:
         digest = hashlib.blake2b(row.file_name.encode(), digest_size=8).digest()
         drawn = "val" if not named and int.from_bytes(digest) % HELD_OUT == 0 else "train"
         # An image that any row holds out never trains, whatever its other rows say.
-        splits.setdefault(held_out.get(row.file_name) or row.split or drawn, []).append(row)
+        splits.setdefault(held_out.get(row.path) or row.split or drawn, []).append(row)
     return splits
 
 
 def check_languages(languages: Sequence[str], rows: list[Row], spec: str) -> None:
     have = dict.fromkeys([*count_captions(rows), *count_phrases(rows)])
-    if missing := [code for code in languages if code not in have]:
+    if missing := [code for code in languages if not any(speaks(one, [code]) for one in have)]:
         raise UserError(f"{spec} has no texts in {', '.join(missing)}; its languages are {', '.join(have)}.")
 
 
@@ -216,9 +205,13 @@ def count_phrases(rows: list[Row]) -> dict[str, int]:
 
 
 def to_columns(root: Path, rows: list[Row]) -> dict[str, list[Any]]:
+    groups: dict[str, str] = {}  # rows of one file are one image, whatever else they say
+    for row in rows:
+        groups.setdefault(row.path, row.path if row.image_id is None else f": {row.image_id}")
     return {
-        "image": [str(root / row.file_name) for row in rows],
+        "image": [str(root / row.path) for row in rows],
         "file_name": [row.file_name for row in rows],
+        "group": [f"{root}/{groups[row.path]}" for row in rows],
         "captions": [[vars(caption) for caption in row.captions] for row in rows],
         "captions_synthetic": [[vars(caption) for caption in row.synthetic] for row in rows],
         "regions": [[from_region(region) for region in row.regions] for row in rows],
@@ -231,41 +224,15 @@ def from_region(region: Region) -> dict[str, Any]:
     return {"bbox": region.bbox, "phrases": phrases, "n_boxes": region.n_boxes}
 
 
-def to_regions(columns: list[dict[str, Any]], width: int, height: int, language: str | None) -> Iterator[Region]:
+def to_regions(
+    columns: list[dict[str, Any]], layout: BoxLayout, width: int, height: int, language: str | None
+) -> Iterator[Region]:
     """The regions whose box lies in the decoded image, each with its phrase in `language` where it has one."""
     for column in columns:
         phrases = {phrase["language"]: phrase["text"] for phrase in column["phrases"]}
         if language is not None and language in phrases:
             phrases = {language: phrases[language]}
         try:
-            yield Region(fit_box(column["bbox"], width, height), phrases, column["n_boxes"])
+            yield Region(layout.fit(column["bbox"], width, height), phrases, column["n_boxes"])
         except BrokenExample:
             continue
-
-
-def read_image(path: Path) -> Tensor:
-    """The image of a file: [3, H, W] uint8, upright, of an animation the first frame. Raises BrokenExample.
-
-    torchvision decodes JPEG and PNG, PIL the rest; the size is read from the header before any pixel is.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's remarks on odd metadata, and on sizes: ours is the bound
-            if path.stat().st_size > MAX_BYTES:
-                raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
-            data = bytearray(path.read_bytes())
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                if image.mode.startswith(("I", "F")) and image.format != "PNG":
-                    raise BrokenExample("image of over 8 bits a channel that is not PNG")  # PIL would cut, not scale
-                if image.format not in ("JPEG", "MPO", "PNG"):
-                    return functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-            pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8), mode="RGB", apply_exif_orientation=True)
-            return functional.to_dtype(pixels, torch.uint8, scale=True)  # a PNG may have 16 bits
-    except Image.DecompressionBombError:
-        raise BrokenExample(f"image over {MAX_PIXELS // 1_000_000} megapixels") from None
-    except BrokenExample:
-        raise
-    except Exception:  # decoders raise all sorts over hostile bytes
-        raise BrokenExample("image can't be decoded") from None

@@ -1,30 +1,31 @@
 """One line of `metadata.jsonl`, checked: everything in it is somebody else's, so nothing is taken on trust."""
 
 import json
-import math
-import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from opensiglip.data.example import Box, BrokenExample, Caption, Region
+from opensiglip.data.example import BrokenExample, Caption, Region
+from opensiglip.data.sources.box_layout import BoxLayout, box_facts
+from opensiglip.data.sources.files import parse_file_name
+from opensiglip.data.sources.values import check_nested, checked_text, is_number, parse_language, speaks
 
-NO_TEXT = "no caption and no region"
+NOTHING = "no caption, region, label or answer"
 MAX_LINE = 4_000_000  # bytes; a photo's row is some thousands
-MAX_DEPTH = 16  # of what stands inside an optional column: deeper is an attack on the stack, not an annotation
 MAX_COUNT = 1_000_000  # of an image's pixels along a side, of a phrase's boxes
+MAX_CORNERS = 2000  # of one outline: to simplify it takes time with their square
 
 # Optional columns that are handed on unread; their meaning is the affair of whoever asks for them.
-EXTRAS = ("label", "groups", "qa", "ocr", "masks", "depth", "geometry", "negative_caption")
+EXTRAS = ("label", "groups", "qa", "ocr", "masks", "depth", "geometry", "negative_caption", "image_id")
+LISTS = ("qa", "ocr", "masks")  # those of which an image has several, whatever row they stand in
+ABOUT = {"geometry", "image_id"}  # those that say how an image was made, or which it is: nothing to learn
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one line says; `dropped` counts, by reason, the regions it lost."""
+    """What one line says; `dropped` counts, by reason, the regions and masks it lost."""
 
     file_name: str  # relative, with "/", normalised
     captions: tuple[Caption, ...]
@@ -33,27 +34,59 @@ class Row:
     split: str | None  # "train", "val", "test", or None where the line names none
     extras: dict[str, Any]
     dropped: Counter[str]
+    boxes: Counter[str]  # what `box_facts` says of them
+    path: str = ""  # of the image below the folder, as the disk spells it
 
     def is_usable(self) -> bool:
-        """Is there anything to learn or measure? Geometry alone only says how the image was made."""
-        return bool(self.captions or self.regions or self.synthetic or self.extras.keys() - {"geometry"})
+        """Is there anything to learn or measure?"""
+        return bool(self.captions or self.regions or self.synthetic or self.extras.keys() - ABOUT)
+
+    @property
+    def image_id(self) -> str | float | None:
+        """What the column names the image by, so that other files and rows can show the same one."""
+        return self.extras.get("image_id")
+
+    def alone(self) -> str:
+        """What must be the same in rows of one image for them to be one example: all that an example has once."""
+        once = {column: value for column, value in self.extras.items() if column not in LISTS}
+        return json.dumps(once, sort_keys=True)
+
+    def merged(self, other: "Row") -> "Row":
+        """This row with the texts, regions and lists of another row of its image, each once."""
+        lists = {column: [*self._list(column), *other._list(column)] for column in LISTS}
+        return replace(
+            self,
+            captions=tuple(dict.fromkeys(self.captions + other.captions)),
+            synthetic=tuple(dict.fromkeys(self.synthetic + other.synthetic)),
+            regions=self.regions + tuple(region for region in other.regions if region not in self.regions),
+            split=other.split if other.split in ("val", "test") else self.split or other.split,
+            extras=self.extras | {column: value for column, value in lists.items() if value},
+            boxes=self.boxes + other.boxes,
+        )
+
+    def _list(self, column: str) -> list[Any]:
+        value = self.extras.get(column, [])
+        return value if isinstance(value, list) else [value]
 
     def only(self, languages: Collection[str]) -> "Row":
         """The row with the texts in these languages, and the regions that still have a phrase."""
         regions = (
-            replace(region, phrases={code: text for code, text in region.phrases.items() if code in languages})
+            replace(region, phrases={code: text for code, text in region.phrases.items() if speaks(code, languages)})
             for region in self.regions
         )
         return replace(
             self,
-            captions=tuple(caption for caption in self.captions if caption.language in languages),
-            synthetic=tuple(caption for caption in self.synthetic if caption.language in languages),
+            captions=tuple(caption for caption in self.captions if speaks(caption.language, languages)),
+            synthetic=tuple(caption for caption in self.synthetic if speaks(caption.language, languages)),
             regions=tuple(region for region in regions if region.phrases),
         )
 
 
-def parse_row(line: bytes) -> Row:
-    """The row a line of JSON holds. Raises BrokenExample, with the reason, for a line that can't be used."""
+def parse_row(line: bytes, layout: BoxLayout | None = None) -> Row:
+    """The row a line of JSON holds; boxes are read in `layout`, by default corners in pixels.
+
+    Raises BrokenExample, with the reason, for a line that can't be used.
+    """
     if len(line) > MAX_LINE:
         raise BrokenExample(f"line over {MAX_LINE // 1_000_000} MB")
     try:
@@ -64,35 +97,28 @@ def parse_row(line: bytes) -> Row:
         raise BrokenExample("line is not a JSON object")
     file_name = parse_file_name(row.get("file_name"))
     language = parse_language(row.get("lang") or "en")
-    regions, dropped = parse_regions(row, language, parse_size(row))
+    size = parse_size(row)
+    regions, dropped = parse_regions(row, language, size, layout or BoxLayout())
+    objects, lost = parse_objects(row, language, size, layout or BoxLayout("xywh"))
+    extras = parse_extras(row)
+    if "masks" in extras:
+        masks, spoilt = parse_masks(extras.pop("masks"))
+        lost += spoilt
+        if masks:
+            extras["masks"] = masks
     parsed = Row(
         file_name,
         parse_captions(row, language),
         tuple(Caption(text, language, "synthetic") for text in parse_texts(row, "captions_synthetic") if text),
-        regions,
+        regions + objects,
         parse_split(row.get("split")),
-        parse_extras(row),
-        dropped,
+        extras,
+        dropped + lost,
+        facts_of(row),
     )
     if not parsed.is_usable():
-        raise BrokenExample(NO_TEXT)
+        raise BrokenExample(NOTHING)
     return parsed
-
-
-def parse_file_name(value: Any) -> str:
-    """A relative path that stays below its folder as written (where links lead is the folder's to check)."""
-    if not isinstance(value, str) or not value.strip():
-        raise BrokenExample("no file_name")
-    path = PurePosixPath(checked_text(value.replace("\\", "/")))
-    if PureWindowsPath(path).anchor or ".." in path.parts:  # an anchor is "/", "C:" or "//server", on any system
-        raise BrokenExample("path leaves the folder")
-    return str(path)
-
-
-def parse_language(value: Any) -> str:
-    if not isinstance(value, str) or not LANGUAGE.fullmatch(value):
-        raise BrokenExample("lang is not a language code")
-    return value
 
 
 def parse_split(value: Any) -> str | None:
@@ -131,30 +157,96 @@ def parse_captions(row: dict[str, Any], language: str) -> tuple[Caption, ...]:
 
 
 def parse_extras(row: dict[str, Any]) -> dict[str, Any]:
-    """The optional columns the row has, as JSON gave them."""
+    """The optional columns the row has, as JSON gave them, but for `negative_caption`: a list of texts."""
     extras = {column: row[column] for column in EXTRAS if row.get(column) is not None}
-    if not is_shallow(extras, MAX_DEPTH):
-        raise BrokenExample(f"columns nested over {MAX_DEPTH} deep")
+    check_nested(extras)
+    if "depth" in extras:
+        parse_file_name(extras["depth"])
+    image_id = extras.get("image_id", 0)
+    if not is_number(image_id) and not (isinstance(image_id, str) and image_id.strip()):
+        raise BrokenExample("image_id is neither a text nor a number")
+    if "negative_caption" in extras:
+        given = extras.pop("negative_caption")
+        negatives = given if isinstance(given, list) else [given]
+        if not all(isinstance(text, str) for text in negatives):
+            raise BrokenExample("negative_caption is neither a string nor a list of strings")
+        if texts := list(dict.fromkeys(text for text in map(checked_text, negatives) if text)):
+            extras["negative_caption"] = texts
     return extras
 
 
+def parse_masks(masks: Any) -> tuple[list[Any], Counter[str]]:
+    """The masks whose outlines are numbers, not too many; and why the others can't be used."""
+    kept, dropped = [], Counter[str]()
+    for mask in masks if isinstance(masks, list) else [masks]:
+        polygons = mask.get("polygons") if isinstance(mask, dict) else None
+        if not isinstance(polygons, list) or not all(map(_is_outline, polygons)):
+            dropped["mask: not {label, polygons} with x1, y1, x2, y2, x3, y3, ... in each"] += 1
+        elif any(len(corners) > 2 * MAX_CORNERS for corners in polygons):
+            dropped[f"mask: over {MAX_CORNERS:,} corners"] += 1
+        else:
+            kept.append(mask)
+    return kept, dropped
+
+
+def _is_outline(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(is_number, value))
+
+
+def facts_of(row: dict[str, Any]) -> Counter[str]:
+    """What the row's boxes look like."""
+    regions = [item.get("bbox") for item in parse_list(row, "regions") if isinstance(item, dict)]
+    objects = row.get("objects")
+    others = objects.get("bbox") if isinstance(objects, dict) else None
+    return box_facts(regions, corners=True) + box_facts(others if isinstance(others, list) else [], corners=False)
+
+
+Size = tuple[float, float] | None
+
+
 def parse_regions(
-    row: dict[str, Any], language: str, size: tuple[float, float] | None
+    row: dict[str, Any], language: str, size: Size, layout: BoxLayout
 ) -> tuple[tuple[Region, ...], Counter[str]]:
     """The regions that can be used, and why the others can't. Boxes are checked against `size` where it is known."""
+    return _usable(parse_list(row, "regions"), lambda item: parse_region(item, language, size, layout))
+
+
+def parse_objects(
+    row: dict[str, Any], language: str, size: Size, layout: BoxLayout
+) -> tuple[tuple[Region, ...], Counter[str]]:
+    """The regions of imagefolder's own column, {"bbox": [[x, y, width, height], ...], "categories": [name, ...]}."""
+    given = row.get("objects")
+    if given is None:
+        return (), Counter()
+    boxes, names = (given.get("bbox"), given.get("categories")) if isinstance(given, dict) else (None, None)
+    if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
+        raise BrokenExample("objects is not {bbox, categories}, lists of one length")
+    counts = Counter(name for name in names if isinstance(name, str))
+
+    def parse(item: tuple[Any, Any]) -> Region:
+        box, name = item
+        if not isinstance(name, str):
+            raise BrokenExample("category is not a name")
+        return parse_region({"bbox": box, "phrase": name, "n_boxes": counts[name]}, language, size, layout)
+
+    return _usable(list(zip(boxes, names, strict=True)), parse)
+
+
+def _usable(items: list[Any], parse: Callable[[Any], Region]) -> tuple[tuple[Region, ...], Counter[str]]:
     regions, dropped = [], Counter[str]()
-    for item in parse_list(row, "regions"):
+    for item in items:
         try:
-            regions.append(parse_region(item, language, size))
+            regions.append(parse(item))
         except BrokenExample as reason:
             dropped[f"region: {reason}"] += 1
     return tuple(regions), dropped
 
 
-def parse_region(item: Any, language: str, size: tuple[float, float] | None) -> Region:
+def parse_region(item: Any, language: str, size: Size, layout: BoxLayout) -> Region:
+    """One region; its box in the layout's unit, checked against the size where that is known."""
     if not isinstance(item, dict):
         raise BrokenExample("not an object")
-    box = parse_box(item.get("bbox"))
+    box = layout.read(item.get("bbox"))
     n_boxes = item.get("n_boxes", 1)
     if not is_number(n_boxes) or n_boxes != int(n_boxes) or not 1 <= n_boxes <= MAX_COUNT:
         raise BrokenExample("n_boxes is not a positive whole number")
@@ -167,30 +259,10 @@ def parse_region(item: Any, language: str, size: tuple[float, float] | None) -> 
     texts = {code: text for code, phrase in phrases.items() if (text := checked_text(phrase or ""))}
     if not texts:
         raise BrokenExample("no phrase")
-    return Region(box if size is None else fit_box(box, *size), texts, int(n_boxes))
-
-
-def parse_box(value: Any) -> Box:
-    if not isinstance(value, list) or len(value) != 4 or not all(is_number(edge) for edge in value):
-        raise BrokenExample("bbox is not four finite numbers")
-    left, top, right, bottom = (float(edge) for edge in value)
-    if not (left < right and top < bottom):
-        raise BrokenExample("box of no area")
-    return left, top, right, bottom
-
-
-def fit_box(box: Sequence[float], width: float, height: float) -> Box:
-    """The box cut to an image of width x height pixels, which it may leave by a pixel or by 1 % of the side.
-
-    That much is rounding; a box further out belongs to another image or unit. Raises BrokenExample for those.
-    """
-    left, top, right, bottom = box
-    beside, above = max(1.0, width / 100), max(1.0, height / 100)
-    inside = left >= -beside and top >= -above and right <= width + beside and bottom <= height + above
-    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
-    if not (inside and left < right and top < bottom):
-        raise BrokenExample("box outside the image")
-    return left, top, right, bottom
+    if size is not None:
+        fitted = layout.fit(box, *size)
+        box = box if layout.relative else fitted  # shares become pixels once the image is read
+    return Region(box, texts, int(n_boxes))
 
 
 def parse_list(row: dict[str, Any], column: str) -> list[Any]:
@@ -205,29 +277,3 @@ def parse_texts(row: dict[str, Any], column: str) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise BrokenExample(f"{column} is not a list of strings")
     return [checked_text(text) for text in texts]
-
-
-def checked_text(text: str) -> str:
-    """The text without blanks around it. JSON can spell half a character ("\\ud800"), which no file or model takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BrokenExample("text is not Unicode") from None
-    return text.strip()
-
-
-def is_number(value: Any) -> bool:
-    """Is it a finite number a float can hold? JSON in Python knows NaN, Infinity and 400-digit integers."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def is_shallow(value: Any, depth: int) -> bool:
-    """Is it nested at most `depth` deep?"""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return not isinstance(value, list) or (depth > 0 and all(is_shallow(item, depth - 1) for item in value))

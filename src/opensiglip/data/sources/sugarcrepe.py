@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Source
-from opensiglip.data.sources.folder import check_file, read_image, scan
-from opensiglip.data.sources.metadata import checked_text, parse_file_name
+from opensiglip.data.sources.files import Files, parse_file_name
+from opensiglip.data.sources.images import read_image
+from opensiglip.data.sources.values import checked_text, resolve_codes
 from opensiglip.errors import UserError
 
 LARGEST = 200_000_000  # bytes of the file
@@ -27,14 +27,15 @@ class Pairs(Source):
         path = Path(spec).expanduser().resolve()
         if split == "train":
             raise UserError(f"{spec} is a test set, so it has no split 'train'; judge on it with `opensiglip eval`.")
-        if languages is not None and not {"all", "en"} & set(languages):
-            raise UserError(f"{spec} has no texts in {', '.join(languages)}; its language is en.")
+        wanted = resolve_codes(languages)
+        if wanted is not None and "en" not in wanted:
+            raise UserError(f"{spec} has no texts in {', '.join(wanted)}; its language is en.")
         self.name, self.languages, self.skipped, self.kind = spec, ("en",), Counter(), path.stem
         self.rows: list[tuple[Path, str, str]] = []
-        check_image = partial(check_file, cache(partial(scan, path.parent)))
+        files = Files(path.parent)
         for item in read_items(path):
             try:
-                self.rows.append(parse(item, path.parent, check_image))
+                self.rows.append(parse(item, files))
             except BrokenExample as reason:
                 self.skipped[str(reason)] += 1
         if not self.rows:
@@ -48,7 +49,10 @@ class Pairs(Source):
         """Example `index`. Raises BrokenExample if its image can't be decoded."""
         path, caption, negative = self.rows[index]
         extras = {"negative_caption": negative, "label": self.kind}
-        return Example(read_image(path), (Caption(caption),), (), path.name, extras)
+        return Example(read_image(path), (Caption(caption),), (), path.name, extras, self.group(index))
+
+    def group(self, index: int) -> str:
+        return str(self.rows[index][0])
 
     def texts(self) -> Iterator[str]:
         return (caption for _, caption, _ in self.rows)
@@ -72,7 +76,7 @@ def read_items(path: Path) -> list[Any]:
     return stored
 
 
-def parse(item: Any, root: Path, check_image: Callable[[str], None]) -> tuple[Path, str, str]:
+def parse(item: Any, files: Files) -> tuple[Path, str, str]:
     """Image, caption and negative. Raises BrokenExample."""
     if not isinstance(item, dict):
         raise BrokenExample("not an object")
@@ -82,8 +86,7 @@ def parse(item: Any, root: Path, check_image: Callable[[str], None]) -> tuple[Pa
         raise BrokenExample("no caption or no negative_caption")
     name = parse_file_name(item.get("filename"))
     try:
-        check_image(name)
+        found = files.find(name)
     except BrokenExample:
-        name = f"images/{name}"
-        check_image(name)
-    return root / name, caption, negative
+        found = files.find(f"images/{name}")
+    return files.root / found, caption, negative

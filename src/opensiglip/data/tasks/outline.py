@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from opensiglip.data.boxes import Point
-from opensiglip.data.sources.metadata import is_number
+from opensiglip.data.sources.values import is_number
 
 Points = tuple[Point, ...]
 

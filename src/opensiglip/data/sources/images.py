@@ -1,0 +1,73 @@
+"""An image as pixels, the same from a file as from a PIL image: [3, H, W] uint8, RGB, upright."""
+
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import decode_image
+from torchvision.transforms.v2 import functional
+
+from opensiglip.data.example import BrokenExample
+
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 4 * MAX_PIXELS  # a file bigger than its pixels holds something else
+# What PIL may open: its other formats are rare here, and some start programs or unpack without bound.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
+
+
+def read_image(path: Path) -> Tensor:
+    """The image of a file: [3, H, W] uint8, upright, of an animation the first frame. Raises BrokenExample.
+
+    torchvision decodes JPEG and PNG in colour or grey, PIL the rest; the size is read from the header, before pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's remarks on odd metadata, and on sizes: ours is the bound
+            if path.stat().st_size > MAX_BYTES:
+                raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
+            data = bytearray(path.read_bytes())
+            with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                if image.format not in ("JPEG", "MPO", "PNG") or image.mode not in ("RGB", "L"):
+                    return from_pil(image)
+            pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8), mode="RGB", apply_exif_orientation=True)
+            return functional.to_dtype(pixels, torch.uint8, scale=True)  # a PNG may have 16 bits; the upper 8 are kept
+    except Image.DecompressionBombError:
+        raise BrokenExample(f"image over {MAX_PIXELS // 1_000_000} megapixels") from None
+    except BrokenExample:
+        raise
+    except Exception:  # decoders raise all sorts over hostile bytes
+        raise BrokenExample("image can't be decoded") from None
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A PIL image of any mode: [3, H, W] uint8, upright. Transparency is left out, of 16 bits the upper 8 are kept.
+
+    Raises BrokenExample for floats and 32-bit integers, whose black and white nothing says.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = torch.from_numpy((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
+        return grey.expand(3, -1, -1).contiguous()
+    if image.mode in ("I", "F"):
+        raise BrokenExample("image of 32 bits a channel: save it with 8 or 16")
+    return functional.pil_to_tensor(image.convert("RGB"))
+
+
+def _formats(data: bytearray) -> tuple[str, ...]:
+    """What PIL may take these bytes for. Raises BrokenExample for HEIC where nothing here reads it."""
+    if data[4:8] != b"ftyp" or data[8:12] not in HEIC or b"avif" in data[8:64]:
+        return FORMATS
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise BrokenExample("HEIC image: pip install pillow-heif, or save it as JPEG")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
