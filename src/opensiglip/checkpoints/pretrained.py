@@ -11,7 +11,7 @@ from opensiglip.checkpoints.formats import clip, open_clip_library
 from opensiglip.checkpoints.read import read
 from opensiglip.checkpoints.tokenizer import text_of
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.field import Frame, Geometry
+from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
