@@ -2,8 +2,10 @@
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,9 @@ from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan, Steps, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.attention import attention
+from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
-from opensiglip.models.sizes import Architecture
+from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.recipes import RECIPES
 from opensiglip.training.learner import Learner, denominators
 
@@ -119,6 +122,44 @@ def test_the_map_head_starts_xavier_uniform_one_projection_at_a_time() -> None:
     for weight in (*head.in_proj_weight.chunk(3), head.out_proj.weight):
         assert 0.97 * bound < weight.abs().max().item() <= bound
     assert not head.in_proj_bias.any() and not head.out_proj.bias.any()
+
+
+D, MLP, FAN_IN = 256, 512, 16 * 16 * 3
+WIDE = Shape(width=D, depth=1, mlp=MLP, heads=4)
+DEVIATIONS = {  # flax's initialisers, in big_vision's models/vit.py and models/proj/image_text/text_transformer.py
+    "patch_embedding.weight": FAN_IN**-0.5,
+    "position_embedding.weight": D**-0.5,
+    "token_embedding.weight": D**-0.5,
+    **dict.fromkeys([f"{part}_proj.weight" for part in ("q", "k", "v", "out")], D**-0.5),
+    "in_proj_weight": D**-0.5,
+    "fc1.weight": (2 / (D + MLP)) ** 0.5,
+    "fc2.weight": (2 / (D + MLP)) ** 0.5,
+    "fc1.bias": 1e-6,
+    "fc2.bias": 1e-6,
+    "probe": (2 / (1 + D)) ** 0.5,
+    "text.tower.head.weight": D**-0.5,
+}
+
+
+@pytest.mark.parametrize("kind", ["whole images", "naflex", "beside a timm encoder"])
+def test_every_weight_starts_as_wide_as_flaxs(kind: str, tmp_path: Path) -> None:
+    """Matrices to 2 %, four times what chance makes of 16,000 numbers; vectors, of a few hundred, to 20 %."""
+    encoder = None
+    if kind == "beside a timm encoder":
+        encoder = str(peers.timm_vit(tmp_path, "vit_tiny_patch8_siglip_32").folder)
+    networks = Architecture(256, 16, 64, WIDE, text=WIDE, naflex=kind == "naflex", encoder=encoder)
+    torch.manual_seed(0)
+    model = Model.new(networks, 300)
+    for name, weight in model.named_parameters():
+        if name.startswith("logit") or (encoder and name.startswith("vision")):
+            continue
+        expected = next((x for end, x in DEVIATIONS.items() if name.endswith(end)), 0.0)  # else norms and biases
+        tolerance = 0.02 if weight.numel() >= 2**14 else 0.2
+        assert float(weight.detach().std()) == pytest.approx(expected, rel=tolerance), name
+        if name.endswith(("patch_embedding.weight", "tower.head.weight")):
+            assert weight.abs().max() <= 2 * expected / 0.879625, "a normal that is cut"
+    probe = xavier_uniform_probe_(torch.empty(1, 1, 2**16))
+    assert float(probe.std()) == pytest.approx((2 / (1 + 2**16)) ** 0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,6 @@ After big_vision models/proj/cappa/cappa.py:52-259, with which the goldens compa
 per image, so an image's keys and values are computed once per layer, whatever the number of its texts.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.models.attention import attention
+from opensiglip.models.initialisation import lecun_normal_
 from opensiglip.models.kv_cache import Cache, Past, Seats
 from opensiglip.models.sizes import Shape
 
@@ -179,9 +179,7 @@ class Decoder(nn.Module):
             assert isinstance(block, Block)
             for part in (block.self_attention, block.cross_attention):
                 for linear in (part.query, part.key_value, part.out):
-                    # A normal cut at two standard deviations has 0.8796 of its deviation left: flax divides it out.
-                    std = math.sqrt(1 / linear.in_features) / 0.87962566103423978
-                    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+                    lecun_normal_(linear.weight)
                     if linear.bias is not None:
                         nn.init.zeros_(linear.bias)
             for linear in (block.up, block.down):

@@ -90,6 +90,8 @@ class Model(nn.Module):
         """Freshly initialised; by default with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
         if architecture.encoder is not None:
             model = cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
+            if model.text is not None:
+                initialise(model.text)
         else:
             host = _host(architecture, vocabulary)
             initialise(host)

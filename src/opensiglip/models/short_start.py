@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from opensiglip.models.towers import Text
 
-PATCH, PLACE, RESIDUAL = 6.0, 3.0, 0.1  # times SigLIP's patch embedding; deviation of places; times what layers add
+PATCH, PLACE, RESIDUAL = 6.8, 3.0, 0.1  # times SigLIP's patch embedding; deviation of places; times what layers add
 TEXT_PLACE = 0.5  # deviation of positions in the decoder's texts, instead of 1 / sqrt(width)
 WORD, WORD_PLACE = 1.0, 0.1  # deviation of the text tower's tokens, and of its positions, instead of the same
 LONGEST_WAVE = 30.0  # over 2 pi, in patches

@@ -4,9 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Siglip2TextModel, Siglip2VisionModel, SiglipTextModel, SiglipVisionModel
+from transformers.models.siglip import modeling_siglip as siglip
+from transformers.models.siglip2 import modeling_siglip2 as siglip2
 
+from opensiglip.models.initialisation import lecun_normal_, xavier_uniform_probe_
 from opensiglip.models.resize import resize_positions
 from opensiglip.types import Features, Patches
+
+MAP_HEADS = (siglip.SiglipMultiheadAttentionPoolingHead, siglip2.Siglip2MultiheadAttentionPoolingHead)
+IMAGE_EMBEDDINGS = (siglip.SiglipVisionEmbeddings, siglip2.Siglip2VisionEmbeddings)
 
 
 class Vision(nn.Module):
@@ -117,7 +123,11 @@ class Text(nn.Module):
 
 @torch.no_grad()
 def initialise(tower: nn.Module) -> None:
-    """Make Hugging Face's initialisation flax's where it is not: the MAP head's attention, xavier per projection."""
+    """Make transformers' initialisation of SigLIP's towers flax's where it is not.
+
+    The MAP head's attention is xavier-uniform projection by projection, its probe by flax's fans; patch embedding and
+    text head are lecun-normal.
+    """
     for module in tower.modules():
         if isinstance(module, nn.MultiheadAttention):
             for part in module.in_proj_weight.chunk(3):
@@ -125,3 +135,9 @@ def initialise(tower: nn.Module) -> None:
             nn.init.zeros_(module.in_proj_bias)
             nn.init.xavier_uniform_(module.out_proj.weight)
             nn.init.zeros_(module.out_proj.bias)
+        elif isinstance(module, MAP_HEADS):
+            xavier_uniform_probe_(module.probe)
+        elif isinstance(module, IMAGE_EMBEDDINGS):
+            lecun_normal_(module.patch_embedding.weight)
+        elif isinstance(module, SiglipTextModel | Siglip2TextModel):
+            lecun_normal_(module.head.weight)

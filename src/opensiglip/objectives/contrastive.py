@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
+from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise
@@ -39,9 +40,9 @@ class Sigmoid(Pairwise):
     ) -> None:
         super().__init__(weight=weight)
         self.image, self.text, self.multi_positive, self.name = image, text, multi_positive, name
-        self.probe = None if probe_width is None else nn.Parameter(torch.randn(1, 1, probe_width))
-        if self.probe is not None:
-            nn.init.xavier_uniform_(self.probe)  # as the tower's own
+        self.probe: nn.Parameter | None = None
+        if probe_width is not None:  # it starts as the tower's own
+            self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
 
     def live(self, batch: Batch) -> Tensor:
         return batch[f"has_{self.text}"].sum()
