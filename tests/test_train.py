@@ -249,11 +249,12 @@ def test_weight_decay_applies_to_exactly_the_matrices() -> None:
 
 def test_the_schedule_warms_up_linearly_and_falls_as_a_cosine(out: Path) -> None:
     assert [rate(step, 10, 2) for step in range(10)] == pytest.approx(
-        [0.5, 1.0, 1.0, 0.96193977, 0.85355339, 0.69134172, 0.5, 0.30865828, 0.14644661, 0.03806023]
+        [0.0, 0.5, 1.0, 0.96193977, 0.85355339, 0.69134172, 0.5, 0.30865828, 0.14644661, 0.03806023]
     )
     assert rate(0, 10, 0) == 1.0 and rate(10, 10, 2) == pytest.approx(0.0)
+    assert [rate(step, 10, 2, rules=1) for step in range(3)] == [0.5, 1.0, 1.0], "of runs that began by them"
     logged = [row["lr"] for row in read_lines(out / "metrics.jsonl")]
-    assert logged == pytest.approx([1e-3 * rate(step, STEPS, 1) for step in range(STEPS)])
+    assert logged == pytest.approx([1e-3 * rate(step, STEPS, 0) for step in range(STEPS)])
 
 
 # Numbers that are none

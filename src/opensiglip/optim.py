@@ -8,6 +8,7 @@ from torch import nn
 
 from opensiglip.models.decoder import Vocabulary
 
+RULES = 2  # of decay and schedule, in every checkpoint: a run goes on by the rules that it began with (1: see below)
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, Vocabulary)
 
 
@@ -26,11 +27,17 @@ def matrices(module: nn.Module) -> set[str]:
 
 
 def adamw(
-    module: nn.Module, lr: float, weight_decay: float, slower: Container[str] = (), factor: float = 1.0
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    slower: Container[str] = (),
+    factor: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.95) over the trainable parameters, decoupled decay on matrices only.
+    """AdamW over the trainable parameters, decoupled decay on matrices only.
 
-    The parameters named in `slower` learn at `factor` times the rate: each group holds its own as "factor".
+    The parameters named in `slower` learn at `factor` times the rate: each group holds its own as "factor". They decay
+    as all others do (big_vision's lr_mults scale no decay): torch multiplies decay by the rate, so theirs is divided.
 
     SigLIP found beta2 0.95 necessary for stability (Sec. 5); SigLIP 2 does not give its betas. big_vision's wd 1e-4 is
     not multiplied by the learning rate: at its lr 1e-3 that is `weight_decay` 0.1 here.
@@ -40,20 +47,28 @@ def adamw(
     groups = [
         {
             "params": [p for name, p in named if (name in decayed) == decay and (name in slower) == slow],
-            "weight_decay": weight_decay if decay else 0.0,
+            "weight_decay": weight_decay / (factor if slow else 1.0) if decay else 0.0,
             "factor": factor if slow else 1.0,
         }
         for slow in (False, True)
         for decay in (True, False)
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
 
-def rate(step: float, steps: int, warmup: int) -> float:
-    """The schedule's factor at a step: (step + 1) / warmup, then half a cosine from the end of the warm-up to zero.
+def keep_rules(optimizer: torch.optim.Optimizer, rules: int) -> None:
+    """Let a run go on by the rules that it began with: by rules 1 the slower parameters' decay was slower, too."""
+    if rules == 1:
+        for group in optimizer.param_groups:
+            group["weight_decay"] *= group["factor"]
 
-    The cosine's progress counts from the end of the warm-up (big_vision utils.py:1113-1137).
+
+def rate(step: float, steps: int, warmup: int, rules: int = RULES) -> float:
+    """The schedule's factor at a step: step / warmup, then half a cosine from the end of the warm-up to zero.
+
+    So the first step only begins Adam's averages. The cosine's progress counts from the end of the warm-up (big_vision
+    utils.py:1113-1137). By rules 1, warm-up was (step + 1) / warmup.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + (rules == 1)) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -16,7 +16,7 @@ from opensiglip.data.loader import BrokenLimit, DataPlan, loader, to_device
 from opensiglip.distributed import average, sum_counters
 from opensiglip.errors import UserError
 from opensiglip.objectives.base import Notes
-from opensiglip.optim import rate
+from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.health import Watch, signals
@@ -65,6 +65,7 @@ class Loop:
     compile: bool = False
     step: int = 0  # steps taken
     skipped_steps: int = 0
+    rules: int = RULES  # of the optimizer
     broken: BrokenLimit = field(default_factory=BrokenLimit)
 
     @property
@@ -83,6 +84,8 @@ class Loop:
             raise UserError(f"{self.folder} has no checkpoint to --resume from yet; delete it, or name another --out.")
         state = checkpoint.load(newest, self.learner, self.optimizer)
         self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
+        self.rules = int(state.get("rules", 1))
+        keep_rules(self.optimizer, self.rules)
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
             self.broken.read, self.broken.skipped = int(state["read"]), Counter(state["skipped_examples"])
 
@@ -116,7 +119,7 @@ class Loop:
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
             parts = [to_device(part, device) for part in batch.parts]
-            lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup)
+            lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
             losses, notes, norm = self._gradient(wrapped, parts)
             if all(math.isfinite(value) for value in (*losses.values(), norm)):
                 for group in self.optimizer.param_groups:
@@ -168,6 +171,7 @@ class Loop:
             state = {
                 "progress": self.progress(self.step),
                 "skipped_steps": self.skipped_steps,
+                "rules": self.rules,
                 "read": read,
                 "skipped_examples": dict(skipped),
             }

@@ -216,7 +216,7 @@ def train(
         folder=folder,
         steps=last,
         lr=lr,
-        warmup=warmup if warmup is not None else max(1, last // 20),
+        warmup=warmup if warmup is not None else last // 20,
         clip_norm=clip_norm,
         workers=workers if workers is not None else min(8, max(1, cores - 1)),
         save_every=save_every,
