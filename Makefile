@@ -19,7 +19,6 @@ test: .venv/.installed  ## run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 test-browser: .venv/.installed  ## click through the demo (needs chromium and chromedriver)
-	.venv/bin/python -m pip install -q selenium
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
 
 lint: .venv/.installed  ## check format, style and types

@@ -1,6 +1,7 @@
 """What several test files share: scenes, a pipeline for them, and recipes with networks of a few thousand weights."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from opensiglip.data.example import Source
@@ -21,6 +23,9 @@ from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import RECIPES, Recipe
 from opensiglip.training.run import train
 from opensiglip.types import Batch
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("ci" if "CI" in os.environ else "patient")  # Hypothesis' own "ci" is derandomised
 
 SIDE, LENGTH = 32, 48
 SHAPE = Shape(width=32, depth=2, mlp=64, heads=2)

@@ -321,6 +321,16 @@ def test_what_the_console_cannot_write_is_escaped(place: Path) -> None:
     assert done.stderr.startswith(b"opensiglip: no such command: 'fl\\xfc\\udcfc'")
 
 
+@pytest.mark.parametrize(("words", "name"), [("bench sigmoid", "benchmarks"), ("study objectives --out x", "studies")])
+def test_what_only_a_clone_has_is_one_sentence_elsewhere(
+    words: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("opensiglip.apps.commands.CLONE", place)
+    said = f"{name} are not part of the installed package; clone the repository and run `make setup` there."
+    assert complaint(words.split(), capsys) == said
+    assert main(["--help"]) == 0 and "bench" in capsys.readouterr().out
+
+
 def test_a_sentence_of_several_ranks_is_printed_once_with_the_rank(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,14 +2,17 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import hatchling.build
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -81,7 +84,9 @@ def test_the_wheel_holds_the_package_its_types_its_licences_and_the_command(
     names = set(wheel.namelist())
     information = f"opensiglip-{opensiglip.__version__}.dist-info"
     assert {f"{information}/licenses/LICENSE", f"{information}/licenses/NOTICE", "opensiglip/py.typed"} <= names
-    assert {name.split("/")[0] for name in names} == {"opensiglip", information}
+    assert {name.split("/")[0] for name in names} == {"opensiglip", information}  # no benchmarks/, no studies/
+    source = {path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {str(path.relative_to(ROOT / "src")) for path in source} <= names
     assert b"opensiglip = opensiglip.apps.cli:main" in wheel.read(f"{information}/entry_points.txt")
 
 
@@ -104,8 +109,8 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def checkout(tmp_path: Path) -> Path:
     """A checkout with the real Makefile and a stand-in `python`.
 
-    Its venvs hold itself as their python, and `log` holds what was asked of it. While a file `broken` exists,
-    installing fails; while `interrupted` does, it is interrupted.
+    Its venvs hold itself as their python, ruff and mypy, and `log` holds what was asked of it. While a file `broken`
+    exists, installing fails; while `interrupted` does, it is interrupted.
     """
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     (tmp_path / "requirements.txt").touch()
@@ -115,8 +120,10 @@ def checkout(tmp_path: Path) -> Path:
         "#!/bin/sh\n"
         'case "$*" in\n'
         "-c*|*--version) ;;\n"
-        '"-m venv --clear .venv") echo venv >> log; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;\n'
-        '*) echo "$*" >> log; [ ! -e interrupted ] || kill -TERM $PPID; [ ! -e broken ];;\n'
+        '"-m venv --clear .venv") echo venv >> log; rm -rf .venv; mkdir -p .venv/bin\n'
+        '  for tool in python ruff mypy; do cp "$0" .venv/bin/$tool; done;;\n'
+        '*) [ "${0##*/}" = python ] || set -- "${0##*/}" "$@"\n'
+        '  echo "$*" >> log; [ ! -e interrupted ] || kill -TERM $PPID; [ ! -e broken ];;\n'
         "esac\n"
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
@@ -164,15 +171,55 @@ def test_make_alone_lists_every_target() -> None:
     assert listed == {"help", "setup", "test", "test-browser", "lint", "format", "train", "clean"}
 
 
-def test_continuous_integration_runs_make_test_from_anywhere(checkout: Path) -> None:
+CHECKS = ["ruff format --check", "ruff check", "mypy"]
+
+
+@pytest.mark.parametrize("browser", [True, False])
+def test_continuous_integration_checks_tests_and_clicks_or_says_that_it_cannot(checkout: Path, browser: bool) -> None:
     script = checkout / ".ci" / "run"
     script.parent.mkdir()
     script.write_text((ROOT / ".ci/run").read_text())
     assert (ROOT / ".ci/run").stat().st_mode & stat.S_IXUSR
-    environment = os.environ | {"PYTHON": str(checkout / "python")}
-    done = subprocess.run(["bash", str(script)], cwd="/", env=environment, capture_output=True, text=True, timeout=30)
+    tools = checkout / "tools"
+    tools.mkdir()
+    for name in ("bash", "sh", "env", "make", "dirname", "cp", "rm", "mkdir", "chmod", "touch", "cat", "echo", "kill"):
+        (tools / name).symlink_to(shutil.which(name) or "/bin/false")
+    for name in ("chromium", "chromedriver") if browser else ():
+        (tools / name).symlink_to("/bin/true")
+    environment = {"PATH": str(tools), "PYTHON": str(checkout / "python")}
+    done = subprocess.run(
+        [tools / "bash", script], cwd="/", env=environment, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
-    assert asked(checkout) == ["venv", *INSTALLS, "-m pytest -n auto --dist loadfile"]
+    tests = ["-m pytest -n auto --dist loadfile", *(["-m pytest tests/browser"] if browser else [])]
+    assert asked(checkout) == ["venv", *INSTALLS, *CHECKS, *tests]
+    assert ("was not clicked through" in done.stdout) is not browser
+
+
+@pytest.mark.parametrize("variable", ["CI", "ELSEWHERE"])
+def test_hypothesis_repeats_itself_in_continuous_integration(variable: str) -> None:
+    assert "export CI=true" in (ROOT / ".ci/run").read_text()
+    script = "import conftest; from hypothesis import settings; print(settings().derandomize)"
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {variable: "true"}
+    paths = f"{ROOT / 'tests'}{os.pathsep}{ROOT / 'src'}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == f"{variable == 'CI'}\n", done.stderr
+
+
+def test_what_runs_before_a_commit_is_what_make_lint_runs() -> None:
+    hooks = [
+        hook
+        for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+        for hook in repo["hooks"]
+    ]
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert [hook["entry"] for hook in hooks] == [line.strip() for line in lint.splitlines()[1:]]
 
 
 def test_setup_installs_hashed_pins_then_the_package_and_only_once(checkout: Path) -> None:

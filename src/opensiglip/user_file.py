@@ -50,7 +50,7 @@ def check(what: str, file: str) -> Path:
 def load(what: str, file: str, name: str) -> Any:
     """What FILE.py calls `name`, None if nothing. Raises UserError if there is no such file, or it is not Python."""
     path = check(what, file)
-    module = f"{__name__}.{path.stem}_{os.fsencode(path).hex()}"
+    module = f"{__name__}.{path.stem.replace('.', '_')}_{os.fsencode(path).hex()}"
     written = path.stat().st_mtime_ns
     if _read.get(module) != written:  # edited since: read it again
         sys.modules.pop(module, None)
