@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.evaluation import compare
 from studies.engine import JUDGED, Job
 from studies.intervals import Interval, Values, over_seeds
@@ -75,7 +76,7 @@ def costs(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     """By run, of its first seed: weights of image tower and all, images seen, and the command that repeats it."""
     said: dict[str, dict[str, Any]] = {}
     for job in jobs:
-        summary = json.loads((job.folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(RunFolder(job.folder).summary.read_text(encoding="utf-8"))
         said.setdefault(
             job.run.name,
             {

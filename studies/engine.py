@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
 from opensiglip.evaluation.run import evaluate
 from opensiglip.json_file import write_json
-from opensiglip.training.checkpoint import latest
 from opensiglip.training.run import train
 from studies.devices import spread
 from studies.study import Budget, Run, Study
@@ -75,8 +75,9 @@ def claim(out: Path, declared: dict[str, str]) -> None:
 def carry_out_one(job: Job) -> Job:
     """Train, or go on training, and judge."""
     folder = job.folder
-    if not (folder / "summary.json").is_file():
-        resume = latest(folder / "checkpoints") is not None and (folder / "config.json").is_file()
+    run = RunFolder(folder)
+    if not run.summary.is_file():
+        resume = run.newest() is not None and run.config.is_file()
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)

@@ -176,7 +176,7 @@ OTHER_TOKENIZERS = {"apps.annotate.detector"}
 
 
 def test_texts_become_ids_in_one_file() -> None:
-    assert {name for name in FILES if calls(name) & TOKENIZERS} - OTHER_TOKENIZERS == {"data.text"}
+    assert {name for name in FILES if calls(name) & TOKENIZERS} - OTHER_TOKENIZERS == {"data.tokenizers"}
 
 
 RUN_FOLDER = {"checkpoints", "stages", "metrics.jsonl", "summary.json", "report.html"}

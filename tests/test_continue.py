@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from opensiglip.apps import cli
+from opensiglip.checkpoints.formats.own import read_pipeline
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.fields.naflex import pack
 from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_positions
@@ -27,7 +29,7 @@ from opensiglip.training.continued import origin, take_over
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.record import find, inherited
-from opensiglip.training.run import read_pipeline, train
+from opensiglip.training.run import train
 from opensiglip.types import Patches
 
 STEPS, NINETY = 20, 18
@@ -255,9 +257,9 @@ def test_naflex_leaves_a_plain_transformers_folder(after: Path) -> None:
         max_num_patches=16,
         return_tensors="pt",
     )
-    ids = [read_pipeline(after / "model").fixed(text) for text in ("a red square", "blue")]
+    ids = [read_pipeline(RunFolder(after)).fixed(text) for text in ("a red square", "blue")]
     assert torch.equal(inputs["input_ids"], torch.from_numpy(np.stack(ids)))
-    assert len(read_pipeline(after / "model")) == ours.vocabulary
+    assert len(read_pipeline(RunFolder(after))) == ours.vocabulary
     output = theirs(**inputs)
     image = Patches(inputs["pixel_values"], inputs["spatial_shapes"], inputs["pixel_attention_mask"].bool())
     assert all(rows * columns <= 16 for rows, columns in image.shapes.tolist())

@@ -22,7 +22,7 @@ from transformers import pipeline as transformers_pipeline
 
 from opensiglip import load
 from opensiglip.apps.cli import main
-from opensiglip.checkpoints.model_card import export
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
@@ -64,7 +64,8 @@ def exported(small: Small, scenes: Source, tmp_path_factory: pytest.TempPathFact
             "images": 80,
             "results": {"loss, first and last": "9.000 -> 1.000"},
         }
-        export(folder, model, recipe, pipeline, card)
+        known: dict[str, Any] = {"boxes": recipe.boxes, "tasks": recipe.tasks, "languages": ["en"]}
+        Pretrained.of(model, pipeline, name=name, card=card, **known).save(folder)
         made[name] = Exported(folder, model, pipeline)
     return made
 
@@ -191,7 +192,7 @@ def test_temperature_and_bias_that_never_were_set_are_noticed(exported: dict[str
 
 def test_what_is_missing_or_broken_is_named(exported: dict[str, Exported], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of a kind that can't be read; give a run, a transformers folder"):
-        Model.from_pretrained(tmp_path)
+        Pretrained.open(tmp_path)
     exported["cappa"].model.save_pretrained(tmp_path)
     decoder, towers = tmp_path / "decoder.safetensors", tmp_path / "model.safetensors"
     decoder.write_bytes(decoder.read_bytes()[:1000])
@@ -264,7 +265,7 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
     assert f"{killed} has not ended: this is its newest checkpoint, after 4 steps" in capsys.readouterr().out
     expected = Model.from_pretrained(whole / "model").state_dict()
     for place in (out, killed):
-        found = Model.from_pretrained(place).state_dict()
+        found = Pretrained.open(place).model.state_dict()
         assert found.keys() == expected.keys()
         assert all((found[name] - expected[name]).abs().max() < 1e-6 for name in expected)
     assert AutoModel.from_pretrained(out).config.model_type == "siglip"

@@ -9,6 +9,7 @@ from big_vision import GOLDENS, load, under
 from torch import Tensor
 
 from opensiglip.checkpoints.formats.big_vision import to_ours
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.fields.captions import Target, pack
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.inference.likelihood import likelihoods
@@ -27,7 +28,7 @@ CAPPA, SIGLIP = load("cappa"), load("siglip")
 
 def model(name: str) -> Model:
     """As `--init` reads the file: every array has a place, and every place an array."""
-    return Model.from_pretrained(GOLDENS / f"{name}_big_vision.npz")
+    return Pretrained.open(GOLDENS / f"{name}_big_vision.npz").model
 
 
 def test_the_networks_are_found_in_the_arrays_shapes() -> None:

@@ -22,8 +22,8 @@ from transformers import AutoModel, AutoProcessor, SiglipVisionModel
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.export import export
 from opensiglip.checkpoints.fit import fit
-from opensiglip.checkpoints.read import read
-from opensiglip.checkpoints.tokenizer import text_of
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape, architecture, shapes, spell
@@ -57,7 +57,7 @@ def far(ours: Tensor | None, theirs: Tensor) -> float:
 @pytest.mark.parametrize("make", MAKERS)
 def test_embeddings_are_the_peers(make: str, peer_of: dict[str, Peer]) -> None:
     peer = peer_of[make]
-    model = Model.from_pretrained(peer.folder).eval()
+    model = Pretrained.open(peer.folder).model.eval()
     assert far(model.vision(peers.pixels()).pooled, peer.image(peers.pixels())) < TOLERANCE
     if peer.text is not None:
         assert model.text is not None
@@ -123,8 +123,8 @@ def test_big_visions_scanned_blocks_and_bfloat16_are_read(tmp_path: Path) -> Non
     half = torch.from_numpy(golden["params/t"]).bfloat16()
     golden["params/t"] = half.view(torch.int16).numpy().view("V2")
     np.savez(tmp_path / "scanned.npz", **golden)
-    ours = Model.from_pretrained(tmp_path / "scanned.npz").state_dict()
-    plain = Model.from_pretrained(GOLDENS / "siglip_big_vision.npz").state_dict()
+    ours = Pretrained.open(tmp_path / "scanned.npz").model.state_dict()
+    plain = Pretrained.open(GOLDENS / "siglip_big_vision.npz").model.state_dict()
     assert torch.equal(ours.pop("logit_scale"), half.float()) and plain.pop("logit_scale") is not None
     assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in plain)
 
@@ -137,7 +137,7 @@ def test_texts_become_the_ids_that_the_peers_processor_makes(
     make: str, pad: int, peer_of: dict[str, Peer], tmp_path: Path
 ) -> None:
     folder = peer_of[make].folder
-    pipeline = text_of(folder, length=LENGTH, vocabulary=VOCABULARY, name=make)
+    pipeline = TextPipeline.released(folder, length=LENGTH, vocabulary=VOCABULARY, name=make)
     assert pipeline is not None and (pipeline.policy.pad_id, pipeline.policy.eos_id) == (pad, 1)
     assert len(pipeline) == VOCABULARY > len(pipeline.tokenizer)
     plain = peers.tokenizer("</s>", "</s>") if pad else peers.tokenizer()
@@ -153,29 +153,28 @@ def test_texts_become_the_ids_that_the_peers_processor_makes(
 def test_an_unclear_text_policy_is_warned_about(tmp_path: Path) -> None:
     peers.tokenizer(side="left").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=f"pads on the left to {LENGTH}; the text tower was trained on {LENGTH}"):
-        text_of(tmp_path, length=LENGTH, vocabulary=VOCABULARY, name="it")
+        TextPipeline.released(tmp_path, length=LENGTH, vocabulary=VOCABULARY, name="it")
     peers.tokenizer(pad="<unk>").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="end with 1 and are padded with 2"):
-        text_of(tmp_path, length=LENGTH, vocabulary=VOCABULARY, name="it")
+        TextPipeline.released(tmp_path, length=LENGTH, vocabulary=VOCABULARY, name="it")
     peers.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="entries, the checkpoint it has rows for 20"):
-        text_of(tmp_path, length=LENGTH, vocabulary=20, name="it")
+        TextPipeline.released(tmp_path, length=LENGTH, vocabulary=20, name="it")
 
 
 def test_a_timm_encoder_of_another_kind_stays_timms(tmp_path: Path, peer_of: dict[str, Peer]) -> None:
     other = peers.timm_siglip(tmp_path, class_token=True, global_pool="token")
-    checkpoint = read(other.folder)
-    assert checkpoint.architecture.encoder == str(other.folder) and not checkpoint.state
-    model = Model.from_pretrained(other.folder).eval()
+    model = Pretrained.open(other.folder).model.eval()
     with torch.no_grad():
         assert model.vision(peers.pixels()).tokens.shape == (3, 16, 32)
-    assert read(peer_of["timm"].folder).architecture.encoder is None
+    assert model.architecture.encoder == str(other.folder)
+    assert Pretrained.open(peer_of["timm"].folder).model.architecture.encoder is None
 
 
 def test_a_naflexvit_of_timms_gives_its_tokens_on_squares(tmp_path: Path) -> None:
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
     other = peers.timm_vit(tmp_path, "naflexvit_base_patch16_gap", **sizes)
-    model = Model.from_pretrained(other.folder).eval()
+    model = Pretrained.open(other.folder).model.eval()
     assert model.architecture.patch == 8
     with torch.no_grad():
         seen = model.vision(peers.pixels())
@@ -190,7 +189,7 @@ def _model(side: int, patch: int, shape: Shape | None = None) -> Model:
 
 
 def test_another_resolution_and_patch_are_resolved_by_their_rules(peer_of: dict[str, Peer]) -> None:
-    checkpoint = read(peer_of["transformers SigLIP 2"].folder)
+    checkpoint = Pretrained.open(peer_of["transformers SigLIP 2"].folder)
     model = _model(48, 12)
     fitted = fit(model, checkpoint)
     assert fitted.resized == ("patch_embedding [32, 3, 8, 8] -> [32, 3, 12, 12]",)
@@ -204,7 +203,7 @@ def test_another_resolution_and_patch_are_resolved_by_their_rules(peer_of: dict[
 
 
 def test_a_shape_without_a_rule_is_one_sentence(peer_of: dict[str, Peer]) -> None:
-    checkpoint = read(peer_of["transformers SigLIP"].folder)
+    checkpoint = Pretrained.open(peer_of["transformers SigLIP"].folder)
     wide = Shape(64, 2, 64, 2)
     with pytest.raises(
         UserError, match=r"patch_embedding\.weight is \[32, .* and has to be \[64, .*; leave out --size"
@@ -229,29 +228,29 @@ def test_what_is_no_size_is_refused(name: str) -> None:
 
 def test_what_is_not_there_or_not_readable_is_named(tmp_path: Path, peer_of: dict[str, Peer]) -> None:
     with pytest.raises(UserError, match="no such folder or file"):
-        read(tmp_path / "nowhere")
+        Pretrained.open(tmp_path / "nowhere")
     file = tmp_path / "weights.pt"
     torch.save({}, file)
     with pytest.raises(UserError, match=r"is no \.npz file; give a run"):
-        read(file)
+        Pretrained.open(file)
     np.savez(tmp_path / "bad.npz", **{"params/img/embedding/kernel": np.array([{}], dtype=object)})
     with pytest.raises(UserError, match=r"not a readable \.npz file .*allow_pickle"):
-        read(tmp_path / "bad.npz")
+        Pretrained.open(tmp_path / "bad.npz")
     np.savez(tmp_path / "bad.npz", x=np.zeros(3))
     with pytest.raises(UserError, match="neither SigLIP's towers nor CapPa's"):
-        read(tmp_path / "bad.npz")
+        Pretrained.open(tmp_path / "bad.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"not a readable \.npz file"):
-        read(tmp_path / "bad.npz")
+        Pretrained.open(tmp_path / "bad.npz")
     folder = tmp_path / "pickled"
     shutil.copytree(peer_of["transformers SigLIP"].folder, folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="can't be read .*safetensors"):
-        read(folder)
+        Pretrained.open(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a JSON object"):
-        read(folder)
+        Pretrained.open(folder)
 
 
 def test_a_hub_id_is_fetched_without_anything_that_could_run(
@@ -264,7 +263,7 @@ def test_a_hub_id_is_fetched_without_anything_that_could_run(
         return str(peer_of["transformers SigLIP"].folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert read("google/siglip-base-patch16-224").kind == "transformers SiglipModel"
+    assert Pretrained.open("google/siglip-base-patch16-224").format == "transformers SiglipModel"
     (patterns,) = asked.values()
     assert patterns and not any(pattern.endswith((".py", ".bin", ".pt", ".pkl", "*")) for pattern in patterns)
 
@@ -291,7 +290,7 @@ def test_a_checkpoint_brings_its_networks_weights_and_words(
 ) -> None:
     peer = peer_of[make]
     ours = begin(peer.folder, folder, tmp_path, recipe)
-    theirs = read(peer.folder).state
+    theirs = Pretrained.open(peer.folder).model.state_dict()
     kernel = "vision.tower.embeddings.patch_embedding.weight"
     if "NaFlex" in make:  # a recipe of squares has the same patch embedding as a convolution
         theirs[kernel] = theirs[kernel].unflatten(1, (PATCH, PATCH, 3)).permute(0, 3, 1, 2)
@@ -312,7 +311,7 @@ def test_cappa_goes_on_with_its_decoder(folder: str, tmp_path: Path, capsys: pyt
         ours = begin(
             GOLDENS / "cappa_big_vision.npz", folder, tmp_path / "run", "cappa", tokenizer=str(tmp_path / "tokenizer")
         )
-    theirs = read(GOLDENS / "cappa_big_vision.npz").state
+    theirs = Pretrained.open(GOLDENS / "cappa_big_vision.npz").model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
     assert " fresh" not in capsys.readouterr().out
@@ -365,13 +364,13 @@ def test_a_frozen_tower_does_not_move_and_the_other_does(
 ) -> None:
     peer = peer_of["transformers SigLIP 2"]
     after = begin(peer.folder, folder, tmp_path, "siglip", freeze=freeze, lr=1e-2)
-    went = {name.split(".")[0] for name in moved(read(peer.folder).state, after)}
+    went = {name.split(".")[0] for name in moved(Pretrained.open(peer.folder).model.state_dict(), after)}
     assert went == {"vision", "text", "logit_scale", "logit_bias"} - {freeze}
 
 
 def test_towers_learn_at_their_share_of_the_rate(peer_of: dict[str, Peer], folder: str, tmp_path: Path) -> None:
     peer = peer_of["transformers SigLIP 2"]
-    before = read(peer.folder).state
+    before = Pretrained.open(peer.folder).model.state_dict()
     name = "vision.tower.encoder.layers.0.mlp.fc1.bias"
     steps = []
     for place, share in enumerate((1.0, 0.1)):
@@ -386,7 +385,7 @@ def test_lora_moves_the_towers_layers_alone_and_is_merged(
 ) -> None:
     peer = peer_of["transformers SigLIP 2"]
     after = begin(peer.folder, folder, tmp_path, recipe, lora=2, lr=1e-2, steps=5)  # the teacher's terms at step 4
-    before = read(peer.folder).state
+    before = Pretrained.open(peer.folder).model.state_dict()
     assert {n for n in after if not n.startswith("decoder.")} == before.keys(), "nothing of peft is left"
     assert load_file(tmp_path / "stages" / "step-00000004.safetensors").keys() == after.keys()
     went = moved(before, after) - {"logit_scale", "logit_bias"}

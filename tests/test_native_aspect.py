@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, Siglip2ImageProcessor, Siglip
 
 import opensiglip
 from opensiglip.apps.cli import main
-from opensiglip.checkpoints.read import read
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region, Source
 from opensiglip.data.fields.naflex import NaFlex
@@ -228,7 +228,7 @@ def embeddings(folder: Path, **how: Any) -> Tensor:
 
 
 def test_a_siglip2_model_is_read_as_naflex_and_sees_what_its_own_library_sees(checkpoint: Path) -> None:
-    networks = read(checkpoint).architecture
+    networks = Pretrained.open(checkpoint).model.architecture
     assert networks.naflex and (networks.resolution, networks.patch) == (peers.SIDE, peers.PATCH)
     predictor, theirs = opensiglip.load(checkpoint), embeddings(checkpoint)
     assert predictor.subject.frame == NaFlex(peers.PATCH, 20, (20,))
@@ -264,7 +264,7 @@ def test_a_naflex_image_tower_alone_comes_and_goes(tmp_path: Path) -> None:
     cut = Siglip2ImageProcessor(patch_size=peers.PATCH, max_num_patches=16)
     inputs = cut(pictures(), return_tensors="pt")
     theirs = F.normalize(tower(**inputs).pooler_output, dim=-1)
-    assert read(tmp_path / "tower").architecture.naflex
+    assert Pretrained.open(tmp_path / "tower").model.architecture.naflex
     assert main(["export", str(tmp_path / "tower"), "--out", str(tmp_path / "out")]) == 0
     for folder in (tmp_path / "tower", tmp_path / "out"):
         assert peers.gap(opensiglip.load(folder).embed_images(pictures()), theirs) < CLOSE
@@ -300,7 +300,7 @@ def test_training_starts_from_a_naflex_checkpoint_at_native_aspect(
     settings: dict[str, Any] = {"steps": 2, "batch_size": 4, "workers": 0, "held_out": 4, "precision": "fp32"}
     settings |= {"lr": 1e-9, "warmup": 0, "init": str(checkpoint), "budgets": (4, 9)}
     summary = train("siglip2_naflex", data=[folder], out=tmp_path / "run", **settings)
-    theirs = read(checkpoint).state
+    theirs = Pretrained.open(checkpoint).model.state_dict()
     ours = Model.from_pretrained(tmp_path / "run" / "model").state_dict()
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in theirs)
     said = capsys.readouterr().out

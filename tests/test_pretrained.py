@@ -14,6 +14,10 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
 )
 
 from opensiglip.checkpoints.pretrained import Pretrained
@@ -35,6 +39,30 @@ def embeddings(pretrained: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.from_numpy(np.stack([pretrained.pipeline.fixed(text) for text in TEXTS]))
     image, text = pretrained.model.vision(images().float() / 127.5 - 1), pretrained.model.text(ids)
     return F.normalize(image.pooled, dim=-1), F.normalize(text.pooled, dim=-1)
+
+
+def siglip_folder(pipeline: TextPipeline, folder: Path) -> SiglipModel:
+    """A SiglipModel of transformers and its folder, with a tokenizer that pads to its length."""
+    torch.manual_seed(0)
+    text = SiglipTextConfig(**TOWER, vocab_size=len(pipeline), max_position_embeddings=16, projection_size=32)
+    vision = SiglipVisionConfig(**TOWER, image_size=32, patch_size=8)
+    model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).eval()
+    torch.nn.init.constant_(model.logit_scale, 2.3)
+    model.save_pretrained(folder)
+    pipeline.with_length(16).save_pretrained(folder)
+    return model
+
+
+def test_siglip_of_transformers(pipeline: TextPipeline, tmp_path: Path) -> None:
+    model = siglip_folder(pipeline, tmp_path)
+    pretrained, tokenizer = Pretrained.open(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    inputs = tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(input_ids=inputs["input_ids"], pixel_values=images().float() / 127.5 - 1)
+    image, text = embeddings(pretrained)
+    torch.testing.assert_close(text, output.text_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(image, output.image_embeds, rtol=0, atol=1e-5)
+    assert pretrained.frame.pixels == 32 and pretrained.model.decoder is None and pretrained.tasks == ()
 
 
 def test_clip_of_transformers(pipeline: TextPipeline, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, TimmWrapperConfig, TimmWrapperModel
 
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.fields.captions import Target, pack
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
@@ -134,7 +135,7 @@ def test_open_clips_coca_gives_its_embeddings_logits_and_losses(
     pooling: Any, width: int, embed: int, tmp_path: Path
 ) -> None:
     reference = theirs(pooling, width, embed)
-    model = Model.from_pretrained(folder_of(reference, pooling, tmp_path)).eval()
+    model = Pretrained.open(folder_of(reference, pooling, tmp_path)).model
     images, text = inputs()
     mean, std = model.vision.image.mean, model.vision.image.std
     with torch.no_grad():
@@ -167,17 +168,19 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     whole = load_file(folder / "open_clip_model.safetensors")
     for state, said in (
         ({"visual.proj": torch.zeros(3, 3)}, "not hold the weights of an open_clip CoCa"),
-        (whole | {"visual.more": torch.zeros(3)}, "has visual.more, which our networks do not"),
         ({k: v for k, v in whole.items() if k != "visual.ln_pre.bias"}, "has no vision.image.tower.pre_layrnorm.bias"),
     ):
         save_file(state, folder / "open_clip_model.safetensors")
         with pytest.raises(UserError, match=said):
-            Model.from_pretrained(folder)
+            Pretrained.open(folder)
+    save_file(whole | {"visual.more": torch.zeros(3)}, folder / "open_clip_model.safetensors")
+    with pytest.warns(UserWarning, match="has visual.more, which its networks have no place for; left out"):
+        Pretrained.open(folder)
     save_file(whole, folder / "open_clip_model.safetensors")
     config = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config["model_cfg"] | {"quick_gelu": True}}))
     with pytest.raises(UserError, match="another activation"):
-        Model.from_pretrained(folder)
+        Pretrained.open(folder)
 
 
 def test_a_run_starts_from_open_clips_coca_and_load_reads_it(folder: str, tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_a_run_starts_from_open_clips_coca_and_load_reads_it(folder: str, tmp_pa
     place = str(folder_of(reference, True, tmp_path / "coca"))
     shared: dict[str, Any] = {"steps": 1, "lr": 1e-12, "batch_size": 8, "workers": 0, "held_out": 0}
     train("coca", data=[folder], out=tmp_path / "run", init=place, **shared)
-    trained, began = (Model.from_pretrained(name) for name in (tmp_path / "run/model", place))
+    trained, began = (Pretrained.open(name).model for name in (tmp_path / "run/model", place))
     assert all(torch.allclose(x, began.state_dict()[name], atol=1e-6) for name, x in trained.state_dict().items())
     with pytest.raises(UserError, match="those of the recipe coca"):
         train("siglip", data=[folder], out=tmp_path / "other", init=place, **shared)
@@ -208,7 +211,7 @@ def test_a_run_starts_from_open_clips_coca_and_load_reads_it(folder: str, tmp_pa
 
 def test_loaded_weights_are_saved_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "coca").mkdir()
-    model = Model.from_pretrained(folder_of(theirs(True, 32, 24), True, tmp_path / "coca")).eval()
+    model = Pretrained.open(folder_of(theirs(True, 32, 24), True, tmp_path / "coca")).model
     model.save_pretrained(tmp_path)
     again = Model.from_pretrained(tmp_path).eval()
     images, text = inputs()

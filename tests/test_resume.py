@@ -11,8 +11,8 @@ import torch
 from conftest import Run
 from safetensors.torch import load_file
 
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
-from opensiglip.training import checkpoint
 from opensiglip.training import loop as loop_module
 from opensiglip.training.log import read_lines
 
@@ -99,7 +99,7 @@ def test_a_run_cut_short_around_the_switch_to_the_last_stage_goes_on_bit_for_bit
         out = tmp_path / str(taken)
         cut_short(taken, lambda out=out: run(out, steps=steps, save_every=1))
         newest = out / "checkpoints" / f"step-{taken:08d}"
-        assert checkpoint.latest(out / "checkpoints") == newest
+        assert RunFolder(out).newest() == newest
         if taken == switch:
             fresh = load_file(newest / "learner.safetensors")
         run(out, steps=steps, save_every=1, resume=True)
@@ -127,7 +127,7 @@ def test_a_half_written_checkpoint_is_passed_over(straight: Path, copy: Path, ru
     half.mkdir()
     (half / "learner.safetensors").write_bytes(b"half")
     (copy / "checkpoints" / "step-00000004").mkdir()  # without its state.json it is none either
-    assert checkpoint.latest(copy / "checkpoints") == copy / "checkpoints" / "step-00000003"
+    assert RunFolder(copy).newest() == copy / "checkpoints" / "step-00000003"
     run(copy, resume=True)
     assert_same_end(copy, straight)
 

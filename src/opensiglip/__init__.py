@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the public names: this list is the only one
     from opensiglip.bridge.model import PreTrainingCallback as PreTrainingCallback
     from opensiglip.bridge.model import SiglipForPreTraining as SiglipForPreTraining
     from opensiglip.checkpoints.export import export as export
+    from opensiglip.checkpoints.pretrained import Pretrained as Pretrained
     from opensiglip.data.sources.registry import open_source as open_source
     from opensiglip.data.text import TextPipeline as TextPipeline
     from opensiglip.errors import UserError as UserError

@@ -12,6 +12,7 @@ import tyro
 from opensiglip import user_file
 from opensiglip.apps import signature
 from opensiglip.bounds import check_bounds
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.training.config import TrainConfig
 
 LIST = "opensiglip.recipes.registry" if Path(__file__).parents[1].joinpath("recipes", "registry.py").exists() else "opensiglip.recipes"
@@ -59,8 +60,9 @@ class Train:
         print()
         for name, figure in summary["figures"].items():
             print(f"{name:<48} {figure}")
-        print(f"\nreport      {out / 'report.html'}\nmodel       {out / 'model'}\nmetrics     {out / 'metrics.jsonl'}")
-        print(f"checkpoint  {out / 'checkpoints'}\nsummary     {out / 'summary.json'}")
+        run = RunFolder(out)
+        print(f"\nreport      {run.report}\nmodel       {run.model}\nmetrics     {run.metrics}")
+        print(f"checkpoint  {run.checkpoints}\nsummary     {run.summary}")
 
 
 def recipes(words: Sequence[str]) -> dict[str, Train]:

@@ -1,23 +1,14 @@
 """`opensiglip export`: a run, or weights of another make, as a transformers folder or as ONNX, with a model card."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from transformers.utils import logging
 
-from opensiglip.checkpoints.checkpoint import Checkpoint, most_patches, read_json
-from opensiglip.checkpoints.fit import assemble
-from opensiglip.checkpoints.formats.onnx import write_onnx
-from opensiglip.checkpoints.model_card import card_of, write_card, write_processor
-from opensiglip.checkpoints.read import read
-from opensiglip.checkpoints.tokenizer import text_of
-from opensiglip.checkpoints.unfinished import unfinished
-from opensiglip.data.text import TextPipeline
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.source import first_line
 from opensiglip.errors import UserError
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
-from opensiglip.models.sizes import spell
 
 
 def export(
@@ -40,54 +31,18 @@ def export(
     logging.disable_progress_bar()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a folder that is empty or not there.")
-    checkpoint = read(source)
-    model = assemble(checkpoint).eval()
-    pipeline = _pipeline(checkpoint, model, tokenizer)
-    about: dict[str, Any] = {}
-    if checkpoint.text is not None and checkpoint.folder is not None:
-        about = read_sidecar(checkpoint.folder)
-    most = most_patches(checkpoint.folder)
-    out.mkdir(parents=True, exist_ok=True)
-    if pipeline is not None:
-        about["text"] = pipeline.save_pretrained(out)
-    write_processor(out, model, pipeline, most)
-    if format == "hf":
-        model.save_pretrained(out, about)
-    else:
-        about |= write_onnx(out, model)
-        (out / SIDECAR).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    name = push_to_hub or str(out.name)
-    write_card(out, model, _card(checkpoint, model), name, onnx=format == "onnx", most=most)
+    pretrained = Pretrained.open(source)
+    if pretrained.card.get("unfinished"):
+        print(f"{source} has not ended: this is its newest checkpoint, after {pretrained.card['unfinished']} steps.")
+    if pretrained.pipeline is None and pretrained.model.vocabulary:
+        if tokenizer is not None:
+            pretrained = pretrained.with_tokenizer(tokenizer)
+        else:
+            print(f"{source} has no tokenizer and neither has the export; --tokenizer names the one it needs.")
+    pretrained.save(out, "onnx" if format == "onnx" else "transformers", repository=push_to_hub or out.name)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if push_to_hub is not None:
         _push(out, push_to_hub)
-
-
-def _pipeline(checkpoint: Checkpoint, model: Model, tokenizer: str | None) -> TextPipeline | None:
-    length, rows = model.architecture.length, checkpoint.vocabulary
-    if checkpoint.text is not None and checkpoint.folder is not None:
-        return TextPipeline.from_pretrained(checkpoint.folder, checkpoint.text)
-    place = tokenizer or checkpoint.folder
-    found = text_of(place, length=length, vocabulary=rows, name=checkpoint.name) if rows and place else None
-    if rows and found is None:
-        print(f"{checkpoint.name} has no tokenizer and neither has the export; --tokenizer names the one it needs.")
-    return found
-
-
-def _card(checkpoint: Checkpoint, model: Model) -> dict[str, Any]:
-    if checkpoint.text is not None and checkpoint.folder is not None:
-        run = checkpoint.folder.parent
-        config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
-        if "train" in config and (newest := unfinished(checkpoint.folder)):
-            state = read_json(newest / "state.json")
-            print(f"{run} has not ended: this is its newest checkpoint, after {state['step']} steps.")
-            steps = f"{state['step']} (the run had not ended)"
-            summary = {"command": config["command"], "steps": steps, "images_seen": state["read"], "figures": {}}
-        if "train" in config and "figures" in summary:
-            return card_of(config, summary)
-    size = model.architecture.encoder or spell(model.architecture)
-    origin = f"{Path(checkpoint.name).name} ({checkpoint.kind})"
-    return {"title": Path(checkpoint.name).name, "origin": origin, "size": size, "data": [], "base": checkpoint.name}
 
 
 def _push(folder: Path, name: str) -> None:
@@ -98,7 +53,7 @@ def _push(folder: Path, name: str) -> None:
         api.create_repo(name, exist_ok=True)
         address = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by OpenSigLIP")
     except Exception as error:  # of the hub and the network: a dozen types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"--push-to-hub {name} failed ({reason}); {folder} is written and can be sent later."
         ) from error

@@ -1,86 +1,56 @@
-"""`Pretrained`: a trained model with its text pipeline, box format, tasks and frame, whatever it was read from."""
+"""`Pretrained`: a trained model with its text pipeline, box format, tasks and frame: read from any format, and written.
+
+Train's `--init`, eval, predict, the demo, export and `opensiglip.load` all open what they are given by it.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from opensiglip.checkpoints.checkpoint import locate, most_patches, read_json
-from opensiglip.checkpoints.fit import assemble
-from opensiglip.checkpoints.formats import clip, open_clip_library
-from opensiglip.checkpoints.read import read
-from opensiglip.checkpoints.tokenizer import text_of
+from opensiglip.checkpoints.contents import Contents, frame_of
+from opensiglip.checkpoints.fit import OURS
+from opensiglip.checkpoints.formats import (
+    adapter,
+    big_vision,
+    clip,
+    folder,
+    open_clip,
+    open_clip_library,
+    own,
+    siglip,
+    timm_vit,
+)
+from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.checkpoints.source import locate, read_json
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.frame import Frame, Geometry
-from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
-from opensiglip.models.sizes import Architecture
+from opensiglip.models.model import SIDECAR, Model
+
+FORMATS = (
+    "a run, a transformers folder of SiglipModel, Siglip2Model or CLIPModel, an open_clip SigLIP or CoCa, a timm "
+    "encoder, a LoRA adapter of peft, or big_vision's .npz"
+)
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """A model on the CPU, in eval mode, and what it takes to use it.
-
-    `model` is a `Model`, or another library's behind the same attributes: vision, text, decoder, pali, logit_scale,
-    logit_bias (None where a softmax compares), architecture, vocabulary. `vision.to_text`, where a tower has it, brings
-    patches into the texts' space.
-    """
-
-    name: str  # as it was asked for, for messages
-    model: Any
-    frame: Geometry  # how images are shown to it
-    format: str  # what it was read from, in words
-    pipeline: TextPipeline | None = None  # None without text tower and decoder, or where the tokenizer is missing
-    boxes: BoxFormat | None = None
-    tasks: tuple[str, ...] = ()  # what its decoder was trained to write: "cap", "aref", "gcap"
-    languages: tuple[str, ...] = ()  # of its training, where known
-    card: Mapping[str, Any] = field(default_factory=dict)  # what a model card says of its making
+class Pretrained(Contents):
+    """A trained model and what it takes to use it, as `Contents` lists it."""
 
     @classmethod
     def open(cls, spec: str | Path) -> "Pretrained":
-        """A run or its model/ folder, an export, a transformers, timm or open_clip folder or hub id, big_vision's .npz;
-        `timm:NAME`; `open_clip:NAME:PRETRAINED`.
+        """A run or its model/ folder, an export, another make's folder, file or hub id; or `timm:NAME`, or
+        `open_clip:NAME:PRETRAINED`, which is whatever open_clip itself can make.
 
         Raises UserError naming what can't be read.
         """
         name = str(spec)
         prefix, _, rest = name.partition(":")
         if prefix == "open_clip" and rest:
-            library, tokenizer = open_clip_library.read(rest)
-            pipeline = TextPipeline.of_open_clip(tokenizer, name)
-            model = open_clip_library.OpenClip(library, pipeline.policy.length, len(pipeline)).eval()
-            return cls(name, model, Frame(model.architecture.resolution), "open_clip's library", pipeline)
+            return cls(**vars(open_clip_library.read(rest, name)))
         if prefix == "timm" and rest:
-            name = rest if Path(rest).exists() or "/" in rest else f"timm/{rest}"
-        place = locate(str(Path(name).expanduser()) if name.startswith("~") else name)
-        if place.is_dir() and not (place / SIDECAR).is_file():
-            config = read_json(place / "config.json")
-            if config.get("model_type") == "clip":
-                other = clip.read(place, name, read_json(place / "preprocessor_config.json")).eval()
-                pipeline = TextPipeline.of_clip(place, other.architecture.length, name)
-                return cls(str(spec), other, Frame(other.architecture.resolution), "transformers CLIPModel", pipeline)
-        checkpoint = read(place)
-        model, folder = assemble(checkpoint).eval(), checkpoint.folder
-        networks, rows = model.architecture, checkpoint.vocabulary
-        boxes, tasks, languages = None, (("cap",) if model.decoder is not None else ()), ()
-        ours: TextPipeline | None = None
-        if folder is not None and (folder / SIDECAR).is_file():
-            facts = read_sidecar(folder)
-            try:
-                written = facts if model.decoder or model.pali else {"boxes": None, "tasks": ()} | facts
-                boxes = None if written["boxes"] is None else BoxFormat.parse(written["boxes"])
-                tasks, languages = tuple(written["tasks"]), tuple(facts.get("languages", ()))
-                ours = TextPipeline.from_pretrained(folder, facts["text"]) if model.text or tasks else None
-            except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
-        elif folder is not None and checkpoint.text is not None:
-            ours = TextPipeline.from_pretrained(folder, checkpoint.text)
-        elif folder is not None and rows:
-            ours = text_of(folder, length=networks.length, vocabulary=rows, name=name)
-        frame = frame_of(networks, most_patches(folder))
-        return cls(str(spec), model, frame, checkpoint.kind, ours, boxes, tasks, languages)
+            return cls(**vars(timm_vit.read(rest, name)))
+        return cls(**vars(_read(locate(name), name)))
 
     @classmethod
     def of(
@@ -96,24 +66,57 @@ class Pretrained:
     ) -> "Pretrained":
         """A model of ours at hand, as in training: what uses it follows its weights."""
         known = tuple(tasks), tuple(languages), card or {}
-        return cls(name, model, frame_of(model.architecture), "OpenSigLIP", pipeline, boxes, *known)
+        return cls(name, model, frame_of(model.architecture), OURS, pipeline, boxes, *known)
 
     def with_tokenizer(self, tokenizer: str) -> "Pretrained":
         """With the text pipeline of a tokenizer's folder or hub id, for weights that come without one.
 
         Raises UserError where it has more entries than the model has rows.
         """
-        networks = self.model.architecture
-        found = text_of(tokenizer, length=networks.length, vocabulary=self.model.vocabulary, name=self.name)
-        return replace(self, pipeline=found)
+        length, rows = self.model.architecture.length, self.model.vocabulary
+        return replace(self, pipeline=TextPipeline.released(tokenizer, length=length, vocabulary=rows, name=self.name))
+
+    def save(
+        self,
+        place: str | Path,
+        format: Literal["transformers", "onnx"] = "transformers",
+        *,
+        repository: str = "model",
+    ) -> None:
+        """Write a folder with weights, tokenizer, processor, sidecar and card; `repository` is what its example loads.
+
+        Raises UserError where the networks are another library's.
+        """
+        if not isinstance(self.model, Model):
+            raise UserError(f"{self.name} is a {self.format}: its own library saves it; export is for SigLIP's kin.")
+        folder.write(Path(place), self, onnx=format == "onnx", repository=repository)
 
 
-def frame_of(networks: Architecture, most: int | None = None) -> Geometry:
-    """How images are shown to these networks: squashed to their square, or in their own aspect ratio by NaFlex.
-
-    `most`: patches of an image that a NaFlex model sees; by default those of its table of positions.
-    """
-    if not networks.naflex:
-        return Frame(networks.resolution)
-    most = most or (networks.resolution // networks.patch) ** 2
-    return NaFlex(networks.patch, most, (most,))
+def _read(place: Path, name: str) -> Contents:
+    if place.is_file():
+        if place.suffix != ".npz":
+            raise UserError(f"{name} is no .npz file; give {FORMATS}.")
+        return big_vision.read(place, name)
+    for ours in (place, RunFolder(place).model):
+        if (ours / SIDECAR).is_file():
+            return own.read(ours, name)
+    if (place / adapter.CONFIG).is_file():
+        base = adapter.base_of(place, name)
+        found = _read(locate(base), base)
+        if not isinstance(found.model, Model):
+            raise UserError(f"{name} is an adapter of {base}, a {found.format}, whose networks are not ours.")
+        count = adapter.merge(place, name, found.model.host[0])
+        return replace(found, name=name, format=f"{found.format}, a LoRA adapter of {count} matrices merged")
+    if (place / open_clip.CONFIG).is_file():
+        return open_clip.read(place, name)
+    config = read_json(place / "config.json")
+    if config.get("model_type") in siglip.TYPES:
+        return siglip.read(place, name)
+    if config.get("model_type") == "clip":
+        return clip.read(place, name)
+    if "architecture" in config:
+        return timm_vit.read(str(place), name)
+    files = sorted(place.glob("*.npz"))
+    if len(files) == 1:
+        return big_vision.read(files[0], name)
+    raise UserError(f"{name} is of a kind that can't be read; give {FORMATS}.")

@@ -1,26 +1,20 @@
 """One text pipeline per checkpoint family: tokenizer, lower-casing, length, pad, eos and mask policy in one object.
 
 The field's most costly silent mistake is to tokenise otherwise than the checkpoint was trained, so the pipeline travels
-with the checkpoint and is the only way to ids in this package.
+with the checkpoint and is the only way to ids in this package. `data/tokenizers.py` reads and makes the tokenizers.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from opensiglip.data import tokenizers as make
+from opensiglip.data.tokenizers import CLEANING, FAMILIES
 from opensiglip.errors import UserError
-
-PAD, EOS = "<pad>", "</s>"
-# Of the tokenizers library, not Python's own: `str.lower` ends a Greek word otherwise. Applying them twice is once.
-ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
-OFTEN = 1_000  # how often a word counts in training that is to be one token whatever the data holds
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,9 @@ class TextPolicy:
 
     `mask` is "none": the towers attend to padding and pool the last position (recipes of SigLIP and SigLIP 2).
     `vocabulary` is how many rows a checkpoint's table of words has, where those are more than the tokenizer's entries.
+    `clean` is what else becomes of a text for the text tower: "spaces" makes white space one space; "nothing", as
+    SigLIP 2; "canonical", as SigLIP 1, also drops punctuation. The decoder's text always has its white space made one
+    space and keeps its punctuation, which separates its phrases from its boxes.
     """
 
     length: int = 64
@@ -38,47 +35,20 @@ class TextPolicy:
     mask: str = "none"
     vocabulary: int = 0
     start_id: int | None = None  # of a tower that reads a start token first, as CLIP's does
-
-
-class OpenClipTokenizer:
-    """What `TextPipeline` calls of a tokenizer, of one of open_clip's: its cleaning is part of `encode`."""
-
-    is_fast = False
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __len__(self) -> int:
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        return int(self.tokenizer.vocab_size) if inner is None else len(inner)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """The ids of a text alone."""
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is None:
-            return list(self.tokenizer.encode(text))
-        return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=add_special_tokens))
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids."""
-        inner = getattr(self.tokenizer, "tokenizer", self.tokenizer)
-        return str(inner.decode(list(ids)))
+    clean: str = "spaces"
 
 
 class TextPipeline:
     """Text to ids and back, the one way this checkpoint knows."""
 
     def __init__(self, tokenizer: Any, policy: TextPolicy) -> None:
+        """`tokenizer`: transformers', which must not do the canonical cleaning itself; or open_clip's, wrapped."""
         if policy.mask != "none":
             raise UserError(f"text policy mask={policy.mask!r} is not supported; SigLIP's towers take 'none'.")
+        if policy.clean not in CLEANING:
+            raise UserError(f"text policy clean={policy.clean!r} is unknown; give one of {', '.join(CLEANING)}.")
         self.tokenizer, self.policy = tokenizer, policy
-        # A copy of the Rust tokenizer: ten times as quick as the wrapper, and calls on the wrapper can't change it.
-        self._fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
-        if self._fast is not None:
-            self._fast.no_padding()
-            self._fast.no_truncation()
-            self._fast.encode_special_tokens = True  # "</s>" in a caption is four letters, not its end
-        self._ids = lru_cache(maxsize=65_536)(self._encode)
+        self._ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=65_536)(make.encoder(tokenizer))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Into another process it goes without what it remembers."""
@@ -89,116 +59,148 @@ class TextPipeline:
         return max(len(self.tokenizer), self.policy.vocabulary)
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """The text's ids alone: no eos, no padding, no truncation."""
-        return self._ids(text)
+        """The ids of a text for the decoder, alone: no eos, no padding, no truncation."""
+        return self._ids(make.cleaned(text, "spaces", lower=self.policy.lower))
 
     def fixed(self, text: str) -> np.ndarray:
-        """ids [length] int64 for the text tower: truncated, eos always kept ("sticky"), padded."""
+        """ids [length] int64 for the text tower: cleaned, truncated, eos always kept ("sticky"), padded."""
         policy = self.policy
         start = [] if policy.start_id is None else [policy.start_id]
-        ids = [*start, *self.ids(text)[: policy.length - 1 - len(start)], policy.eos_id]
-        return np.array(ids + [policy.pad_id] * (policy.length - len(ids)), dtype=np.int64)
+        ids = self._ids(make.cleaned(text, policy.clean, lower=policy.lower))
+        row = [*start, *ids[: policy.length - 1 - len(start)], policy.eos_id]
+        return np.array(row + [policy.pad_id] * (policy.length - len(row)), dtype=np.int64)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, up to the first eos."""
         known = [int(i) for i in ids]
         if self.policy.eos_id in known:
             known = known[: known.index(self.policy.eos_id)]
-        return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
+        return make.decode(self.tokenizer, known)
+
+    def canonical(self, text: str) -> str:
+        """The text as the decoder's tokenizer splits it: lower-cased if the policy says so, normalised, blanks single.
+
+        Two texts that this makes one have the same ids, so metrics compare texts by it.
+        """
+        return make.normalized(self.tokenizer, make.cleaned(text, "spaces", lower=self.policy.lower))
 
     def with_tokens(self, tokens: Sequence[str]) -> "TextPipeline":
         """A pipeline that has each of `tokens` as one entry of its vocabulary, added where it is new."""
         if not tokens:
             return self
-        self.tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in tokens])
+        make.add_tokens(self.tokenizer, tokens)
         return TextPipeline(self.tokenizer, self.policy)
+
+    def with_length(self, length: int) -> "TextPipeline":
+        """The same for a text tower of another length."""
+        return TextPipeline(self.tokenizer, replace(self.policy, length=length))
+
+    def within(self, vocabulary: int, name: str) -> "TextPipeline":
+        """The pipeline for a table of `vocabulary` rows, some of which it may not use.
+
+        Raises UserError if they are too few.
+        """
+        if len(self.tokenizer) > vocabulary:
+            raise UserError(
+                f"the tokenizer has {len(self.tokenizer)} entries, the checkpoint {name} has rows for {vocabulary}; "
+                "give the tokenizer that it was trained with."
+            )
+        return TextPipeline(self.tokenizer, replace(self.policy, vocabulary=vocabulary))
+
+    def plain(self) -> Any:
+        """The transformers tokenizer that gives the ids of `fixed` when told to pad to the length and to truncate.
+
+        Where the policy ends or pads with other tokens than the tokenizer's own (open_clip's CoCa, which plain
+        transformers has no model for), the tokenizer as it is. Raises UserError where none can be made.
+        """
+        policy, tokenizer = self.policy, self.tokenizer
+        if tokenizer.pad_token_id not in (None, policy.pad_id) or tokenizer.eos_token_id not in (None, policy.eos_id):
+            return tokenizer
+        if make.agrees(tokenizer, policy.length, self.fixed):
+            tokenizer.model_max_length, tokenizer.padding_side = policy.length, "right"
+            return tokenizer
+        made = make.exact(
+            tokenizer,
+            length=policy.length,
+            lower=policy.lower,
+            clean=policy.clean,
+            start_id=policy.start_id,
+            eos_id=policy.eos_id,
+            pad_id=policy.pad_id,
+        )
+        if made is None or not make.agrees(made, policy.length, self.fixed):
+            raise UserError(
+                f"the tokenizer {type(tokenizer).__name__} can't be written so that plain transformers gives the ids "
+                "that the model reads; give a fast one, with a tokenizer.json."
+            )
+        return made
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""
-        self.tokenizer.save_pretrained(folder)
+        self.plain().save_pretrained(folder)
         return vars(self.policy).copy()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, policy: dict[str, Any]) -> "TextPipeline":
         """The inverse of `save_pretrained`."""
         try:
-            tokenizer, known = AutoTokenizer.from_pretrained(folder), TextPolicy(**policy)
+            known = TextPolicy(**policy)
+            return cls(make.saved(folder, known.clean), known)
+        except UserError:
+            raise
         except Exception as error:  # the library raises a dozen types for one cause
             raise UserError(f"the tokenizer in {folder} can't be read ({error}); export the run again.") from error
-        return cls(tokenizer, known)
 
     @classmethod
     def load(cls, name: str, length: int) -> "TextPipeline":
-        """An existing tokenizer: a folder, a tokenizer.json, or a hub id.
+        """An existing tokenizer for a model to be trained: a folder, a tokenizer.json, or a hub id.
 
-        Its own pad and eos tokens are used. Where it has no pad token (GPT-2), a new one is added: were eos to serve as
-        padding, its loss would be masked away and the end of a caption never learned. Raises UserError if unreadable.
+        As `around` says. Raises UserError if unreadable.
         """
-        path = Path(name)
-        try:
-            if path.suffix == ".json" and not path.is_file():
-                raise FileNotFoundError("there is no such file")
-            if path.is_file():
-                tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_file=str(path))
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(name)
-        except Exception as error:  # the library raises a dozen types for one cause
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"--tokenizer {name!r} can't be read ({reason}); give a folder or a hub id.") from error
-        return cls.around(tokenizer, length, f"--tokenizer {name!r}")
+        what = f"--tokenizer {name!r}"
+        return cls.around(make.read(name, what), length, what)
 
     @classmethod
-    def around(cls, tokenizer: PreTrainedTokenizerBase, length: int, what: str = "the tokenizer") -> "TextPipeline":
-        """A transformers tokenizer at hand, given a pad token where it has none. Raises UserError without an eos."""
-        vocabulary = tokenizer.get_vocab()
-        if tokenizer.eos_token is None:
-            named = next((token for token in ("<eos>", "</s>", "<|endoftext|>") if token in vocabulary), None)
-            if named is None:
-                raise UserError(f"{what} has no end-of-text token; add one named </s>.")
-            tokenizer.eos_token = named
-        if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            if PAD in vocabulary:
-                tokenizer.pad_token = PAD
-            else:
-                tokenizer.add_special_tokens({"pad_token": PAD})
-        tokenizer.model_max_length, tokenizer.padding_side = length, "right"
-        return cls(tokenizer, TextPolicy(length, True, int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)))
+    def around(cls, tokenizer: Any, length: int, what: str = "the tokenizer") -> "TextPipeline":
+        """A transformers tokenizer at hand. Its own pad and eos tokens are used.
+
+        Where it has no pad token, or pads with its eos (GPT-2), a new one is added: were eos to serve as padding, its
+        loss would be masked away and the end of a caption never learned. SigLIP's, which pads with its eos 1, keeps to
+        that. Raises UserError without an eos.
+        """
+        tokenizer, clean = make.without_cleaning(tokenizer)
+        eos_id = make.end(tokenizer, what)
+        pad_id = tokenizer.pad_token_id
+        if (pad_id, eos_id) not in FAMILIES and pad_id in (None, eos_id):
+            pad_id = make.add_pad(tokenizer)
+        make.pad_right(tokenizer, length, what)
+        clean = clean or ("nothing" if (pad_id, eos_id) in FAMILIES else "spaces")
+        return cls(tokenizer, TextPolicy(length, True, int(pad_id), eos_id, clean=clean))
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, size: int = 8192, length: int = 64, words: str = "") -> "TextPipeline":
-        """A byte-level BPE of at most `size` entries, trained on `texts`; pad 0, eos 1, no <unk>.
+    def released(
+        cls, place: str | Path, *, length: int, vocabulary: int, name: str, clean: str | None = None
+    ) -> "TextPipeline | None":
+        """How a released checkpoint's text tower was fed, or None where its folder has no tokenizer.
 
-        Each of `words` becomes one token if there is room. Deterministic for the same texts in the same order.
+        SigLIP pads with its end token, 1; SigLIP 2 with 0, and lower-cases; both to exactly the text tower's length,
+        without a mask (SigLIP_demo.ipynb; SigLIP2_demo.ipynb; recipes of big_vision: eos="sticky"). `clean`: as the
+        checkpoint's config says it, where it does. Warns where the policy is unclear. Raises UserError on a tokenizer
+        that can't be read, has no end token, or has more entries than the `vocabulary` rows of the checkpoint's table.
         """
-        tokenizer = Tokenizer(models.BPE())
-        # One leading space whether or not the text has one, so that a word is one token wherever it stands.
-        tokenizer.normalizer = normalizers.Sequence(
-            [ONE_SPACE, LOWER, normalizers.NFKC(), LOWER, normalizers.Strip(), normalizers.Prepend(" ")]
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            min_frequency=2,
-            special_tokens=[PAD, EOS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(chain(repeat(words, OFTEN), texts), trainer)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, 1)]
-        )
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token=PAD,
-            eos_token=AddedToken(EOS, special=True),
-            model_max_length=length,
-            padding_side="right",
-            model_input_names=["input_ids"],
-            clean_up_tokenization_spaces=False,
-            split_special_tokens=True,
-        )
-        return cls(fast, TextPolicy(length))
+        if not make.has_files(place):
+            return None
+        tokenizer, own = make.without_cleaning(make.read(str(place), f"the tokenizer of {name}"))
+        eos_id = make.end(tokenizer, f"the tokenizer of {name}")
+        pad_id = make.pad(tokenizer, eos_id)
+        if (pad_id, eos_id) not in FAMILIES or tokenizer.pad_token is None:
+            make.warn(
+                f"{name}: texts end with {eos_id} and are padded with {pad_id}, as its tokenizer says; "
+                "SigLIP's end and are padded with 1, SigLIP 2's end with 1 and are padded with 0."
+            )
+        make.pad_right(tokenizer, length, name, at=tokenizer.model_max_length)
+        policy = TextPolicy(length, True, pad_id, eos_id, clean=clean or own or "nothing")
+        return cls(tokenizer, policy).within(vocabulary, name)
 
     @classmethod
     def of_clip(cls, folder: str | Path, length: int, name: str) -> "TextPipeline":
@@ -206,35 +208,33 @@ class TextPipeline:
 
         Raises UserError where it can't be read or puts no one token behind a text.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            bare = tokenizer.encode("a", add_special_tokens=False)
-            whole = tokenizer.encode("a")
-        except Exception as error:  # the library raises a dozen types for one cause
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"the tokenizer of {name} can't be read ({reason}); fetch it again.") from error
+        tokenizer = make.read(str(folder), f"the tokenizer of {name}")
+        bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
         start, end = whole[: len(whole) - len(bare) - 1], whole[-1]
         if whole != [*start, *bare, end] or len(start) > 1:
             raise UserError(f"the tokenizer of {name} makes of 'a' the ids {whole}; a CLIP's has a start and an end.")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-        return cls(tokenizer, TextPolicy(length, False, pad, end, start_id=start[0] if start else None))
+        start_id = start[0] if start else None
+        return cls(tokenizer, TextPolicy(length, False, pad, end, start_id=start_id, clean="nothing"))
 
     @classmethod
     def of_open_clip(cls, tokenizer: Any, name: str) -> "TextPipeline":
         """A tokenizer of open_clip's library. Raises UserError where its rows are not text, end and padding."""
-        wrapped = OpenClipTokenizer(tokenizer)
-        length = int(tokenizer.context_length)
+        wrapped, length = make.OpenClipTokenizer(tokenizer), int(tokenizer.context_length)
         row, bare = tokenizer(["a"])[0].tolist(), wrapped.encode("a")
         at = next((at for at in range(2) if row[at : at + len(bare)] == bare), 0)
         start = row[0] if at else None
-        made = cls(wrapped, TextPolicy(length, False, row[-1], row[at + len(bare)], start_id=start))
-        for probe in ("a", "", "two Dogs, on the grass!", "a word and one more " * length):
+        policy = TextPolicy(length, False, row[-1], row[at + len(bare)], start_id=start, clean="nothing")
+        made = cls(wrapped, policy)
+        for probe in ("a", "", "two Dogs,  on the grass!", "a word and one more " * length):
             if made.fixed(probe).tolist() != tokenizer([probe])[0].tolist():
                 raise UserError(f"the tokenizer of {name} makes rows that are not start, text, end and padding.")
         return made
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        cleaned = ONE_SPACE.normalize_str(LOWER.normalize_str(text) if self.policy.lower else text)
-        if self._fast is not None:
-            return tuple(self._fast.encode(cleaned, add_special_tokens=False).ids)
-        return tuple(self.tokenizer.encode(cleaned, add_special_tokens=False))
+    @classmethod
+    def train(cls, texts: Iterable[str], *, size: int = 8192, length: int = 64, words: str = "") -> "TextPipeline":
+        """A byte-level BPE of at most `size` entries, trained on `texts`; pad 0, eos 1, no <unk>.
+
+        Each of `words` becomes one token if there is room. Deterministic for the same texts in the same order.
+        """
+        return cls(make.train(texts, size=size, length=length, words=words), TextPolicy(length))

@@ -12,21 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensiglip.checkpoints.checkpoint import most_patches
-from opensiglip.checkpoints.fit import assemble
-from opensiglip.checkpoints.formats import open_clip
-from opensiglip.checkpoints.read import read
-from opensiglip.checkpoints.tokenizer import text_of
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.frame import Frame, Geometry
-from opensiglip.data.fields.naflex import NaFlex
+from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.coca import Writer
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.models.model import Model
 from opensiglip.models.pali import Pali
-from opensiglip.models.sizes import Architecture
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features, pixels
 
@@ -58,62 +52,41 @@ class Subject:
 
     @classmethod
     def load(cls, spec: str | Path) -> "Subject":
-        """A run folder, an export of ours, a transformers folder or hub id of Siglip, Siglip2 or CLIP; a folder of
-        open_clip's SigLIP or CoCa;
-        `open_clip:NAME[:PRETRAINED or file]`; `timm:NAME or folder`, which is vision only.
-
-        Raises UserError naming what can't be read.
-        """
-        from opensiglip.inference.foreign import LOADERS, from_transformers  # they make subjects, so they lie above
-
-        name = str(spec)
-        prefix, colon, rest = name.partition(":")
-        if colon and prefix in LOADERS:
-            return LOADERS[prefix](rest)
-        folder = Path(name).expanduser()
-        if (folder / "model" / SIDECAR).is_file():
-            folder = folder / "model"
-        if (folder / SIDECAR).is_file():
-            return ours(folder, name)
-        if (folder / open_clip.CONFIG).is_file():
-            return of_open_clip(folder, name)
-        return from_transformers(str(folder) if folder.is_dir() else name)
+        """Whatever `Pretrained.open` reads, on the best device. Raises UserError naming what can't be read."""
+        pretrained = Pretrained.open(spec)
+        pretrained.model.to(best_device())
+        return cls.of_pretrained(pretrained)
 
     @classmethod
     def of(
-        cls,
-        model: Model,
-        pipeline: TextPipeline | None,
-        *,
-        name: str,
-        boxes: BoxFormat | None = None,
-        tasks: Sequence[str] = (),
-        languages: Sequence[str] = (),
-        autocast: Autocast | None = None,
-        budget: int | None = None,
+        cls, model: Model, pipeline: TextPipeline | None, *, autocast: Autocast | None = None, **known: Any
     ) -> "Subject":
-        """A model of ours, as it stands; what is judged follows its weights.
+        """A model of ours, as it stands; what is judged follows its weights. `known` as in `Pretrained.of`."""
+        return cls.of_pretrained(Pretrained.of(model, pipeline, **known), autocast)
 
-        `budget`: the most patches of an image that a NaFlex model sees; by default those of its table of positions.
-        """
+    @classmethod
+    def of_pretrained(cls, pretrained: Pretrained, autocast: Autocast | None = None) -> "Subject":
+        """A model where it stands."""
+        model, pipeline = pretrained.model, pretrained.pipeline
         device = next(model.parameters()).device
-        has_text = model.text is not None
+        has_text = model.text is not None and pipeline is not None
+        alone = partial(each_alone, model.vision) if isinstance(model.vision, Vision) else None
         return cls(
-            name,
-            frame_of(model.architecture, budget),
+            pretrained.name,
+            pretrained.frame,
             device,
             autocast or autocast_on(device),
             model.vision,
-            partial(_read, model, pipeline) if has_text and pipeline is not None else None,
-            partial(each_alone, model.vision) if has_text and isinstance(model.vision, Vision) else None,
+            partial(_read, model, pipeline) if has_text else None,
+            (getattr(model.vision, "to_text", None) or alone) if has_text else None,
             model.decoder,
             pipeline,
-            boxes,
+            pretrained.boxes,
             model.pali,
-            tuple(tasks),
-            tuple(languages),
+            pretrained.tasks,
+            pretrained.languages,
             float(model.logit_scale.detach().exp()) if has_text else None,
-            float(model.logit_bias.detach()) if has_text else None,
+            float(model.logit_bias.detach()) if has_text and model.logit_bias is not None else None,
         )
 
     @property
@@ -162,43 +135,6 @@ class Subject:
         """What is known of each token of a framed image [N, ...], where its patch stands [rows, columns, ...]."""
         rows, columns = self.frame.grid(image, len(patches))
         return patches[: rows * columns].unflatten(0, (rows, columns))
-
-
-def ours(folder: Path, name: str) -> Subject:
-    """An export of ours, trained or converted. Raises UserError on a sidecar that lacks what its decoder needs."""
-    facts = read_sidecar(folder)
-    device = best_device()
-    model = Model.from_pretrained(folder).to(device).eval()
-    try:
-        written = facts if model.decoder or model.pali else {"boxes": None, "tasks": ()} | facts
-        boxes = None if written["boxes"] is None else BoxFormat.parse(written["boxes"])
-        tasks, languages = tuple(written["tasks"]), tuple(facts.get("languages", ()))
-        pipeline = TextPipeline.from_pretrained(folder, facts["text"]) if model.text or tasks else None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
-    most = most_patches(folder)
-    return Subject.of(model, pipeline, name=name, boxes=boxes, tasks=tasks, languages=languages, budget=most)
-
-
-def frame_of(networks: Architecture, budget: int | None = None) -> Geometry:
-    """How images are shown to these networks: squashed to their square, or in their own aspect ratio by NaFlex."""
-    if not networks.naflex:
-        return Frame(networks.resolution)
-    most = budget or (networks.resolution // networks.patch) ** 2
-    return NaFlex(networks.patch, most, (most,))
-
-
-def of_open_clip(folder: Path, name: str) -> Subject:
-    """A SigLIP or CoCa of open_clip's. Raises UserError where its tokenizer is missing."""
-    checkpoint = read(folder)
-    model = assemble(checkpoint).to(best_device()).eval()
-    if checkpoint.text is not None:
-        pipeline: TextPipeline | None = TextPipeline.from_pretrained(folder, checkpoint.text)
-    else:
-        pipeline = text_of(folder, length=model.architecture.length, vocabulary=checkpoint.vocabulary, name=name)
-    if pipeline is None:
-        raise UserError(f"{name} has no tokenizer; fetch it again with its tokenizer.json.")
-    return Subject.of(model, pipeline, name=name, tasks=("cap",) if model.decoder else ())
 
 
 def best_device() -> torch.device:

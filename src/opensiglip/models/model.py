@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,59 +137,48 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Model":
-        """Read what `save_pretrained` wrote, or weights of another make: whatever `--init` reads.
-
-        Of a run that has not ended, its newest whole checkpoint.
+        """Read what `save_pretrained` wrote; `Pretrained.open` reads runs that have not ended, and other makes.
 
         Raises UserError naming the file or tensor that is missing or does not fit.
         """
-        if not (Path(folder) / SIDECAR).is_file():
-            from opensiglip.checkpoints.fit import assemble
-            from opensiglip.checkpoints.read import read
-
-            return assemble(read(folder))
         folder = Path(folder)
         facts = read_sidecar(folder)
         try:
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
-        from opensiglip.checkpoints.unfinished import as_of, unfinished
-
-        if checkpoint := unfinished(folder):
-            return as_of(checkpoint, architecture, vocabulary)
         try:
-            host = AutoModel.from_pretrained(folder, use_safetensors=True)
+            host, report = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(f"the weights in {folder} have no {missing[0]}; export the run again.")
         model = cls(host, architecture, vocabulary)
         if names := model.beside().keys():
-            path = folder / "beside.safetensors"
-            if not path.is_file():
-                raise UserError(f"{path} is missing; it has {next(iter(names))} and what else {SIDECAR} speaks of.")
-            try:
-                state = load_file(path)
-                if state.keys() != names:
-                    raise ValueError("other names")
-                model.load_state_dict(state, strict=False)
-            except (RuntimeError, SafetensorError, ValueError) as error:
-                raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
+            _load(model, folder / "beside.safetensors", names, strict=False)
+        if model.decoder is not None:
+            _load(model.decoder, folder / "decoder.safetensors", model.decoder.state_dict().keys())
         if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
             warnings.warn(
                 f"{folder} has logit_scale and logit_bias 0: "
                 "transformers starts both at 0; SigLIP's are log 10 and -10.",
                 stacklevel=2,
             )
-        if model.decoder is not None:
-            path = folder / "decoder.safetensors"
-            if not path.is_file():
-                raise UserError(f"{path} is missing; a model with a decoder has it beside model.safetensors.")
-            try:
-                model.decoder.load_state_dict(load_file(path))
-            except (RuntimeError, SafetensorError) as error:
-                raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
         return model
+
+
+def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool = True) -> None:
+    """Load exactly the tensors `names` of a file. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it has {next(iter(names))} and what else {SIDECAR} speaks of.")
+    try:
+        state = load_file(path)
+        if state.keys() != set(names):
+            raise ValueError("other names")
+        module.load_state_dict(state, strict=strict)
+    except (RuntimeError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:

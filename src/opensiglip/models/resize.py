@@ -12,14 +12,14 @@ PATCHES = tuple(f"{tower}embeddings.patch_embedding.weight" for tower in TOWERS)
 CONVOLUTION = 4  # dimensions of a patch embedding; NaFlex has it as a matrix [D, p * p * 3], of columns y, x, colour
 
 
-def resize_tensor(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+def resize_tensor(name: str, tensor: Tensor, like: Tensor, *, corner_aligned: bool = False) -> Tensor:
     """A tensor of a tower in the shape of `like`: for another image size, patch size or layout of its patch embedding.
 
-    Any tensor that these rules do not speak of comes back as it is.
+    Any tensor that these rules do not speak of comes back as it is. `corner_aligned` as in `resize_positions`.
     """
     if name.endswith(POSITIONS) and tensor.shape[1:] == like.shape[1:]:
         side = math.isqrt(len(like))
-        return resize_positions(tensor, side, side)
+        return resize_positions(tensor, side, side, corner_aligned=corner_aligned)
     if name.endswith(PATCHES) and len(tensor) == len(like):
         kernel = tensor
         if kernel.ndim != CONVOLUTION:
@@ -30,16 +30,20 @@ def resize_tensor(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
-    """Learned positions [side * side, D] as [height * width, D]: bilinear, antialiased where there are fewer.
+def resize_positions(table: Tensor, height: int, width: int, *, corner_aligned: bool = False) -> Tensor:
+    """Learned positions [side * side, D] as [height * width, D], bilinear.
 
-    big_vision and SigLIP 2 resize bilinearly (models/vit.py:306-321), transformers' v1 towers bicubically.
+    By default as NaFlex has them: pixels are areas, and antialiased where there are fewer (SigLIP 2, Sec. 2.4.2).
+    `corner_aligned`: the first and last points stay and the others lie evenly between, which is
+    `scipy.ndimage.zoom(order=1)`: as big_vision resizes checkpoints of fixed resolution (models/vit.py,
+    `resample_posemb`). transformers' v1 towers are bicubic.
     """
     side = int(len(table) ** 0.5)
     if (height, width) == (side, side):
         return table
     grid = table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(0, (1, side, side)).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    how = {"align_corners": True} if corner_aligned else {"align_corners": False, "antialias": True}
+    resized = F.interpolate(grid, size=(height, width), mode="bilinear", **how)
     return resized.flatten(2).mT[0].to(table.dtype)
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opensiglip.checkpoints.unfinished import complete
+from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of, state_of
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
@@ -24,69 +24,60 @@ KEPT = 2  # newest checkpoints that stay
 
 
 def save(
-    folder: Path,
+    run: RunFolder,
     step: int,
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: Collection[int] = (),
 ) -> Path:
-    """Write checkpoints/step-N: `step` steps have been taken.
+    """Write the run's checkpoint after `step` steps.
 
     Older ones beyond the newest two are removed after, but for those of the steps in `keep`.
     """
-    final, part = place(folder, step), folder / f"step-{step:08d}.part"
+    final = run.checkpoint(step)
+    part = final.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(_own_storage(learner.state_dict()), part / "learner.safetensors")
-    save_file(_own_storage(_moments(learner, optimizer)), part / "optimizer.safetensors")
-    write_json(part / "state.json", {"step": step} | state)
+    save_file(_own_storage(learner.state_dict()), learner_of(part))
+    save_file(_own_storage(_moments(learner, optimizer)), optimizer_of(part))
+    write_json(state_of(part), {"step": step} | state)
     for file in part.iterdir():  # the rename must not reach the disk before the content
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    kept = [place(folder, step) for step in keep]
-    for old in complete(folder)[:-KEPT]:
+    kept = [run.checkpoint(step) for step in keep]
+    for old in run.complete()[:-KEPT]:
         if old not in kept:
             shutil.rmtree(old)
     return final
 
 
-def save_stage(folder: Path, step: int, model: Model) -> None:
-    """Write stages/step-N.safetensors: the model as it is when a later part of the recipe begins."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:08d}.safetensors"
+def save_stage(run: RunFolder, step: int, model: Model) -> None:
+    """Write the model as it is when a later part of the recipe begins."""
+    path = run.stage(step)
+    path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     save_file(_own_storage(merged(model).state_dict()), part)
     part.replace(path)
 
 
-def stages(folder: Path, model: Model) -> dict[str, Model]:
+def stages(run: RunFolder, model: Model) -> dict[str, Model]:
     """The models that `save_stage` wrote, by how far they had come; `model` says how they are built."""
     found = {}
-    for path in sorted(folder.glob("step-*.safetensors")):
-        found[f"after {int(path.stem.removeprefix('step-'))} steps"] = stage = deepcopy(model)
+    for step, path in run.written_stages().items():
+        found[f"after {step} steps"] = stage = deepcopy(model)
         stage.load_state_dict(load_file(path))
     return found
-
-
-def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint after so many steps lies."""
-    return folder / f"step-{step:08d}"
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint, or None."""
-    return next(reversed(complete(folder)), None)
 
 
 def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore weights and optimizer in place; return the state. Raises UserError naming what does not fit."""
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        learner.load_state_dict(load_file(path / "learner.safetensors"))
-        moments = load_file(path / "optimizer.safetensors")
+        state: dict[str, Any] = json.loads(state_of(path).read_text(encoding="utf-8"))
+        learner.load_state_dict(load_file(learner_of(path)))
+        moments = load_file(optimizer_of(path))
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

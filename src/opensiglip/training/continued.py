@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensiglip.checkpoints.unfinished import complete
+from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of, state_of
 from opensiglip.errors import UserError
 from opensiglip.models.resize import resize_tensor
 from opensiglip.training.learner import Learner
@@ -34,7 +34,7 @@ def origin(name: str, share: float) -> Origin:
     path, run = Path(name), run_of(name)
     if path != run:
         return Origin(run, path, _state(path)[1])
-    found = {place: _state(place) for place in complete(run / "checkpoints")}
+    found = {place: _state(place) for place in RunFolder(run).complete()}
     for place, (step, progress) in found.items():
         if 0 <= share - progress + 1e-9 < progress / step:  # the last step within the share
             return Origin(run, place, progress)
@@ -53,8 +53,8 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
     so this is ours. Raises UserError naming a tensor that is missing or fits by no rule.
     """
     try:
-        old = load_file(origin.checkpoint / "learner.safetensors")
-        moments = load_file(origin.checkpoint / "optimizer.safetensors")
+        old = load_file(learner_of(origin.checkpoint))
+        moments = load_file(optimizer_of(origin.checkpoint))
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {origin.checkpoint} can't be read ({error}); name another one.") from error
     wanted = learner.state_dict()
@@ -89,7 +89,7 @@ def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 def _state(checkpoint: Path) -> tuple[int, float]:
     """Steps taken, and the share of training they are."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(state_of(checkpoint).read_text(encoding="utf-8"))
         step, progress = int(state["step"]), float(state["progress"])
         if step < 1 or not 0 < progress <= 1:
             raise ValueError(f"step {step}, progress {progress}")

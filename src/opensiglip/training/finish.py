@@ -4,7 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from opensiglip.checkpoints.model_card import card_of, export
+from opensiglip.checkpoints.formats.own import training_card
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.inference.subject import Subject
 from opensiglip.json_file import write_json
 from opensiglip.recipes import Recipe
@@ -28,7 +30,8 @@ def finish(
     """Write model/, summary.json and report.html; return the summary."""
     model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
     subject = of_run(folder, loop, recipe)
-    rows = read_lines(folder / "metrics.jsonl")
+    run = RunFolder(folder)
+    rows = read_lines(run.metrics)
     summary: dict[str, Any] = {
         "recipe": config["recipe"],
         "folder": str(folder),
@@ -45,11 +48,12 @@ def finish(
     if judgement is not None:
         summary["held_out"] = judgement.of(subject)
     summary["figures"] = figures(summary)
-    card = card_of(config, summary) | {"languages": list(subject.languages)}
-    export(folder / "model", model, recipe, pipeline, card)
-    write_json(folder / "summary.json", summary)
-    before, held_out = stages(folder / "stages", model), None if judgement is None else judgement.source
-    write_report(folder / "report.html", summary, rows, subject, model.architecture, held_out, before)
+    known: dict[str, Any] = {"boxes": recipe.boxes, "tasks": recipe.tasks, "languages": subject.languages}
+    card = training_card(config, summary)
+    Pretrained.of(model, pipeline, name=str(folder), card=card, **known).save(run.model)
+    write_json(run.summary, summary)
+    before, held_out = stages(run, model), None if judgement is None else judgement.source
+    write_report(run.report, summary, rows, subject, model.architecture, held_out, before)
     return summary
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import BrokenLimit, DataPlan, loader, to_device
 from opensiglip.distributed import average, sum_counters
 from opensiglip.errors import UserError
@@ -79,7 +80,7 @@ class Loop:
 
     def restore(self) -> None:
         """Go on from the newest checkpoint. Raises UserError where there is none."""
-        newest = checkpoint.latest(self.folder / "checkpoints")
+        newest = RunFolder(self.folder).newest()
         if newest is None:
             raise UserError(f"{self.folder} has no checkpoint to --resume from yet; delete it, or name another --out.")
         state = checkpoint.load(newest, self.learner, self.optimizer)
@@ -94,7 +95,7 @@ class Loop:
         accelerator, device = self.accelerator, self.accelerator.device
         log = Log(
             accelerator,
-            self.folder / "metrics.jsonl",
+            RunFolder(self.folder).metrics,
             self.step,
             self.last,
             self.log_every,
@@ -113,7 +114,7 @@ class Loop:
             new = self.learner.enter(progress) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
                 if new and self.step and accelerator.is_main_process:
-                    checkpoint.save_stage(self.folder / "stages", self.step, self.learner.model)
+                    checkpoint.save_stage(RunFolder(self.folder), self.step, self.learner.model)
                 self.learner.begin(new)
                 begun |= new
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
@@ -175,8 +176,7 @@ class Loop:
                 "read": read,
                 "skipped_examples": dict(skipped),
             }
-            folder = self.folder / "checkpoints"
-            checkpoint.save(folder, self.step, self.learner, self.optimizer, state, self.keep)
+            checkpoint.save(RunFolder(self.folder), self.step, self.learner, self.optimizer, state, self.keep)
         self.accelerator.wait_for_everyone()
 
     def _wrap(self) -> nn.Module:

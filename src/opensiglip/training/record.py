@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from opensiglip import __version__
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
@@ -76,7 +77,7 @@ def command(config: dict[str, Any], out: Path) -> str:
 
 def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) -> None:
     """Raises UserError rather than lose or mix what the run's folder holds."""
-    path = folder / "config.json"
+    path = RunFolder(folder).config
     if path.is_file() and not resume:
         raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
     if resume:
@@ -99,12 +100,12 @@ def claim(folder: Path) -> None:
 
 def record(folder: Path, config: dict[str, Any]) -> None:
     """Write config.json: from here on the folder holds a run."""
-    write_json(folder / "config.json", config | {"command": command(config, folder)})
+    write_json(RunFolder(folder).config, config | {"command": command(config, folder)})
 
 
 def stored(run: Path) -> dict[str, Any]:
     """What a run's config.json holds. Raises UserError."""
-    path = run / "config.json"
+    path = RunFolder(run).config
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(config["train"], dict) and isinstance(config["keywords"], dict)
@@ -124,9 +125,9 @@ def inherited(name: str | None) -> dict[str, Any]:
 
 def run_of(name: str) -> Path:
     """The folder of the run that `name` is, or is a checkpoint of. Raises UserError."""
-    for folder in (Path(name), Path(name).parent.parent):
-        if (folder / "config.json").is_file():
-            return folder
+    for run in (RunFolder(Path(name)), RunFolder.of_checkpoint(Path(name))):
+        if run.config.is_file():
+            return run.path
     raise UserError(f"--continue-from {name} is no run; give a run's folder, or a checkpoint in it.")
 
 

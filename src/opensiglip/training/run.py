@@ -14,19 +14,19 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from opensiglip.checkpoints.checkpoint import Checkpoint
 from opensiglip.checkpoints.fit import fit
-from opensiglip.checkpoints.model_card import write_text
-from opensiglip.checkpoints.read import read
+from opensiglip.checkpoints.formats.own import begin as begin_model
+from opensiglip.checkpoints.formats.own import read_pipeline
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import task_words
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.json_file import write_json
 from opensiglip.models import lora as low_rank
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.models.model import Model
 from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.bounds import check_numbers
@@ -134,7 +134,7 @@ def train(
     set_seed(seed)  # heads draw their weights when the recipe is built
     checkpoint = None
     if init is not None:
-        checkpoint = read(init)
+        checkpoint = Pretrained.open(init)
         keywords = follow(checkpoint, function, keywords)
     elif freeze or lora or tower_lr != 1:
         raise UserError("--freeze, --tower-lr and --lora are for weights that --init brings; give it too.")
@@ -172,17 +172,16 @@ def train(
             if start is not None:
                 for difference in differences(stored(start.run), config):
                     print(f"changed: {difference}", flush=True)
-                made = read_pipeline(start.run / "model")
+                made = read_pipeline(RunFolder(start.run))
             else:
                 made = _tokenizer(sources, tokenizer, vocabulary, built, checkpoint)
             claim(folder)
             networks = replace(built.architecture, pad_id=made.policy.pad_id)
-            about = {"architecture": networks.to_json(), "vocabulary": len(made)}  # to export a killed run by
-            write_json(folder / "model" / SIDECAR, about | write_text(folder / "model", built, made))
+            begin_model(RunFolder(folder), networks, made, built.boxes, built.tasks)
     accelerator.wait_for_everyone()
 
     set_seed(seed)
-    pipeline = read_pipeline(folder / "model")
+    pipeline = read_pipeline(RunFolder(folder))
     networks = replace(built.architecture, pad_id=pipeline.policy.pad_id)
     model = Model.new(networks, len(pipeline))
     fitted = None if checkpoint is None else fit(model, checkpoint)
@@ -276,20 +275,15 @@ def _held_out(spec: str, count: int, languages: Sequence[str] | None, side: int)
         raise UserError(f"--held-out {count}: {reason}; give --held-out 0 to train without a judgement.") from error
 
 
-def read_pipeline(folder: Path) -> TextPipeline:
-    """The text pipeline of a run's model folder. Raises UserError."""
-    return TextPipeline.from_pretrained(folder, read_sidecar(folder)["text"])
-
-
 def _tokenizer(
-    sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe, checkpoint: Checkpoint | None
+    sources: Sequence[Source], name: str | None, vocabulary: int, recipe: Recipe, checkpoint: Pretrained | None
 ) -> TextPipeline:
     length, words = recipe.architecture.length, task_words(recipe.tasks, recipe.boxes)
     if checkpoint is not None:
         found = tokenizer_of(checkpoint, recipe, name)
         if found is not None:
             return found
-        if checkpoint.vocabulary and name is None:
+        if checkpoint.model.vocabulary and name is None:
             return train_within(checkpoint, sources, vocabulary, length, words)
     if name is not None:
         return TextPipeline.load(name, length).with_tokens(recipe.boxes.tokens())

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opensiglip.checkpoints.checkpoint import Checkpoint
 from opensiglip.checkpoints.fit import Fitted
-from opensiglip.checkpoints.tokenizer import text_of, within
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
@@ -19,9 +18,9 @@ from opensiglip.recipes import Recipe, RecipeFunction
 FREEZE = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
 
 
-def follow(checkpoint: Checkpoint, function: RecipeFunction, keywords: dict[str, Any]) -> dict[str, Any]:
+def follow(checkpoint: Pretrained, function: RecipeFunction, keywords: dict[str, Any]) -> dict[str, Any]:
     """The recipe's keywords, with the checkpoint's networks where a keyword stands at its default."""
-    networks, known = checkpoint.architecture, inspect.signature(function).parameters
+    networks, known = checkpoint.model.architecture, inspect.signature(function).parameters
     free = {name for name, p in known.items() if keywords.get(name, p.default) == p.default}
     taken: dict[str, Any] = {}
     if networks.encoder is None and "size" in known:
@@ -30,7 +29,7 @@ def follow(checkpoint: Checkpoint, function: RecipeFunction, keywords: dict[str,
         taken["resolution"] = networks.resolution // networks.patch * patch
     else:
         taken["resolution"] = networks.resolution
-    if checkpoint.vocabulary:
+    if checkpoint.model.vocabulary:
         taken["length"] = networks.length
     if networks.decoder is not None:
         taken |= {"decoder_depth": networks.decoder.depth, "decoder_width": networks.decoder.width}
@@ -38,9 +37,9 @@ def follow(checkpoint: Checkpoint, function: RecipeFunction, keywords: dict[str,
     return keywords | {name: value for name, value in taken.items() if name in free}
 
 
-def adopt(networks: Architecture, checkpoint: Checkpoint) -> Architecture:
+def adopt(networks: Architecture, checkpoint: Pretrained) -> Architecture:
     """What a size does not say of the checkpoint's networks. Raises UserError where the recipe can't have them."""
-    theirs = checkpoint.architecture
+    theirs = checkpoint.model.architecture
     if theirs.encoder is not None:
         if networks.text is not None:
             raise UserError(
@@ -59,33 +58,28 @@ def adopt(networks: Architecture, checkpoint: Checkpoint) -> Architecture:
     return replace(networks, vision=vision, text=text, encoder=None)
 
 
-def tokenizer_of(checkpoint: Checkpoint, recipe: Recipe, given: str | None) -> TextPipeline | None:
+def tokenizer_of(checkpoint: Pretrained, recipe: Recipe, given: str | None) -> TextPipeline | None:
     """The text pipeline that comes with the checkpoint, or from `--tokenizer` for it; None where there is none.
 
     Raises UserError on a `--tokenizer` beside one that the checkpoint's weights were trained with.
     """
-    networks, name, rows = recipe.architecture, checkpoint.name, checkpoint.vocabulary
-    reads = bool(checkpoint.architecture.text and networks.text or checkpoint.architecture.decoder and networks.decoder)
+    networks, theirs, rows = recipe.architecture, checkpoint.model.architecture, checkpoint.model.vocabulary
+    reads = bool((theirs.text and networks.text) or (theirs.decoder and networks.decoder))
     if not rows or (given is not None and not reads):
         return None
-    found = None
-    if checkpoint.text is not None and checkpoint.folder is not None:
-        found = TextPipeline.from_pretrained(checkpoint.folder, checkpoint.text)
-    elif checkpoint.folder is not None:
-        found = text_of(checkpoint.folder, length=checkpoint.architecture.length, vocabulary=rows, name=name)
+    found = checkpoint.pipeline
     if found is not None and given is not None:
-        raise UserError(f"--tokenizer is not the one that the weights of {name} were trained with; leave it out.")
+        raise UserError(
+            f"--tokenizer is not the one that the weights of {checkpoint.name} were trained with; leave it out."
+        )
     if found is None and given is not None:
-        found = text_of(given, length=checkpoint.architecture.length, vocabulary=rows, name=name)
-    if found is None:
-        return None
-    found.tokenizer.model_max_length = networks.length
-    return within(TextPipeline(found.tokenizer, replace(found.policy, length=networks.length)), rows, name)
+        found = checkpoint.with_tokenizer(given).pipeline
+    return None if found is None else found.with_length(networks.length).within(rows, checkpoint.name)
 
 
-def train_within(checkpoint: Checkpoint, sources: Sequence[Source], size: int, length: int, words: str) -> TextPipeline:
+def train_within(checkpoint: Pretrained, sources: Sequence[Source], size: int, length: int, words: str) -> TextPipeline:
     """A tokenizer made of the data for a checkpoint that came without one; says so."""
-    rows = checkpoint.vocabulary
+    rows = checkpoint.model.vocabulary
     print(
         f"{checkpoint.name} has no tokenizer: one of at most {min(size, rows)} entries is trained on the data, so "
         "whatever reads or writes text begins to learn its words anew.",
@@ -93,7 +87,7 @@ def train_within(checkpoint: Checkpoint, sources: Sequence[Source], size: int, l
     )
     texts = (text for source in sources for text in source.texts())
     made = TextPipeline.train(texts, size=min(size, rows), length=length, words=words)
-    return within(made, rows, checkpoint.name)
+    return made.within(rows, checkpoint.name)
 
 
 def hold(model: Model, freeze: str | None, rank: int | None) -> None:
@@ -113,9 +107,9 @@ def hold(model: Model, freeze: str | None, rank: int | None) -> None:
         raise UserError(f"--freeze {freeze} leaves nothing to train; give another recipe or tower.")
 
 
-def told(checkpoint: Checkpoint, fitted: Fitted, freeze: str | None, tower_lr: float, rank: int | None) -> str:
+def told(checkpoint: Pretrained, fitted: Fitted, freeze: str | None, tower_lr: float, rank: int | None) -> str:
     """What became of the checkpoint, for the start-up lines."""
-    parts = [f"{checkpoint.name} ({checkpoint.kind}), {len(fitted.brought)} tensors"]
+    parts = [f"{checkpoint.name} ({checkpoint.format}), {len(fitted.brought)} tensors"]
     parts += [f"fresh: {', '.join(fitted.fresh)}"] if fitted.fresh else []
     parts += [f"left out: {', '.join(fitted.left_out)}"] if fitted.left_out else []
     parts += [f"resized: {', '.join(fitted.resized)}"] if fitted.resized else []

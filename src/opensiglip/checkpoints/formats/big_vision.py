@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opensiglip.checkpoints.checkpoint import Checkpoint, rename
+from opensiglip.checkpoints.contents import Contents, frame_of
+from opensiglip.checkpoints.fit import assemble
+from opensiglip.checkpoints.source import rename
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape
 
@@ -57,8 +59,8 @@ RENAMES = (
 FUSED = ("query", "key", "value")
 
 
-def read(path: Path, name: str) -> Checkpoint:
-    """The checkpoint in a .npz file. Raises UserError if it can't be read or holds neither model."""
+def read(path: Path, name: str) -> Contents:
+    """What lies in a .npz file, which has no tokenizer. Raises UserError if it can't be read or holds neither model."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             root = "params/" if any(key.startswith("params/") for key in file.files) else ""
@@ -66,12 +68,14 @@ def read(path: Path, name: str) -> Checkpoint:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{name} is not a readable .npz file ({error}); fetch it again.") from error
     try:
-        return Checkpoint(name, "big_vision", to_ours(arrays), architecture(arrays), _vocabulary(arrays))
+        state, networks, vocabulary = to_ours(arrays), architecture(arrays), _vocabulary(arrays)
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{name} holds neither SigLIP's towers nor CapPa's (no {error}); their trees begin with "
             "params/img, params/txt or params/encoder."
         ) from error
+    model = assemble(name, state, networks, vocabulary)
+    return Contents(name, model, frame_of(networks), "big_vision", tasks=("cap",) if networks.decoder else ())
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

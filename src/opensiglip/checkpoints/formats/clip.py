@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
+from opensiglip.checkpoints.contents import Contents, frame_of
+from opensiglip.checkpoints.source import first_line, read_json, read_tensors
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.types import Features
@@ -70,21 +72,24 @@ class Clip(nn.Module):
         self.vocabulary = int(text.vocab_size)
 
 
-def read(folder: Path, name: str, processor: dict[str, Any]) -> Clip:
-    """The CLIP of a folder whose image processor says `processor`. Raises UserError."""
+def read(folder: Path, name: str) -> Contents:
+    """What lies in a folder of a CLIPModel. Raises UserError."""
+    state = read_tensors(folder, "model.safetensors", name)
     try:
-        host, report = CLIPModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{name} can't be read ({reason}); fetch it again, with its safetensors.") from error
-    if report["missing_keys"]:
-        raise UserError(
-            f"{name} has no {min(report['missing_keys'])}, which its config.json speaks of; fetch it again."
-        )
+        config = CLIPConfig.from_pretrained(folder)
+        host, report = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors.") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{name} has no {missing[0]}, which its config.json speaks of; fetch it again.")
+    processor = read_json(folder / "preprocessor_config.json")
+    processor = processor or read_json(folder / "processor_config.json").get("image_processor") or {}
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
         raise UserError(f"{name} has no preprocessor_config.json with image_mean and image_std; fetch it again.")
-    return Clip(host, mean, std)
+    model = Clip(host, mean, std).eval()
+    pipeline = TextPipeline.of_clip(folder, model.architecture.length, name)
+    return Contents(name, model, frame_of(model.architecture), "transformers CLIPModel", pipeline)
 
 
 def _shape(part: Any) -> Shape:

@@ -6,13 +6,14 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from opensiglip.checkpoints.checkpoint import Checkpoint, read_json, shape
+from opensiglip.checkpoints.contents import Contents, frame_of, shape
+from opensiglip.checkpoints.fit import assemble
 from opensiglip.checkpoints.formats import open_clip_coca as coca
 from opensiglip.checkpoints.formats import timm_vit
+from opensiglip.checkpoints.source import read_json, read_tensors
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture
 
@@ -32,20 +33,23 @@ RENAMES = (
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 
-def read(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint in a folder with open_clip_config.json. Raises UserError."""
+def read(folder: Path, name: str) -> Contents:
+    """What lies in a folder with open_clip_config.json. Raises UserError."""
     config = read_json(folder / CONFIG)
     config = config.get("model_cfg", config)
     networks = None if "multimodal_cfg" in config else architecture(config, name)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{name} has no readable {WEIGHTS} ({error}); fetch it again.") from error
+    state = read_tensors(folder, WEIGHTS, name)
     if networks is None:
         return coca.read(config, state, folder, name)
-    ours = to_ours(state)
-    vocabulary = len(ours["text.tower.embeddings.token_embedding.weight"])
-    return Checkpoint(name, "open_clip", ours, networks, vocabulary, folder)
+    try:
+        ours = to_ours(state)
+        vocabulary = len(ours["text.tower.embeddings.token_embedding.weight"])
+    except KeyError as error:
+        raise UserError(f"{name} has no {error.args[0]}, which its config speaks of; fetch it again.") from error
+    model = assemble(name, ours, networks, vocabulary)
+    clean = "canonical" if (config["text_cfg"].get("tokenizer_kwargs") or {}).get("clean") == "canonicalize" else None
+    pipeline = TextPipeline.released(folder, length=networks.length, vocabulary=vocabulary, name=name, clean=clean)
+    return Contents(name, model, frame_of(networks), "open_clip", pipeline)
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensiglip.checkpoints.checkpoint import Checkpoint, rename
+from opensiglip.checkpoints.contents import Contents, frame_of
+from opensiglip.checkpoints.fit import assemble
+from opensiglip.checkpoints.source import first_line, rename
+from opensiglip.data.text import TextPipeline
+from opensiglip.data.tokenizers import has_files as has_tokenizer
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, CoCaShape, Shape
 
@@ -44,8 +48,8 @@ LAST = "image.tower.post_layernorm"
 TURNED = ("vision.head.weight", "text.head.weight", "decoder.vocabulary.weight")  # theirs are [in, out]
 
 
-def read(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, name: str) -> Checkpoint:
-    """The checkpoint of a model config and its weights.
+def read(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, name: str) -> Contents:
+    """What a model config and its weights make.
 
     Raises UserError where they are not a CoCa of open_clip's own towers.
     """
@@ -54,11 +58,13 @@ def read(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, n
         ours = to_ours(state, networks)
         rows = len(state["text.token_embedding.weight"])
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = first_line(error)
         raise UserError(f"{name} does not hold the weights of an open_clip CoCa ({reason}); fetch it again.") from error
+    model = assemble(name, ours, networks, rows)
     # CLIP's tokenizer calls its end token its padding; open_clip pads with 0, and CoCa's [CLS] looks at no 0.
     text = {"length": networks.length, "lower": True, "pad_id": 0, "eos_id": rows - 1, "vocabulary": rows}
-    return Checkpoint(name, "open_clip CoCa", ours, networks, rows, folder, text)
+    pipeline = TextPipeline.from_pretrained(folder, text) if has_tokenizer(folder) else None
+    return Contents(name, model, frame_of(networks), "open_clip CoCa", pipeline, tasks=("cap",))
 
 
 def architecture(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Architecture:

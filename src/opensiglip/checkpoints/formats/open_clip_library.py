@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensiglip.checkpoints.contents import Contents, frame_of
+from opensiglip.checkpoints.source import first_line
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.types import Features
@@ -79,22 +82,21 @@ class OpenClip(nn.Module):
         self.vocabulary = vocabulary
 
 
-def read(rest: str) -> tuple[Any, Any]:
-    """open_clip's model and tokenizer of `NAME[:PRETRAINED or file]`, as its create_model takes them.
-
-    Raises UserError.
-    """
+def read(rest: str, name: str) -> Contents:
+    """`NAME[:PRETRAINED or file]`, as open_clip's create_model takes them. Raises UserError."""
     try:
         import open_clip
     except ImportError:
         raise UserError("open_clip: models need open_clip; `pip install open-clip-torch`.") from None
     whole = rest.startswith(("hf-hub:", "local-dir:"))  # names with a colon of their own
-    name, _, weights = (rest, "", "") if whole else rest.partition(":")
+    made, _, weights = (rest, "", "") if whole else rest.partition(":")
     if not weights and not whole:
-        raise UserError(f"open_clip:{rest} names no weights; write open_clip:NAME:PRETRAINED, or a file of weights.")
+        raise UserError(f"{name} names no weights; write open_clip:NAME:PRETRAINED, or a file of weights.")
     try:
-        model = open_clip.create_model(name, pretrained=weights or None).eval()
-        return model, open_clip.get_tokenizer(name)
+        library = open_clip.create_model(made, pretrained=weights or None)
+        tokenizer = open_clip.get_tokenizer(made)
     except Exception as error:  # open_clip's, the hub's and the disk's: a dozen types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"open_clip:{rest} can't be loaded ({reason}).") from error
+        raise UserError(f"{name} can't be loaded ({first_line(error)}).") from error
+    pipeline = TextPipeline.of_open_clip(tokenizer, name)
+    model = OpenClip(library, pipeline.policy.length, len(pipeline)).eval()
+    return Contents(name, model, frame_of(model.architecture), "model of open_clip's library", pipeline)

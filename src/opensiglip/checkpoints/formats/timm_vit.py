@@ -1,14 +1,15 @@
 """timm's SigLIP ViTs, which are SiglipVisionModel under other names; all other timm encoders stay timm's."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opensiglip.checkpoints.checkpoint import Checkpoint, shape
+from opensiglip.checkpoints.contents import Contents, frame_of, shape
+from opensiglip.checkpoints.fit import assemble
 from opensiglip.errors import UserError
 from opensiglip.models import timm_tower
+from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 
 RENAMES = (
@@ -24,20 +25,24 @@ RENAMES = (
 )
 
 
-def read(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint of a timm folder: our tower where the network is the same, else timm's own, by `encoder`."""
-    tower = timm_tower.load(str(folder), name)
+def read(place: str, name: str) -> Contents:
+    """A timm folder or hub id, vision only: our tower where the network is the same, else timm's own, by `encoder`.
+
+    Raises UserError.
+    """
+    tower = timm_tower.load(place, name)
     encoder = tower.timm_model
     networks = architecture(encoder, name)
     if networks is not None:
-        return Checkpoint(name, "timm, a SigLIP ViT", to_ours(encoder.state_dict()), networks)
+        model = assemble(name, to_ours(encoder.state_dict()), networks, 0)
+        return Contents(name, model, frame_of(networks), "timm, a SigLIP ViT")
     given = (tower.config.model_args or {}).get("img_size")
     side = given or (encoder.pretrained_cfg.get("input_size") or (3, 224, 224))[-1]
-    side = int(side if isinstance(side, int) else side[0])
     cut = getattr(encoder, "patch_embed", getattr(encoder, "embeds", None))  # a NaFlexViT's
     patch = getattr(cut, "patch_size", (16, 16))[0]
-    plain = Architecture(side, int(patch), 64, Shape(int(encoder.num_features), 0, 0, 1), encoder=name)
-    return Checkpoint(name, f"timm, {type(encoder).__name__}", {}, plain)
+    width = Shape(int(encoder.num_features), 0, 0, 1)
+    plain = Architecture(int(side if isinstance(side, int) else side[0]), int(patch), 64, width, encoder=place)
+    return Contents(name, Model(tower, plain, 0).eval(), frame_of(plain), f"timm, {type(encoder).__name__}")
 
 
 def to_ours(state: dict[str, Tensor], prefix: str = "vision.tower.") -> dict[str, Tensor]:

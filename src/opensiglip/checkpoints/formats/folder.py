@@ -1,0 +1,84 @@
+"""What is written: a transformers folder, or ONNX encoders, with tokenizer, processor, sidecar and model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PreTrainedTokenizerFast,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Processor,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
+
+from opensiglip.checkpoints.contents import Contents
+from opensiglip.checkpoints.formats.onnx import write_onnx
+from opensiglip.checkpoints.model_card import patches, write_card
+from opensiglip.json_file import write_json
+from opensiglip.models.model import SIDECAR, Model
+from opensiglip.models.timm_tower import TimmVision
+
+
+def write(folder: Path, contents: Contents, *, onnx: bool = False, repository: str = "model") -> None:
+    """Write the whole folder; `repository` is what the card's example loads. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model: Model = contents.model
+    about: dict[str, Any] = {
+        "boxes": None if contents.boxes is None else str(contents.boxes),
+        "tasks": list(contents.tasks),
+        "languages": list(contents.languages),
+    }
+    if "recipe" in contents.card:
+        about["recipe"] = contents.card["recipe"]
+    if contents.pipeline is not None:
+        about["text"] = contents.pipeline.save_pretrained(folder)
+    write_processor(folder, contents)
+    if onnx:
+        write_json(folder / SIDECAR, about | write_onnx(folder, model))
+    else:
+        model.save_pretrained(folder, about)
+        if isinstance(model.host[0], SiglipModel | Siglip2Model) and contents.pipeline is not None:
+            write_sentence_transformers(folder, model.architecture.length)
+    write_card(folder, contents, repository=repository, onnx=onnx)
+
+
+def write_processor(folder: Path, contents: Contents) -> None:
+    """The image processor as transformers reads it, and with a text tower the one of both."""
+    networks, tower = contents.model.architecture, contents.model.vision
+    side, mean, std = networks.resolution, [0.5] * 3, [0.5] * 3
+    if isinstance(tower, TimmVision):
+        mean, std = tower.mean.flatten().tolist(), tower.std.flatten().tolist()
+    images: SiglipImageProcessor | Siglip2ImageProcessor
+    images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
+    both: type[SiglipProcessor | Siglip2Processor] = SiglipProcessor
+    if networks.naflex:
+        images, both = Siglip2ImageProcessor(**patches(networks, contents.frame)), Siglip2Processor
+    images.save_pretrained(folder)
+    if contents.model.text is None or contents.pipeline is None:
+        return
+    tokenizer = contents.pipeline.plain()
+    both(images, tokenizer).save_pretrained(folder)
+    if networks.naflex and type(tokenizer) is PreTrainedTokenizerFast:
+        keep_class(folder / "tokenizer_config.json")
+
+
+def keep_class(path: Path) -> None:
+    """Have transformers read the tokenizer as what it is.
+
+    It takes every tokenizer beside a Siglip2Model for Gemma's and rebuilds it as such, whatever the folder says
+    (models/auto/tokenization_auto.py: MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS): silently other ids. A folder that
+    names a class of its own is left alone, and without trust_remote_code that class is never looked for.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoTokenizer": [None, "tokenizer.PreTrainedTokenizerFast"]}
+    write_json(path, config)
+
+
+def write_sentence_transformers(folder: Path, length: int) -> None:
+    """The two files by which sentence-transformers reads the folder and pads each text to the text tower's length."""
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    write_json(folder / "modules.json", [module])
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "padding": "max_length"})

@@ -1,0 +1,77 @@
+"""Where a checkpoint lies, and its files: JSON and safetensors by name. Nothing is unpickled."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opensiglip.errors import UserError
+
+# What is fetched of a hub id: weights as safetensors, and text files. Nothing that could run, nothing pickled.
+WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.npz", "*.model", "*.txt")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel's, torch.compile's
+
+
+def locate(name: str) -> Path:
+    """A local folder or file by its path, or a hub id's files, fetched. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{name}: there is no such folder or file to start from.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except Exception as error:  # of the hub, the network and the disk: a dozen types
+        raise UserError(
+            f"{name} is no local folder and can't be fetched from the hub ({first_line(error)})."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file. Raises UserError on anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); fetch the checkpoint again.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is not a JSON object; fetch the checkpoint again.")
+    return facts
+
+
+def read_tensors(folder: Path, file: str, name: str) -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors file, or of the shards that its index lists, without wrappers' prefixes.
+
+    Raises UserError, which names the checkpoint as `name`.
+    """
+    index = read_json(folder / f"{file}.index.json").get("weight_map")
+    try:
+        files = sorted(set(index.values())) if isinstance(index, dict) else [file]
+        tensors: dict[str, Tensor] = {}
+        for part in files:
+            tensors |= load_file(folder / part)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(
+            f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors ({file})."
+        ) from error
+    return {WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
+
+
+def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after every rule (pattern, replacement), in turn."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to its first line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
