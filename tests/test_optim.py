@@ -1,4 +1,4 @@
-"""What the optimizer is really told at each step, and the rules by which a run goes on."""
+"""What the optimizer is given at each step, and the rules by which a run goes on."""
 
 import json
 import shutil
@@ -20,20 +20,20 @@ SETTINGS: dict[str, Any] = {"steps": 8, "warmup": 4, "clip_norm": CLIP, "lr": LR
 
 
 @pytest.fixture(scope="module")
-def told() -> list[dict[str, Any]]:
+def taken() -> list[dict[str, Any]]:
     """What `optimizer.step` found, one entry a step."""
     return []
 
 
 @pytest.fixture(scope="module")
-def out(run: Run, told: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def out(run: Run, taken: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose optimizer is watched. Not to be written to."""
     original, folder = torch.optim.AdamW.step, tmp_path_factory.mktemp("optim") / "run"
 
     def step(self: torch.optim.AdamW, *inputs: Any) -> Any:
         grads = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
         groups = [{key: group[key] for key in ("lr", "weight_decay", "betas")} for group in self.param_groups]
-        told.append({"groups": groups, "norm": float(torch.cat(grads).norm())})
+        taken.append({"groups": groups, "norm": float(torch.cat(grads).norm())})
         return original(self, *inputs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -42,24 +42,24 @@ def out(run: Run, told: list[dict[str, Any]], tmp_path_factory: pytest.TempPathF
     yield folder
 
 
-def test_the_rate_that_is_logged_is_the_one_that_is_used(out: Path, told: list[dict[str, Any]]) -> None:
+def test_the_rate_that_is_logged_is_the_one_that_is_used(out: Path, taken: list[dict[str, Any]]) -> None:
     scheduled = [LR * rate(step, 8, 4) for step in range(8)]
     assert [row["lr"] for row in read_lines(out / "metrics.jsonl")] == scheduled
-    assert [[group["lr"] for group in step["groups"]] for step in told] == [[lr, lr] for lr in scheduled]
+    assert [[group["lr"] for group in step["groups"]] for step in taken] == [[lr, lr] for lr in scheduled]
     assert len(set(scheduled)) > 5
 
 
-def test_decay_follows_the_rate_and_betas_are_siglips(out: Path, told: list[dict[str, Any]]) -> None:
+def test_decay_follows_the_rate_and_betas_are_siglips(out: Path, taken: list[dict[str, Any]]) -> None:
     """torch's AdamW takes lr * weight_decay off a weight, so that must stay: the schedule is in the rate."""
-    for step in told:
+    for step in taken:
         assert [group["weight_decay"] for group in step["groups"]] == [0.3, 0.0]
         assert [group["betas"] for group in step["groups"]] == [(0.9, 0.95)] * 2
 
 
-def test_the_gradient_is_clipped_to_its_norm(out: Path, told: list[dict[str, Any]]) -> None:
+def test_the_gradient_is_clipped_to_its_norm(out: Path, taken: list[dict[str, Any]]) -> None:
     logged = [row["grad_norm"] for row in read_lines(out / "metrics.jsonl")]
     assert max(logged) > CLIP, "or there is nothing to clip"
-    assert [step["norm"] for step in told] == pytest.approx([min(norm, CLIP) for norm in logged], rel=1e-4)
+    assert [step["norm"] for step in taken] == pytest.approx([min(norm, CLIP) for norm in logged], rel=1e-4)
 
 
 def test_slower_parameters_decay_as_all_others_do() -> None:

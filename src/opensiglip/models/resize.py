@@ -1,4 +1,4 @@
-"""The two tensors of a tower that hang on the image's size, carried over to another one."""
+"""The two tensors of a tower that depend on the size of images and patches, resized to another one."""
 
 import math
 

@@ -1,14 +1,14 @@
 """A start for short runs. Ours, for towers no wider than our size `tiny`; all others start as the papers' code does.
 
-In a fresh ViT each layer adds to all tokens nearly the same vector, the mean of what it attends to. What tells a token
-from its neighbours is then 4 % of the output's variance, its place 7 %; captions, which need neither, train even that
-away. Billions of examples bring it back; runs of 100,000 learned to name things and nothing of where they stand.
-So here tokens start as what is theirs: content and place large, what the layers add small, and places as waves, in
-which neighbours are alike.    (waves: MoCo v3; big_vision models/vit.py "sincos2d")
+In a fresh ViT each layer adds nearly the same vector to all tokens: the mean of what it attends to. So only 4 % of the
+output's variance distinguishes a token from its neighbours, and 7 % is its position; captions need neither, and train
+even that away. Billions of examples restore it, but runs of 100,000 learned to name things and never where they are.
+So here tokens start distinct: large patch embeddings and positions, small layers, and positions as waves, in which
+neighbours are alike.    (waves: MoCo v3; big_vision models/vit.py "sincos2d")
 
-The text tower is pooled where padding stands, and pads and places are the same in all texts: fresh embeddings of two
-texts had a cosine of 0.995, and comparisons stood for 200 steps and more at the loss of constant probabilities. With
-words loud and positions soft they leave it after 60 to 120.
+The text tower pools a padding token, and padding and positions are the same in all texts: fresh embeddings of two texts
+had a cosine of 0.995, and the contrastive loss stayed that of constant probabilities for more than 200 steps. With
+large words and small positions it falls after 60 to 120.
 """
 
 from typing import Any

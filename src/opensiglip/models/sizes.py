@@ -59,7 +59,7 @@ SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a recipe's networks look like, before the vocabulary is known."""
+    """The shape of a recipe's networks, before the vocabulary is known."""
 
     resolution: int  # pixels of a side
     patch: int  # pixels of a side
@@ -72,7 +72,7 @@ class Architecture:
     frozen: bool = False  # the image tower is not trained
     pooling: bool = False  # a MAP head without a text tower, as weights of an image tower alone have it
     naflex: bool = False  # it takes images of any aspect ratio; its table of positions is that of `resolution`
-    short_start: bool = False  # start as models/short_start.py says, not as the papers' code
+    short_start: bool = False  # start as in models/short_start.py, not as the papers' code
     logit_scale: float = 10.0  # where the temperature's inverse starts
     logit_bias: bool = True  # has the comparison a bias? The sigmoid's; a softmax would not feel it
     pad_id: int = 0  # for networks that mask padding

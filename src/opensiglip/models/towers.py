@@ -33,7 +33,7 @@ class Vision(nn.Module):
         """image [B, 3, H, W] or patches, in [-1, 1] -> tokens [B, N, D] after the final norm, MAP pooling [B, D].
 
         Patches at the places `hidden` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
-        tower is told where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
+        tower knows where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
         """
         x = self.patches(image)
         if hidden is not None and token is not None:
@@ -41,7 +41,7 @@ class Vision(nn.Module):
         valid, mask = None, None
         if isinstance(image, Patches):
             valid, x = image.valid, x + self.places(image)
-            mask = valid[:, None, None]  # hides padding as keys alone: a query that may look at nothing gives NaN
+            mask = valid[:, None, None]  # hides padding as keys alone: a query without a key gives NaN
         else:
             x = x + self.positions(image.shape[-2] // self.patch, image.shape[-1] // self.patch)
         tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
@@ -59,7 +59,7 @@ class Vision(nn.Module):
         return F.conv2d(image, kernel, embed.bias, stride=self.patch).flatten(2).mT
 
     def pool(self, tokens: Tensor, probe: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        """MAP pooling of tokens [B, N, D], of those `valid` [B, N] says -> [B, D].
+        """MAP pooling of tokens [B, N, D], of those that are `valid` [B, N] -> [B, D].
 
         With another `probe` [1, 1, D] than the tower's, by that.
         """

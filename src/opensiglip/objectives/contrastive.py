@@ -23,7 +23,7 @@ class Sigmoid(Pairwise):
 
     `image` and `text` name the batch fields that are compared; where an example has several views, each is compared by
     itself and the mean counts (SILC aligns each global view). With `probe_width` the image is pooled by a probe of this
-    term's own, so that it may say other things of the image than the tower's (TIPS has a second CLS token for that).
+    term's own, so that it may summarise the image otherwise than the tower does (TIPS: a second CLS token).
     """
 
     name = "sigmoid"
