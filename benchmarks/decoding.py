@@ -1,4 +1,4 @@
-"""Decoding boxes: all phrases together with what was read remembered, against the plain loop."""
+"""Decoding boxes: all phrases together with a KV cache, against the plain loop."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import task_words
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.box_grammar import BoxGrammar, State
-from opensiglip.inference.generate import choose, greedy
+from opensiglip.inference.generate import generate
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import Shape
 
@@ -27,7 +27,7 @@ def bench(
     rounds: int = 3,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """Boxes decoded together with what was read remembered, against the plain loop; agreement is checked first.
+    """Boxes decoded together with a KV cache, against the plain loop; agreement is checked first.
 
     The peer takes one phrase after the other and reads image and text anew for each token, along the same grammar. By
     default eight phrases an image, and 256 image tokens, as in the papers.
@@ -64,7 +64,8 @@ def bench(
                 inputs = torch.tensor([[pipeline.policy.pad_id, *text]])
                 places, none = torch.arange(inputs.shape[1])[None], torch.zeros_like(inputs)
                 hidden = decoder(inputs, places, none, none.bool(), memory[owner : owner + 1])
-                (token,) = choose(decoder.vocabulary(hidden[:, -1])[:, alphabet], [state], grammar)
+                logits = grammar.constrain(decoder.vocabulary(hidden[:, -1])[:, alphabet], [state])
+                token = int(grammar.alphabet[int(logits.argmax())])
                 if token == eos:
                     break
                 state = grammar.after(state, token)
@@ -73,7 +74,7 @@ def bench(
         return answers
 
     def together() -> list[tuple[int, ...]]:
-        return greedy(decoder, memory, asked, pipeline, grammar, owners=owners)
+        return generate(decoder, memory, asked, pipeline, grammar=grammar, owners=owners)
 
     if one_by_one() != together():
         raise RuntimeError("the two ways write other boxes")

@@ -1,6 +1,7 @@
 """Any trained task is asked of a decoder and of PaLI alike, in any trained language; boxes are ordered by choice."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,16 @@ import torch
 from PIL import Image
 
 from opensiglip.apps.demo.page import Page
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.captions import Target, box_ids
+from opensiglip.data.fields.captions import box_ids
 from opensiglip.data.tasks import TASKS, Form, Polygon, Task, plain
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmarks.task_answers import write
 from opensiglip.inference.answers import Answer
 from opensiglip.inference.box_grammar import BoxGrammar, State
-from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.speaker import Prompt, Speaker
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor, Prompt
+from opensiglip.models.kv_cache import KVCache
 from opensiglip.models.model import Model
 from opensiglip.models.pali import PaliDecoder
 from opensiglip.types import Features
@@ -48,16 +48,32 @@ def asked(request: pytest.FixtureRequest, small: Any, pipeline: TextPipeline) ->
     vocabulary = (model.decoder or model.pali).vocabulary  # type: ignore[union-attr]
     torch.nn.init.normal_(vocabulary.weight)
     vocabulary.bias.data[pipeline.policy.eos_id] = 9.0  # texts end before the room does
-    return Predictor(Subject.of(model, pipeline, name="a run", boxes=BOXES, tasks=tuple(TASKS), languages=("de", "fr")))
+    return Predictor(
+        Pretrained.of(model, pipeline, name="a run", boxes=BOXES, tasks=tuple(TASKS), languages=("de", "fr"))
+    )
 
 
 def greedily(predictor: Predictor, prefix: str, given: str = "") -> str:
-    """The first picture's answer by the package's other decoding, which has no `generate`."""
-    subject = predictor.subject
-    pipeline, features = subject.pipeline, predictor._see([predictor_pixels()])
+    """The first picture's answer by full passes, the likeliest id again and again."""
+    pipeline, features = predictor.pipeline, predictor._encode([predictor_pixels()])
     assert pipeline is not None
-    prompt = Target(pipeline.ids(prefix), pipeline.ids(given) if given else ())
-    return pipeline.text(write(subject, features.tokens, [prompt])[0])
+    asked, text = pipeline.ids(prefix), list(pipeline.ids(given) if given else ())
+    start = len(text)
+    if predictor.pali is None:
+        text, start = [*asked, *text], len(asked) + start
+    while len(text) < predictor._decoder.length:
+        inputs = torch.tensor([[pipeline.policy.pad_id, *text]])
+        zeros, places = torch.zeros_like(inputs), torch.arange(inputs.shape[1])[None]
+        with torch.no_grad():
+            if predictor.pali is None:
+                assert predictor.decoder is not None
+                hidden = predictor.decoder(inputs, places, zeros, zeros.bool(), features.tokens)
+            else:
+                hidden = predictor.pali(features.tokens, torch.tensor([asked]), inputs)
+        text.append(int(predictor._decoder.vocabulary(hidden[0, -1]).argmax()))
+        if text[-1] == pipeline.policy.eos_id:
+            break
+    return pipeline.text(text[start:])
 
 
 def predictor_pixels() -> torch.Tensor:
@@ -68,52 +84,42 @@ def test_every_trained_task_is_answered_as_it_is_decoded(asked: Predictor) -> No
     for name, question in QUESTIONS.items():
         if name in ("aref", "gcap"):
             continue
-        answer = asked.answer(PICTURES, question)
+        answer = asked.ask(PICTURES, question)
         assert len(answer) == 2 and answer[0].text == greedily(asked, f" {question}")
         assert answer[1].value == TASKS[name].read(answer[1].text, Form(BOXES, 32, 32))
-    x1, y1, x2, y2 = asked.answer(PICTURES[0], QUESTIONS["aref"]).value
+    x1, y1, x2, y2 = asked.ask(PICTURES[0], QUESTIONS["aref"]).value
     assert 0 <= x1 < x2 <= 48 and 0 <= y1 < y2 <= 24
     assert asked.locate(PICTURES[0], "a fox").box == (x1, y1, x2, y2)
-    assert asked.describe(PICTURES[0], (12, 6, 36, 18)) == asked.answer(PICTURES[0], QUESTIONS["gcap"]).text
+    assert asked.describe(PICTURES[0], (12, 6, 36, 18)) == asked.ask(PICTURES[0], QUESTIONS["gcap"]).text
 
 
 def test_pali_s_decoder_goes_on_from_what_is_given(asked: Predictor, pipeline: TextPipeline) -> None:
-    said = asked.answer(PICTURES[0], "GCap: 15 15 45 45 :").text
+    said = asked.ask(PICTURES[0], "GCap: 15 15 45 45 :").text
     assert said == greedily(asked, " GCap:", " 15 15 45 45 :")
-    speaker, features = asked._writes, asked._see([predictor_pixels()])
+    features = asked._encode([predictor_pixels()])
     one, other = (Prompt(pipeline.ids(" ARef:"), pipeline.ids(f" {phrase} :")) for phrase in ("a fox", "apple"))
-    both = Features(None, features.tokens[[0, 0]])
-    written = speaker.write(both, [one, other])
-    assert written == [speaker.write(features, [prompt])[0] for prompt in (one, other)]
-
-
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_p": 0.9}])
-def test_what_is_remembered_changes_nothing(asked: Predictor, how: dict[str, Any]) -> None:
-    answers = []
-    for use_cache in (True, False):
-        torch.manual_seed(3)
-        answers.append(asked.answer(PICTURES, "answer en what is this?", use_cache=use_cache, **how))
-    assert answers[0] == answers[1] and answers[0][0].text
+    written = asked.generate(features, [one, other], images=[0, 0])
+    assert written == [asked.generate(features, [prompt])[0] for prompt in (one, other)] and written[0]
 
 
 def test_a_score_is_the_likelihood_of_the_box(asked: Predictor, pipeline: TextPipeline) -> None:
-    subject, features = asked.subject, asked._see([predictor_pixels()])
+    features = asked._encode([predictor_pixels()])
     found = asked.locate(PICTURES[0], "a fox")
     prefix, given = pipeline.ids(" ARef:"), pipeline.ids(" a fox") + pipeline.ids(" :")
     prompt = Prompt(prefix, given)
-    whole = asked._writes.write(features, [prompt], grammar=asked._writes.grammar)[0]
+    whole = asked.generate(features, [prompt], grammar=asked.grammar)[0]
     with torch.no_grad():
-        if subject.pali is not None:
+        if asked.pali is not None:
             inputs = torch.tensor([[pipeline.policy.pad_id, *given, *whole[:-1]]])
-            hidden = subject.pali(features.tokens, torch.tensor([prefix]), inputs)[0, len(given) :]
-            logits = subject.pali.vocabulary(hidden)
+            hidden = asked.pali(features.tokens, torch.tensor([prefix]), inputs)[0, len(given) :]
+            logits = asked.pali.vocabulary(hidden)
         else:
-            assert subject.decoder is not None
+            assert asked.decoder is not None
             inputs = torch.tensor([[pipeline.policy.pad_id, *prefix, *given, *whole[:-1]]])
             zeros = torch.zeros_like(inputs)
             places = torch.arange(inputs.shape[1])[None]
-            hidden = subject.decoder(inputs, places, zeros, zeros.bool(), features.tokens)
-            logits = subject.decoder.vocabulary(hidden[0, len(prefix) + len(given) :])
+            hidden = asked.decoder(inputs, places, zeros, zeros.bool(), features.tokens)
+            logits = asked.decoder.vocabulary(hidden[0, len(prefix) + len(given) :])
     likely = logits.log_softmax(-1)[torch.arange(len(whole)), torch.tensor(whole)]
     assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
 
@@ -130,7 +136,7 @@ def test_a_language_is_chosen_by_its_mark(asked: Predictor) -> None:
         assert asked.caption(PICTURES[0], language=language) == greedily(asked, f" caption {language}")
     assert asked.caption(PICTURES[0]) == asked.caption(PICTURES[0], language="de")  # English it never saw
     assert asked.caption(PICTURES[0], language="fr") != asked.caption(PICTURES[0], language="de")
-    for call in (lambda: asked.caption(PICTURES, language="it"), lambda: asked.answer(PICTURES, "caption it")):
+    for call in (lambda: asked.caption(PICTURES, language="it"), lambda: asked.ask(PICTURES, "caption it")):
         with pytest.raises(UserError, match="^a run never saw 'it'; its captions are in de, fr.$"):
             call()
 
@@ -139,7 +145,7 @@ def test_the_corners_of_a_box_are_ordered_by_choice(asked: Predictor, pipeline: 
     torch.manual_seed(0)
     wild: dict[str, Any] = {"do_sample": True, "temperature": 9.0}
     for ordered in (True, False):
-        said = asked.answer([PICTURES[0]] * 24, "ARef: a fox :", ordered=ordered, **wild)
+        said = asked.ask([PICTURES[0]] * 24, "ARef: a fox :", ordered=ordered, **wild)
         marks = [[int(mark) for mark in answer.text.split()] for answer in said]
         assert all(len(four) == 4 and max(four) <= 60 for four in marks)
         straight = [four[0] < four[2] and four[1] < four[3] for four in marks]
@@ -179,20 +185,20 @@ def test_places_are_in_pixels_and_a_polygon_has_corners() -> None:
 
 def test_a_task_of_ones_own_is_read_by_its_own_function(small: Any, asked: Predictor) -> None:
     own = Task("loud", lambda visit, draw: None, lambda text, form: text.upper(), "exact", prefix=("how loud?",))
-    said = asked.answer(PICTURES[0], "how loud?", task=own)
+    said = asked.ask(PICTURES[0], "how loud?", task=own)
     assert said.value == said.text.upper()
     with pytest.raises(UserError, match='asks for no task of this model; it was trained on "how loud\\?"'):
-        asked.answer(PICTURES[0], "how quiet?", task=own)
+        asked.ask(PICTURES[0], "how quiet?", task=own)
 
 
 def test_out_of_memory_while_writing_is_said_in_a_sentence(asked: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr(asked._writes.writer, "generate", full)
+    monkeypatch.setattr(KVCache, "start", full)
     for call in (
         lambda: asked.caption(PICTURES),
-        lambda: asked.answer(PICTURES, "ocr"),
+        lambda: asked.ask(PICTURES, "ocr"),
         lambda: asked.propose(PICTURES),
     ):
         with pytest.raises(UserError, match="^the GPU ran out of memory; give fewer images at once"):
@@ -200,27 +206,27 @@ def test_out_of_memory_while_writing_is_said_in_a_sentence(asked: Predictor, mon
 
 
 def test_a_file_that_a_run_names_is_not_opened(asked: Predictor) -> None:
-    subject = Subject(**{**vars(asked.subject), "tasks": ("caption", "nowhere.py:largest")})
-    assert Predictor(subject).answer(PICTURES[0], "what is largest?") == asked.answer(
+    other = Predictor(replace(asked.pretrained, tasks=("caption", "nowhere.py:largest")))
+    assert other.ask(PICTURES[0], "what is largest?") == asked.ask(
         PICTURES[0], "what is largest?", task=Task("largest", lambda visit, draw: None, plain, "exact")
     )
 
 
 def test_tokens_that_are_padding_are_not_looked_at(asked: Predictor, pipeline: TextPipeline) -> None:
-    features = asked._see([predictor_pixels()])
-    if asked.subject.pali is not None:
+    features = asked._encode([predictor_pixels()])
+    if asked.pali is not None:
         pytest.skip("PaLI reads squares, which have no padding")
-    speaker, prompt = Speaker(asked.subject), Prompt(pipeline.ids(" Cap:"))
+    prompt = Prompt(pipeline.ids(" Cap:"))
     valid = torch.ones(1, features.tokens.shape[1] + 3, dtype=torch.bool)
     valid[:, -3:] = False
     padded = Features(None, torch.cat([features.tokens, torch.full_like(features.tokens[:, :3], 7.0)], 1), valid)
-    assert speaker.write(padded, [prompt]) == speaker.write(features, [prompt])
+    assert asked.generate(padded, [prompt]) == asked.generate(features, [prompt])
     ids = pipeline.ids(" a fox")
-    assert speaker.weigh(padded, [(0, prompt, ids)]) == pytest.approx(speaker.weigh(features, [(0, prompt, ids)]))
+    assert asked.score(padded, [(0, prompt, ids)]) == pytest.approx(asked.score(features, [(0, prompt, ids)]))
 
 
 def test_pali_s_decoder_extends_as_it_reads_whole(asked: Predictor) -> None:
-    pali = asked.subject.pali
+    pali = asked.pali
     if pali is None:
         pytest.skip("a decoder's own test is in test_decoding")
     torch.manual_seed(0)
@@ -229,8 +235,8 @@ def test_pali_s_decoder_extends_as_it_reads_whole(asked: Predictor) -> None:
     nothing = torch.zeros_like(inputs)
     with torch.no_grad():
         whole = decoder(inputs, nothing, nothing, nothing.bool(), states, seen)
-        cache = decoder.remember(states, valid=seen)
-        parts = [decoder.extend(inputs[:, a:b], torch.full((2,), a), cache) for a, b in ((0, 3), (3, 4), (4, 6))]
+        cache = decoder.start_cache(states, valid=seen)
+        parts = [decoder.append(inputs[:, a:b], torch.full((2,), a), cache) for a, b in ((0, 3), (3, 4), (4, 6))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -238,7 +244,7 @@ def test_the_page_asks_too(asked: Predictor, tmp_path: Any) -> None:
     PICTURES[0].save(tmp_path / "a.png")
     page, image = Page(asked), str(tmp_path / "a.png")
     text, shown, value = page.ask(image, " ARef:  a fox :")
-    assert text == asked.answer(PICTURES[0], "ARef: a fox :").text and shown.size == (640, 320)
+    assert text == asked.ask(PICTURES[0], "ARef: a fox :").text and shown.size == (640, 320)
     assert value == pytest.approx(asked.locate(PICTURES[0], "a fox").box, abs=0.006)
     assert '"caption LANGUAGE", "answer en QUESTION"' in page.questions() and page.languages() == ["de", "fr"]
     assert page.caption(image, 1, "fr") == asked.caption(PICTURES[0], language="fr")

@@ -94,16 +94,16 @@ def test_padding_left_out_changes_nothing_at_real_tokens(checkpointing: bool) ->
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_wanted_column_is_what_all_of_them_have_there_and_all_are_remembered() -> None:
+def test_one_column_is_what_all_of_them_have_there_and_all_are_cached() -> None:
     decoder, image = a_decoder(), memory(3)
     inputs = torch.randint(2, VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(0))
-    starts, wanted, rows = torch.zeros(3, dtype=torch.int64), torch.tensor([4, 1, 2]), torch.arange(3)
+    starts, column, rows = torch.zeros(3, dtype=torch.int64), torch.tensor([4, 1, 2]), torch.arange(3)
     with torch.no_grad():
-        caches = [decoder.remember(image) for _ in range(2)]
-        every = decoder.extend(inputs, starts, caches[0])[rows, wanted]
-        some = decoder.extend(inputs, starts, caches[1], wanted)[:, 0]
+        caches = [decoder.start_cache(image) for _ in range(2)]
+        every = decoder.append(inputs, starts, caches[0])[rows, column]
+        some = decoder.append(inputs, starts, caches[1], column)[:, 0]
         torch.testing.assert_close(some, every, atol=1e-5, rtol=0)
-        after = [decoder.extend(inputs[:, :1], wanted + 1, cache) for cache in caches]
+        after = [decoder.append(inputs[:, :1], column + 1, cache) for cache in caches]
     torch.testing.assert_close(after[0], after[1], atol=1e-5, rtol=0)
 
 
@@ -186,7 +186,7 @@ def test_image_tokens_that_are_padding_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_is_remembered_gives_the_logits_of_the_whole_row(padded: bool) -> None:
+def test_the_cache_gives_the_logits_of_the_whole_row(padded: bool) -> None:
     """Rows that stand at different places, some leaving, against one packed forward pass of each whole text."""
     decoder, image, rng = a_decoder(), memory(4), torch.Generator().manual_seed(5)
     valid = torch.arange(16).expand(4, -1) < torch.tensor([[16], [9], [3], [16]]) if padded else None
@@ -195,10 +195,10 @@ def test_what_is_remembered_gives_the_logits_of_the_whole_row(padded: bool) -> N
     places, none = torch.arange(LENGTH).expand(4, -1), torch.zeros_like(inputs)
     with torch.no_grad():
         whole = decoder.vocabulary(decoder(inputs, places, none, none.bool(), image, valid))
-        cache, starts = decoder.remember(image, valid=valid), torch.zeros(4, dtype=torch.int64)
+        cache, starts = decoder.start_cache(image, valid=valid), torch.zeros(4, dtype=torch.int64)
         read = torch.tensor([1, 4, 6, 2])  # inputs that each row begins with
         first = inputs[:, :6].masked_fill(torch.arange(6) >= read[:, None], 77)  # what stands behind them is padding
-        logits = decoder.vocabulary(decoder.extend(first, starts, cache))
+        logits = decoder.vocabulary(decoder.append(first, starts, cache))
         for row in range(4):
             torch.testing.assert_close(logits[row, : read[row]], whole[row, : read[row]], rtol=0, atol=1e-5)
         live = torch.arange(4)
@@ -206,9 +206,9 @@ def test_what_is_remembered_gives_the_logits_of_the_whole_row(padded: bool) -> N
             live_now = (read + step < LENGTH).nonzero()[:, 0]
             if not len(live_now):
                 break
-            cache = cache.take(torch.searchsorted(live, live_now))
+            cache = cache.select(torch.searchsorted(live, live_now))
             live, at = live_now, read[live_now] + step
-            logits = decoder.vocabulary(decoder.extend(inputs[live, at][:, None], at, cache)[:, 0])
+            logits = decoder.vocabulary(decoder.append(inputs[live, at][:, None], at, cache)[:, 0])
             torch.testing.assert_close(logits, whole[live, at], rtol=0, atol=1e-5)
     assert step > 8
 

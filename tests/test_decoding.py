@@ -1,8 +1,9 @@
-"""Greedy and beam search, and the grammar along which nothing but a box can be written."""
+"""Greedy decoding, beam search and sampling, and the grammar along which nothing but a box can be written."""
 
 from collections.abc import Callable
 from functools import cache
 from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,8 +17,48 @@ from opensiglip.data.fields.captions import Ids, box_ids, referring_prefix
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.errors import UserError
 from opensiglip.inference.box_grammar import BoxGrammar, State
-from opensiglip.inference.generate import beam, choose, greedy
+from opensiglip.inference.generate import Decoding, beam_search, generate, sample
+from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
+from opensiglip.models.model import Model
+from opensiglip.models.pali import PaliDecoder
+
+
+class Texts(NamedTuple):
+    """What `Uncached` keeps in a cache's place."""
+
+    memory: torch.Tensor
+    valid: torch.Tensor | None
+    rows: list[list[int]]  # the inputs so far
+
+    def select(self, rows: torch.Tensor) -> "Texts":
+        return Texts(
+            self.memory[rows], None if self.valid is None else self.valid[rows], [list(self.rows[r]) for r in rows]
+        )
+
+
+class Uncached:
+    """A decoder without a KV cache: each token is a full pass over the whole text."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.length, self.vocabulary = decoder, decoder.length, decoder.vocabulary
+
+    def start_cache(self, memory: torch.Tensor, owners: torch.Tensor, valid: torch.Tensor | None) -> Texts:
+        return Texts(memory[owners], None if valid is None else valid[owners], [[] for _ in owners])
+
+    def append(
+        self, inputs: torch.Tensor, starts: torch.Tensor, cache: Texts, column: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        ends = starts + (torch.zeros_like(starts) if column is None else column)
+        for row, new, start, end in zip(cache.rows, inputs.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            row[start:] = new[: end - start + 1]
+        width = max(map(len, cache.rows))
+        whole = torch.tensor([row + [0] * (width - len(row)) for row in cache.rows])
+        places, none = torch.arange(width).expand(len(whole), -1), torch.zeros_like(whole)
+        return self.decoder(whole, places, none, none.bool(), cache.memory, cache.valid)[range(len(whole)), ends][
+            :, None
+        ]
+
 
 Grammars = Callable[[str, BoxFormat], tuple[TextPipeline, BoxGrammar]]
 
@@ -98,7 +139,7 @@ def test_ten_thousand_random_streams_of_logits_write_ten_thousand_boxes(
     states, live = [State()] * streams, list(range(streams))
     for _ in range(24):
         logits = torch.from_numpy(rng.standard_normal((len(live), len(grammar.alphabet)), np.float32))
-        tokens = choose(logits, states, grammar)
+        tokens = grammar.alphabet[grammar.constrain(logits, states).argmax(-1).numpy()].tolist()
         going = [place for place, token in enumerate(tokens) if token != pipeline.policy.eos_id]
         for place in going:
             texts[live[place]].append(tokens[place])
@@ -135,7 +176,7 @@ def test_greedy_decoding_is_the_argmax_of_full_passes(grammars: Grammars, name: 
     pipeline, _ = grammars(name, BoxFormat())
     decoder, images = a_decoder(pipeline), memory(3)
     prefixes: list[Ids] = [(5,), (), (9, 8, 7)]
-    together = greedy(decoder, images, prefixes, pipeline)
+    together = generate(decoder, images, prefixes, pipeline)
     for row, prefix in enumerate(prefixes):
         text = list(prefix)
         while len(text) < decoder.length:
@@ -150,13 +191,66 @@ def test_greedy_decoding_is_the_argmax_of_full_passes(grammars: Grammars, name: 
         assert together[row] == tuple(text[len(prefix) :])
 
 
+@pytest.fixture(scope="module", params=["locca", "coca", "pali"])
+def decoder(request: pytest.FixtureRequest, small: Any, pipeline: TextPipeline) -> Any:
+    """One of each architecture, with a vocabulary that prefers some tokens."""
+    torch.manual_seed(0)
+    model = Model.new(small(request.param).architecture, len(pipeline)).eval()
+    made = model.decoder or PaliDecoder(model.pali)  # type: ignore[arg-type]
+    torch.nn.init.normal_(made.vocabulary.weight)
+    made.vocabulary.bias.data[pipeline.policy.eos_id] = 4.0  # some texts end before the others
+    return made
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(), Decoding(num_beams=3), Decoding(do_sample=True, top_p=0.9, seed=3), Decoding(max_new_tokens=2)],
+)
+@pytest.mark.parametrize("boxes", [False, True])
+def test_the_cache_changes_nothing(decoder: Any, pipeline: TextPipeline, decoding: Decoding, boxes: bool) -> None:
+    """Of prefixes of unlike lengths, two of one image, some image tokens padding."""
+    images, owners = memory(3), [1, 0, 1, 2]
+    valid = None if isinstance(decoder, Multimodal) else torch.arange(16).expand(3, -1) < torch.tensor([[16], [9], [3]])
+    prefixes: list[Ids] = [(5,), (6, 7, 8), (9,), ()]
+    grammar = BoxGrammar(pipeline, BoxFormat(top=63)) if boxes else None
+    found, expected = (
+        generate(either, images, prefixes, pipeline, decoding, grammar=grammar, owners=owners, valid=valid)
+        for either in (decoder, Uncached(decoder))
+    )
+    assert found == expected and len(set(found)) > 1
+    assert decoding.max_new_tokens is None or max(map(len, found)) == 2
+
+
+def test_samples_follow_the_probabilities_that_are_left() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().expand(20_000, -1)
+
+    def shares(**how: Any) -> list[float]:
+        drawn = sample(logits, Decoding(do_sample=True, **how), torch.Generator().manual_seed(0))
+        return (drawn.bincount(minlength=4) / len(drawn)).tolist()
+
+    assert shares() == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.015)
+    assert shares(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.015)
+    assert shares(top_p=0.7) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.015)  # the second reaches 0.7
+    assert shares(top_p=0.01) == [1, 0, 0, 0]
+    hot = torch.tensor([0.5, 0.25, 0.15, 0.1]).sqrt()
+    assert shares(temperature=2.0) == pytest.approx((hot / hot.sum()).tolist(), abs=0.015)
+
+
+def test_a_seed_repeats_a_sample_and_another_seed_does_not(decoder: Any, pipeline: TextPipeline) -> None:
+    first, again, other = (
+        generate(decoder, memory(3), [(5,)] * 3, pipeline, Decoding(do_sample=True, temperature=3.0, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
 def test_phrases_of_one_image_share_what_was_read_of_it(grammars: Grammars) -> None:
     pipeline, grammar = grammars("ours", BoxFormat())
     decoder, images, owners = a_decoder(pipeline), memory(2), [1, 0, 1, 1]
     prefixes: list[Ids] = [(5,), (6, 7, 8), (9,), ()]
     for along in (None, grammar):
-        shared = greedy(decoder, images, prefixes, pipeline, along, owners=owners)
-        assert shared == greedy(decoder, images[owners], prefixes, pipeline, along)
+        shared = generate(decoder, images, prefixes, pipeline, grammar=along, owners=owners)
+        assert shared == generate(decoder, images[owners], prefixes, pipeline, grammar=along)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,8 +261,8 @@ def test_a_wide_beam_finds_the_best_of_all_texts_and_the_narrowest_none_worse_th
     assert decoder is not None
     pipeline = Tiny()
     images = memory(3)
-    first = greedy(decoder, images, [(), (), ()], pipeline)
-    narrow, best = (beam(decoder, images, [(), (), ()], pipeline, width) for width in (1, 200))
+    first = generate(decoder, images, [(), (), ()], pipeline)
+    narrow, best = (beam_search(decoder, images, [(), (), ()], pipeline, width, count=3) for width in (1, 200))
     for row in range(3):
         scores: dict[Ids, float] = {}
         front: list[Ids] = [()]
@@ -180,11 +274,12 @@ def test_a_wide_beam_finds_the_best_of_all_texts_and_the_narrowest_none_worse_th
                     scores[longer] = mean_log_likelihood(decoder, images[row : row + 1], longer)
                 else:
                     front.append(longer)
-        expected = max(scores, key=lambda text: scores[text])
-        assert best[row] == tuple(token for token in expected if token != pipeline.policy.eos_id)
+        ranking = sorted(scores, key=lambda text: -scores[text])
+        expected = ranking[0]
+        assert best[row] == [tuple(t for t in text if t != pipeline.policy.eos_id) for text in ranking[:3]]
         greedily, narrowly = (
             scores[text if len(text) == length else (*text, pipeline.policy.eos_id)]
-            for text in (first[row], narrow[row])
+            for text in (first[row], narrow[row][0])
         )
         assert greedily <= narrowly <= scores[expected]
 
@@ -209,15 +304,17 @@ def test_greedy_stops_at_eos_and_leaves_it_out(grammars: Grammars) -> None:
     decoder = a_decoder(pipeline)
     with torch.no_grad():
         decoder.vocabulary.bias[pipeline.policy.eos_id] = 1e4
-    assert greedy(decoder, memory(2), [(5,), (6, 7)], pipeline) == [(), ()]
-    assert beam(decoder, memory(2), [(5,), (6, 7)], pipeline) == [(), ()]
+    for decoding in (Decoding(), Decoding(num_beams=4), Decoding(do_sample=True)):
+        assert generate(decoder, memory(2), [(5,), (6, 7)], pipeline, decoding) == [(), ()]
 
 
 def test_a_prefix_that_fills_the_row_leaves_nothing_to_say(grammars: Grammars) -> None:
     pipeline, _ = grammars("ours", BoxFormat())
     decoder = a_decoder(pipeline)
     full = tuple([5] * decoder.length)
-    assert greedy(decoder, memory(1), [full], pipeline) == [()] == beam(decoder, memory(1), [full], pipeline)
+    for decoding in (Decoding(), Decoding(num_beams=4)):
+        both = generate(decoder, memory(2), [full, full[:-1]], pipeline, decoding)
+        assert both[0] == () and len(both[1]) <= 1
 
 
 @pytest.mark.parametrize("name", ["ours", "gpt2"])
@@ -228,5 +325,5 @@ def test_a_decoder_that_knows_nothing_still_writes_boxes(grammars: Grammars, nam
     prefixes = [
         referring_prefix(pipeline, phrase) for phrase in ("a red apple", "fox", "the green box on the left", "")
     ]
-    written = greedy(a_decoder(pipeline), memory(4), prefixes, pipeline, grammar)
+    written = generate(a_decoder(pipeline), memory(4), prefixes, pipeline, grammar=grammar)
     assert all(boxes.read(pipeline.text(ids), 300, 200) is not None for ids in written)

@@ -17,14 +17,13 @@ from opensiglip.apps.cli import main
 from opensiglip.apps.demo.demo import check_port, launch
 from opensiglip.apps.demo.layout import build, in_words
 from opensiglip.apps.demo.page import Page, drawn
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.inference.images import read_one
+from opensiglip.inference.images import load_image
 from opensiglip.inference.maps import heat_map
 from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.search import Index
-from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 
 gradio = pytest.importorskip("gradio")
@@ -47,7 +46,7 @@ def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
     torch.nn.init.normal_(model.decoder.vocabulary.weight)
     tasks = ("cap", "aref", "gcap")
     return Predictor(
-        Subject.of(model, pipeline, name="a <run>", boxes=BoxFormat(top=60), tasks=tasks, languages=("en",))
+        Pretrained.of(model, pipeline, name="a <run>", boxes=BoxFormat(top=60), tasks=tasks, languages=("en",))
     )
 
 
@@ -63,7 +62,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(predictor: Predictor, photos: Path) -> Page:
-    return Page(predictor, Index(predictor, str(photos)))
+    return Page(predictor, predictor.index(photos))
 
 
 def test_buttons_answer_as_python_does(page: Page, predictor: Predictor, photos: Path) -> None:
@@ -83,7 +82,7 @@ def test_search_finds_the_image_itself_first_and_counts_what_is_broken(page: Pag
     hits = page.search_by_image(str(photos / "3.png"))
     assert hits[0][1] == "3.png  1.000" and len(hits) == 5
     assert [name for _, name in page.search_by_text("a fox")] != []
-    assert page.index is not None and [path.name for path in page.index.left_out] == ["broken.png"]
+    assert page.index is not None and [path.name for path in page.index.unreadable] == ["broken.png"]
 
 
 def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -> None:
@@ -92,7 +91,7 @@ def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -
     heat = page.features(str(photos / "0.png"), "a fox")[1]
     assert heat.size == (640, 320)
     near, nothing = (page.predictor.similarity(str(photos / "0.png"), text)[0] for text in ("a fox", ""))
-    assert heat == heat_map(read_one(drawn(str(photos / "0.png"), [])), near - nothing)
+    assert heat == heat_map(load_image(drawn(str(photos / "0.png"), [])), near - nothing)
 
 
 def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:
@@ -142,10 +141,10 @@ def test_a_port_in_use_and_an_empty_folder_are_said(
         assert main(["demo", "nowhere", "--port", str(port)]) == 2  # before the model is loaded
         assert capsys.readouterr().err.startswith(f"opensiglip: port {port} is in use; give another")
     with pytest.raises(UserError, match="no image in"):
-        Index(predictor, str(tmp_path))
+        predictor.index(tmp_path)
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the images"):
-        Index(predictor, str(tmp_path))
+        predictor.index(tmp_path)
     for host, port, said in (("127.0.0.1", 99999, "can't be served"), ("256.1.1.1", 0, "can't be served")):
         with pytest.raises(UserError, match=said):
             check_port(host, port)

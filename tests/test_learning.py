@@ -17,7 +17,7 @@ from opensiglip.data.loader import DataPlan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.scores import overlap
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import greedy
+from opensiglip.inference.generate import generate
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Shape
 from opensiglip.objectives.base import Encoded
@@ -135,7 +135,7 @@ def test_the_boxes_of_a_memorised_batch_are_found(name: str, learn: Any, pipelin
     prefixes = [referring_prefix(pipeline, phrase) for _, (phrase, _, _) in asked]
     memory = tokens[[place for place, _ in asked]]
     boxes = this.recipe.boxes
-    answers = greedy(this.model.decoder, memory, prefixes, pipeline, BoxGrammar(pipeline, boxes))
+    answers = generate(this.model.decoder, memory, prefixes, pipeline, grammar=BoxGrammar(pipeline, boxes))
     found = [boxes.read(pipeline.text(answer), 32, 32) for answer in answers]
     truth = [boxes.read(box, 32, 32) for _, (_, _, box) in asked]
     overlaps = [overlap(a, b) for a, b in zip(found, truth, strict=True) if a and b]

@@ -231,10 +231,10 @@ def test_a_siglip2_model_is_read_as_naflex_and_sees_what_its_own_library_sees(ch
     networks = Pretrained.open(checkpoint).model.architecture
     assert networks.naflex and (networks.resolution, networks.patch) == (peers.SIDE, peers.PATCH)
     predictor, theirs = opensiglip.load(checkpoint), embeddings(checkpoint)
-    assert predictor.subject.frame == NaFlex(peers.PATCH, 20, (20,))
+    assert predictor.frame == NaFlex(peers.PATCH, 20, (20,))
     assert theirs.std(0).max() > 1e-2, "all alike: nothing to compare"
     assert peers.gap(predictor.embed_images(pictures()), theirs) < CLOSE
-    squashed = replace(predictor.subject, frame=NaFlex(peers.PATCH, 16, (16,)))
+    squashed = replace(predictor.pretrained, frame=NaFlex(peers.PATCH, 16, (16,)))
     fewer = Predictor(squashed).embed_images(pictures())
     assert (fewer - theirs).abs().max() > 1e-3, "the processor's number of patches matters"
 
@@ -281,7 +281,7 @@ def test_onnxruntime_computes_transformers_embeddings_at_any_batch_size_and_aspe
     processor, ours = Siglip2ImageProcessor.from_pretrained(tmp_path / "out"), opensiglip.load(checkpoint)
     for budget in (9, 20, 50):
         theirs, seen = embeddings(checkpoint, max_num_patches=budget), []
-        mine = replace(ours.subject, frame=NaFlex(peers.PATCH, budget, (budget,)))
+        mine = replace(ours.pretrained, frame=NaFlex(peers.PATCH, budget, (budget,)))
         for some in (pictures()[:1], pictures()[1:]):
             inputs = dict(processor(some, return_tensors="np", max_num_patches=budget))
             assert len({tuple(shape) for shape in inputs["spatial_shapes"]}) > len(some) // 2, "unlike aspect ratios"
@@ -307,7 +307,7 @@ def test_training_starts_from_a_naflex_checkpoint_at_native_aspect(
     assert "resized" not in said
     assert "images      at most 16 patches of 8 × 8 pixels in their own aspect ratio; in training 4 9\n" in said
     assert summary["held_out"]["examples"] == 4
-    assert Subject.load(tmp_path / "run").frame == NaFlex(peers.PATCH, 16, (16,))
+    assert opensiglip.load(tmp_path / "run").frame == NaFlex(peers.PATCH, 16, (16,))
     assert "at most 16 patches of 8 × 8 pixels" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -317,4 +317,4 @@ def test_an_impossible_image_processor_is_named(most: Any, tmp_path: Path) -> No
     facts = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": most}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"has an image processor of .* patches; give 1 to 65536"):
-        Subject.load(tmp_path)
+        opensiglip.load(tmp_path)

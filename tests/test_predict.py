@@ -131,7 +131,7 @@ def test_a_trained_task_is_asked_in_its_own_words(
     path, out = str(photos / "2.png"), tmp_path / "out.png"
     assert main(["predict", mixture, path, "--ask", "ARef: a fox :", "--json", "--save", str(out)]) == 0
     said = json.loads(capsys.readouterr().out)
-    expected = load(mixture).answer(path, "ARef: a fox :")
+    expected = load(mixture).ask(path, "ARef: a fox :")
     assert (
         said["ask"] == {"text": expected.text, "value": pytest.approx(list(expected.value), abs=0.006)}
         and "caption" not in said

@@ -22,7 +22,7 @@ from opensiglip.data.fields.captions import Target, pack
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.inference.generate import greedy
+from opensiglip.inference.generate import generate
 from opensiglip.inference.predictor import load
 from opensiglip.models.coca import Multimodal, Unimodal
 from opensiglip.models.model import Model
@@ -201,7 +201,7 @@ def test_a_run_starts_from_open_clips_coca_and_load_reads_it(folder: str, tmp_pa
             mean, std = began.vision.image.mean, began.vision.image.std
             known = reference.encode_image((pixels / 255 - mean) / std)
             row = torch.zeros(1, CONTEXT, dtype=torch.int64)
-            word = seen.subject.pipeline.ids("a fox")
+            word = seen.pipeline.ids("a fox")
             row[0, : len(word) + 2] = torch.tensor([START, *word, EOS])
             told = reference.encode_text(row)
         torch.testing.assert_close(seen.embed_images(list(pixels)), known, rtol=0, atol=1e-4)
@@ -311,7 +311,7 @@ def test_decoding_continues_what_was_trained(small: Small, pipeline: TextPipelin
     with torch.no_grad():
         model.decoder.vocabulary.bias[pipeline.policy.pad_id] = -1e3  # no text that is trained has padding in it
         memory = model.vision(batch["image"]).tokens
-        written = greedy(model.decoder, memory, [()] * 4, pipeline)
+        written = generate(model.decoder, memory, [()] * 4, pipeline)
         for row, ids in enumerate(written):
             text = torch.zeros(1, LENGTH, dtype=torch.int64)
             text[0, : len(ids)] = torch.tensor(ids, dtype=torch.int64)

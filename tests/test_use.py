@@ -13,19 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 import opensiglip
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import caption_prefix, grounded_prefix, referring_prefix
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.inference import predictor as predictor_module
 from opensiglip.inference.answers import Answer, Found
-from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import greedy
-from opensiglip.inference.images import find_files, read_all, read_one
+from opensiglip.inference.generate import Decoding, generate
+from opensiglip.inference.images import find_files, load_image, load_images
 from opensiglip.inference.maps import colour_map, heat_map
-from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.subject import Subject
-from opensiglip.inference.writer import Writer
+from opensiglip.inference.predictor import Predictor, without_overlaps
 from opensiglip.models.model import Model
 
 BOXES = BoxFormat(top=60)
@@ -44,20 +41,20 @@ def model_of(small: Any, pipeline: TextPipeline, recipe: str) -> Model:
 @pytest.fixture(scope="module")
 def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
     model = model_of(small, pipeline, "siglip2")
-    return Predictor(Subject.of(model, pipeline, name="a run", boxes=BOXES, tasks=TASKS, languages=("en",)))
+    return Predictor(Pretrained.of(model, pipeline, name="a run", boxes=BOXES, tasks=TASKS, languages=("en",)))
 
 
 @pytest.fixture(scope="module")
 def captioner(small: Any, pipeline: TextPipeline) -> Predictor:
     """A decoder without a text tower, which never saw a box."""
     model = model_of(small, pipeline, "cap")
-    return Predictor(Subject.of(model, pipeline, name="cap", boxes=BOXES, tasks=("cap",), languages=("en", "de")))
+    return Predictor(Pretrained.of(model, pipeline, name="cap", boxes=BOXES, tasks=("cap",), languages=("en", "de")))
 
 
 @pytest.fixture(scope="module")
 def encoder(small: Any, pipeline: TextPipeline) -> Predictor:
     """Two towers and no decoder."""
-    return Predictor(Subject.of(model_of(small, pipeline, "siglip"), pipeline, name="siglip"))
+    return Predictor(Pretrained.of(model_of(small, pipeline, "siglip"), pipeline, name="siglip"))
 
 
 def picture(width: int = 48, height: int = 24, seed: int = 0) -> Image.Image:
@@ -75,11 +72,11 @@ def test_one_image_in_every_form_is_the_same_image(tmp_path: Path, predictor: Pr
     expected = predictor.embed_images(image)
     assert expected.shape == (1, 32) and expected.norm(dim=-1) == pytest.approx(1)
     for form in forms:
-        assert torch.equal(read_one(form), read_one(image))
+        assert torch.equal(load_image(form), load_image(image))
         assert torch.equal(predictor.embed_images(form), expected)
         torch.testing.assert_close(predictor.embed_images([form, form]), expected.expand(2, -1))
     torch.testing.assert_close(predictor.embed_images(np.stack([array, array])), expected.expand(2, -1))
-    assert read_one(array[..., 0]).shape == (3, 24, 48)  # grey
+    assert load_image(array[..., 0]).shape == (3, 24, 48)  # grey
 
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:
@@ -87,8 +84,8 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     picture().save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as turned:
-        assert torch.equal(read_one(turned), read_one(tmp_path / "a.png"))
-        assert read_one(turned).shape == (3, 48, 24)
+        assert torch.equal(load_image(turned), load_image(tmp_path / "a.png"))
+        assert load_image(turned).shape == (3, 48, 24)
 
 
 @pytest.mark.parametrize(
@@ -121,16 +118,21 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path: Path) 
 
 
 def test_embeddings_are_those_of_the_towers(predictor: Predictor, pipeline: TextPipeline) -> None:
-    model_vision, model_text = predictor.subject.vision, predictor.subject.text
-    pixels = torch.stack([predictor.subject.frame.apply(opensiglip_example(image), None)[0] for image in PICTURES])
+    vision = predictor.pretrained.model.vision
+    pixels = torch.stack([predictor.frame.apply(opensiglip_example(image), None)[0] for image in PICTURES])
     with torch.no_grad():
-        seen, read = model_vision(pixels.float() / 127.5 - 1).pooled, model_text(["a fox", "an apple"])
-    torch.testing.assert_close(predictor.embed_images(PICTURES), F.normalize(seen, dim=-1))
-    torch.testing.assert_close(predictor.embed_texts(["a fox", "an apple"]), F.normalize(read, dim=-1))
+        pooled = vision(pixels.float() / 127.5 - 1).pooled
+        ids = torch.from_numpy(np.stack([pipeline.fixed(text) for text in ("a fox", "an apple")]))
+        texts = predictor.pretrained.model.text(ids).pooled
+    torch.testing.assert_close(predictor.embed_images(PICTURES), F.normalize(pooled, dim=-1))
+    torch.testing.assert_close(predictor.embed_texts(["a fox", "an apple"]), F.normalize(texts, dim=-1))
     scores = predictor.classify(PICTURES, ["a fox", "an apple"])
-    subject = predictor.subject
-    logits = subject.scale * predictor.embed_images(PICTURES) @ predictor.embed_texts(["a fox", "an apple"]).T
-    for row, logit in zip(scores, logits + subject.bias, strict=True):
+    logits = (
+        math.exp(predictor.logit_scale)
+        * predictor.embed_images(PICTURES)
+        @ predictor.embed_texts(["a fox", "an apple"]).T
+    )
+    for row, logit in zip(scores, logits + predictor.logit_bias, strict=True):
         assert row == pytest.approx(dict(zip(["a fox", "an apple"], logit.sigmoid().tolist(), strict=True)))
         assert list(row.values()) == sorted(row.values(), reverse=True)
     assert predictor.classify(PICTURES[0], ["a fox", "an apple"]) == pytest.approx(scores[0])
@@ -139,11 +141,11 @@ def test_embeddings_are_those_of_the_towers(predictor: Predictor, pipeline: Text
 def opensiglip_example(image: Image.Image) -> Any:
     from opensiglip.data.example import Example
 
-    return Example(read_one(image), ())
+    return Example(load_image(image), ())
 
 
 def tokens(predictor: Predictor, images: Sequence[Image.Image]) -> Tensor:
-    return predictor._see(read_all(list(images))).tokens
+    return predictor._encode(load_images(list(images))).tokens
 
 
 def test_a_decoder_alone_classifies_by_how_likely_each_label_is(captioner: Predictor, pipeline: TextPipeline) -> None:
@@ -160,7 +162,7 @@ def test_a_decoder_alone_classifies_by_how_likely_each_label_is(captioner: Predi
 
 def log_likelihood(predictor: Predictor, image: Image.Image, prefix: Sequence[int], ids: Sequence[int]) -> Tensor:
     """log p of each of the ids behind the prefix, by one plain pass."""
-    decoder, pad = predictor.subject.decoder, predictor.subject.pipeline.policy.pad_id
+    decoder, pad = predictor.decoder, predictor.pipeline.policy.pad_id
     inputs = torch.tensor([[pad, *prefix, *ids[:-1]]])
     zeros = torch.zeros_like(inputs)
     with torch.no_grad():
@@ -168,43 +170,14 @@ def log_likelihood(predictor: Predictor, image: Image.Image, prefix: Sequence[in
         return decoder.vocabulary(hidden[0, len(prefix) :]).log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
 
 
-@pytest.mark.parametrize("grammar", [False, True])
-def test_generate_writes_what_greedy_decoding_writes(
-    predictor: Predictor, pipeline: TextPipeline, grammar: bool
-) -> None:
-    decoder, memory = predictor.subject.decoder, tokens(predictor, PICTURES)
-    prefixes = [referring_prefix(pipeline, phrase) for phrase in ("fox", "a red apple", "fox")]  # of two lengths
-    only = BoxGrammar(pipeline, BOXES) if grammar else None
-    writer = Writer(decoder, pipeline.policy.pad_id, pipeline.policy.eos_id)
-    assert writer.write(memory, prefixes, grammar=only) == greedy(decoder, memory, prefixes, pipeline, only)
-
-
-@pytest.mark.parametrize(
-    "how", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.9}]
-)
-@pytest.mark.parametrize("grammar", [False, True])
-def test_what_is_remembered_changes_nothing(
-    predictor: Predictor, pipeline: TextPipeline, how: dict[str, Any], grammar: bool
-) -> None:
-    memory = tokens(predictor, PICTURES)
-    prefixes = [referring_prefix(pipeline, phrase) for phrase in ("fox", "fox", "a red apple")]
-    only = BoxGrammar(pipeline, BOXES) if grammar else None
-    texts = []
-    for use_cache in (True, False):
-        torch.manual_seed(3)
-        texts.append(predictor._writes.writer.write(memory, prefixes, grammar=only, use_cache=use_cache, **how))
-    assert texts[0] == texts[1] and len(set(texts[0])) > 1
-    assert len(texts[0]) == 3 * how.get("num_return_sequences", 1)
-
-
-@pytest.mark.parametrize("how", [{"do_sample": True, "temperature": 9.0}, {"num_beams": 4, "num_return_sequences": 4}])
+@pytest.mark.parametrize("how", [{"do_sample": True, "temperature": 9.0, "seed": 0}, {"num_beams": 4}])
 def test_nothing_but_boxes_is_written_along_the_grammar(
     predictor: Predictor, pipeline: TextPipeline, how: dict[str, Any]
 ) -> None:
-    torch.manual_seed(0)
-    prefix = referring_prefix(pipeline, "fox")
-    memory = tokens(predictor, [PICTURES[0]] * 32)
-    written = predictor._writes.writer.write(memory, [prefix] * 32, grammar=predictor._writes.grammar, **how)
+    phrases = ["fox", "a red apple", "an owl"] * 8
+    prompts = [predictor.locate_prompt(phrase) for phrase in phrases]
+    features = predictor._encode(load_images(PICTURES * 8))
+    written = predictor.generate(features, prompts, Decoding(**how), grammar=predictor.grammar)
     boxes = [BOXES.read(pipeline.text(ids), 60, 60) for ids in written]
     assert None not in boxes and len(set(boxes)) > 1
     assert all(text == BOXES.write(box, 60, 60) for text, box in zip(map(pipeline.text, written), boxes, strict=True))
@@ -213,9 +186,7 @@ def test_nothing_but_boxes_is_written_along_the_grammar(
 def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, pipeline: TextPipeline) -> None:
     image, prefix = PICTURES[0], referring_prefix(pipeline, "a red apple")
     found = predictor.locate(image, "a red apple")
-    ids = greedy(predictor.subject.decoder, tokens(predictor, [image]), [prefix], pipeline, predictor._writes.grammar)[
-        0
-    ]
+    (ids,) = generate(predictor.decoder, tokens(predictor, [image]), [prefix], pipeline, grammar=predictor.grammar)
     assert found.phrase == "a red apple" and found.box == BOXES.read(pipeline.text(ids), 48, 24)
     likely = log_likelihood(predictor, image, prefix, ids)
     assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
@@ -223,28 +194,28 @@ def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, 
 
 
 def test_captions_and_descriptions_are_greedy_by_default(predictor: Predictor, pipeline: TextPipeline) -> None:
-    decoder, memory = predictor.subject.decoder, tokens(predictor, PICTURES)
+    decoder, memory = predictor.decoder, tokens(predictor, PICTURES)
     cap = [caption_prefix(pipeline, TASKS)] * 3
-    expected = [pipeline.text(ids) for ids in greedy(decoder, memory, cap, pipeline)]
+    expected = [pipeline.text(ids) for ids in generate(decoder, memory, cap, pipeline)]
     assert predictor.caption(PICTURES) == expected
     assert predictor.caption(PICTURES[1]) == expected[1] == predictor.caption(PICTURES[1], language="en")
     prefix = grounded_prefix(pipeline, BOXES.write((12, 6, 36, 18), 48, 24))
     assert prefix == grounded_prefix(pipeline, "15 15 45 45")
-    named = pipeline.text(greedy(decoder, memory[:1], [prefix], pipeline)[0])
+    named = pipeline.text(generate(decoder, memory[:1], [prefix], pipeline)[0])
     assert (
         predictor.describe(PICTURES[0], (12, 6, 36, 18))
         == named
-        == predictor.answer(PICTURES[0], "GCap: 15 15 45 45 :").text
+        == predictor.ask(PICTURES[0], "GCap: 15 15 45 45 :").text
     )
 
 
 def test_tasks_are_asked_in_their_own_words(predictor: Predictor, pipeline: TextPipeline) -> None:
     image = PICTURES[0]
-    assert predictor.answer(image, "Cap:").text == predictor.caption(image)
-    asked = predictor.answer(image, " aref:  a red apple : ")
+    assert predictor.ask(image, "Cap:").text == predictor.caption(image)
+    asked = predictor.ask(image, " aref:  a red apple : ")
     assert asked.value == BOXES.read(asked.text, 48, 24) == predictor.locate(image, "a red apple").box
-    free = greedy(predictor.subject.decoder, tokens(predictor, [image]), [pipeline.ids(" ARef:")], pipeline)[0]
-    assert predictor.answer(image, "ARef:") == Answer(pipeline.text(free), pipeline.text(free))
+    free = generate(predictor.decoder, tokens(predictor, [image]), [pipeline.ids(" ARef:")], pipeline)[0]
+    assert predictor.ask(image, "ARef:") == Answer(pipeline.text(free), pipeline.text(free))
     for wrong, said in {
         "ocr": 'trained on "Cap:", "ARef: PHRASE :", "GCap: BOX :"',
         "": "asks for no task",
@@ -252,7 +223,7 @@ def test_tasks_are_asked_in_their_own_words(predictor: Predictor, pipeline: Text
         "GCap: 1 2 3 900 :": "is no box",
     }.items():
         with pytest.raises(UserError, match=said):
-            predictor.answer(image, wrong)
+            predictor.ask(image, wrong)
 
 
 def test_proposals_are_phrases_with_boxes_best_first_without_doubles(predictor: Predictor) -> None:
@@ -269,8 +240,8 @@ def test_proposals_are_phrases_with_boxes_best_first_without_doubles(predictor: 
 
 def test_of_overlapping_proposals_the_better_one_stays() -> None:
     near, far = Found("fox", (0, 0, 10, 10), 0.5), Found("apple", (50, 50, 60, 60), 0.4)
-    assert predictor_module.thinned([far, Found("red fox", (1, 0, 11, 10), 0.3), near]) == [near, far]
-    assert predictor_module.thinned([]) == []
+    assert without_overlaps([far, Found("red fox", (1, 0, 11, 10), 0.3), near]) == [near, far]
+    assert without_overlaps([]) == []
 
 
 def test_what_a_model_cannot_do_is_said_in_a_sentence(
@@ -295,6 +266,12 @@ def test_what_a_model_cannot_do_is_said_in_a_sentence(
         (lambda: predictor.describe(image, (1, 2, 3)), "not four finite numbers"),
         (lambda: predictor.locate(image, "fox " * 60), "leaves no room"),
         (lambda: predictor.classify(image, []), "no labels"),
+        (lambda: predictor.caption(image, beams=4), "beams is no way to write a text; there are num_beams, do_sample"),
+        (lambda: predictor.caption(image, num_beams=0), "num_beams=0 is below 1"),
+        (lambda: predictor.caption(image, do_sample=True, temperature=0.0), "temperature=0.0 is not above 0"),
+        (lambda: predictor.caption(image, do_sample=True, top_p=1.5), r"top_p=1.5 is not in \(0, 1\]"),
+        (lambda: predictor.caption(image, do_sample=True, num_beams=4), "exclude each other"),
+        (lambda: predictor.search(".", "a fox", image=image), "give one of the two"),
         (lambda: opensiglip.load("nowhere-at-all"), "nowhere-at-all"),
     ]:
         with pytest.raises(UserError, match=said):
@@ -305,7 +282,7 @@ def test_out_of_memory_is_said_in_a_sentence(predictor: Predictor, monkeypatch: 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr(predictor.subject.frame.__class__, "apply", full)
+    monkeypatch.setattr(predictor.frame.__class__, "apply", full)
     with pytest.raises(UserError, match="^the GPU ran out of memory; give fewer images at once"):
         predictor.embed_images(PICTURES)
 

@@ -21,11 +21,10 @@ from PIL import Image
 
 from opensiglip.apps.demo.demo import launch
 from opensiglip.apps.demo.page import Page
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.predictor import Predictor, load
-from opensiglip.inference.search import Index
-from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 
 pytest.importorskip("gradio")
@@ -71,7 +70,9 @@ def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
     assert model.decoder is not None
     torch.nn.init.normal_(model.decoder.vocabulary.weight)
     tasks = ("cap", "aref", "gcap")
-    return Predictor(Subject.of(model, pipeline, name="tiny", boxes=BoxFormat(top=60), tasks=tasks, languages=("en",)))
+    return Predictor(
+        Pretrained.of(model, pipeline, name="tiny", boxes=BoxFormat(top=60), tasks=tasks, languages=("en",))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def address(predictor: Predictor, photos: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = launch(Page(predictor, Index(predictor, str(photos))), host="127.0.0.1", port=port, wait=False)
+    blocks = launch(Page(predictor, predictor.index(photos)), host="127.0.0.1", port=port, wait=False)
     yield f"http://127.0.0.1:{port}"
     blocks.close(verbose=False)
 
@@ -197,7 +198,7 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
     visitor.tab("Search")
     visitor.press("Search by the image")
     visitor.wait_for_hits(least=6)
-    if predictor.subject.has_text:
+    if predictor.has_text:
         visitor.type("Text to look for", phrase, Keys.ENTER)
         visitor.wait(lambda: "1.000" not in visitor.find("#hits")[0].text)  # the image itself is no longer there
         visitor.wait_for_hits(least=6)
@@ -238,10 +239,10 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
     visitor.shot("ask")
 
     visitor.tab("Feature map")
-    if predictor.subject.has_text:
+    if predictor.has_text:
         visitor.type("Phrase for the heat map", phrase)
     visitor.press("Draw")
-    visitor.wait_for_pictures(1 + predictor.subject.has_text)
+    visitor.wait_for_pictures(1 + predictor.has_text)
     visitor.shot("features")
 
 

@@ -16,8 +16,9 @@ from transformers.utils import logging
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Found
-from opensiglip.inference.images import find_files, read_one
-from opensiglip.inference.predictor import BATCH, Predictor, load
+from opensiglip.inference.encoder import IMAGES
+from opensiglip.inference.images import find_files, load_image
+from opensiglip.inference.predictor import Predictor, load
 from opensiglip.reports.contact_sheet import COLUMNS, draw_cell
 from opensiglip.reports.drawing import draw_outline
 
@@ -82,13 +83,13 @@ def predict(
     if propose:
         questions["propose"] = predictor.propose
     if ask is not None:
-        questions["ask"] = partial(predictor.answer, task_text=ask)
+        questions["ask"] = partial(predictor.ask, question=ask)
     if box is not None:
         questions["describe"] = partial(describe_each, predictor, box)
     drawn: list[Image.Image] = []
     broken = 0
-    for at in range(0, len(files), BATCH):
-        batch, reasons = read_files(files[at : at + BATCH])
+    for at in range(0, len(files), IMAGES):
+        batch, reasons = read_files(files[at : at + IMAGES])
         broken += len(reasons)
         for path, reason in reasons.items():
             if json:
@@ -124,7 +125,7 @@ def read_files(files: Sequence[Path]) -> tuple[list[Answers], dict[Path, str]]:
     reasons: dict[Path, str] = {}
     for path in files:
         try:
-            batch.append(Answers(path, read_one(path)))
+            batch.append(Answers(path, load_image(path)))
         except UserError as error:
             reasons[path] = str(error)
     return batch, reasons

@@ -5,6 +5,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Ids, box_ids
@@ -54,6 +56,17 @@ class BoxGrammar:
     def allowed(self, states: Sequence[State]) -> np.ndarray:
         """bool [B, A]: what may follow, of the alphabet."""
         return np.stack([self._allowed(state) for state in states])
+
+    def constrain(self, logits: Tensor, states: Sequence[State]) -> Tensor:
+        """logits [B, A] over the alphabet, -inf where an id may not follow."""
+        return logits.masked_fill(~torch.from_numpy(self.allowed(states)).to(logits.device), -torch.inf)
+
+    def constrain_vocabulary(self, logits: Tensor, states: Sequence[State]) -> Tensor:
+        """logits [B, V] over all ids, -inf where one may not follow."""
+        alphabet = torch.from_numpy(self.alphabet).to(logits.device)
+        allowed = torch.full_like(logits, -torch.inf)
+        allowed[:, alphabet] = self.constrain(logits[:, alphabet], states)
+        return allowed
 
     def after(self, state: State, token: int) -> State:
         """The state one id further on, which was allowed and is not eos."""

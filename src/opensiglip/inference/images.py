@@ -12,31 +12,31 @@ from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.images import from_pil, read_image
 from opensiglip.errors import UserError
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
-Pictures = Picture | Sequence[Picture]
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+ImageInputs = ImageInput | Sequence[ImageInput]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
 
 
-def is_one(images: Pictures) -> bool:
+def is_single(images: ImageInputs) -> bool:
     """Is it a single image? A list, a tuple, or an array of four dimensions is a batch."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, str | Path | Image.Image)
 
 
-def read_all(images: Pictures) -> list[Tensor]:
+def load_images(images: ImageInputs) -> list[Tensor]:
     """Each image [3, H, W] uint8, upright. Raises UserError naming what can't be read."""
     if isinstance(images, str | Path | Image.Image):
-        return [read_one(images)]
+        return [load_image(images)]
     return (
-        [read_one(images)]
+        [load_image(images)]
         if isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-        else list(map(read_one, images))
+        else list(map(load_image, images))
     )
 
 
-def read_one(image: Picture) -> Tensor:
+def load_image(image: ImageInput) -> Tensor:
     """A file; a PIL image; an array [H, W] or [H, W, 3] or a tensor [3, H, W], of uint8 -> [3, H, W] uint8.
 
     Raises UserError.

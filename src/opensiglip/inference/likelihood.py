@@ -8,8 +8,7 @@ from torch import Tensor
 
 from opensiglip.data.fields.captions import Ids, Target, pack
 from opensiglip.data.text import TextPipeline
-from opensiglip.models.coca import Writer
-from opensiglip.models.pali import PaliDecoder
+from opensiglip.inference.generate import TextDecoder
 
 ROWS = 64  # decoded at once
 ROW = 256  # tokens packed along a row
@@ -25,7 +24,7 @@ def target(pipeline: TextPipeline, prefix: Ids, text: str) -> Target:
 
 @torch.no_grad()
 def likelihoods(
-    decoder: Writer | PaliDecoder,
+    decoder: TextDecoder,
     memory: Tensor,
     asked: Sequence[tuple[int, Target]],
     pipeline: TextPipeline,
@@ -77,7 +76,7 @@ def likelihoods(
 
 
 def blind_likelihoods(
-    decoder: Writer,
+    decoder: TextDecoder,
     memory: Tensor,
     asked: Sequence[tuple[int, Target]],
     pipeline: TextPipeline,

@@ -1,20 +1,16 @@
 """A folder of images, embedded once, to be searched by text or by image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from opensiglip.errors import UserError
-from opensiglip.inference.images import Picture, find_files, read_one
-from opensiglip.inference.predictor import BATCH, Predictor
+from opensiglip.inference.images import find_files, load_image
 
 MOST = 5_000  # images of a folder
-THUMB = 256  # pixels of the longer side
 
 
 @dataclass(frozen=True)
@@ -25,52 +21,43 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True)
 class Index:
-    """Embeddings [I, D] of a folder's images; those that can't be read are left out, with the reason."""
+    """Unit embeddings [I, D] of a folder's images; those that can't be read are left out, with the reason."""
 
-    def __init__(self, predictor: Predictor, folder: str) -> None:
-        """Embed the folder. Raises UserError if it has no image that can be read, or too many."""
-        files = find_files([folder])
-        if len(files) > MOST:
+    files: list[Path]
+    embeddings: Tensor
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, folder: str | Path, embed: Callable[[Sequence[Tensor]], Tensor], batch: int) -> "Index":
+        """Embed a folder, `batch` images at a time. Raises UserError if it has no image that can be read, or too many.
+
+        `embed`: images [3, h, w] uint8 -> unit embeddings [B, D].
+        """
+        found = find_files([str(folder)])
+        if len(found) > MOST:
             raise UserError(
-                f"{folder} has {len(files)} images; the search holds at most {MOST}, give a smaller folder."
+                f"{folder} has {len(found)} images; the search holds at most {MOST}, give a smaller folder."
             )
-        self.predictor = predictor
-        self.files: list[Path] = []
-        self.left_out: dict[Path, str] = {}
+        files: list[Path] = []
+        unreadable: dict[Path, str] = {}
         parts: list[Tensor] = []
-        for at in range(0, len(files), BATCH):
+        for start in range(0, len(found), batch):
             images = []
-            for path in files[at : at + BATCH]:
+            for path in found[start : start + batch]:
                 try:
-                    images.append(read_one(path))
-                    self.files.append(path)
-                except UserError as reason:
-                    self.left_out[path] = str(reason)
+                    images.append(load_image(path))
+                    files.append(path)
+                except UserError as error:
+                    unreadable[path] = str(error)
             if images:
-                parts.append(predictor.embed_images(images))
+                parts.append(embed(images))
         if not parts:
             raise UserError(f"none of the images in {folder} can be read; check the folder.")
-        self.embedded = torch.cat(parts)
+        return cls(files, torch.cat(parts), unreadable)
 
-    def by_text(self, text: str, count: int = 8) -> list[Hit]:
-        """The images nearest to a text, best first. Raises UserError without a text tower."""
-        return self._nearest(self.predictor.embed_texts([text])[0], count)
-
-    def by_image(self, image: Picture, count: int = 8) -> list[Hit]:
-        """The images nearest to an image, best first."""
-        return self._nearest(self.predictor.embed_images([image])[0], count)
-
-    def _nearest(self, wanted: Tensor, count: int) -> list[Hit]:
-        scores, places = (self.embedded @ wanted).topk(min(count, len(self.files)))
+    def nearest(self, query: Tensor, count: int) -> list[Hit]:
+        """The images whose cosine with the unit embedding [D] is largest, best first."""
+        scores, places = (self.embeddings @ query).topk(min(count, len(self.files)))
         return [Hit(self.files[p], s) for s, p in zip(scores.tolist(), places.tolist(), strict=True)]
-
-
-def thumbnails(hits: Sequence[Hit]) -> list[tuple[Image.Image, str]]:
-    """A small picture of each, and its name with the score."""
-    shown = []
-    for hit in hits:
-        picture = functional.to_pil_image(read_one(hit.path))
-        picture.thumbnail((THUMB, THUMB))
-        shown.append((picture, f"{hit.path.name}  {hit.score:.3f}"))
-    return shown

@@ -18,7 +18,6 @@ from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models.coca import Writer
 from opensiglip.models.model import Model
 from opensiglip.models.pali import Pali
 from opensiglip.models.towers import Vision
@@ -41,7 +40,7 @@ class Subject:
     vision: Callable[[Any], Features]  # pixels [B, 3, H, W] in [-1, 1], or `Patches` of them
     text: Callable[[Sequence[str]], Tensor] | None = None  # texts -> [T, D]
     to_text: Callable[[Tensor], Tensor] | None = None  # tokens [B, N, D] -> the same patches in the texts' space
-    decoder: Writer | None = None
+    decoder: Any = None
     pipeline: TextPipeline | None = None  # of the decoder and of a text tower of ours
     boxes: BoxFormat | None = None
     pali: Pali | None = None  # an encoder-decoder, in a decoder's place

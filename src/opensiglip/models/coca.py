@@ -1,8 +1,9 @@
 """CoCa: a text decoder whose first half does not see the image, and poolers between it and the image.    (CoCa)
 
 The unimodal half reads a text with [CLS] behind it, whose state is the text's embedding; the multimodal half goes on
-from its states and looks at the image, to tell the text. So one pass over a text serves both losses. Layers, norms and
-activation are open_clip's, so that its weights load (models/init/coca.py); the paper does not give them.
+from its states and attends to the image, to predict the text. So one pass over a text serves both losses. Layers, norms
+and activation are open_clip's, so that its weights load (checkpoints/formats/open_clip_coca.py); the paper does not
+give them.
 """
 
 from typing import Any
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from opensiglip.models.decoder import Attention, Decoder, Vocabulary
-from opensiglip.models.kv_cache import Cache, Past, Seats
+from opensiglip.models.decoder import Attention, Vocabulary
+from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
 from opensiglip.models.sizes import CoCaShape, Shape
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features
@@ -22,7 +23,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class Layer(nn.Module):
-    """x + A(LN(x)), then x + MLP(LN(x)); A looks at the text itself, or with `memory_width` at the image.
+    """x + A(LN(x)), then x + MLP(LN(x)); A attends to the text itself, or with `memory_width` to the image.
 
     (open_clip transformer.py:238-300)
     """
@@ -35,25 +36,25 @@ class Layer(nn.Module):
         self.attention = Attention(width, shape.heads, memory_width or width, bias=True)
         self.up, self.down = nn.Linear(width, shape.mlp), nn.Linear(shape.mlp, width)
 
-    def forward(self, x: Tensor, memory: Tensor | None, allowed: Tensor | None) -> Tensor:
-        """x [B, R, D]; memory [B, N, M] if it is what is looked at; allowed [B or 1, 1, R, R or N] bool."""
+    def forward(self, x: Tensor, memory: Tensor | None, mask: Tensor | None) -> Tensor:
+        """x [B, R, D]; memory [B, N, M] if it is what is attended to; mask [B or 1, 1, R, R or N] bool."""
         normed = self.norm1(x)
-        seen = normed if self.memory_norm is None else self.memory_norm(memory)
-        x = x + self.attention(normed, self.attention.keys(seen), allowed)
-        return x + self.think(x)
+        source = normed if self.memory_norm is None else self.memory_norm(memory)
+        x = x + self.attention(normed, self.attention.keys(source), mask)
+        return x + self.mlp(x)
 
-    def extend(self, x: Tensor, places: Tensor, past: Past, seats: Seats, allowed: Tensor) -> Tensor:
-        """`forward` on the next inputs of rows whose earlier ones, or whose images, are remembered."""
+    def append(self, x: Tensor, positions: Tensor, layer: LayerCache, groups: RowGroups, mask: Tensor) -> Tensor:
+        """`forward` on the next tokens of rows whose earlier ones, or whose images, are cached."""
         normed = self.norm1(x)
         if self.memory_norm is not None:
-            x = x + seats.rows(self.attention(seats.images(normed), past.image, None))
+            x = x + groups.by_row(self.attention(groups.by_image(normed), layer.image, None))
         else:
-            so_far = past.write(places, self.attention.keys(normed), allowed.shape[-1])
-            x = x + self.attention(normed, so_far, allowed)
-        return x + self.think(x)
+            keys = layer.append(positions, self.attention.keys(normed), mask.shape[-1])
+            x = x + self.attention(normed, keys, mask)
+        return x + self.mlp(x)
 
-    def think(self, x: Tensor) -> Tensor:
-        """The MLP's part."""
+    def mlp(self, x: Tensor) -> Tensor:
+        """W2 gelu(W1 LN(x))."""
         return self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -149,15 +150,15 @@ class Unimodal(nn.Module):
         row = F.pad(F.pad(ids, (1, 0), value=self.vocabulary), (0, 1), value=self.vocabulary + 1)
         x = self.embedding(row) + self.position[: row.shape[1]]
         valid = F.pad(ids != self.pad_id, (2, 0) if self.legacy_mask else (1, 1), value=True)
-        allowed = causal(x) & valid[:, None, None]
+        mask = causal(x) & valid[:, None, None]
         for layer in self.layers:
-            x = layer(x, None, allowed)
+            x = layer(x, None, mask)
         return Features(self.head(self.norm(x[:, -1])), x[:, :-1])
 
-    def embed(self, inputs: Tensor, places: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """What the first layer reads of a decoder's inputs [B, R], the first of each text being its start."""
-        ids = torch.where(places == 0, self.vocabulary, inputs)
-        return self.embedding(ids) + F.embedding(places, self.position)
+        ids = torch.where(positions == 0, self.vocabulary, inputs)
+        return self.embedding(ids) + F.embedding(positions, self.position)
 
 
 class Multimodal(nn.Module):
@@ -185,41 +186,37 @@ class Multimodal(nn.Module):
     ) -> Tensor:
         """As `Decoder.forward`: hidden states [B, R, D] of packed rows."""
         x = self.text[0].embed(inputs, positions)
-        allowed = ((segments[:, :, None] == segments[:, None]) & (causal(x)[0] | full[:, None]))[:, None]
+        mask = ((segments[:, :, None] == segments[:, None]) & (causal(x)[0] | full[:, None]))[:, None]
         for layer in self.text[0].layers:
-            x = layer(x, None, allowed)
-        return self.go_on(x, memory, allowed)
+            x = layer(x, None, mask)
+        return self.go_on(x, memory, mask)
 
-    def go_on(self, x: Tensor, memory: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def go_on(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states [B, R, D] from the unimodal half's [B, R, D] and image tokens [B, N, M]."""
-        allowed = causal(x) if allowed is None else allowed
+        mask = causal(x) if mask is None else mask
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            x = layer(x, None, allowed) if layer.memory_norm is None else layer(x, memory, None)
+            x = layer(x, None, mask) if layer.memory_norm is None else layer(x, memory, None)
         return self.norm(x)
 
-    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
-        """As `Decoder.remember`: image tokens [B, N, M] as each image layer's keys and values; no text yet."""
-        layers = []
-        for layer in self._all():
-            if layer.memory_norm is None:
-                seen = memory.new_zeros(len(memory), 0, self.shape.width)  # a layer on the text: no image to remember
-            else:
-                seen = layer.memory_norm(memory)
-            image = layer.attention.keys(seen).contiguous()
-            layers.append(Past(image, image[..., :0, :]))
-        whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), None)
-        return whole if owners is None else whole.take(owners)
+    def start_cache(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> KVCache:
+        """As `Decoder.start_cache`: the keys and values of image tokens [B, N, M] in each image layer; no text.
 
-    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache, wanted: Tensor | None = None) -> Tensor:
-        """As `Decoder.extend`: hidden states [B, R, D] of each row's next inputs, the first at place `starts`."""
-        places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.text[0].embed(inputs, places)
-        allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]
-        for layer, past in zip(self._all(), cache.layers, strict=True):
-            x = layer.extend(x, places, past, cache.seats, allowed[:, None])
-        if wanted is not None:
-            x = x[torch.arange(len(x), device=x.device), wanted][:, None]
+        A layer on the text has an image of no tokens.
+        """
+        nothing = memory.new_zeros(len(memory), 0, self.shape.width)
+        sources = ((layer, layer.memory_norm(memory) if layer.memory_norm else nothing) for layer in self._all())
+        return KVCache.start([layer.attention.keys(source).contiguous() for layer, source in sources], owners, None)
+
+    def append(self, inputs: Tensor, starts: Tensor, cache: KVCache, column: Tensor | None = None) -> Tensor:
+        """As `Decoder.append`: hidden states [B, R, D] of each row's next inputs, the first at position `starts`."""
+        positions = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.text[0].embed(inputs, positions)
+        mask = torch.arange(int(positions.max()) + 1, device=inputs.device) <= positions[..., None]
+        for layer, cached in zip(self._all(), cache.layers, strict=True):
+            x = layer.append(x, positions, cached, cache.groups, mask[:, None])
+        if column is not None:
+            x = x[torch.arange(len(x), device=x.device), column][:, None]
         return self.norm(x)
 
     def _all(self) -> list[Layer]:
@@ -227,9 +224,6 @@ class Multimodal(nn.Module):
 
 
 def causal(x: Tensor) -> Tensor:
-    """[1, 1, R, R] bool for x [B, R, D]: no place looks at a later one."""
+    """[1, 1, R, R] bool for x [B, R, D]: no position attends to a later one."""
     place = torch.arange(x.shape[1], device=x.device)
     return (place[:, None] >= place)[None, None]
-
-
-Writer = Decoder | Multimodal  # what texts are decoded with

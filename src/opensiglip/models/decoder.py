@@ -14,28 +14,28 @@ from torch.utils.checkpoint import checkpoint
 from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.models.attention import attention
 from opensiglip.models.initialisation import lecun_normal_
-from opensiglip.models.kv_cache import Cache, Past, Seats
+from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
 from opensiglip.models.sizes import Shape
 
 
-class Places(NamedTuple):
+class Unpadded(NamedTuple):
     """Where in rows [B, R] the real tokens stand; all but attention works on those alone."""
 
     real: Tensor  # [T] int64, of the flattened rows
     rows: int  # B
-    size: int  # R
+    length: int  # R
 
-    def spread(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
         """[T, D] -> [B, R, D], zero elsewhere."""
-        spread: Tensor = Spread.apply(x, self.real, self.rows * self.size)
-        return spread.unflatten(0, (self.rows, self.size))
+        padded: Tensor = Scatter.apply(x, self.real, self.rows * self.length)
+        return padded.unflatten(0, (self.rows, self.length))
 
-    def gather(self, x: Tensor) -> Tensor:
-        """The inverse of `spread`."""
+    def unpad(self, x: Tensor) -> Tensor:
+        """The inverse of `pad`."""
         return x.flatten(0, 1)[self.real]
 
 
-class Spread(torch.autograd.Function):
+class Scatter(torch.autograd.Function):
     """`index_copy` into zeros, which on its own would keep what it copied until backward."""
 
     @staticmethod
@@ -44,8 +44,8 @@ class Spread(torch.autograd.Function):
         return x.new_zeros(size, x.shape[-1]).index_copy_(0, real, x)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        return slope.index_select(0, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
 
 
 class Attention(nn.Module):
@@ -58,20 +58,20 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def keys(self, memory: Tensor, places: Places | None = None) -> Tensor:
-        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M], or of [T, M] at their places."""
-        made = self.key_value(memory)
-        made = made if places is None else places.spread(made)
-        return made.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def keys(self, memory: Tensor, unpadded: Unpadded | None = None) -> Tensor:
+        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M], or of its real tokens [T, M]."""
+        both = self.key_value(memory)
+        both = both if unpadded is None else unpadded.pad(both)
+        return both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None, places: Places | None = None) -> Tensor:
-        """x [B, R, D], or [T, D] at its places, reads that of which `keys` are, where mask [B, 1, R or 1, N] allows."""
+    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None, unpadded: Unpadded | None = None) -> Tensor:
+        """x [B, R, D], or its real tokens [T, D], attends to `keys` where mask [B, 1, R or 1, N] bool allows."""
         query = self.query(x)
-        query = query if places is None else places.spread(query)
+        query = query if unpadded is None else unpadded.pad(query)
         query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, R, D / heads]
         key, value = keys
-        read = attention(query, key, value, mask).transpose(1, 2).flatten(2)
-        return self.out(read if places is None else places.gather(read))
+        mixed = attention(query, key, value, mask).transpose(1, 2).flatten(2)
+        return self.out(mixed if unpadded is None else unpadded.unpad(mixed))
 
 
 class Block(nn.Module):
@@ -87,40 +87,40 @@ class Block(nn.Module):
         self.down = nn.Linear(shape.mlp, width, bias=bias)
 
     def forward(
-        self, x: Tensor, memory: Tensor, allowed: Tensor, seen: Tensor | None, places: Places | None = None
+        self, x: Tensor, memory: Tensor, mask: Tensor, image_mask: Tensor | None, unpadded: Unpadded | None = None
     ) -> Tensor:
-        """x [B, R, D], or [T, D] at its places."""
+        """x [B, R, D], or its real tokens [T, D]; memory [B, N, M] image tokens."""
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, self.self_attention.keys(normed, places), allowed, places)
-        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), seen, places)
-        return x + self.think(x)
+        x = x + self.self_attention(normed, self.self_attention.keys(normed, unpadded), mask, unpadded)
+        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), image_mask, unpadded)
+        return x + self.mlp(x)
 
-    def extend(
+    def append(
         self,
         x: Tensor,
-        places: Tensor,
-        past: Past,
-        seats: Seats,
-        allowed: Tensor,
-        seen: Tensor | None,
-        wanted: Tensor | None = None,
+        positions: Tensor,
+        layer: LayerCache,
+        groups: RowGroups,
+        mask: Tensor,
+        image_mask: Tensor | None,
+        column: Tensor | None = None,
     ) -> Tensor:
-        """`forward` on the next inputs of rows whose earlier ones, and whose images, are remembered.
+        """`forward` on the next tokens of rows whose earlier ones, and whose images, are cached.
 
-        With `wanted` [B], all are remembered and only that column of each row goes on.
+        With `column` [B], all are cached and the output is that column's of each row alone.
         """
         normed = self.norm1(x)
-        so_far = past.write(places, self.self_attention.keys(normed), allowed.shape[-1])
-        if wanted is not None:
+        keys = layer.append(positions, self.self_attention.keys(normed), mask.shape[-1])
+        if column is not None:
             rows = torch.arange(len(x), device=x.device)
-            x, normed = x[rows, wanted][:, None], normed[rows, wanted][:, None]
-            allowed = allowed[rows, :, wanted][:, :, None]
-        x = x + self.self_attention(normed, so_far, allowed)
-        x = x + seats.rows(self.cross_attention(seats.images(self.norm2(x)), past.image, seen))
-        return x + self.think(x)
+            x, normed = x[rows, column][:, None], normed[rows, column][:, None]
+            mask = mask[rows, :, column][:, :, None]
+        x = x + self.self_attention(normed, keys, mask)
+        x = x + groups.by_row(self.cross_attention(groups.by_image(self.norm2(x)), layer.image, image_mask))
+        return x + self.mlp(x)
 
-    def think(self, x: Tensor) -> Tensor:
-        """The MLP's part."""
+    def mlp(self, x: Tensor) -> Tensor:
+        """W2 gelu(W1 LN(x))."""
         return self.down(F.gelu(self.up(self.norm3(x)), approximate="tanh"))
 
 
@@ -155,7 +155,7 @@ class Vocabulary(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Reads rows of packed texts off the image tokens. [MASK] is one more *input* row, id `vocabulary`."""
+    """Predicts packed texts from image tokens. [MASK] is one more *input* row, id `vocabulary`."""
 
     def __init__(self, shape: Shape, vocabulary: int, length: int, memory_width: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -199,55 +199,50 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states [B, R, D] of packed rows; `vocabulary` makes logits of them.
 
-        inputs, positions, segments [B, R] int64; full [B, R] bool: key seen by its whole segment, not only by what
-        comes after it (a parallel row's keys; a prefix-LM's prefix); memory [B, N, M] image tokens; valid [B, N] bool.
+        inputs, positions, segments [B, R] int64; full [B, R] bool: keys that their whole segment attends to, not only
+        what comes after them (a parallel row's keys; a prefix-LM's prefix); memory [B, N, M] image tokens; valid [B, N]
+        bool.
         real [T] int64: the places in the flattened rows that are no padding, by default all; elsewhere states are zero.
         One rule for all rows: query and key share a segment and (the key is not later, or it is full).
         """
         place = torch.arange(inputs.shape[1], device=inputs.device)
         causal = place[:, None] >= place  # [R, R]
-        allowed = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])
-        seen = None if valid is None else valid[:, None, None]
-        places = None if real is None else Places(real, *inputs.shape)
+        mask = (segments[:, :, None] == segments[:, None]) & (causal | full[:, None])
+        image_mask = None if valid is None else valid[:, None, None]
+        unpadded = None if real is None else Unpadded(real, *inputs.shape)
         if real is not None:
             inputs, positions = inputs.flatten()[real], positions.flatten()[real]
         x = self.embedding(inputs) + F.embedding(positions, self.position)
         for block in self.blocks:
-            given = x, memory, allowed[:, None], seen, places
+            given = x, memory, mask[:, None], image_mask, unpadded
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(*given)
         x = self.norm(x)
-        return x if places is None else places.spread(x)
+        return x if unpadded is None else unpadded.pad(x)
 
-    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Cache:
-        """What `extend` begins with: image tokens [B, N, M] as every layer's keys and values, made once; no text yet.
+    def start_cache(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> KVCache:
+        """What `append` begins with: the keys and values of image tokens [B, N, M] in every layer, made once; no text.
 
-        owners [K] int64: the image that each row reads, by default row i image i; valid [B, N] bool.
+        owners [K] int64: the image that each row attends to, by default row i image i; valid [B, N] bool.
         """
-        layers = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            image = block.cross_attention.keys(memory)
-            layers.append(Past(image, image[..., :0, :]))
-        whole = Cache(layers, Seats.of(torch.arange(len(memory), device=memory.device)), valid)
-        return whole if owners is None else whole.take(owners)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return KVCache.start([block.cross_attention.keys(memory) for block in blocks], owners, valid)
 
-    def extend(self, inputs: Tensor, starts: Tensor, cache: Cache, wanted: Tensor | None = None) -> Tensor:
-        """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at place `starts` [B].
+    def append(self, inputs: Tensor, starts: Tensor, cache: KVCache, column: Tensor | None = None) -> Tensor:
+        """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at position `starts` [B].
 
-        With `wanted` [B] int64 only that column of each row is asked for: [B, 1, D], and the last layer does no more.
+        With `column` [B] int64 the state of that column of each row alone, [B, 1, D]; the last layer does no more.
 
-        What `forward` gives for one causal text a row, whose earlier inputs were read by earlier calls. Rows may stand
-        at different places, and those shorter than R end in padding: whatever is read later is written over it.
+        What `forward` gives for one causal text a row, whose earlier inputs earlier calls appended. Rows may stand at
+        different positions, and those shorter than R end in padding: whatever comes later is written over it.
         """
-        places = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.embedding(inputs) + F.embedding(places, self.position)
-        allowed = torch.arange(int(places.max()) + 1, device=inputs.device) <= places[..., None]  # [B, R, so far]
-        seen = None if cache.valid is None else cache.valid[:, None, None]
-        for block, past in zip(self.blocks, cache.layers, strict=True):
+        positions = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.embedding(inputs) + F.embedding(positions, self.position)
+        mask = torch.arange(int(positions.max()) + 1, device=inputs.device) <= positions[..., None]  # [B, R, so far]
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
             assert isinstance(block, Block)
-            last = wanted if block is self.blocks[-1] else None
-            x = block.extend(x, places, past, cache.seats, allowed[:, None], seen, last)
+            last = column if block is self.blocks[-1] else None
+            x = block.append(x, positions, layer, cache.groups, mask[:, None], cache.image_mask, last)
         return self.norm(x)

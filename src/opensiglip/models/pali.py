@@ -1,13 +1,14 @@
-"""PaLI's language side: a T5 encoder-decoder that reads image tokens and a prompt, and writes the answer.    (PaLI)"""
+"""PaLI's language side: a T5 encoder-decoder from image tokens and a prompt to the answer.    (PaLI)"""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5Model
+from transformers import T5Config, T5Model
 
 from opensiglip.models.decoder import Vocabulary
+from opensiglip.models.kv_cache import KVCache
 from opensiglip.models.sizes import Shape
 
 
@@ -56,21 +57,17 @@ class Pali(nn.Module):
         ).last_hidden_state
 
     @torch.no_grad()
-    def answer(
-        self, memory: Tensor, prompts: Tensor, eos_id: int, given: Sequence[Sequence[int]] = ()
-    ) -> list[tuple[int, ...]]:
-        """The likeliest next id, again and again, for each prompt, until eos or the length; without eos.
-
-        `given`: the ids that each answer begins with, which are not repeated.
-        """
+    def answer(self, memory: Tensor, prompts: Tensor, eos_id: int, given: Any = ()) -> list[tuple[int, ...]]:
+        """Until the benchmarks have moved to `Predictor.generate`."""
         states, seen = self.read(memory, prompts)
         starts = [list(start) for start in given] or [[] for _ in prompts]
         inputs = torch.full((len(prompts), 1), self.pad_id, device=memory.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=memory.device)
         for place in range(self.length):
             logits = self.vocabulary(self.write(inputs, states, seen)[:, -1]).float()
-            told = [start[place] if place < len(start) else -1 for start in starts]
-            forced = torch.tensor(told, device=memory.device)
+            forced = torch.tensor(
+                [start[place] if place < len(start) else -1 for start in starts], device=memory.device
+            )
             following = torch.where(forced < 0, logits.argmax(-1), forced)
             inputs = torch.cat([inputs, following[:, None]], 1)
             ended |= following == eos_id
@@ -80,23 +77,10 @@ class Pali(nn.Module):
         return [tuple(text[: text.index(eos_id)] if eos_id in text else text) for text in texts]
 
 
-class Past(NamedTuple):
-    """What T5's decoder remembers while it writes, and what its encoder read."""
-
-    texts: EncoderDecoderCache
-    states: Tensor  # [B, N + P, D]
-    seen: Tensor | None  # [B, N + P], which are no padding
-
-    def take(self, rows: Tensor) -> "Past":
-        """Those rows [K] int64, in that order."""
-        self.texts.reorder_cache(rows)  # type: ignore[arg-type]  # of int64, as it asks
-        return Past(self.texts, self.states[rows], None if self.seen is None else self.seen[rows])
-
-
 class PaliDecoder(nn.Module):
-    """T5's decoder as those who decode know a `Decoder`: what its encoder read stands for the image tokens.
+    """T5's decoder with the interface of `Decoder`; the image tokens are the encoder's states (`Pali.read`).
 
-    Of one text a row, all at one place; it has learned no [MASK].
+    One text a row; there is no [MASK]. With its own KV cache, so that rows may stand at different positions.
     """
 
     def __init__(self, pali: Pali) -> None:
@@ -113,21 +97,48 @@ class PaliDecoder(nn.Module):
         memory: Tensor,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """As `Decoder.forward`: hidden states [B, R, D]; what else a packed row says is not needed of one text."""
+        """As `Decoder.forward`: hidden states [B, R, D]; a row of one text needs no positions and segments."""
         return self.pali.write(inputs, memory, torch.ones_like(memory[..., 0]) if valid is None else valid)
 
-    def remember(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> Past:
-        """As `Decoder.remember`: no text yet."""
-        whole = Past(EncoderDecoderCache(DynamicCache(), DynamicCache()), memory, valid)
-        return whole if owners is None else whole.take(owners)
+    def start_cache(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> KVCache:
+        """As `Decoder.start_cache`: the keys and values of the encoder's states [B, N + P, D]; no text."""
+        attentions = [cross.EncDecAttention for _, cross, _ in self._layers()]
+        keys = [heads(attention, attention.k(memory), attention.v(memory)) for attention in attentions]
+        return KVCache.start(keys, owners, None if valid is None else valid.bool())
 
-    def extend(self, inputs: Tensor, starts: Tensor, cache: Past) -> Tensor:
-        """As `Decoder.extend`: hidden states [B, R, D] of the next inputs [B, R]."""
-        return self.pali.t5.decoder(
-            input_ids=inputs,
-            attention_mask=inputs.new_ones(len(inputs), int(starts[0]) + inputs.shape[1]),
-            encoder_hidden_states=cache.states,
-            encoder_attention_mask=cache.seen,
-            past_key_values=cache.texts,
-            use_cache=True,
-        ).last_hidden_state
+    def append(self, inputs: Tensor, starts: Tensor, cache: KVCache, column: Tensor | None = None) -> Tensor:
+        """As `Decoder.append`: hidden states [B, R, D] of each row's next inputs, the first at position `starts`."""
+        decoder, groups = self.pali.t5.decoder, cache.groups
+        positions = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
+        length = int(positions.max()) + 1
+        x = decoder.embed_tokens(inputs)
+        relative = decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)[0]  # [heads, query, key]
+        earlier = torch.arange(length, device=inputs.device) <= positions[..., None]  # [B, R, key]
+        bias = relative[:, positions].transpose(0, 1).masked_fill(~earlier[:, None], -torch.inf)
+        for (first, cross, mlp), layer in zip(self._layers(), cache.layers, strict=True):
+            attention, normed = first.SelfAttention, first.layer_norm(x)
+            keys = layer.append(positions, heads(attention, attention.k(normed), attention.v(normed)), length)
+            x = x + attend(attention, normed, keys, bias)
+            attention, normed = cross.EncDecAttention, groups.by_image(cross.layer_norm(x))
+            x = x + groups.by_row(attend(attention, normed, layer.image, cache.image_mask))
+            x = mlp(x)
+        if column is not None:
+            x = x[torch.arange(len(x), device=x.device), column][:, None]
+        return decoder.final_layer_norm(x)
+
+    def _layers(self) -> list[Any]:
+        """Self-attention, cross-attention and MLP of each of T5's blocks."""
+        return [list(block.layer) for block in self.pali.t5.decoder.block]
+
+
+def heads(attention: Any, *projected: Tensor) -> Tensor:
+    """Projections [B, N, heads * d] of a T5 attention, stacked [P, B, heads, N, d]."""
+    return torch.stack(projected).unflatten(-1, (attention.n_heads, -1)).transpose(2, 3)
+
+
+def attend(attention: Any, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """T5's attention of x [B, R, D] to `keys`: softmax(q k^T + mask) v, not divided by sqrt(d)."""
+    (query,), (key, value) = heads(attention, attention.q(x)), keys
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+    return attention.o(mixed.transpose(1, 2).flatten(2))

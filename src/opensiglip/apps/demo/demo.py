@@ -11,7 +11,6 @@ from opensiglip.apps.demo.layout import CSS, build, library
 from opensiglip.apps.demo.page import Page
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import load
-from opensiglip.inference.search import Index
 
 UPLOAD = "20mb"  # of a file; what it unpacks to is bounded when it is read
 
@@ -35,9 +34,9 @@ def demo(
     check_port(host, port)
     logging.disable_progress_bar()
     predictor = load(model)
-    index = None if images is None else Index(predictor, images)
+    index = None if images is None else predictor.index(images)
     if index is not None:
-        print(f"{len(index.files)} images to search, {len(index.left_out)} that can't be read", flush=True)
+        print(f"{len(index.files)} images to search, {len(index.unreadable)} that can't be read", flush=True)
     launch(Page(predictor, index), host=host, port=port, wait=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from opensiglip.apps.demo.page import LETTERS, Page, given
 from opensiglip.errors import UserError
-from opensiglip.inference.images import read_one
+from opensiglip.inference.images import load_image
 
 # gradio lays a picture's name over its upper left corner; here it stands above it.
 CSS = """
@@ -129,7 +129,7 @@ def dragged(gr: Any) -> Callable[..., list[float]]:
     """From what drag.js tells to the corners in pixels of the image."""
 
     def corners(image: str | None, event: gr.EventData) -> list[float]:
-        height, width = read_one(given(image)).shape[1:]
+        height, width = load_image(given(image)).shape[1:]
         return [round(share * side, 1) for share, side in zip(event.box, (width, height) * 2, strict=True)]
 
     return corners

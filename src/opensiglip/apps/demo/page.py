@@ -14,17 +14,18 @@ from opensiglip.data.boxes import Point
 from opensiglip.data.example import Box
 from opensiglip.data.tasks import spelled
 from opensiglip.errors import UserError
-from opensiglip.inference.abilities import trained_tasks
 from opensiglip.inference.answers import Found
-from opensiglip.inference.images import read_one
+from opensiglip.inference.capabilities import trained_tasks
+from opensiglip.inference.images import load_image
 from opensiglip.inference.maps import colour_map, heat_map
 from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.search import Index, thumbnails
+from opensiglip.inference.search import Hit, Index
 from opensiglip.reports.drawing import COLORS, draw_boxes, draw_outline
 from opensiglip.reports.features import pca_colours
 
 SHOWN = 640  # pixels of the longer side of a picture on the page
 LETTERS = 2_000  # of a text that is typed
+THUMBNAIL = 256  # pixels of the longer side of a search's hit
 
 
 class Page:
@@ -42,11 +43,11 @@ class Page:
 
     def search_by_text(self, text: str) -> list[tuple[Image.Image, str]]:
         """The images of the folder that are nearest to a text."""
-        return thumbnails(self._index().by_text(typed(text)))
+        return thumbnails(self.predictor.search(self._index(), typed(text)))
 
     def search_by_image(self, image: str | None) -> list[tuple[Image.Image, str]]:
         """The images of the folder that are nearest to the image."""
-        return thumbnails(self._index().by_image(given(image)))
+        return thumbnails(self.predictor.search(self._index(), image=given(image)))
 
     def caption(self, image: str | None, beams: float = 1, language: str | None = None) -> str:
         """What stands on the image; with more than one beam, the likeliest text that a beam search meets.
@@ -67,7 +68,7 @@ class Page:
 
     def ask(self, image: str | None, question: str) -> tuple[str, Image.Image, Any]:
         """The answer to a question in the words of a task of the model's training: its text, places and meaning."""
-        answer = self.predictor.answer(given(image), typed(question))
+        answer = self.predictor.ask(given(image), typed(question))
         return answer.text, drawn(image, answer.boxes, answer.outline), answer.as_json()["value"]
 
     def describe(self, image: str | None, x1: float, y1: float, x2: float, y2: float) -> tuple[Image.Image, str]:
@@ -99,27 +100,27 @@ class Page:
 
     def abilities(self) -> str:
         """What this model can do, in a sentence."""
-        subject = self.predictor.subject
-        tells = bool({"cap", "caption"} & set(subject.tasks))
+        model = self.predictor
+        tells = bool({"cap", "caption"} & set(model.tasks))
         can = {
-            "classify": subject.has_text or tells,
+            "classify": model.has_text or tells,
             "caption": tells,
-            "locate, propose": "aref" in subject.tasks,
-            "describe a box": "gcap" in subject.tasks,
-            "search by text": subject.has_text,
+            "locate, propose": "aref" in model.tasks,
+            "describe a box": "gcap" in model.tasks,
+            "search by text": model.has_text,
         }
         able = ", ".join([words for words, so in can.items() if so] + ["search by image"])
-        return f"**{html.escape(subject.name)}** can {able} and draw its features."
+        return f"**{html.escape(model.name)}** can {able} and draw its features."
 
     def questions(self) -> str:
         """The questions that this model was trained on, what is to be filled in in capitals."""
-        known = [f'"{spelled(task)}"' for task in trained_tasks(self.predictor.subject)]
+        known = [f'"{spelled(task)}"' for task in trained_tasks(self.predictor.pretrained)]
         return f"In the words of its training: {', '.join(known)}." if known else "This model was trained on no task."
 
     def languages(self) -> list[str]:
         """Those that a caption can be asked for in; none where there is no choice."""
-        subject = self.predictor.subject
-        return list(subject.languages) if "caption" in subject.tasks else []
+        model = self.predictor
+        return list(model.languages) if "caption" in model.tasks else []
 
     def _index(self) -> Index:
         if self.index is None:
@@ -149,7 +150,7 @@ def scored(found: Sequence[Found]) -> list[tuple[str, Box]]:
 
 def drawn(image: str | None, boxes: Sequence[tuple[str, Box]], outline: Sequence[Point] = ()) -> Image.Image:
     """The image at the size the page shows, with boxes under their names, and an outline."""
-    scale = SHOWN / max(read_one(given(image)).shape)
+    scale = SHOWN / max(load_image(given(image)).shape)
     outlined = draw_outline(large(image), [(x * scale, y * scale) for x, y in outline])
     places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
     colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
@@ -158,7 +159,17 @@ def drawn(image: str | None, boxes: Sequence[tuple[str, Box]], outline: Sequence
 
 def large(image: str | None) -> Tensor:
     """The image [3, h, w] uint8 at the size the page shows."""
-    pixels = read_one(given(image))
+    pixels = load_image(given(image))
     height, width = pixels.shape[1:]
     scale = SHOWN / max(height, width)
     return functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
+
+
+def thumbnails(hits: Sequence[Hit]) -> list[tuple[Image.Image, str]]:
+    """A small picture of each, and its name with the score."""
+    shown = []
+    for hit in hits:
+        picture = functional.to_pil_image(load_image(hit.path))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        shown.append((picture, f"{hit.path.name}  {hit.score:.3f}"))
+    return shown

@@ -1,0 +1,53 @@
+"""What a trained model can be asked: its tasks and languages, and an error that says what to do where it can't."""
+
+from collections.abc import Sequence
+
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.tasks import TASKS, Task, plain
+from opensiglip.errors import UserError
+
+LANGUAGE = "en"  # of captions, where no other is asked for and the model was trained on it
+
+
+def require(model: Pretrained, verb: str, tasks: Sequence[str] = ()) -> None:
+    """Raises UserError where there is no decoder, or it was trained on none of the tasks (if any are given)."""
+    if (model.model.decoder is None and model.model.pali is None) or model.pipeline is None:
+        raise UserError(
+            f"{model.name} has no decoder, so it can't {verb}; give a run of cap, cappa, locca, siglip2 or tasks."
+        )
+    if tasks and not set(tasks) & set(model.tasks):
+        raise UserError(
+            f"{model.name} was trained on {', '.join(model.tasks) or 'no task'} and can't {verb}; "
+            f"give a run that was trained on {' or '.join(tasks)}."
+        )
+
+
+def trained_tasks(model: Pretrained) -> list[Task]:
+    """The tasks whose questions the model knows; of a user's own only the question, which then stands as typed.
+
+    A file that a run names is not opened: a run may come from anyone.
+    """
+    own = [Task(name, lambda visit, draw: None, plain, "exact") for name in model.tasks if name not in TASKS]
+    return [TASKS[name] for name in model.tasks if name in TASKS] + own
+
+
+def caption_words(model: Pretrained, language: str | None = None) -> tuple[str, ...]:
+    """What stands before a caption, in that language if one is named. Raises UserError on one that it can't write."""
+    known = model.languages
+    if "caption" in model.tasks:
+        language = language or (LANGUAGE if LANGUAGE in known or not known else known[0])
+        check_language(model, language)
+        return (f"caption {language}",)
+    if language is not None and known != (language,):
+        check_language(model, language)
+        raise UserError(
+            f"{model.name} saw {', '.join(known) or 'texts'} without a mark of the language, so none can be chosen; "
+            "leave it out, or train with the mark: `opensiglip train tasks --tasks caption`."
+        )
+    return () if model.tasks == ("cap",) and model.model.pali is None else ("Cap:",)
+
+
+def check_language(model: Pretrained, language: str) -> None:
+    """Raises UserError on a language that the model never saw."""
+    if model.languages and language not in model.languages:
+        raise UserError(f"{model.name} never saw {language!r}; its captions are in {', '.join(model.languages)}.")

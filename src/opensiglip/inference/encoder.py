@@ -1,0 +1,265 @@
+"""`Encoder`: the towers of a trained model. Images and texts in, features and embeddings out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.example import Example
+from opensiglip.data.fields.frame import Geometry
+from opensiglip.data.loader import to_device
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.inference.images import ImageInput, ImageInputs, load_images
+from opensiglip.inference.search import Hit, Index
+from opensiglip.models.towers import Vision
+from opensiglip.types import Features, pixels
+
+IMAGES = 32  # encoded at once
+TEXTS = 256  # encoded at once
+PATCHES = 4096  # pooled at once, each by itself
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class Encoder:
+    """The towers of a `Pretrained`, on one device and in one precision. Weights are read when they are used."""
+
+    def __init__(
+        self, pretrained: Pretrained, *, device: torch.device | str | None = None, autocast: Autocast | None = None
+    ) -> None:
+        """`device`: where the model is moved; by default it stays where it is. `autocast`: by default `autocast_on`."""
+        self.pretrained = pretrained
+        if device is not None:
+            pretrained.model.to(device)
+        self.device: torch.device = next(pretrained.model.parameters()).device
+        self.autocast = autocast or autocast_on(self.device)
+
+    @property
+    def name(self) -> str:
+        """What the model was opened by, for messages."""
+        return self.pretrained.name
+
+    @property
+    def frame(self) -> Geometry:
+        """How images are shown to the model."""
+        return self.pretrained.frame
+
+    @property
+    def pipeline(self) -> TextPipeline | None:
+        """From texts to ids; None without text tower and decoder."""
+        return self.pretrained.pipeline
+
+    @property
+    def boxes(self) -> BoxFormat | None:
+        """How the decoder writes boxes."""
+        return self.pretrained.boxes
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the decoder was trained to write."""
+        return self.pretrained.tasks
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of its training, where known."""
+        return self.pretrained.languages
+
+    @property
+    def has_text(self) -> bool:
+        """Has it a text tower, and the tokenizer that it was trained with?"""
+        return self.pretrained.model.text is not None and self.pipeline is not None
+
+    @property
+    def logit_scale(self) -> float | None:
+        """t' of the logit e^t' x.y + b of an image and a text; None without a text tower."""
+        return float(self.pretrained.model.logit_scale.detach()) if self.has_text else None
+
+    @property
+    def logit_bias(self) -> float | None:
+        """b of the logit; None without a text tower, and where training compared by a softmax."""
+        bias = self.pretrained.model.logit_bias
+        return None if bias is None or not self.has_text else float(bias.detach())
+
+    @property
+    def to_text(self) -> Callable[[Tensor], Tensor] | None:
+        """Patch tokens [B, N, D] -> [B, N, E] in the texts' space; None where the model has no way there.
+
+        CLIP's patches go the class token's way. SigLIP's are pooled one by one, each as if it were the image (ours).
+        """
+        vision = self.pretrained.model.vision
+        if not self.has_text:
+            return None
+        return partial(pool_patches, vision) if isinstance(vision, Vision) else getattr(vision, "to_text", None)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Tensor]) -> Features:
+        """Images [3, h, w] uint8 in the frame -> pooled [B, D] float32 or None, tokens [B, N, D] float32; on `device`.
+
+        All of them at once.
+        """
+        batch = to_device(self.frame.batch(images), self.device)
+        with self.autocast():
+            features: Features = self.pretrained.model.vision(pixels(batch, "image"))
+        pooled = None if features.pooled is None else features.pooled.float()
+        return Features(pooled, features.tokens.float(), features.valid)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings [T, E] float32 of texts, on `device`. Raises UserError without a text tower."""
+        pipeline, parts = self.pipeline, []
+        if not self.has_text or pipeline is None:
+            raise UserError(f"{self.name} has no text tower, so texts can't be compared with images.")
+        for start in range(0, len(texts), TEXTS):
+            ids = torch.from_numpy(np.stack([pipeline.fixed(text) for text in texts[start : start + TEXTS]]))
+            with self.autocast():
+                parts.append(self.pretrained.model.text(ids.to(self.device)).pooled.float())
+        return F.normalize(torch.cat(parts), dim=-1)
+
+    @torch.no_grad()
+    def dense(self, images: Sequence[Tensor]) -> Tensor:
+        """Images [3, h, w] uint8 in the frame -> patches [B, N, E] float32 in the texts' space, if `to_text` is there.
+
+        Else their tokens.
+        """
+        tokens = self.encode(images).tokens
+        if self.to_text is None:
+            return tokens
+        with self.autocast():
+            return self.to_text(tokens).float()
+
+    def to_grid(self, image: Tensor, patches: Tensor) -> Tensor:
+        """Values of the patches [N, ...] of a framed image, padding too -> [rows, columns, ...] as they lie in it."""
+        rows, columns = self.frame.grid(image, len(patches))
+        return patches[: rows * columns].unflatten(0, (rows, columns))
+
+    def embed_images(self, images: ImageInputs) -> Tensor:
+        """Unit embeddings [B, D] float32, on the CPU; of a model that pools nothing, the mean of its tokens."""
+        return F.normalize(pooled_features(self._encode(load_images(images))), dim=-1).cpu()
+
+    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit embeddings [T, D] float32, on the CPU. Raises UserError without a text tower."""
+        with memory_errors():
+            return self.encode_texts([texts] if isinstance(texts, str) else list(texts)).cpu()
+
+    def features(self, images: ImageInputs) -> Tensor:
+        """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError where images have unlike shapes."""
+        framed = self._framed(load_images(images))
+        return self._grids(framed, self._encode_framed(framed).tokens)
+
+    def similarity(self, images: ImageInputs, text: str) -> Tensor:
+        """Cosine [B, h, w] of each patch with a text, the patch embedded as if it were the image. Raises UserError."""
+        if self.to_text is None:
+            raise UserError(f"{self.name} has no way from patches to texts; give a model with a text tower.")
+        framed = self._framed(load_images(images))
+        with memory_errors():
+            patches = torch.cat([self.dense(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)])
+            return self._grids(framed, F.normalize(patches, dim=-1) @ self.encode_texts([text])[0])
+
+    def index(self, folder: str | Path) -> Index:
+        """The images of a folder, embedded once to be searched often. Raises UserError."""
+        return Index.build(folder, self.embed_images, IMAGES)
+
+    def search(
+        self, where: str | Path | Index, text: str | None = None, *, image: ImageInput | None = None, count: int = 8
+    ) -> list[Hit]:
+        """The images of a folder, or of its `index`, that are nearest to a text or to an image, nearest first.
+
+        Raises UserError without a text tower, and unless exactly one of text and image is given.
+        """
+        if (text is None) == (image is None):
+            raise UserError("search by a text or by an image: give one of the two.")
+        query = self.embed_images([image])[0] if text is None else self.embed_texts(text)[0]  # type: ignore[list-item]
+        index = where if isinstance(where, Index) else self.index(where)
+        return index.nearest(query, count)
+
+    def with_vision(self, vision: Any) -> Self:
+        """The same model with another image tower."""
+        return self._with({"vision": vision})
+
+    def _with(self, parts: dict[str, Any], **facts: Any) -> Self:
+        """A copy with other parts of the model, and other facts about it."""
+        model = self.pretrained.model
+        kept = {name: getattr(model, name) for name in PARTS}
+        changed = replace(self.pretrained, model=SimpleNamespace(**kept | parts), **facts)
+        copy = object.__new__(type(self))
+        copy.pretrained, copy.device, copy.autocast = changed, self.device, self.autocast
+        return copy
+
+    def _encode(self, images: Sequence[Tensor]) -> Features:
+        """Images [3, h, w] uint8 of any size -> features, so many at a time that they fit."""
+        return self._encode_framed(self._framed(images))
+
+    def _framed(self, images: Sequence[Tensor]) -> list[Tensor]:
+        if not images:
+            raise UserError("no image was given.")
+        with memory_errors():
+            return [self.frame.apply(Example(image, ()), None)[0] for image in images]
+
+    def _encode_framed(self, framed: Sequence[Tensor]) -> Features:
+        with memory_errors():
+            parts = [self.encode(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)]
+        return Features(
+            None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None]),
+            torch.cat([part.tokens for part in parts]),
+            None if parts[0].valid is None else torch.cat([part.valid for part in parts if part.valid is not None]),
+        )
+
+    def _grids(self, framed: Sequence[Tensor], patches: Tensor) -> Tensor:
+        """[B, N, ...] -> [B, h, w, ...], on the CPU. Raises UserError where NaFlex gives the images unlike grids."""
+        grids = [self.to_grid(image, values).cpu() for image, values in zip(framed, patches, strict=True)]
+        if len({grid.shape for grid in grids}) > 1:
+            raise UserError("these images have unlike shapes, which a NaFlex model keeps; give them one at a time.")
+        return torch.stack(grids)
+
+
+PARTS = ("vision", "text", "decoder", "pali", "logit_scale", "logit_bias", "architecture", "vocabulary")  # of a model
+
+
+def best_device() -> torch.device:
+    """The accelerator, where there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def autocast_on(device: torch.device) -> Autocast:
+    """bfloat16 products where a GPU multiplies them; elsewhere none, so that figures are the same on every CPU."""
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """An accelerator that runs out of memory raises UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU ran out of memory; give fewer images at once, or hide it (CUDA_VISIBLE_DEVICES=) to use the CPU."
+        ) from None
+
+
+def pooled_features(features: Features) -> Tensor:
+    """[B, D]: the pooled features, or of a model that pools nothing the mean of its tokens."""
+    if features.pooled is not None:
+        return features.pooled
+    if features.valid is None:
+        return features.tokens.mean(1)
+    valid = features.valid[..., None]
+    return (features.tokens * valid).sum(1) / valid.sum(1)
+
+
+def pool_patches(vision: Vision, tokens: Tensor) -> Tensor:
+    """Tokens [B, N, D] -> [B, N, D]: the MAP head's output for each patch, attending to it alone (ours)."""
+    single = tokens.flatten(0, 1)[:, None]
+    return torch.cat([vision.pool(part) for part in single.split(PATCHES)]).unflatten(0, tokens.shape[:2])
