@@ -215,7 +215,7 @@ BAD_LINES = {
     b'{"file_name": "images/0.png", "captions_i18n": [{"lang": 3, "text": "x"}]}': "lang is not a language code",
     b'{"file_name": "images/0.png", "caption": "x", "lang": "\\u001b[31m"}': "lang is not a language code",
     b'{"file_name": "images/0.png", "caption": "x", "split": "all"}': "split is not train, val or test",
-    b'{"file_name": "images/0.png", "caption": "x", "width": NaN}': "width or height is not a positive number",
+    b'{"file_name": "images/0.png", "caption": "x", "width": 0}': "width or height is not a positive number",
     b'{"file_name": "images/0.png", "caption": "x", "height": "30"}': "width or height is not a positive number",
     b'{"file_name": "images/0.png", "caption": "x", "width": 1'
     + b"0" * 400

@@ -15,7 +15,11 @@ from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.training.config import TrainConfig
 
-LIST = "opensiglip.recipes.registry" if Path(__file__).parents[1].joinpath("recipes", "registry.py").exists() else "opensiglip.recipes"
+LIST = (
+    "opensiglip.recipes.registry"
+    if Path(__file__).parents[1].joinpath("recipes", "registry.py").exists()
+    else "opensiglip.recipes"
+)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,14 @@ def read_rows(metadata: Path, layout: BoxLayout | None = None) -> tuple[list[Row
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines that are not blank; one that is too long comes cut, just long enough to be seen as too long."""
+    """The lines that are not blank; one that is too long comes cut, just long enough to be seen as too long.
+
+    Raises UserError for UTF-16.
+    """
     with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{path} is UTF-16, as PowerShell writes it; save it as UTF-8.")
+        file.seek(0)
         while line := file.readline(MAX_LINE + 1):
             if line.strip():
                 yield line

@@ -20,7 +20,8 @@ MAX_CORNERS = 2000  # of one outline: to simplify it takes time with their squar
 EXTRAS = ("label", "groups", "qa", "ocr", "masks", "depth", "geometry", "negative_caption", "image_id")
 LISTS = ("qa", "ocr", "masks")  # those of which an image has several, whatever row they stand in
 ABOUT = {"geometry", "image_id"}  # those that say how an image was made, or which it is: nothing to learn
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+SPLITS = dict.fromkeys(("train", "training", "restval"), "train")  # COCO's captions: what val leaves to train
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | dict.fromkeys(("test", "testing"), "test")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def parse_row(line: bytes, layout: BoxLayout | None = None) -> Row:
         raise BrokenExample("line is not JSON") from None
     if not isinstance(row, dict):
         raise BrokenExample("line is not a JSON object")
+    row = {column: value for column, value in row.items() if value == value}  # pandas writes NaN where nothing is
     file_name = parse_file_name(row.get("file_name"))
     language = parse_language(row.get("lang") or "en")
     size = parse_size(row)
@@ -122,11 +124,12 @@ def parse_row(line: bytes, layout: BoxLayout | None = None) -> Row:
 
 
 def parse_split(value: Any) -> str | None:
-    if value is None:
+    if value is None or value == "":
         return None
-    if not isinstance(value, str) or value not in SPLITS:
+    split = SPLITS.get(value.strip().lower()) if isinstance(value, str) else None
+    if split is None:
         raise BrokenExample("split is not train, val or test")
-    return SPLITS[value]
+    return split
 
 
 def parse_size(row: dict[str, Any]) -> tuple[float, float] | None:

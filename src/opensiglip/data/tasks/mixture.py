@@ -8,16 +8,20 @@ import torch
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Target, compose, pack
 from opensiglip.data.fields.field import Field, Visit
-from opensiglip.data.tasks import find_task
+from opensiglip.data.tasks import Asked, Task, find_task
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
+TRIES = 6  # of a task, for something that was not said yet and fits
+
 
 class Mixture(Field):
-    """Up to `texts` sequences an image and visit, each of a task drawn by weight among those with something to say.
+    """`texts` sequences an image and visit, each of a task drawn by weight among those with something to say.
 
-    A task that has nothing to say of an image, or too much for the length, leaves its place to the others. `paired`:
-    prefix and target are fields of their own (PaLI); else they are packed along one row per image (as LocCa's).
+    A task's share of the sequences is its weight's, among the tasks that can serve the image. One that has nothing to
+    say of it, or too much for the length, leaves its place to the others; one that has only one thing to say repeats
+    it, since else its share would fall with `texts`. `paired`: prefix and target are fields of their own (PaLI); else
+    they are packed along one row per image (as LocCa's).
     """
 
     def __init__(self, weights: Mapping[str, float], *, texts: int, boxes: BoxFormat, paired: bool = False) -> None:
@@ -32,17 +36,29 @@ class Mixture(Field):
         for slot in numbers:
             # The largest u^(1/w) first: a weighted order without replacement (Efraimidis and Spirakis, 2006).
             for place in np.argsort(-np.log(slot[:, 0]) / self.weights):
-                sequence = self._sequence(int(place), float(slot[place, 1]), visit, pipeline)
-                if sequence is not None and sequence not in drawn:
+                sequence = self._sequence(int(place), float(slot[place, 1]), visit, pipeline, drawn)
+                if sequence is not None:
                     drawn.append(sequence)
                     break
         return drawn
 
-    def _sequence(self, place: int, seed: float, visit: Visit, pipeline: TextPipeline) -> Target | None:
-        task = find_task(self.names[place])
-        asked = task.ask(visit, np.random.default_rng(int(seed * 2**53)).random)
-        if asked is None:
-            return None
+    def _sequence(
+        self, place: int, seed: float, visit: Visit, pipeline: TextPipeline, drawn: Sequence[Target]
+    ) -> Target | None:
+        """One of the task that fits, if there is any, and is not yet drawn, if there is any."""
+        task, draw = find_task(self.names[place]), np.random.default_rng(int(seed * 2**53)).random
+        again: Target | None = None
+        for _ in range(TRIES):
+            asked = task.ask(visit, draw)
+            if asked is None:
+                return None
+            sequence = self._fitted(task, asked, visit, pipeline)
+            if sequence is not None and sequence not in drawn:
+                return sequence
+            again = again or sequence
+        return again
+
+    def _fitted(self, task: Task, asked: Asked, visit: Visit, pipeline: TextPipeline) -> Target | None:
         sequence = compose(asked, visit, self.boxes, pipeline)
         room = pipeline.policy.length - (0 if self.paired else len(sequence.prefix))
         if task.cut and room > 1 and len(sequence.target) > room:
