@@ -20,12 +20,29 @@ def test_a_box_comes_back_within_half_a_mark(
     boxes: BoxFormat, a: float, b: float, c: float, d: float, width: int, height: int
 ) -> None:
     (left, right), (top, bottom) = sorted((a, b)), sorted((c, d))
-    assume(right - left > 1.01 / boxes.top and bottom - top > 1.01 / boxes.top)  # a thinner one may lose its area
+    assume(right - left > 1.01 / boxes.top and bottom - top > 1.01 / boxes.top)  # a thinner one is made a mark wide
     box = (left * width, top * height, right * width, bottom * height)
     back = boxes.read(boxes.write(box, width, height), width, height)
     assert back is not None
     for before, after, side in zip(box, back, (width, height, width, height), strict=True):
         assert abs(before - after) <= side * (0.5 / boxes.top + 1e-9)
+
+
+@settings(deadline=None)
+@given(formats, shares, shares, st.floats(0, 2e-4), st.floats(0, 2e-4), sides, sides)
+def test_a_box_thinner_than_a_mark_is_written_as_one_that_can_be_read(
+    boxes: BoxFormat, left: float, top: float, across: float, down: float, width: int, height: int
+) -> None:
+    box = (left * width, top * height, (left + across) * width, (top + down) * height)
+    back = boxes.read(boxes.write(box, width, height), width, height)
+    assert back is not None, "no text is taught that our own reader refuses"
+    for before, after, side in zip(box, back, (width, height, width, height), strict=True):
+        assert abs(before - after) <= side * (1.5 / boxes.top + 1e-9)
+
+
+def test_points_stay_where_they_are_however_close() -> None:
+    boxes = BoxFormat("y1 x1 y2 x2", 500)
+    assert boxes.write_points([(0, 0), (10, 0), (10, 10)], 100, 50) == "0 0 0 50 100 50"
 
 
 @settings(deadline=None)

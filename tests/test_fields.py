@@ -29,8 +29,8 @@ FIELDS: tuple[Field, ...] = (Images(FRAME), Texts(), Captions(("cap", "aref", "g
 def plan(
     pipeline: TextPipeline, sources: Sequence[Rectangles] = (Rectangles(11), Rectangles(6)), **changes: Any
 ) -> DataPlan:
-    given = {"batch_size": 8, "seed": 3} | changes
-    return DataPlan(sources=sources, frame=FRAME, fields=FIELDS, pipeline=pipeline, **given)
+    given = {"fields": FIELDS, "batch_size": 8, "seed": 3} | changes
+    return DataPlan(sources=sources, frame=FRAME, pipeline=pipeline, **given)
 
 
 def seen(box: tuple[int, int, int, int], frame: Frame, seed: int | None) -> tuple[Tensor, tuple[Region, ...]]:
@@ -164,7 +164,7 @@ def test_another_seed_or_step_is_another_batch(pipeline: TextPipeline) -> None:
 
 def test_an_epoch_visits_every_example_of_every_source_once(pipeline: TextPipeline) -> None:
     steps = Steps(plan(pipeline, sources=(Rectangles(11, name="a"), Rectangles(6, name="b"))))
-    names = [steps.visit(position, Counter(), Frame(32))[0].example.name for position in range(34)]
+    names = [steps.visit(position, Counter(), Frame(32)).example.name for position in range(34)]
     everything = sorted([f"a/{i}" for i in range(11)] + [f"b/{i}" for i in range(6)])
     assert sorted(names[:17]) == sorted(names[17:]) == everything
     assert names[:17] != names[17:]
@@ -172,7 +172,7 @@ def test_an_epoch_visits_every_example_of_every_source_once(pipeline: TextPipeli
 
 def test_the_same_image_twice_in_a_batch_is_of_one_group(pipeline: TextPipeline) -> None:
     steps = Steps(plan(pipeline, sources=(Rectangles(3, name="a"), Rectangles(2, name="b")), batch_size=12))
-    images = [steps.visit(position, Counter(), FRAME)[0] for position in range(12)]
+    images = [steps.visit(position, Counter(), FRAME) for position in range(12)]
     names = [visit.example.name for visit in images]
     groups = torch.cat(
         [
@@ -193,8 +193,44 @@ def test_a_broken_examples_place_is_taken_and_the_reason_counted(pipeline: TextP
     batch = steps[0]
     assert batch.skipped == Counter({"truncated image": 3}), "4, and 5 in its place; 5 itself"
     assert len(batch.parts[0]["image"]) == 10
-    names = sorted(steps.visit(position, Counter(), Frame(32))[0].example.name for position in range(10))
+    names = sorted(steps.visit(position, Counter(), Frame(32)).example.name for position in range(10))
     assert names == sorted(f"rectangles/{i}" for i in (0, 1, 2, 3, 6, 6, 6, 7, 8, 9))
+
+
+class Failing(Images):
+    """The plain view, of which some raise what no one foresaw."""
+
+    def __init__(self, error: Exception, every: int) -> None:
+        super().__init__(FRAME)
+        self.error, self.every = error, every
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
+        rng.random()  # what is drawn before must not shift the next example's
+        if int(visit.example.name.split("/")[1]) % self.every == 0:
+            raise self.error
+        return super().draw(visit, rng, pipeline)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("y"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "z")])
+def test_whatever_goes_wrong_with_a_row_is_that_rows_and_counted(error: Exception, pipeline: TextPipeline) -> None:
+    fields = (Failing(error, 5), Texts())
+    batch = Steps(plan(pipeline, sources=(Rectangles(10),), batch_size=10, fields=fields))[0]
+    ((reason, count),) = batch.skipped.items()
+    assert reason.startswith(f"{type(error).__name__} in test_fields.py:") and count == 2
+    whole = Steps(plan(pipeline, sources=(Rectangles(10),), batch_size=10, fields=(Failing(error, 99), Texts())))
+    kept = {int(group): row for group, row in zip(batch.parts[0]["group"], batch.parts[0]["image"], strict=True)}
+    same = [
+        torch.equal(kept[int(group)], row)
+        for group, row in zip(*(whole[0].parts[0][n] for n in ("group", "image")), strict=True)
+        if int(group) in kept
+    ]
+    assert len(kept) == 8 and sum(same) >= 6, "an example is drawn as it is without the failing ones"
+
+
+@pytest.mark.parametrize("error", [UserError("--tasks: no such task"), MemoryError()])
+def test_what_is_the_runs_own_fault_ends_it(error: Exception, pipeline: TextPipeline) -> None:
+    with pytest.raises(type(error)):
+        Steps(plan(pipeline, sources=(Rectangles(10),), batch_size=10, fields=(Failing(error, 5),)))[0]
 
 
 def test_a_source_of_which_nothing_can_be_read_stops_the_run(pipeline: TextPipeline) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from toys import rectangle
 
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.example import Caption, Example
+from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.captions import compose, part_ids, task_words
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.frame import Frame
@@ -115,6 +115,31 @@ def test_what_a_task_writes_reads_back_as_what_it_means(name: str, boxes: BoxFor
             case _:
                 assert answer == asked.truth
     assert asked_of > 20
+
+
+@pytest.mark.parametrize("boxes", BOXES, ids=str)
+def test_no_text_is_taught_that_our_own_reader_refuses(boxes: BoxFormat) -> None:
+    """Boxes of a hair's breadth, on the edge; names that are numbers, signs or parts of a prompt."""
+    places = [(0, 0, 0.01, SIDE), (SIDE - 0.01, SIDE - 0.01, SIDE, SIDE), (3, 3, 3.001, 3.001), (1, 1, 30, 30)]
+    names = ["7", "500 500", "a ; b", ":", "ARef: x :", "a, b", "<loc0001>", "fox"]
+    rng, image = np.random.default_rng(0), torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+    corners = [0.0, 0.0, 0.01, 0.0, 0.01, 0.01]
+    asked_of = Counter[str]()
+    for place, name in zip(places * 2, names, strict=True):
+        mask = {"label": name, "polygons": [corners]}
+        example = Example(image, (Caption("x"),), (Region(place, {"en": name}),), extras={"masks": [mask]})
+        visit = Visit.draw(example, Frame(SIDE), rng, "en")
+        for task in (TASKS[kind] for kind in ("aref", "detect", "segment")):
+            asked = task.ask(visit, rng.random)
+            if asked is None:
+                assert (task.name, name) == ("detect", "a ; b"), "which no answer could part"
+                continue
+            asked_of[task.name] += 1
+            read = task.read(" ".join(form(boxes).write(part) for part in asked.target[asked.given :]), form(boxes))
+            assert read, (task.name, name)
+            if task.name == "detect":
+                assert [said for said, _ in read] == [name]
+    assert asked_of == {"aref": 8, "detect": 7, "segment": 8}
 
 
 def test_answers_are_true_of_the_scene(seen: list[Visit]) -> None:

@@ -60,11 +60,20 @@ class BoxFormat:
         return [self.mark(number) for number in range(self.top + 1)] if self.loc else []
 
     def numbers(self, box: Box, width: float, height: float) -> list[int]:
-        """The four integers, in the text's order: the nearest of `top` + 1 marks."""
-        place = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
-        side = {"x": width, "y": height}
-        marks = [round(self.top * place[name] / side[name[0]]) for name in self.order.split()]
-        return [min(max(mark, 0), self.top) for mark in marks]
+        """The four integers, in the text's order: the nearest of `top` + 1 marks, and one apart at least.
+
+        So that every box that is written can be read: one narrower than a mark is a mark wide.
+        """
+        x1, x2 = self._apart(self._mark(box[0], width), self._mark(box[2], width))
+        y1, y2 = self._apart(self._mark(box[1], height), self._mark(box[3], height))
+        place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+        return [place[name] for name in self.order.split()]
+
+    def _mark(self, place: float, side: float) -> int:
+        return min(max(round(self.top * place / side), 0), self.top)
+
+    def _apart(self, low: int, high: int) -> tuple[int, int]:
+        return (low, high) if low < high else (low, low + 1) if low < self.top else (low - 1, low)
 
     def write(self, box: Box, width: float, height: float) -> str:
         """The text of a box in an image of that size."""
@@ -72,11 +81,9 @@ class BoxFormat:
 
     def write_points(self, points: Sequence[Point], width: float, height: float) -> str:
         """The text of points x, y: their marks one after the other, y first where the order is."""
-        marks: list[int] = []
-        for x, y in points:
-            pair = self.numbers((x, y, x, y), width, height)  # in the text's order; the first two are one corner
-            marks += pair[:2]
-        return self.separator.join(map(self.mark, marks))
+        axes = [name[0] for name in self.order.split()[:2]]
+        pairs = [{"x": self._mark(x, width), "y": self._mark(y, height)} for x, y in points]
+        return self.separator.join(self.mark(pair[axis]) for pair in pairs for axis in axes)
 
     def read(self, text: str, width: float, height: float) -> Box | None:
         """The box a text begins with; None unless it is four integers in range that make a box of some area."""

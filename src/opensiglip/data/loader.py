@@ -1,9 +1,11 @@
 """Batches: the global batch of a step is a pure function of (seed, step); rank r of W takes its slice of it."""
 
 import os
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,7 +76,7 @@ class Steps(Dataset[StepBatch]):
         share = count // plan.ranks
         first += plan.rank * share
         fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
-        rows = [self._row(position, skipped, frame, fields) for position in range(first, first + share)]
+        rows = [self._draw(position, skipped, frame, fields)[1] for position in range(first, first + share)]
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
@@ -84,26 +86,30 @@ class Steps(Dataset[StepBatch]):
             parts.append(batch)
         return StepBatch(parts, skipped)
 
-    def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> tuple[Visit, np.random.Generator]:
+    def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> Visit:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
-        plan = self.plan
+        return self._draw(position, skipped, frame, ())[0]
+
+    def _draw(
+        self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
+    ) -> tuple[Visit, list[object]]:
+        """A position's visit and what the fields draw of it; whatever goes wrong with a row is that row's."""
         source, local = self._place(position)
-        rng = np.random.default_rng([VISIT, plan.seed, position])
-        language = source.languages[rng.integers(len(source.languages))] if source.languages else None
         for attempt in range(len(source)):
             index = (local + attempt) % len(source)
+            rng = np.random.default_rng([VISIT, self.plan.seed, position])
+            language = source.languages[rng.integers(len(source.languages))] if source.languages else None
             try:
-                example = source.example(index, language)
+                visit = Visit.draw(source.example(index, language), frame, rng, language)
+                visit = replace(visit, group=group_id(source.group(index)))
+                return visit, [field.draw(visit, rng, self.plan.pipeline) for field in fields]
+            except (UserError, MemoryError):
+                raise  # of the run, not of the row
             except BrokenExample as error:
                 skipped[str(error)] += 1
-                continue
-            visit = Visit.draw(example, frame, rng, language)
-            return replace(visit, group=group_id(source.group(index))), rng
+            except Exception as error:
+                skipped[_reason(error)] += 1
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
-
-    def _row(self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]) -> list[object]:
-        visit, rng = self.visit(position, skipped, frame)
-        return [field.draw(visit, rng, self.plan.pipeline) for field in fields]
 
     def negatives(self, step: int) -> float:
         """How many others of a step's global batch show another image than an example does, on average."""
@@ -167,6 +173,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: field.float().div_(127.5).sub_(1) if field.dtype == torch.uint8 else field
         for name, field in moved.items()
     }
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong and where, without the row's own values: "ValueError in outline.py:31"."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
 
 
 def _one_thread(worker: int) -> None:

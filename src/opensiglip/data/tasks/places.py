@@ -50,7 +50,7 @@ def things(visit: Visit) -> dict[str, list[Box]]:
 
 
 def _detect(visit: Visit, draw: Draw) -> Asked | None:
-    seen = things(visit)
+    seen = {name: boxes for name, boxes in things(visit).items() if ";" not in name}  # which parts names
     if not seen:
         return None
     names = list(seen)
