@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from transformers.utils import logging
 
+from opensiglip.data.sources.registry import with_box_format
 from opensiglip.evaluation import compare as side_by_side
 from opensiglip.evaluation.benchmark import Probe
 from opensiglip.evaluation.run import evaluate
@@ -22,6 +23,7 @@ def command(
     count: int = 500,
     train_count: int = 2000,
     languages: str | None = None,
+    box_format: str | None = None,
     seed: int = 0,
     trust: bool = False,
     probe_steps: int = 1500,
@@ -39,6 +41,8 @@ def command(
         count: examples to judge on.
         train_count: training examples that probes are fitted to.
         languages: all, or codes such as en or de,fr; by default all the source has.
+        box_format: how a folder writes boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
+            -relative after it for shares of the image.
         seed: of what probes draw.
         trust: open the Python files of its own tasks that the model names, which run as code.
         probe_steps: of decoder_probe's training, of 64 images each.
@@ -50,7 +54,7 @@ def command(
     wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]
     results = evaluate(
         model,
-        data,
+        with_box_format([data], box_format)[0],
         wanted,
         out,
         split=split,

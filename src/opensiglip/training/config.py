@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.errors import UserError
 
+BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
 SEVERAL = ("data", "keep", "trackers")  # keywords that take several values, of which Python may give one alone
 
 
@@ -17,6 +18,8 @@ class TrainConfig:
     Args:
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
         out: the run's folder.
+        box_format: how folders write boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
+            -relative after it for shares of the image. Of one folder alone: --data DIR:box_format=xywh.
         init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
             networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
         freeze: towers that are not trained: vision (LiT's), text or both.
@@ -52,6 +55,7 @@ class TrainConfig:
 
     data: tuple[str, ...]
     out: Path
+    box_format: BoxFormatName | None = None
     init: str | None = None
     freeze: Literal["vision", "text", "both"] | None = None
     tower_lr: Annotated[float, Bounds(more_than=0)] = 1.0

@@ -22,7 +22,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import task_words
 from opensiglip.data.loader import DataPlan
-from opensiglip.data.sources.registry import open_source
+from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models import lora as low_rank
@@ -47,6 +47,7 @@ def train(
     *,
     data: Sequence[str],
     out: str | Path,
+    box_format: str | None = None,
     init: str | None = None,
     freeze: Literal["vision", "text", "both"] | None = None,
     tower_lr: float = 1.0,
@@ -86,6 +87,8 @@ def train(
         recipe: a name that `opensiglip recipes` lists, or FILE.py:FUNCTION for one of your own.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
         out: the run's folder.
+        box_format: how folders write boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
+            -relative after it for shares of the image. Of one folder alone: --data DIR:box_format=xywh.
         init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
             networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
         freeze: towers that are not trained: vision (LiT's), text or both.
@@ -154,7 +157,8 @@ def train(
         keep_freed_memory()
     wanted = None if languages is None else languages.split(",")
     side = built.frame.pixels
-    sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in data]
+    specs = with_box_format(data, box_format)
+    sources = [open_source(spec, split="train", languages=wanted, pixels=side) for spec in specs]
     total = sum(len(source) for source in sources)
     last = steps if steps is not None else max(1, math.ceil((epochs or 1.0) * total / batch_size))
     start, begin, stretch = None, 0, 1.0
@@ -167,7 +171,7 @@ def train(
     if accelerator.is_main_process:
         check(folder, config, resume=resume, changed=changed)
         if held_out:
-            judgement = Judgement(_held_out(data[0], held_out, wanted, side), held_out, sources[0])
+            judgement = Judgement(_held_out(specs[0], held_out, wanted, side), held_out, sources[0])
         if not resume:
             if start is not None:
                 for difference in differences(stored(start.run), config):
