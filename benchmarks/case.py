@@ -12,9 +12,8 @@ from benchmarks import flops
 from benchmarks.captions import packed, texts
 from benchmarks.measure import Variant
 from opensiglip.data.fields.views import local_side
-from opensiglip.models.heads import HeadShape
 from opensiglip.models.model import Model
-from opensiglip.models.sizes import Architecture
+from opensiglip.models.sizes import Architecture, HeadShape
 from opensiglip.objectives.base import Objective
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid
@@ -58,12 +57,12 @@ class Case:
         stages = {
             PLAIN: ({"sigmoid"}, flops.contrastive(self.networks, self.images)),
             "siglip2, first stage": ({"sigmoid", "caption"}, first),
-            "siglip2, all": (set(learner.begun), first + flops.distillation(self.networks, batch, weights)),
+            "siglip2, all": (set(learner.active), first + flops.distillation(self.networks, batch, weights)),
         }
         run = self.ours(learner, batch)
 
         def step(begun: set[str]) -> None:
-            learner.begun = begun
+            learner.active = begun
             run()
 
         return [Variant(name, partial(step, begun), floor, self.images) for name, (begun, floor) in stages.items()]

@@ -39,7 +39,6 @@ def steps(keep: bool, count: int) -> None:
     from opensiglip.data.loader import DataPlan, Steps, to_device
     from opensiglip.data.sources.registry import open_source
     from opensiglip.data.text import TextPipeline
-    from opensiglip.models.model import Model
     from opensiglip.recipes import siglip2
     from opensiglip.training.learner import Learner, denominators
     from opensiglip.training.memory import keep_freed_memory
@@ -60,8 +59,8 @@ def steps(keep: bool, count: int) -> None:
         steps=100,
     )
     batch = to_device(Steps(plan)[0].parts[0], device)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
-    learner.enter(0.0)
+    learner = Learner.new(recipe, pipeline)
+    learner.activate(0.0)
     live, times = denominators(learner, [batch]).float(), []
     for _ in range(3 + count):
         began = time.process_time()

@@ -33,14 +33,18 @@ SHAPE = Shape(width=32, depth=2, mlp=64, heads=2)
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 RECIPE = """
 from dataclasses import replace
+from typing import Annotated
 
-from opensiglip.models.heads import HeadShape
+from opensiglip.bounds import Bounds
+from opensiglip.models.ema import Momentum
+from opensiglip.models.sizes import HeadShape
 from opensiglip.models.sizes import Shape
 from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
 from opensiglip.recipes import siglip2
 
 
-def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10", decoder_bias: bool = False):
+def small(*, resolution: int = 32, parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
+          logit_bias: str = "-10", decoder_bias: bool = False, distill_start: float = 0.8, momentum: float = 0.966):
     '''SigLIP 2, small.
 
     Args:
@@ -48,13 +52,16 @@ def small(*, resolution: int = 32, parallel: float = 0.5, logit_bias: str = "-10
         parallel: fraction of the captions predicted in parallel.
         logit_bias: where the bias of the sigmoid starts.
         decoder_bias: biases in the decoder's blocks.
+        distill_start: share of training after which distillation begins.
+        momentum: of the teacher.
     '''
-    recipe = siglip2(size="tiny", resolution=resolution, parallel=parallel, logit_bias=logit_bias)
+    recipe = siglip2(size="tiny", resolution=resolution, parallel=parallel, logit_bias=logit_bias,
+                     distill_start=distill_start)
     shape = Shape(width=32, depth=2, mlp=64, heads=2)
     networks = replace(recipe.architecture, vision=shape, text=shape, decoder=replace(shape, depth=1))
     taught = [
-        LocalToGlobal(32, HeadShape(32, 16, 48), weight=0.25, start=0.8),
-        MaskedPatches(32, HeadShape(32, 16, 48), weight=0.0625, start=0.8),
+        LocalToGlobal(32, HeadShape(32, 16, 48), weight=0.25, start=distill_start, momentum=Momentum(momentum)),
+        MaskedPatches(32, HeadShape(32, 16, 48), weight=0.0625, start=distill_start, momentum=Momentum(momentum)),
     ]
     networks = replace(networks, decoder_bias=decoder_bias)
     return replace(recipe, architecture=networks, objectives=[*recipe.objectives[:2], *taught])

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
@@ -24,7 +23,7 @@ def test_parts_change_neither_losses_nor_gradient(
     recipe = small(name)
     drawn = draw(recipe, uneven, pipeline)
     torch.manual_seed(0)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
+    learner = Learner.new(recipe, pipeline).double()
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     for count in (1, 2, 4):
         size = len(drawn) // count
@@ -50,8 +49,8 @@ def test_texts_that_no_example_has_give_a_loss_of_zero(
     recipe = small("siglip2")
     batch = exact(collate(recipe, draw(recipe, uneven[2:4], pipeline), pipeline))
     torch.manual_seed(0)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
-    learner.enter(0.0)
+    learner = Learner.new(recipe, pipeline).double()
+    learner.activate(0.0)
     losses, _ = learner(batch, denominators(learner, [batch]))
     losses["loss"].backward()
     assert {key: loss.item() for key, loss in losses.items()} == {"sigmoid": 0.0, "caption": 0.0, "loss": 0.0}

@@ -27,8 +27,8 @@ from opensiglip import PreTrainingCallback, PreTrainingCollator, SigLIP2Loss, Si
 from opensiglip.data.example import Example, Source
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import to_device
-from opensiglip.models.heads import HeadShape
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import HeadShape
 from opensiglip.objectives.base import Encoded
 from opensiglip.training.learner import Learner, denominators
 
@@ -116,7 +116,7 @@ def test_stock_trainer_trains_all_four_terms_saves_and_reloads(
     with torch.no_grad():
         losses = [m.eval()(**batch).loss for m in (model, back)]
     back.progress = model.progress
-    back.learner.begun = model.learner.begun
+    back.learner.active = model.learner.active
     with torch.no_grad():
         assert torch.equal(model(**batch).loss, back(**batch).loss), losses
 
@@ -131,7 +131,7 @@ def test_its_loss_is_the_recipes(small: Small, visits: list[Visit], pipeline: Te
     recipe = small("siglip2")
     batch = collate(recipe, draw(recipe, visits[:6], pipeline), pipeline)
     model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD).eval()
-    model.enter(1.0)
+    model.set_progress(1.0)
     output = model(**batch)
     learner = Learner(model.learner.model, list(model.learner.objectives.values()))
     moved = to_device(batch, torch.device("cpu"))
@@ -233,10 +233,10 @@ def test_training_goes_on_from_trainers_checkpoint(
     this.train()
     model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD)
     copied: list[float] = []
-    plain = type(model.learner.teacher).follow
+    plain = type(model.learner.teacher).update
 
     class Watched(type(model.learner.teacher)):  # type: ignore[misc]
-        def follow(self, momentum: float) -> None:
+        def update(self, momentum: float) -> None:
             copied.append(momentum)
             plain(self, momentum)
 
@@ -273,7 +273,7 @@ def work(rank: int, folder: str, model: SiglipForPreTraining, batches: list[dict
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     step = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-    model.enter(0.9)
+    model.set_progress(0.9)
     output = step(**batches[rank])
     output.loss.backward()
     torch.save({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, f"{folder}/{rank}")
@@ -288,7 +288,7 @@ def test_two_ranks_see_each_others_negatives(
     model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD)
     batches = [collate(recipe, drawn[at : at + 4], pipeline) for at in (0, 4)]
     mp.spawn(work, (str(tmp_path), model, batches), nprocs=2)
-    model.enter(0.9)
+    model.set_progress(0.9)
     model(**collate(recipe, drawn, pipeline)).loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for rank in (0, 1):

@@ -18,8 +18,7 @@ from opensiglip.apps import signature
 from opensiglip.apps.cli import main, say
 from opensiglip.apps.commands import COMMANDS, Command
 from opensiglip.apps.train import recipes
-from opensiglip.recipes import RECIPES
-from opensiglip.training.record import find
+from opensiglip.recipes import RECIPES, find_recipe
 
 OURS = {"PYTHONPATH": str(Path(opensiglip.__file__).parents[1])}
 SCENES = "scenes:drawings=20,objects=3,count=64"
@@ -202,7 +201,7 @@ def test_recipes_lists_every_paper(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", name, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    keywords = [*find(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
+    keywords = [*find_recipe(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
     assert all(f"--{keyword.replace('_', '-')}" in said for keyword in keywords)
     assert "peak learning rate" in said and "tokens of a text" in said
 
@@ -348,6 +347,6 @@ def test_the_recipe_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "heavy_captions" in text)
     (tmp_path / "my_runs.py").write_text(block)
     monkeypatch.chdir(tmp_path)
-    recipe = find("my_runs.py:heavy_captions")(size="tiny", caption_weight=3.0)
+    recipe = find_recipe("my_runs.py:heavy_captions")(size="tiny", caption_weight=3.0)
     assert {o.name: o.weight for o in recipe.objectives}["caption"] == 3.0
     assert len(recipe.objectives) == 4

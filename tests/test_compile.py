@@ -1,6 +1,7 @@
 """Compiled or with activations formed again, a step has the losses and the gradient of the plain one."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.types import Batch
 
@@ -22,7 +22,7 @@ def step(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> tuple[Lea
     recipe = small("siglip2")
     batch = exact(collate(recipe, draw(recipe, uneven, pipeline), pipeline))
     torch.manual_seed(0)
-    return Learner(Model.new(recipe.architecture, len(pipeline)), deepcopy(recipe.objectives)).double(), batch
+    return Learner.new(replace(recipe, objectives=deepcopy(recipe.objectives)), pipeline).double(), batch
 
 
 def measured(learner: Learner, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -44,7 +44,7 @@ def test_the_whole_step_compiles_into_one_graph_that_agrees(step: tuple[Learner,
     plain = measured(learner, batch)
     learner.compile(backend="aot_eager", fullgraph=True)
     assert_same(measured(learner, batch), plain)
-    learner.begun = {"sigmoid", "caption"}  # another phase: another graph
+    learner.active = {"sigmoid", "caption"}  # another phase: another graph
     assert set(measured(learner, batch)[0]) == {"sigmoid", "caption", "loss"}
 
 

@@ -24,11 +24,11 @@ from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_positions
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.optim import adamw, rate
-from opensiglip.recipes import Recipe
+from opensiglip.recipes import Recipe, find_recipe
 from opensiglip.training.continued import origin, take_over
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
-from opensiglip.training.record import find, inherited
+from opensiglip.training.record import inherited
 from opensiglip.training.run import train
 from opensiglip.types import Patches
 
@@ -79,7 +79,7 @@ def before(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(recipe: str, **keywords: Any) -> tuple[Recipe, Learner, torch.optim.Optimizer]:
     torch.manual_seed(1)
-    made = find(recipe)(**keywords)
+    made = find_recipe(recipe)(**keywords)
     learner = Learner(Model.new(made.architecture, 300), made.objectives)
     return made, learner, adamw(learner, 1e-3, 0.1)
 
@@ -297,7 +297,7 @@ def test_a_continued_run_that_is_cut_short_resumes_bit_for_bit(
             "naflex --continue-from cut --batch-size 3",
             "--batch-size 3 is not divisible by 1 ranks x --accumulate 1 x 2",
         ),
-        ("small --keep 1.5 --data scenes", "--keep 1.5 is no share of training"),
+        ("small --keep 1.5 --data scenes", "--keep 1.5 is out of range; give a number of more than 0 and less than 1"),
     ],
 )
 def test_what_can_not_be_continued_is_one_sentence(

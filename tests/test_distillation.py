@@ -15,14 +15,14 @@ from torch import Tensor
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.losses.equations import distillation
-from opensiglip.models.ema import Slow
+from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Text, Vision
-from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.base import Encoded, Signal
 from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
 from opensiglip.recipes import siglip2
-from opensiglip.training.health import STOP, WARN, Collapsed, Watch
+from opensiglip.training.health import Alarms, Collapsed, signals
 from opensiglip.training.learner import Learner, Outcome, denominators
 from opensiglip.training.log import read_lines
 from opensiglip.types import Batch
@@ -33,9 +33,9 @@ LIGHTLY = json.loads((Path(__file__).parent / "goldens" / "lightly.json").read_t
 
 @pytest.fixture
 def learner(small: Small, pipeline: TextPipeline) -> Learner:
-    recipe = small("siglip2")
+    recipe = small("siglip2", momentum=0.9)
     torch.manual_seed(0)
-    return Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives, 0.9).double()
+    return Learner.new(recipe, pipeline).double()
 
 
 @pytest.fixture
@@ -114,8 +114,14 @@ def test_values_are_lightlys(name: str) -> None:
         loss = torch.stack([some.mean() for some in rows.split(case["masked_of_each"])]).mean()
     assert float(loss) == pytest.approx(case["loss"], rel=1e-6)
     if "centre_after" in case:
-        moved = centre.lerp(teacher.flatten(0, -2).mean(0), 0.1)
-        assert torch.allclose(moved, torch.tensor(case["centre_after"], dtype=torch.float64), atol=1e-6)
+        term = LocalToGlobal(4, HeadShape(8, 4, centre.numel()), weight=1.0, start=0.0).double()
+        term.slow_head.forward = lambda scores: scores  # type: ignore[method-assign]
+        term.centre.copy_(centre.flatten())
+        encoded = Encoded(None, {})  # type: ignore[arg-type]
+        assert torch.allclose(term.assign(encoded, teacher), probabilities, atol=1e-12)
+        term.after_step(encoded.notes)
+        expected = torch.tensor(case["centre_after"], dtype=torch.float64).flatten()
+        assert torch.allclose(term.centre, expected, atol=1e-6)
 
 
 def test_distillation_takes_low_precision_scores_and_wide_sums() -> None:
@@ -191,7 +197,7 @@ def test_the_last_stage_costs_five_passes(learner: Learner, batch: Batch, monkey
     assert sorted(kind for kind, _ in passes) == ["teacher", "text", "vision", "vision", "vision"]
     assert ("vision", (48, 3, 16, 16)) in passes, "eight local crops of each image in one pass"
     passes.clear()
-    learner.enter(0.5)
+    learner.activate(0.5)
     step(learner, batch)
     assert sorted(kind for kind, _ in passes) == ["text", "vision"]
 
@@ -199,7 +205,7 @@ def test_the_last_stage_costs_five_passes(learner: Learner, batch: Batch, monkey
 def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learner, batch: Batch) -> None:
     optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
 
-    def gap(slow: Slow) -> float:
+    def gap(slow: Ema) -> float:
         pairs = zip(slow.copy.parameters(), slow.source[0].parameters(), strict=True)
         return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
@@ -211,12 +217,12 @@ def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learne
         learner.after_step(notes, progress)
 
     assert learner.teacher is not None
-    assert learner.enter(0.0) == {"sigmoid", "caption"}
+    assert learner.activate(0.0) == {"sigmoid", "caption"}
     assert all(p.grad is None for p in learner.objectives.parameters())
     train(0.0)
     assert gap(learner.teacher) > 0, "before its lessons it does not follow"
-    begun = learner.enter(0.8)
-    learner.begin(begun - {"sigmoid", "caption"})
+    begun = learner.activate(0.8)
+    learner.start_teachers(begun - {"sigmoid", "caption"})
     term = learner.objectives["local_to_global"]
     assert isinstance(term, Distilled)
     assert gap(learner.teacher) == gap(term.slow_head) == 0
@@ -230,14 +236,36 @@ def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learne
     assert gap(learner.teacher) > 0 and gap(term.slow_head) > 0 and term.centre.any()
 
 
-def test_a_scheduled_momentum_goes_along_a_cosine(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    monkeypatch.setattr(Slow, "follow", lambda self, momentum: seen.append(momentum))
-    monkeypatch.setattr(Distilled, "learn", lambda self, notes: None)
-    learner.momentum, learner.momentum_end = 0.9, 1.0
-    for progress in (0.8, 0.9, 1.0):
+@pytest.mark.parametrize(("start", "end", "expected"), [(0.9, 1.0, [0.9, 0.95, 1.0]), (0.7, None, [0.7, 0.7, 0.7])])
+def test_the_momentum_is_fixed_or_goes_along_a_cosine_from_the_teachers_start_to_the_end(
+    start: float, end: float | None, expected: list[float], learner: Learner
+) -> None:
+    assert learner.teacher is not None
+    for term in learner.objectives.values():
+        term.after_step = lambda notes: None
+    learner.momentum = Momentum(start, end)
+    student = next(learner.model.vision.parameters())
+    average = next(learner.teacher.copy.parameters())
+    for progress, momentum in zip((0.8, 0.9, 1.0), expected, strict=True):
+        torch.nn.init.ones_(student)
+        torch.nn.init.zeros_(average)
         learner.after_step({}, progress)
-    assert seen[::3] == pytest.approx([0.9, 0.95, 1.0])
+        assert float(average.flatten()[0]) == pytest.approx(1 - momentum)
+
+
+def test_terms_that_share_a_teacher_agree_on_its_momentum(small: Small, pipeline: TextPipeline) -> None:
+    recipe = small("siglip2")
+    recipe.objectives[-1].teacher = Momentum(0.5)
+    with pytest.raises(ValueError, match="agree on its momentum"):
+        Learner.new(recipe, pipeline)
+
+
+def test_a_teacher_with_batchnorm_has_the_students_statistics_and_stays_in_eval_mode() -> None:
+    student = torch.nn.BatchNorm1d(3).train()
+    teacher = Ema(student).train()
+    student(torch.randn(8, 3) + 5)
+    teacher.update(0.5)
+    assert torch.equal(teacher.copy.running_mean, student.running_mean) and not teacher.copy.training
 
 
 @pytest.mark.parametrize(
@@ -295,18 +323,44 @@ def test_every_stage_runs_in_the_precision_asked_for(run: Run, tmp_path: Path, m
 
 def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsys: pytest.CaptureFixture[str]) -> None:
     top = math.log(len(learner.objectives["local_to_global"].centre))
+
+    def found(local: float) -> list[Signal]:
+        entropies = {"masked_patches": top / 2, "local_to_global": local}
+        return signals(learner, {f"{name}/teacher_entropy": torch.tensor(x) for name, x in entropies.items()})
+
     for entropy, words in ((0.0, "same prototype"), (top, "equally likely")):
-        watch, well = Watch(), {"masked_patches/teacher_entropy": top / 2}
-        bad = well | {"local_to_global/teacher_entropy": entropy}
-        fine = well | {"local_to_global/teacher_entropy": top / 2}
-        for place in range(STOP + 10):  # a good step between starts the count again
-            watch.see(place, learner, bad if place % (WARN - 1) else fine)
+        alarms, bad, fine, unknown = Alarms(), found(entropy), found(top / 2), found(math.nan)
+        for place in range(Signal.stop + 10):  # a good step between starts the count again
+            assert alarms.check(place, bad if place % (Signal.warn - 1) else fine)
         assert capsys.readouterr().err == ""
-        seen = [watch.see(place, learner, bad) for place in range(STOP - 1)]
-        assert seen == [place + 1 < WARN for place in range(STOP - 1)], "no checkpoint over the last good one"
-        assert words in capsys.readouterr().err
-        with pytest.raises(Collapsed, match="last good checkpoint"):
-            watch.see(STOP, learner, bad)
+        alarms.check(0, fine)
+        healthy = [alarms.check(place, bad) for place in range(Signal.stop - 1)]
+        assert healthy == [place + 1 < Signal.warn for place in range(Signal.stop - 1)]
+        assert capsys.readouterr().err.count(words) == 1
+        alarms.check(0, unknown)  # a skipped step says nothing
+        with pytest.raises(Collapsed, match="last good checkpoint with another --momentum or --lr and --changed"):
+            alarms.check(Signal.stop, bad)
+
+
+def test_no_checkpoint_of_a_collapsed_run_replaces_the_last_good_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher gives one answer from the first lesson, at step 2 of 10, on; two alarms in a row are a warning."""
+    plain = Distilled.assign
+
+    def collapsed(self: Distilled, encoded: Encoded, x: Tensor) -> Tensor:
+        probabilities = plain(self, encoded, x)
+        encoded.notes[f"{self.name}/teacher_entropy"] = torch.zeros(())
+        return probabilities
+
+    monkeypatch.setattr(Distilled, "assign", collapsed)
+    monkeypatch.setattr(Signal, "warn", 2)
+    monkeypatch.setattr(Signal, "stop", 6)
+    monkeypatch.setattr(Signal.__init__, "__defaults__", (None, "another --lr", 2, 6))
+    with pytest.raises(Collapsed, match="for 6 steps at step 7"):
+        run(tmp_path / "run", steps=10, save_every=1, distill_start=0.2)
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-00000002", "step-00000003"], "the second alarm is at step 3, after which nothing is saved"
 
 
 @pytest.mark.parametrize("name", ["siglip", "locca", "silc", "tips", "siglip2"])
@@ -314,7 +368,7 @@ def test_a_step_compiles_whole(name: str, small: Small, visits: list[Visit], pip
     recipe = small(name)
     batch = exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
     torch.manual_seed(0)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
+    learner = Learner.new(recipe, pipeline).double()
     live = denominators(learner, [batch])
     plain = learner(batch, live)
     compiled = torch.compile(learner, backend="aot_eager", fullgraph=True)(batch, live)
@@ -365,4 +419,4 @@ def test_a_term_says_which_field_it_lacks(term: type[Distilled], learner: Learne
 def test_never_is_a_start_too(small: Small) -> None:
     recipe = small("siglip2", distill_start=1.0)
     learner = Learner(Model.new(replace(recipe.architecture), 300), recipe.objectives)
-    assert learner.enter(0.999) == {"sigmoid", "caption"}
+    assert learner.activate(0.999) == {"sigmoid", "caption"}

@@ -75,7 +75,7 @@ def learn(
             always = itertools.repeat(StepBatch([batch], Counter()), STEPS)
             monkeypatch.setattr("opensiglip.training.loop.loader", lambda *_, **__: always)
             torch.manual_seed(0)
-            learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
+            learner = Learner.new(recipe, pipeline)
             loop = Loop(
                 accelerator=Accelerator(cpu=True),
                 learner=learner,

@@ -77,7 +77,10 @@ def test_no_softmax_feels_a_bias_so_none_is_trained(small: Small) -> None:
     for name in ("clip", "lit", "coca"):
         recipe = small(name)
         model = Model.new(recipe.architecture, 50)
-        assert not model.logit_bias.requires_grad and model.logit_bias.item() == 0 == recipe.bias(64)
+        assert not model.logit_bias.requires_grad and model.logit_bias.item() == 0
+        torch.nn.init.constant_(model.logit_bias, -10.0)  # as a SigLIP brings it
+        recipe.objectives[0].initialise(model, 64, {"logit_bias"})
+        assert model.logit_bias.item() == 0
 
 
 # open_clip's CoCa
@@ -368,7 +371,7 @@ def test_lit_trains_a_text_tower_to_fit_a_locked_encoder(
 def pali(small: Small, visits: list[Visit], pipeline: TextPipeline) -> tuple[Learner, Batch]:
     recipe = small("pali", tasks="caption,aref,count", frozen=False)
     torch.manual_seed(0)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
+    learner = Learner.new(recipe, pipeline).double()
     return learner, exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
 
 

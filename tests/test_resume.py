@@ -35,8 +35,8 @@ def cut(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def cut_short(after: int, start: Callable[[], Any]) -> None:
-    """Stop a run in the step that follows its first `after`."""
+def cut_short(after: int, start: Callable[[], Any]) -> str:
+    """Stop a run in the step that follows its first `after`; what it says."""
     with pytest.MonkeyPatch.context() as patch:
         calls, accumulate = iter([False] * after + [True]), loop_module.accumulate
 
@@ -46,8 +46,9 @@ def cut_short(after: int, start: Callable[[], Any]) -> None:
             return accumulate(*arguments)
 
         patch.setattr(loop_module, "accumulate", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stop:
             start()
+    return str(stop.value)
 
 
 @pytest.fixture
@@ -186,10 +187,54 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path, run: Run)
     assert contents(tmp_path) == {}
 
 
-def test_a_run_without_a_checkpoint_says_so(copy: Path, run: Run) -> None:
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+    copy: Path, run: Run, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match="no checkpoint to --resume from yet; delete it"):
-        run(copy, resume=True)
+    run(copy, resume=True)
+    assert "has no checkpoint yet: it begins again" in capsys.readouterr().out
+    assert_same_end(copy, straight)
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [(1, "before the first checkpoint (--save-every 3): nothing is saved"), (4, "goes on from {out}/checkpoints/step")],
+)
+def test_a_stop_says_what_is_saved(taken: int, words: str, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = cut_short(taken, lambda: run(out))
+    assert words.format(out=out) in said and "\n" not in said
+
+
+def test_other_examples_in_the_same_folder_are_refused_and_named(
+    copy: Path, run: Run, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    config = json.loads((copy / "config.json").read_text())
+    config["train"]["data"] = [str(data)]
+    config["fingerprints"] = {str(data): config["fingerprints"][folder]}
+    (copy / "config.json").write_text(json.dumps(config))
+    rows = (data / "metadata.jsonl").read_text()
+    (data / "metadata.jsonl").write_text(rows.replace("a red square on green", "a pink square on green"))
+    with pytest.raises(UserError, match=f"data: {data} has other examples than before.*; confirm with --changed"):
+        run(copy, data=[str(data)], resume=True)
+    run(copy, data=[str(data)], resume=True, changed=True)
+    assert f"changed: data: {data} has other examples" in capsys.readouterr().out
+
+
+def test_a_run_of_a_version_without_fingerprints_and_of_fewer_flags_resumes(
+    copy: Path, run: Run, straight: Path
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config["fingerprints"], config["train"]["eval_every"], config["keywords"]["momentum"]
+    (copy / "config.json").write_text(json.dumps(config))
+    run(copy, resume=True)
+    assert_same_end(copy, straight)
+
+
+def test_images_seen_are_counted_not_computed(copy: Path, run: Run) -> None:
+    """Three steps of eight images, then three of four."""
+    assert run(copy, resume=True, changed=True, batch_size=4)["images_seen"] == 3 * 8 + 3 * 4
 
 
 def test_checkpoints_hold_tensors_and_json_only(straight: Path) -> None:

@@ -17,7 +17,6 @@ from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.losses import fused
 from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
-from opensiglip.models.model import Model
 from opensiglip.objectives.contrastive import Sigmoid, Softmax
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
@@ -121,7 +120,7 @@ def test_the_objectives_read_the_group_also_of_a_batch_in_parts(
         if isinstance(objective, Sigmoid | Softmax):
             objective.multi_positive = multi_positive
     torch.manual_seed(0)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives).double()
+    learner = Learner.new(recipe, pipeline).double()
     group = torch.arange(len(drawn)) // 2 % 3  # examples of one image in different parts, too
 
     def measured(count: int, group: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:

@@ -23,8 +23,7 @@ from opensiglip.evaluation.metrics.paired import apart, difference
 from opensiglip.evaluation.metrics.scores import measured
 from opensiglip.evaluation.run import TASKS
 from opensiglip.models.sizes import Shape
-from opensiglip.recipes import RECIPES
-from opensiglip.training.record import build
+from opensiglip.recipes import RECIPES, build_recipe
 from studies import command, engine
 from studies.answer import Column
 from studies.command import find
@@ -171,7 +170,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     for budget in study.budgets.values():
         for run in study.runs:
             flags = {**budget.train, **run.flags}
-            build(RECIPES[run.recipe], {name: value for name, value in flags.items() if name not in trainer})
+            build_recipe(RECIPES[run.recipe], {name: value for name, value in flags.items() if name not in trainer})
     assert set(study.budgets) == {"cpu-hour", "gpu-10min"}
 
 
@@ -244,7 +243,7 @@ def test_the_how_to_declares_a_study(tmp_path: Path) -> None:
     study = find(f"{tmp_path / 'mine.py'}:parallel")
     assert [run.name for run in study.runs] == ["0%", "25%", "50%", "75%"]
     for run in study.runs:
-        assert build(RECIPES[run.recipe], dict(run.flags)).tasks == ("cap",)
+        assert build_recipe(RECIPES[run.recipe], dict(run.flags)).tasks == ("cap",)
 
 
 def test_each_process_of_several_devices_sees_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

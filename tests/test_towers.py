@@ -168,7 +168,7 @@ def test_every_trainable_weight_of_every_recipe_gets_a_gradient(
 ) -> None:
     torch.manual_seed(0)
     recipe = small(name)
-    learner = Learner(Model.new(recipe.architecture, len(pipeline)), recipe.objectives)
+    learner = Learner.new(recipe, pipeline)
     if learner.model.decoder is not None:  # its output layer starts at zero, which lets no gradient through
         torch.nn.init.normal_(learner.model.decoder.vocabulary.weight, std=0.02)
     if learner.model.pali is not None:

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from conftest import SHAPE, Run, Small
 from safetensors.torch import load_file
 
 from opensiglip.apps.cli import main
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.optim import adamw, matrices, rate
 from opensiglip.training import loop as loop_module
 from opensiglip.training import run as run_module
+from opensiglip.training.finish import count_parameters, first_and_last
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import EVERY_STEP_BELOW, Log, finite, read_lines
 from opensiglip.training.loop import PATIENCE, Diverged
@@ -121,10 +124,32 @@ def test_the_summary_says_what_happened(out: Path) -> None:
     assert summary["steps"] == STEPS and summary["images_seen"] == 8 * STEPS
     assert summary["skipped_steps"] == 0
     assert summary["losses"]["loss"]["first"] == rows[0]["loss"]
-    assert summary["losses"]["loss"]["last"] == pytest.approx(sum(row["loss"] for row in rows) / STEPS)
+    assert summary["losses"]["loss"]["last"] == rows[-1]["loss"], "a tenth of six rows is the last"
     assert summary["held_out"]["examples"] == 4
     assert set(summary["held_out"]) >= {"grounding", "retrieval"}
     assert summary["command"] == json.loads((out / "config.json").read_text())["command"]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (9, 1), (20, 2), (199, 19), (400, 20)])
+def test_first_is_the_first_row_and_last_the_mean_of_the_last_tenth_of_at_most_twenty(rows: int, count: int) -> None:
+    early = [{"step": 0, "loss/other": 1.0}, {"step": 1, "loss": None}]
+    written = early + [{"step": place, "loss": float(place)} for place in range(2, 2 + rows)]
+    found = first_and_last(written, "loss")
+    assert found["first"] == 2.0 and found["last"] == pytest.approx(rows + 1 - (count - 1) / 2)
+    assert first_and_last(early, "loss") == {"first": None, "last": None}
+
+
+def test_the_start_up_line_counts_what_it_names(small: Small, pipeline: TextPipeline) -> None:
+    """A probe without a teacher is no "heads and teacher"; a teacher is counted with its heads, once."""
+    silc = Learner.new(small("silc", prototypes=8), pipeline)
+    vision = sum(p.numel() for p in silc.model.vision.parameters())
+    head = sum(p.numel() for p in silc.objectives["local_to_global"].head.parameters())
+    found = count_parameters(silc)
+    assert found["vision"] == vision and found["objectives"] == head and found["EMA teacher"] == vision + head
+    assert found["total"] == sum(p.numel() for p in silc.parameters())
+    probe = count_parameters(Learner(silc.model, [Sigmoid(probe_width=SHAPE.width)]))
+    assert set(probe) == {"vision", "text", "objectives", "total"} and probe["objectives"] == SHAPE.width
+    assert set(count_parameters(Learner(silc.model, [Sigmoid()]))) == {"vision", "text", "total"}
 
 
 def test_a_broken_image_is_counted_and_another_takes_its_place(out: Path) -> None:

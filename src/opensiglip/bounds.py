@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from opensiglip.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bounds:
     """An interval; an end that is None is open to infinity. Of a keyword that takes several numbers, each is inside."""
 
@@ -26,6 +26,9 @@ class Bounds:
             and (self.at_most is None or value <= self.at_most)
             and (self.less_than is None or value < self.less_than)
         )
+
+    def __repr__(self) -> str:
+        return f"Bounds({self})"
 
     def __str__(self) -> str:
         named = {

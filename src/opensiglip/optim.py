@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from opensiglip.models.decoder import Vocabulary
 
 RULES = 2  # of decay and schedule, in every checkpoint: a run goes on by the rules that it began with (1: see below)
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, Vocabulary)
+BETAS = (0.9, 0.95)  # SigLIP found beta2 0.95 necessary for stability (Sec. 5); SigLIP 2 does not give its betas
 
 
 def matrices(module: nn.Module) -> set[str]:
@@ -26,34 +28,42 @@ def matrices(module: nn.Module) -> set[str]:
     }
 
 
-def adamw(
-    module: nn.Module,
-    lr: float,
-    weight_decay: float,
-    slower: Container[str] = (),
-    factor: float = 1.0,
-    betas: tuple[float, float] = (0.9, 0.95),
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, decoupled decay on matrices only.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, slowed: Container[str] = (), factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trainable parameters as any AdamW takes them: `weight_decay` on matrices, 0 on the rest.
 
-    The parameters named in `slower` learn at `factor` times the rate: each group holds its own as "factor". They decay
+    The parameters named in `slowed` learn at `factor` times the rate: each group holds its own as "factor". They decay
     as all others do (big_vision's lr_mults scale no decay): torch multiplies decay by the rate, so theirs is divided.
-
-    SigLIP found beta2 0.95 necessary for stability (Sec. 5); SigLIP 2 does not give its betas. big_vision's wd 1e-4 is
-    not multiplied by the learning rate: at its lr 1e-3 that is `weight_decay` 0.1 here.
     """
     decayed = matrices(module)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {
-            "params": [p for name, p in named if (name in decayed) == decay and (name in slower) == slow],
+            "params": [p for name, p in named if (name in decayed) == decay and (name in slowed) == slow],
             "weight_decay": weight_decay / (factor if slow else 1.0) if decay else 0.0,
             "factor": factor if slow else 1.0,
         }
         for slow in (False, True)
         for decay in (True, False)
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+    return [group for group in groups if group["params"]]
+
+
+def adamw(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    slowed: Container[str] = (),
+    factor: float = 1.0,
+    betas: tuple[float, float] = BETAS,
+) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`: in our loop, and in transformers' Trainer as `optimizers=(adamw(...), None)`.
+
+    big_vision's wd 1e-4 is not multiplied by the learning rate: at its lr 1e-3 that is `weight_decay` 0.1 here.
+    """
+    groups = parameter_groups(module, weight_decay, slowed, factor)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def keep_rules(optimizer: torch.optim.Optimizer, rules: int) -> None:

@@ -15,11 +15,7 @@ from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.training.config import TrainConfig
 
-LIST = (
-    "opensiglip.recipes.registry"
-    if Path(__file__).parents[1].joinpath("recipes", "registry.py").exists()
-    else "opensiglip.recipes"
-)
+LIST = "opensiglip.recipes.registry"
 
 
 @dataclass(frozen=True)
@@ -84,9 +80,9 @@ def of_file(recipe: str) -> tuple[inspect.Signature, str]:
     try:
         return signature.read_plain(Path(file), name)
     except signature.NotPlainError:
-        from opensiglip.training.record import find
+        from opensiglip.recipes import find_recipe
 
-        function = find(recipe)
+        function = find_recipe(recipe)
         return inspect.signature(function), inspect.getdoc(function) or ""
 
 

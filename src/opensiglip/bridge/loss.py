@@ -8,18 +8,27 @@ from torch import Tensor, nn
 
 from opensiglip.distributed import average
 from opensiglip.models.decoder import Decoder
-from opensiglip.models.ema import Slow
-from opensiglip.models.heads import HeadShape
+from opensiglip.models.ema import Ema, Momentum
+from opensiglip.models.sizes import HeadShape
 from opensiglip.objectives.base import Encoded, Notes, Objective
 from opensiglip.objectives.captioning import Caption
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
-from opensiglip.training.learner import denominators, weigh
+from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
+from opensiglip.training.learner import denominators, update_averages, weighted_losses
 from opensiglip.types import Batch, Features
+
+MOMENTUM = 0.966  # of the teacher: SILC's, recalled (docs/recipes/silc.md)
 
 
 def siglip2_terms(
-    width: int, head: HeadShape, *, sigmoid: float, caption: float, distillation: float, start: float
+    width: int,
+    head: HeadShape,
+    *,
+    sigmoid: float,
+    caption: float,
+    distillation: float,
+    start: float,
+    momentum: float = MOMENTUM,
 ) -> list[Objective]:
     """SigLIP 2's terms with weights sigmoid, caption, r and r / 4, the last two from `start` on; weight 0 leaves out.
 
@@ -28,9 +37,10 @@ def siglip2_terms(
     terms: list[Objective] = [Sigmoid(weight=sigmoid)] if sigmoid else []
     terms += [Caption(weight=caption)] if caption else []
     if distillation:
+        teacher = Momentum(momentum)
         terms += [
-            LocalToGlobal(width, head, weight=distillation, start=start),
-            MaskedPatches(width, head, weight=distillation / 4, start=start),
+            LocalToGlobal(width, head, weight=distillation, start=start, momentum=teacher),
+            MaskedPatches(width, head, weight=distillation / 4, start=start, momentum=teacher),
         ]
     return terms
 
@@ -38,10 +48,10 @@ def siglip2_terms(
 class SigLIP2Loss(nn.Module):
     """L = L_sigmoid + L_caption + r (L_local_to_global + 1/4 L_masked_patches).    (SigLIP 2, Sec. 2.2 and 2.3)
 
-    You encode; this compares. It owns what only training needs: projection heads, their slow copies, centres and the
+    You encode; this compares. It owns what only training needs: projection heads, their averages, centres and the
     mask token. Your optimizer takes its parameters (`requires_grad` is right), your loop calls `after_step` after each
     optimizer step once distillation has begun, and keeps the teacher, an exponential moving average of your encoder.
-    Negatives come from all ranks where torch.distributed is up; means are over all ranks, as DDP expects.
+    Negatives come from all ranks of the process group; means are over all ranks, as DDP expects.
     """
 
     def __init__(
@@ -129,22 +139,21 @@ class SigLIP2Loss(nn.Module):
         model: Any = SimpleNamespace(decoder=decoder, logit_scale=logit_scale, logit_bias=logit_bias)
         encoded = Encoded(model, batch, passes=passes)
         live = denominators(self, [batch]).float()
-        losses = weigh(self.terms(), encoded, live)
+        losses = weighted_losses(self.terms(), encoded, live)
         self.notes = encoded.notes
         return losses
 
     @torch.no_grad()
-    def after_step(self, momentum: float = 0.966) -> None:
-        """After an optimizer step: slow heads follow with `momentum`, centres with DINO's 0.9."""
+    def after_step(self, momentum: float = MOMENTUM) -> None:
+        """After an optimizer step: the heads' averages move with `momentum`, centres with DINO's 0.9."""
         notes = average(self.notes)
         for term in self.terms():
-            if isinstance(term, Distilled):
-                term.slow_head.follow(momentum)
-                term.learn(notes)
+            update_averages(term, momentum)
+            term.after_step(notes)
 
     @torch.no_grad()
     def begin(self) -> None:
-        """When distillation begins: slow heads become copies. Copy your encoder to your teacher at the same time."""
+        """When distillation begins: the heads' averages start as copies. Copy your encoder to your teacher with it."""
         for module in self.modules():
-            if isinstance(module, Slow):
-                module.follow(0.0)
+            if isinstance(module, Ema):
+                module.update(0.0)

@@ -29,9 +29,8 @@ from opensiglip.bridge.loss import siglip2_terms
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import average
-from opensiglip.models.heads import HeadShape
 from opensiglip.models.model import Model
-from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.models.sizes import Architecture, HeadShape, Shape
 from opensiglip.objectives.base import Notes
 from opensiglip.training.learner import Learner, denominators
 
@@ -99,8 +98,9 @@ class SiglipForPreTraining(PreTrainedModel):
             caption=config.caption,
             distillation=config.distillation,
             start=config.start,
+            momentum=config.momentum,
         )
-        self.learner = Learner(Model(host, networks, config.vocabulary), terms, config.momentum)
+        self.learner = Learner(Model(host, networks, config.vocabulary), terms)
         self.progress: float | None = None
         self.notes: Notes = {}
         self.terms: dict[str, float] = {}  # of the last step, for the log
@@ -119,14 +119,14 @@ class SiglipForPreTraining(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing: each part initialises itself, as its paper has it."""
 
-    def enter(self, progress: float, *, begins: bool = True) -> None:
+    def set_progress(self, progress: float, *, begins: bool = True) -> None:
         """Say what share of training is done, before a step. Terms that begin here start with a fresh teacher."""
-        before = self.learner.begun if self.progress is not None else set()
+        before = self.learner.active if self.progress is not None else set()
         # Not frozen: Trainer makes its optimizer of what is trainable at the beginning.
-        new = self.learner.enter(progress, freeze=False) - before
+        new = self.learner.activate(progress, freeze=False) - before
         self.progress = progress
         if begins and new:
-            self.learner.begin(new)
+            self.learner.start_teachers(new)
 
     def after_step(self) -> None:
         """After the optimizer's step: teacher and centres."""
@@ -142,7 +142,7 @@ class SiglipForPreTraining(PreTrainedModel):
         if self.training and self.progress is None:
             raise RuntimeError("training without PreTrainingCallback: add callbacks=[PreTrainingCallback(collator)].")
         if self.progress is None:
-            self.learner.begun = {o.name for o in self.learner.terms() if not o.taught}
+            self.learner.active = {o.name for o in self.learner.terms() if o.teacher is None}
         moved = to_device(batch, self.device)
         live = denominators(self.learner, [moved]).to(self.device, torch.float32)
         losses, self.notes = self.learner(moved, live)
@@ -176,7 +176,7 @@ class PreTrainingCallback(TrainerCallback):
         if args.remove_unused_columns:
             raise ValueError("set remove_unused_columns=False: Trainer would drop the images before the collator.")
         if state.global_step:  # resumed: what the last step had begun is not to begin again
-            model.enter((state.global_step - 1) / state.max_steps, begins=False)
+            model.set_progress((state.global_step - 1) / state.max_steps, begins=False)
         # The batch at hand, the one Accelerate fetches beforehand, and what the processes have in store.
         ahead = 2 + (1 + args.dataloader_num_workers) * (args.dataloader_prefetch_factor or 2)
         self.collator.ahead = ahead / max(1, state.max_steps)
@@ -185,7 +185,7 @@ class PreTrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         progress = state.global_step / state.max_steps
-        given["model"].enter(progress)
+        given["model"].set_progress(progress)
         self.collator.progress.fill_(progress)
 
     def on_optimizer_step(

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # so that what reads flags need not wait for torch
+    from torch import Tensor
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the example's image
 
@@ -39,7 +40,7 @@ class Region:
 class Example:
     """One row of a source, image decoded."""
 
-    image: Tensor  # [3, H, W] uint8
+    image: "Tensor"  # [3, H, W] uint8
     captions: tuple[Caption, ...]
     regions: tuple[Region, ...] = ()
     name: str = ""

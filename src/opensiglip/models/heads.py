@@ -1,19 +1,10 @@
 """The projection head of self-distillation: features to scores of learned prototypes."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class HeadShape:
-    """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md)."""
-
-    hidden: int = 2048
-    bottleneck: int = 256
-    prototypes: int = 65536
+from opensiglip.models.sizes import HeadShape
 
 
 class Head(nn.Module):

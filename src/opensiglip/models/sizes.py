@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from opensiglip.errors import UserError
-from opensiglip.models.heads import HeadShape
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,15 @@ class CoCaShape:
     pooling: str = "cascade"
     clip: bool = False
     legacy_mask: bool = False
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md)."""
+
+    hidden: int = 2048
+    bottleneck: int = 256
+    prototypes: int = 65536
 
 
 SHAPES = {

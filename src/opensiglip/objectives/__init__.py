@@ -1,0 +1,20 @@
+"""Terms of papers' losses, each imported when first used."""
+
+from typing import Any
+
+from opensiglip.lazy import lookup
+
+HOMES = {
+    "Answer": "captioning",
+    "Caption": "captioning",
+    "Continue": "captioning",
+    "LocalToGlobal": "distillation",
+    "MaskedPatches": "distillation",
+    "Momentum": "base",
+    "Sigmoid": "contrastive",
+    "Softmax": "contrastive",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return lookup(__name__, HOMES, name)

@@ -1,13 +1,16 @@
 """`Encoded`: one batch as the towers see it. `Objective`: one term of a paper's loss. See docs/design.md."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from opensiglip.models.ema import Slow
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import Architecture
 from opensiglip.types import Batch, Features, Patches, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
@@ -17,10 +20,10 @@ class Encoded:
     """One batch as the towers see it: each view is encoded once, when an objective first asks for it."""
 
     def __init__(
-        self, model: Model, batch: Batch, teacher: Slow | None = None, passes: dict[str, Features] | None = None
+        self, model: Model, batch: Batch, teacher: Ema | None = None, passes: dict[str, Features] | None = None
     ) -> None:
         """`passes`: what is already encoded, by what would be asked, such as "image:local"."""
-        self.model, self.batch, self.slow = model, batch, teacher
+        self.model, self.batch, self.ema = model, batch, teacher
         self.passes = dict(passes or {})
         self.notes: Notes = {}  # what objectives remember of this step, for after it
 
@@ -33,11 +36,11 @@ class Encoded:
         return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["hidden"], token))
 
     def teacher(self, view: str) -> Features:
-        """The teacher's features of a batch field; no gradient."""
+        """The EMA teacher's features of a batch field; no gradient."""
 
         def encode() -> Features:
-            assert self.slow is not None, "this recipe has no teacher"
-            features: Features = self.slow(self._pixels(view))
+            assert self.ema is not None, "this recipe has no teacher"
+            features: Features = self.ema(self._pixels(view))
             return features
 
         return self._once(f"teacher:{view}", encode)
@@ -65,19 +68,44 @@ class Encoded:
         return self.passes[key]
 
 
+@dataclass(frozen=True)
+class Signal:
+    """A number that says how an objective is doing, for the log; with `alarm`, what is wrong with it at this step.
+
+    `warn` steps in a row with an alarm are a warning, and no checkpoint replaces the last good one; `stop` end the run.
+    """
+
+    name: str  # as logged
+    value: float
+    alarm: str | None = None  # cause and effect, for one sentence
+    mend: str = "another --lr"  # what to resume with
+    warn: int = 20
+    stop: int = 200
+
+
 class Objective(nn.Module, ABC):
     """One term of the loss, `weight * L` from the share `start` of training on.
 
     It returns a *sum* over its live units; the learner divides by their number, which comes from data alone and is the
-    same on all ranks (their mean), so uneven counts stay exact.
+    same on all ranks (their mean), so uneven counts stay exact. Weights and buffers of an objective are what only
+    training needs: they are trained, averaged over ranks, saved and resumed with the rest.
     """
 
     name: str  # as logged: "loss/<name>"
-    taught = False  # does it compare with the teacher?
+    teacher: Momentum | None = None  # of the EMA teacher that it compares with; None: it has no use for one
 
     def __init__(self, *, weight: float = 1.0, start: float = 0.0) -> None:
         super().__init__()
         self.weight, self.start = weight, start
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+        """Once tokenizer and networks are known, before the optimizer is made: create what depends on them."""
+
+    def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
+        """Before a run's first step: set weights of the model that start as this term says.
+
+        `loaded`: names of the model's weights that a checkpoint has brought.
+        """
 
     @abstractmethod
     def live(self, batch: Batch) -> Tensor:
@@ -86,8 +114,15 @@ class Objective(nn.Module, ABC):
     def constrain(self, model: Model) -> None:
         """After the optimizer's step: bring the model's weights back to where this term allows them."""
 
-    def learn(self, notes: Notes) -> None:
-        """After the optimizer's step: what is learned otherwise than by gradient, from the step's averaged notes."""
+    def after_step(self, notes: Notes) -> None:
+        """After each optimizer step since it began: update what is learned otherwise than by gradient.
+
+        `notes` are the step's, averaged over parts and ranks.
+        """
+
+    def health(self, notes: Notes) -> list[Signal]:
+        """Numbers for the log beside its scalar notes, which are logged as they are, and alarms."""
+        return []
 
 
 class PerExample(Objective):
@@ -101,7 +136,7 @@ class PerExample(Objective):
 class Pairwise(Objective):
     """A term that compares examples with one another: features of each, and a pure comparison of all of them.
 
-    Split so that a batch too large for one pass can be compared whole and encoded in parts (train/accumulate.py).
+    Split so that a batch too large for one pass can be compared whole and encoded in parts (training/accumulate.py).
     """
 
     @abstractmethod

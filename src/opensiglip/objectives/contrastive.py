@@ -1,17 +1,21 @@
-"""Is this text the text of this image?"""
+"""Images and texts compared: which belong together?"""
 
 import math
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opensiglip.errors import UserError
 from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise
 from opensiglip.types import Batch
+
+PAPERS_BIAS = "-10"  # SigLIP, Sec. 3.2
 
 
 class Sigmoid(Pairwise):
@@ -37,12 +41,22 @@ class Sigmoid(Pairwise):
         multi_positive: bool = False,
         name: str = "sigmoid",
         weight: float = 1.0,
+        logit_bias: str = PAPERS_BIAS,
     ) -> None:
+        """`logit_bias`: where b starts, a number or "auto" (`start_bias`). Raises UserError on anything else."""
         super().__init__(weight=weight)
         self.image, self.text, self.multi_positive, self.name = image, text, multi_positive, name
+        self.logit_bias = logit_bias
+        start_bias(logit_bias, 2)
         self.probe: nn.Parameter | None = None
         if probe_width is not None:  # it starts as the tower's own
             self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
+
+    @torch.no_grad()
+    def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
+        """The paper's bias makes way for a checkpoint's; one that was asked for does not."""
+        if "logit_bias" not in loaded or self.logit_bias != PAPERS_BIAS:
+            nn.init.constant_(model.logit_bias, start_bias(self.logit_bias, batch_size))
 
     def live(self, batch: Batch) -> Tensor:
         return batch[f"has_{self.text}"].sum()
@@ -69,6 +83,22 @@ class Sigmoid(Pairwise):
         return torch.stack(losses).mean()
 
 
+def start_bias(wanted: str, batch_size: int) -> float:
+    """A number as it is; "auto" is log(p / (1 - p)) at p = 1 / batch: the share of pairs that match.
+
+    SigLIP's -10 suits batches of 32k (log(1/22k) = -10); small batches need less. Raises UserError.
+    """
+    if wanted == "auto":
+        return -math.log(max(1, batch_size - 1))
+    try:
+        bias = float(wanted)
+    except ValueError:
+        bias = math.nan
+    if not math.isfinite(bias):
+        raise UserError(f"--logit-bias {wanted!r} is neither a number nor auto.")
+    return bias
+
+
 class Softmax(Pairwise):
     """Which of all texts is this image's, and which of all images this text's, over the global batch.    (CLIP, Fig. 3)
 
@@ -84,6 +114,10 @@ class Softmax(Pairwise):
     def __init__(self, *, most: float = 100.0, multi_positive: bool = False, weight: float = 1.0) -> None:
         super().__init__(weight=weight)
         self.most, self.multi_positive = most, multi_positive
+
+    @torch.no_grad()
+    def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
+        nn.init.zeros_(model.logit_bias)  # a softmax does not feel it; a checkpoint of SigLIP's brings one
 
     def live(self, batch: Batch) -> Tensor:
         return batch["has_text"].sum()

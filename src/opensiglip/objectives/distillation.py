@@ -1,37 +1,41 @@
-"""What does the teacher make of it? Self-distillation of whole images from crops, and of patches that are hidden."""
+"""Self-distillation: an EMA teacher's scores of whole images, told from crops, and of patches that are hidden."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from opensiglip.losses.equations import distillation
-from opensiglip.models.ema import Slow
+from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
-from opensiglip.objectives.base import Encoded, Notes, PerExample
+from opensiglip.objectives.base import Encoded, Notes, PerExample, Signal
 from opensiglip.types import Batch
 
 STUDENT_TEMPERATURE = 0.1  # DINO and iBOT; SILC's recalled as the same
 TEACHER_TEMPERATURE = 0.04
 CENTRE_MOMENTUM = 0.9
+DINO = Momentum(0.996)
+NEAR = 0.01  # of ln K: a teacher's entropy so near 0 or ln K says nothing about the image
 
 
 class Distilled(PerExample):
-    """A head for the student, its slow copy for the teacher, and the centre that keeps the teacher from collapse.
+    """A head for the student, its EMA for the teacher, and the centre that keeps the teacher from collapse.
 
     Teacher: p_t = softmax((z_t - c) / tau_t); c <- 0.9 c + 0.1 mean(z_t) after it was used.    (DINOv2
     loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
     """
 
-    taught = True
-
-    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float) -> None:
+    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
+        """`width` of the tower; `momentum` of the teacher and of the head's EMA."""
         super().__init__(weight=weight, start=start)
+        self.teacher = momentum
         self.head = Head(width, head)
-        self.slow_head = Slow(self.head)
+        self.slow_head = Ema(self.head)  # checkpoints call it so
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(head.prototypes))
 
     def assign(self, encoded: Encoded, x: Tensor) -> Tensor:
-        """The teacher's probabilities [..., K] of features [..., D], constants; notes what `learn` and the log need."""
+        """The teacher's probabilities [..., K] of features [..., D], constants; notes what centre and log need."""
         with torch.no_grad():
             scores = self.slow_head(x)
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(0, -2)
@@ -45,13 +49,28 @@ class Distilled(PerExample):
             }
             return probabilities.unflatten(0, x.shape[:-1])
 
-    def learn(self, notes: Notes) -> None:
+    @torch.no_grad()
+    def after_step(self, notes: Notes) -> None:
         mean = notes[f"{self.name}/centre"]  # over all ranks and parts
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
 
+    def health(self, notes: Notes) -> list[Signal]:
+        """Norm of the centre; the teacher's entropy, with an alarm where every image gets one answer, or any."""
+        entropy, highest = float(notes[f"{self.name}/teacher_entropy"]), math.log(len(self.centre))
+        cause = None
+        if entropy <= NEAR * highest:
+            cause = "every image gets the same prototype; the centre does not keep up, or the temperature is too low"
+        elif entropy >= (1 - NEAR) * highest:
+            cause = "all prototypes are equally likely for every image; the teacher lags too far or --lr is too high"
+        alarm = cause and f"{self.name}: the teacher's entropy is {entropy:.3g} of {highest:.3g} ({cause})"
+        return [
+            Signal(f"{self.name}/centre_norm", float(self.centre.norm())),
+            Signal(f"{self.name}/teacher_entropy", entropy, alarm, "another --momentum or --lr"),
+        ]
+
 
 class LocalToGlobal(Distilled):
-    """From a small crop, tell what the teacher makes of a large one.    (SILC, Eq. 3)
+    """From a small crop, predict the teacher's probabilities of a large one.    (SILC, Eq. 3)
 
     L = -1/B sum_b mean over local views l and global views g of sum_k P_t(g)_k log P_s(l)_k, on the pooled image.
     Reads "global" [B, G, 3, S, S] and "local" [B, L, 3, s, s]. The mean over views, where the papers leave open whether
@@ -77,7 +96,7 @@ class LocalToGlobal(Distilled):
 
 
 class MaskedPatches(Distilled):
-    """At each hidden patch, tell what the teacher sees there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
+    """At each hidden patch, predict the teacher's probabilities there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
 
     L = -1/B sum_b mean over hidden i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
     Reads "global" [B, 1, 3, S, S] and "hidden" [B, M], places of patches.
@@ -85,8 +104,8 @@ class MaskedPatches(Distilled):
 
     name = "masked_patches"
 
-    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float) -> None:
-        super().__init__(width, head, weight=weight, start=start)
+    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
+        super().__init__(width, head, weight=weight, start=start, momentum=momentum)
         self.token = nn.Parameter(torch.zeros(width))  # what stands in place of a hidden patch
 
     def live(self, batch: Batch) -> Tensor:

@@ -1,31 +1,28 @@
-"""Recipes by name: one function per paper."""
+"""Recipes by name: one function per paper. Nothing here waits for torch until a recipe is called."""
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
 from opensiglip.recipes.contrastive import clip, coca, lit, siglip
 from opensiglip.recipes.distillation import silc, tips
+from opensiglip.recipes.find import build_recipe, check_keywords, find_recipe
 from opensiglip.recipes.naflex import siglip2_naflex
-from opensiglip.recipes.recipe import Recipe, RecipeFunction
+from opensiglip.recipes.recipe import Continuation, Recipe, RecipeFunction
+from opensiglip.recipes.registry import RECIPES, list_recipes
 from opensiglip.recipes.siglip2 import siglip2
 from opensiglip.recipes.tasks import pali, tasks
 
-_ALL = (clip, lit, siglip, cap, cappa, captioner, locca, coca, silc, tips, siglip2, siglip2_naflex, tasks, pali)
-RECIPES: dict[str, RecipeFunction] = {recipe.__name__: recipe for recipe in _ALL}
-
-
-def list_recipes() -> list[str]:
-    """Names that `train` takes."""
-    return list(RECIPES)
-
-
 __all__ = [
     "RECIPES",
+    "Continuation",
     "Recipe",
     "RecipeFunction",
+    "build_recipe",
     "cap",
     "cappa",
     "captioner",
+    "check_keywords",
     "clip",
     "coca",
+    "find_recipe",
     "list_recipes",
     "lit",
     "locca",

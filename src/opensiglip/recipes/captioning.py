@@ -1,25 +1,23 @@
 """Image tower and decoder: texts read off the image. The three papers differ in their data only."""
 
 from dataclasses import replace
+from typing import Annotated
 
-from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Images
-from opensiglip.data.fields.frame import Frame
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.models.sizes import architecture
-from opensiglip.objectives.captioning import Caption
 from opensiglip.recipes.recipe import Recipe
 
 
 def cap(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """Cap: plain autoregressive captioning, CapPa's baseline.    (arXiv:2306.07915)
 
@@ -47,13 +45,13 @@ def cap(
 def cappa(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    parallel: float = 0.75,
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.75,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """CapPa: captioning, three quarters of the captions predicted in parallel.    (arXiv:2306.07915)
 
@@ -76,13 +74,13 @@ def cappa(
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
     )
-    boxes = BoxFormat()
-    frame = Frame(networks.resolution, crop_area)
+    boxes = data.BoxFormat()
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
-        objectives=[Caption()],
+        fields=[data.Images(frame), data.Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
+        objectives=[objectives.Caption()],
         tasks=("cap",),
     )
 
@@ -90,14 +88,14 @@ def cappa(
 def locca(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    parallel: float = 0.5,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """LocCa: captions, referring boxes and grounded captions, half of the captions in parallel.    (arXiv:2403.19596)
 
@@ -122,13 +120,13 @@ def locca(
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
     )
-    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
-    frame = Frame(networks.resolution, crop_area)
+    written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Captions(tasks, parallel=parallel, boxes=written)],
-        objectives=[Caption()],
+        fields=[data.Images(frame), data.Captions(tasks, parallel=parallel, boxes=written)],
+        objectives=[objectives.Caption()],
         tasks=tasks,
         boxes=written,
     )
@@ -139,13 +137,13 @@ def captioner(
     encoder: str | None = "timm/vit_base_patch16_224.augreg_in21k",
     frozen: bool = True,
     size: str = "B/16",
-    resolution: int | None = 224,
-    length: int = 77,
-    parallel: float = 0.75,
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = 224,
+    length: Annotated[int, Bounds(at_least=8)] = 77,
+    parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.75,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
 

@@ -2,22 +2,21 @@
 
 import math
 from dataclasses import replace
+from typing import Annotated
 
-from opensiglip.data.fields.field import Images, Texts
-from opensiglip.data.fields.frame import Frame
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import CoCaShape, architecture
-from opensiglip.objectives.captioning import Continue
-from opensiglip.objectives.contrastive import Sigmoid, Softmax
 from opensiglip.recipes.recipe import Recipe
 
 
 def siglip(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    crop_area: float = 1.0,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
 ) -> Recipe:
     """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
@@ -31,22 +30,21 @@ def siglip(
             p = 1 / batch, which small batches need.
     """
     networks = architecture(size, resolution, length=length, text=True)
-    frame = Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Texts()],
-        objectives=[Sigmoid()],
-        logit_bias=logit_bias,
+        fields=[data.Images(frame), data.Texts()],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias)],
     )
 
 
 def clip(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    crop_area: float = 1.0,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """CLIP: the right text among all texts, the right image among all images.    (arXiv:2103.00020)
 
@@ -57,13 +55,12 @@ def clip(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
     """
     networks = replace(architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False)
-    frame = Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Texts()],
-        objectives=[Softmax()],
-        logit_bias="0",
+        fields=[data.Images(frame), data.Texts()],
+        objectives=[objectives.Softmax()],
     )
 
 
@@ -71,9 +68,9 @@ def lit(
     *,
     encoder: str | None = "timm/vit_base_patch16_224.augreg_in21k",
     size: str = "B/16",
-    resolution: int | None = 224,
-    length: int = 64,
-    crop_area: float = 1.0,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = 224,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """LiT: a text tower learns to fit a pretrained image tower that stays as it is.    (arXiv:2111.07991)
 
@@ -87,26 +84,25 @@ def lit(
     networks = replace(
         architecture(size, resolution, length=length, text=True), logit_bias=False, encoder=encoder, frozen=True
     )
-    frame = Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Texts()],
-        objectives=[Softmax(most=math.inf)],
-        logit_bias="0",
+        fields=[data.Images(frame), data.Texts()],
+        objectives=[objectives.Softmax(most=math.inf)],
     )
 
 
 def coca(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    queries: int | None = None,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    queries: Annotated[int | None, Bounds(at_least=1)] = None,
     pooling: str = "cascade",
-    caption_weight: float = 2.0,
-    contrastive_weight: float = 1.0,
-    crop_area: float = 1.0,
+    caption_weight: Annotated[float, Bounds(at_least=0)] = 2.0,
+    contrastive_weight: Annotated[float, Bounds(at_least=0)] = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """CoCa: contrastive and captioning at once, from one text decoder in two halves.    (arXiv:2205.01917)
 
@@ -130,13 +126,12 @@ def coca(
     poolers = CoCaShape(queries or (64 if size == "tiny" else 256), networks.vision.heads, half.width, pooling)
     networks = replace(networks, decoder=half, coca=poolers, logit_scale=1 / 0.07, logit_bias=False)
     # Softmax is the mean of two directions, the paper's the sum.
-    terms = [Softmax(weight=2 * contrastive_weight), Continue(weight=caption_weight)]
-    frame = Frame(networks.resolution, crop_area)
+    terms = [objectives.Softmax(weight=2 * contrastive_weight), objectives.Continue(weight=caption_weight)]
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Texts(as_target=True)],
+        fields=[data.Images(frame), data.Texts(as_target=True)],
         objectives=list(terms),
         tasks=("cap",),
-        logit_bias="0",
     )

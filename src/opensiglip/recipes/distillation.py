@@ -1,22 +1,21 @@
 """Contrastive learning and self-distillation together, as SILC and TIPS have them by themselves."""
 
-from opensiglip.data.fields.field import SecondTexts, Texts
-from opensiglip.data.fields.frame import Frame
-from opensiglip.data.fields.views import Hidden, Views
+from typing import Annotated
+
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.models.sizes import architecture, head
-from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
 from opensiglip.recipes.recipe import Recipe
 
 
 def silc(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
     logit_bias: str = "-10",
-    momentum: float = 0.966,
-    prototypes: int | None = None,
+    momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
+    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
 ) -> Recipe:
     """SILC: image and text aligned, local crops taught by an EMA teacher of large ones.    (arXiv:2310.13355)
 
@@ -34,24 +33,27 @@ def silc(
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     return Recipe(
         networks,
-        Frame(side),
-        fields=[Texts(), Views(side, patch, wholes=2, locals=8)],
-        objectives=[Sigmoid(image="global"), LocalToGlobal(width, head(size, prototypes), weight=1.0, start=0.0)],
-        logit_bias=logit_bias,
-        momentum=momentum,
+        data.Frame(side),
+        fields=[data.Texts(), data.Views(side, patch, wholes=2, locals=8)],
+        objectives=[
+            objectives.Sigmoid(image="global", logit_bias=logit_bias),
+            objectives.LocalToGlobal(
+                width, head(size, prototypes), weight=1.0, start=0.0, momentum=objectives.Momentum(momentum)
+            ),
+        ],
     )
 
 
 def tips(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    mask: float = 0.75,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    mask: Annotated[float, Bounds(more_than=0, at_most=1)] = 0.75,
     logit_bias: str = "-10",
-    momentum: float = 0.994,
-    momentum_end: float = 1.0,
-    prototypes: int | None = None,
+    momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.994,
+    momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
+    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
 ) -> Recipe:
     """TIPS: two captions aligned with two pooled features; self-distillation; masked patches.    (arXiv:2410.16512)
 
@@ -71,17 +73,27 @@ def tips(
     networks = architecture(size, resolution, length=length, text=True)
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     shape = head(size, prototypes or (None if size == "tiny" else 32768))
+    teacher = objectives.Momentum(momentum, momentum_end)
     return Recipe(
         networks,
-        Frame(side),
-        fields=[Texts(), SecondTexts(), Views(side, patch, wholes=1, locals=6), Hidden(side, patch, ratio=mask)],
-        objectives=[
-            Sigmoid(image="global", weight=0.5),
-            Sigmoid(image="global", text="second_text", probe_width=width, name="second_sigmoid", weight=0.5),
-            LocalToGlobal(width, shape, weight=1.0, start=0.0),
-            MaskedPatches(width, shape, weight=2.0, start=0.0),
+        data.Frame(side),
+        fields=[
+            data.Texts(),
+            data.SecondTexts(),
+            data.Views(side, patch, wholes=1, locals=6),
+            data.Hidden(side, patch, ratio=mask),
         ],
-        logit_bias=logit_bias,
-        momentum=momentum,
-        momentum_end=momentum_end,
+        objectives=[
+            objectives.Sigmoid(image="global", weight=0.5, logit_bias=logit_bias),
+            objectives.Sigmoid(
+                image="global",
+                text="second_text",
+                probe_width=width,
+                name="second_sigmoid",
+                weight=0.5,
+                logit_bias=logit_bias,
+            ),
+            objectives.LocalToGlobal(width, shape, weight=1.0, start=0.0, momentum=teacher),
+            objectives.MaskedPatches(width, shape, weight=2.0, start=0.0, momentum=teacher),
+        ],
     )

@@ -1,16 +1,13 @@
 """SigLIP 2 NaFlex: one model for every aspect ratio and many resolutions."""
 
 from dataclasses import replace
+from typing import Annotated
 
-from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Images, Texts
-from opensiglip.data.fields.naflex import BUDGETS, NaFlex
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import architecture
-from opensiglip.objectives.captioning import Caption
-from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.recipes.recipe import Recipe
+from opensiglip.recipes.recipe import Continuation, Recipe
 
 STRETCH = 3.75  # of the last tenth of the schedule    (Sec. 2.4.2)
 
@@ -18,16 +15,16 @@ STRETCH = 3.75  # of the last tenth of the schedule    (Sec. 2.4.2)
 def siglip2_naflex(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    parallel: float = 0.5,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
-    budgets: tuple[int, ...] | None = None,
+    budgets: Annotated[tuple[int, ...] | None, Bounds(at_least=1)] = None,
 ) -> Recipe:
     """SigLIP 2 NaFlex: SigLIP + LocCa on images of their own aspect ratio, at many sizes.    (arXiv:2502.14786)
 
@@ -59,21 +56,19 @@ def siglip2_naflex(
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
     )
-    chosen = tuple(budgets or ((budget // 4 for budget in BUDGETS) if size == "tiny" else BUDGETS))
+    chosen = tuple(budgets or ((budget // 4 for budget in data.BUDGETS) if size == "tiny" else data.BUDGETS))
     if min(chosen) < 1 or len(set(chosen)) < len(chosen):
         raise UserError(f"--budgets {' '.join(map(str, chosen))}: give different numbers of at least 1 patch.")
     patch, square = networks.patch, (networks.resolution // networks.patch) ** 2
-    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
-    frame = NaFlex(patch, square, chosen, crop_area)
+    written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    frame = data.NaFlex(patch, square, chosen, crop_area)
     return Recipe(
         replace(networks, naflex=True),
         frame,
-        fields=[Images(frame), Texts(), Captions(tasks, parallel=parallel, boxes=written)],
-        objectives=[Sigmoid(), Caption()],
+        fields=[data.Images(frame), data.Texts(), data.Captions(tasks, parallel=parallel, boxes=written)],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias), objectives.Caption()],
         tasks=tasks,
         boxes=written,
-        logit_bias=logit_bias,
-        share=0.9,
         # The schedule counts examples, and the largest budget takes two steps for a batch of them.
-        stretch=STRETCH * (len(chosen) + 1) / len(chosen),
+        continuation=Continuation(share=0.9, stretch=STRETCH * (len(chosen) + 1) / len(chosen)),
     )

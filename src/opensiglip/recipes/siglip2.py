@@ -1,32 +1,28 @@
 """SigLIP 2: the sum of the others."""
 
-from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Images, Texts
-from opensiglip.data.fields.frame import Frame
-from opensiglip.data.fields.views import Hidden, Views
+from typing import Annotated
+
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.models.sizes import DISTILLATION, architecture, head
-from opensiglip.objectives.captioning import Caption
-from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.objectives.distillation import LocalToGlobal, MaskedPatches
 from opensiglip.recipes.recipe import Recipe
 
 
 def siglip2(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
-    parallel: float = 0.5,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
-    crop_area: float = 1.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
-    distill_start: float = 0.8,
-    momentum: float = 0.966,
-    prototypes: int | None = None,
+    distill_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.8,
+    momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
+    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
 ) -> Recipe:
     """SigLIP 2: SigLIP + LocCa; in the last fifth also SILC and TIPS.    (arXiv:2502.14786)
 
@@ -61,27 +57,26 @@ def siglip2(
         decoder_bias=decoder_bias,
     )
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
-    written, tasks = BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
-    frame = Frame(side, crop_area)
+    teacher = objectives.Momentum(momentum)
+    frame = data.Frame(side, crop_area)
     return Recipe(
         networks,
         frame,
         fields=[
-            Images(frame),
-            Texts(),
-            Captions(tasks, parallel=parallel, boxes=written),
-            Views(side, patch, wholes=1, locals=8, start=start),
-            Hidden(side, patch, ratio=0.5, start=start),
+            data.Images(frame),
+            data.Texts(),
+            data.Captions(tasks, parallel=parallel, boxes=written),
+            data.Views(side, patch, wholes=1, locals=8, start=start),
+            data.Hidden(side, patch, ratio=0.5, start=start),
         ],
         objectives=[
-            Sigmoid(),
-            Caption(),
-            LocalToGlobal(width, shape, weight=r, start=start),
-            MaskedPatches(width, shape, weight=r / 4, start=start),
+            objectives.Sigmoid(logit_bias=logit_bias),
+            objectives.Caption(),
+            objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
+            objectives.MaskedPatches(width, shape, weight=r / 4, start=start, momentum=teacher),
         ],
         tasks=tasks,
         boxes=written,
-        logit_bias=logit_bias,
-        momentum=momentum,
     )

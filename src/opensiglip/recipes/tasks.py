@@ -1,14 +1,11 @@
 """Tasks as text, mixed in one run: on CapPa's decoder, and as PaLI has it on an encoder-decoder."""
 
 from dataclasses import replace
+from typing import Annotated
 
-from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.field import Images
-from opensiglip.data.fields.frame import Frame
-from opensiglip.data.tasks import parse_tasks
-from opensiglip.data.tasks.mixture import Mixture
+from opensiglip import data, objectives
+from opensiglip.bounds import Bounds
 from opensiglip.models.sizes import architecture
-from opensiglip.objectives.captioning import Answer, Caption
 from opensiglip.recipes.recipe import Recipe
 
 MIXTURE = "caption:4,aref:2,gcap:2,answer:2,question:1,detect:1,count:1"
@@ -17,14 +14,14 @@ MIXTURE = "caption:4,aref:2,gcap:2,answer:2,question:1,detect:1,count:1"
 def tasks(
     *,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
     tasks: str = MIXTURE,
-    texts: int = 3,
+    texts: Annotated[int, Bounds(at_least=1)] = 3,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
-    crop_area: float = 1.0,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """Tasks: PaLI's unified text interface on CapPa's decoder; every task is a question and an answer.    (after PaLI)
 
@@ -43,13 +40,13 @@ def tasks(
     networks = architecture(
         size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
     )
-    weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
-    frame = Frame(networks.resolution, crop_area)
+    weights, written = data.parse_tasks(tasks), data.BoxFormat.parse(boxes)
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Mixture(weights, texts=texts, boxes=written)],
-        objectives=[Caption()],
+        fields=[data.Images(frame), data.Mixture(weights, texts=texts, boxes=written)],
+        objectives=[objectives.Caption()],
         tasks=tuple(weights),
         boxes=written,
     )
@@ -60,14 +57,14 @@ def pali(
     encoder: str | None = None,
     frozen: bool = True,
     size: str = "B/16",
-    resolution: int | None = None,
-    length: int = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
     tasks: str = MIXTURE,
-    texts: int = 3,
+    texts: Annotated[int, Bounds(at_least=1)] = 3,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: int | None = None,
-    decoder_width: int | None = None,
-    crop_area: float = 1.0,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """PaLI: image tokens and a prompt into a T5 encoder-decoder, which answers in text.    (arXiv:2209.06794)
 
@@ -89,13 +86,13 @@ def pali(
         size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
     )
     networks = replace(networks, decoder=None, t5=networks.decoder, encoder=encoder, frozen=frozen)
-    weights, written = parse_tasks(tasks), BoxFormat.parse(boxes)
-    frame = Frame(networks.resolution, crop_area)
+    weights, written = data.parse_tasks(tasks), data.BoxFormat.parse(boxes)
+    frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
-        fields=[Images(frame), Mixture(weights, texts=texts, boxes=written, paired=True)],
-        objectives=[Answer()],
+        fields=[data.Images(frame), data.Mixture(weights, texts=texts, boxes=written, paired=True)],
+        objectives=[objectives.Answer()],
         tasks=tuple(weights),
         boxes=written,
     )

@@ -30,16 +30,16 @@ def accumulate(
         backward(losses["loss"])
         return Outcome({name: loss.detach() for name, loss in losses.items()}, notes)
 
-    compared, pulls = _compare(step, learner, parts, live)
-    seen: list[Outcome] = []
+    compared, feature_grads = _compare(step, learner, parts, live)
+    outcomes: list[Outcome] = []
     for index, part in enumerate(parts):
         with no_sync(step) if index < len(parts) - 1 else nullcontext():
-            losses, notes = step(part, live, len(parts), pulls[index])
+            losses, notes = step(part, live, len(parts), feature_grads[index])
             backward(losses["loss"])
-        seen.append(Outcome({name: loss.detach() for name, loss in losses.items()}, notes))
-    means = _mean([losses for losses, _ in seen]) | compared
+        outcomes.append(Outcome({name: loss.detach() for name, loss in losses.items()}, notes))
+    means = _mean([losses for losses, _ in outcomes]) | compared
     total = torch.as_tensor(sum(objective.weight * means[objective.name] for objective in learner.terms()))
-    return Outcome(means | {"loss": total}, _mean([notes for _, notes in seen]))
+    return Outcome(means | {"loss": total}, _mean([notes for _, notes in outcomes]))
 
 
 def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -53,20 +53,21 @@ def _compare(
     if not learner.pairwise():
         return {}, [[] for _ in parts]
     with torch.no_grad():
-        seen = [step(part, live, look=True) for part in parts]
+        encoded = [step(part, live, features_only=True) for part in parts]
     names = [objective.name for objective in learner.terms()]
     compared: Losses = {}
-    pulls: list[list[list[Tensor]]] = [[] for _ in parts]
+    feature_grads: list[list[list[Tensor]]] = [[] for _ in parts]
     for k, objective in enumerate(learner.pairwise()):
-        sizes = [len(features[k][0][0]) for features in seen]
-        rows = [torch.cat(column) for column in zip(*(features[k][0] for features in seen), strict=True)]
-        shared = [x.detach().clone().requires_grad_() for x in seen[0][k][1]]
-        pulled = [x.requires_grad_() for x in rows if x.is_floating_point()]
+        sizes = [len(features[k][0][0]) for features in encoded]
+        rows = [torch.cat(column) for column in zip(*(features[k][0] for features in encoded), strict=True)]
+        shared = [x.detach().clone().requires_grad_() for x in encoded[0][k][1]]
+        differentiable = [x.requires_grad_() for x in rows if x.is_floating_point()]
         with torch.enable_grad():
             loss = objective.compare(rows, shared) / (live[names.index(objective.name)] * len(parts))
-            grads = torch.autograd.grad(objective.weight * loss, pulled + shared)  # no hook of DDP fires here
-        split = [grad.split(sizes) for grad in grads[: len(pulled)]]
+            grads = torch.autograd.grad(objective.weight * loss, differentiable + shared)  # no hook of DDP fires here
+        split = [grad.split(sizes) for grad in grads[: len(differentiable)]]
         for index in range(len(parts)):
-            pulls[index].append([*(g[index] for g in split), *(g / len(parts) for g in grads[len(pulled) :])])
+            of_shared = [grad / len(parts) for grad in grads[len(differentiable) :]]
+            feature_grads[index].append([*(grad[index] for grad in split), *of_shared])
         compared[objective.name] = loss.detach()
-    return compared, pulls
+    return compared, feature_grads

@@ -35,6 +35,7 @@ class TrainConfig:
         lr: peak learning rate.
         warmup: steps of linear warm-up; by default 5 % of all.
         weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 is 0.1 here.
+        betas: of AdamW: what its two averages keep at each step; SigLIP found the second necessary for stability.
         clip_norm: largest norm of the gradient.
         seed: of weights and of every random choice in the data.
         precision: auto, fp32 or bf16.
@@ -70,6 +71,7 @@ class TrainConfig:
     lr: Annotated[float, Bounds(more_than=0)] = 1e-3
     warmup: Annotated[int | None, Bounds(at_least=0)] = None
     weight_decay: Annotated[float, Bounds(at_least=0)] = 0.1
+    betas: Annotated[tuple[float, float], Bounds(at_least=0, less_than=1)] = (0.9, 0.95)
     clip_norm: Annotated[float, Bounds(more_than=0)] = 1.0
     seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
     precision: str = "auto"
@@ -91,6 +93,7 @@ class TrainConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str | int | float | Path) else tuple(value))
         object.__setattr__(self, "data", tuple(map(str, self.data)))
+        object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "out", Path(self.out))
         check_bounds(TrainConfig, vars(self))
         if not self.data:

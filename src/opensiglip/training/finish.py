@@ -1,18 +1,21 @@
-"""The end of a run: judge it on held-out examples, export it, sum it up, draw the report."""
+"""The end of a run: evaluate it on held-out examples, export it, sum it up, draw the report."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from opensiglip.checkpoints.formats.own import training_card
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.inference.subject import Subject
 from opensiglip.json_file import write_json
+from opensiglip.models.ema import Ema
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
 from opensiglip.training.checkpoint import stages
-from opensiglip.training.held_out import TASKS, Judgement
+from opensiglip.training.held_out import TASKS, HeldOut
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.loop import Loop
@@ -21,11 +24,11 @@ from opensiglip.training.record import command
 
 def finish(
     folder: Path,
-    config: dict[str, Any],
+    record: dict[str, Any],
     loop: Loop,
     recipe: Recipe,
     result: dict[str, Any],
-    judgement: Judgement | None,
+    evaluated_on: HeldOut | None,
 ) -> dict[str, Any]:
     """Write model/, summary.json and report.html; return the summary."""
     model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
@@ -33,26 +36,26 @@ def finish(
     run = RunFolder(folder)
     rows = read_lines(run.metrics)
     summary: dict[str, Any] = {
-        "recipe": config["recipe"],
+        "recipe": record["recipe"],
         "folder": str(folder),
-        "command": command(config, folder),
-        "seed": config["train"]["seed"],
-        "versions": config["versions"],
+        "command": command(record, folder),
+        "seed": record["train"]["seed"],
+        "versions": record["versions"],
         "precision": loop.accelerator.mixed_precision,
         "parameters": count_parameters(loop.learner),
     } | result
     names = [name for name in rows[-1] if name.startswith("loss")] if rows else []
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
-    summary["losses"] = {name: {"first": first_of(rows, name), "last": last_mean(rows, name)} for name in names}
-    if judgement is not None:
-        summary["held_out"] = judgement.of(subject)
+    summary["losses"] = {name: first_and_last(rows, name) for name in names}
+    if evaluated_on is not None:
+        summary["held_out"] = evaluated_on.of(subject)
     summary["figures"] = figures(summary)
     known: dict[str, Any] = {"boxes": recipe.boxes, "tasks": recipe.tasks, "languages": subject.languages}
-    card = training_card(config, summary)
+    card = training_card(record, summary)
     Pretrained.of(model, pipeline, name=str(folder), card=card, **known).save(run.model)
     write_json(run.summary, summary)
-    before, held_out = stages(run, model), None if judgement is None else judgement.source
+    before, held_out = stages(run, model), None if evaluated_on is None else evaluated_on.source
     write_report(run.report, summary, rows, subject, model.architecture, held_out, before)
     return summary
 
@@ -70,38 +73,43 @@ def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Subject:
     )
 
 
-def first_of(rows: list[dict[str, Any]], name: str) -> float | None:
-    """The first value: a term may begin late, and its first loss may not have been finite."""
-    return next((row[name] for row in rows if row.get(name) is not None), None)
+def first_and_last(rows: list[dict[str, Any]], name: str) -> dict[str, float | None]:
+    """A loss in its first row, and the mean of the last tenth of its rows, at most 20: one batch's alone is noise.
 
-
-def last_mean(rows: list[dict[str, Any]], name: str, window: int = 20) -> float | None:
-    """Mean of the last rows: one batch's loss alone is noise."""
-    values = [row[name] for row in rows[-window:] if row.get(name) is not None]
-    return sum(values) / len(values) if values else None
+    Its rows are those that have a number: a term may begin late, and a loss may not be finite.
+    """
+    values = [row[name] for row in rows if row.get(name) is not None]
+    last = values[-min(20, max(1, len(values) // 10)) :]
+    return {"first": values[0] if values else None, "last": sum(last) / len(last) if last else None}
 
 
 def count_parameters(learner: Learner) -> dict[str, int]:
-    """Parameters per part of the model, of what only training needs (heads and teacher), and in all."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in learner.model.named_children()}
-    total = sum(p.numel() for p in learner.parameters())
-    helpers = total - sum(p.numel() for p in learner.model.parameters())
-    return parts | ({"heads and teacher": helpers} if helpers else {}) | {"total": total}
+    """Parameters by part of the model, of objectives (heads, probes), of the EMA teacher with its heads, in all."""
+    parts = {name: _count(part) for name, part in learner.model.named_children()}
+    averages = [module for module in learner.modules() if isinstance(module, Ema)]
+    teacher = sum(_count(module) for module in averages)
+    own = sum(_count(objective) for objective in learner.objectives.values()) + _count(learner.teacher) - teacher
+    extra = {"objectives": own, "EMA teacher": teacher}
+    return parts | {name: number for name, number in extra.items() if number} | {"total": _count(learner)}
+
+
+def _count(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
 
 
 def figures(summary: dict[str, Any]) -> dict[str, str]:
     """The figures of a run in words: loss terms first and last, and what held-out examples say."""
-    said = {}
+    words = {}
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
-            said[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
+            words[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
     for task in TASKS:
         measures = summary.get("held_out", {}).get(task, {})
         for name, value in measures.items():
             if f"{name}_ci95" in measures:
                 low, high = measures[f"{name}_ci95"]
-                said[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+                words[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
             elif name == "chance_r1":
-                said["held-out retrieval, chance"] = f"{value:.3f}"
-    said["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
-    return said
+                words["held-out retrieval, chance"] = f"{value:.3f}"
+    words["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
+    return words

@@ -1,62 +1,53 @@
-"""The health of a run beside its losses: temperature, bias, and whether self-distillation still says anything."""
+"""The health of a run beside its losses: the objectives' signals in the log, and their alarms."""
 
 import math
 import sys
 
 from opensiglip.errors import UserError
-from opensiglip.objectives.base import Notes
-from opensiglip.objectives.distillation import Distilled
+from opensiglip.objectives.base import Notes, Signal
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import finite
 
-NEAR = 0.01  # of ln K: a teacher's entropy so near 0 or ln K says nothing about the image
-WARN, STOP = 20, 200  # steps in a row
-
 
 class Collapsed(UserError):
-    """The teacher gives every image the same answer, or none."""
+    """An objective's alarm has lasted too long."""
 
 
-def signals(learner: Learner, notes: Notes) -> dict[str, float | None]:
-    """Numbers for the log: the scalar notes, the norm of each centre, temperature and bias."""
-    said = {name: finite(float(note)) for name, note in notes.items() if note.ndim == 0}
+def signals(learner: Learner, notes: Notes) -> list[Signal]:
+    """The scalar notes, the objectives' signals, temperature and bias; of two of one name the later counts."""
+    found = [Signal(name, float(note)) for name, note in notes.items() if note.ndim == 0]
     for objective in learner.terms():
-        if isinstance(objective, Distilled):
-            said[f"{objective.name}/centre_norm"] = finite(float(objective.centre.norm()))
+        found += objective.health(notes)
     if learner.model.text is not None:
-        said["logit_scale"] = finite(float(learner.model.logit_scale.detach().exp()))
-        said["logit_bias"] = finite(float(learner.model.logit_bias.detach()))
-    return said
+        found.append(Signal("logit_scale", float(learner.model.logit_scale.detach().exp())))
+        found.append(Signal("logit_bias", float(learner.model.logit_bias.detach())))
+    return list({signal.name: signal for signal in found}.values())
 
 
-class Watch:
-    """Warns of a collapsed teacher, then ends the run; meanwhile no checkpoint replaces the last good one."""
+def logged(found: list[Signal]) -> dict[str, float | None]:
+    """Signals as columns of the log."""
+    return {signal.name: finite(signal.value) for signal in found}
+
+
+class Alarms:
+    """Counts alarms in a row: first a warning and no more checkpoints over the last good one, then the run ends."""
 
     def __init__(self) -> None:
         self.streaks: dict[str, int] = {}
 
-    def see(self, step: int, learner: Learner, said: dict[str, float | None]) -> bool:
-        """Whether the run is well at this step. Raises Collapsed after STOP bad steps in a row."""
-        well = True
-        for objective in learner.terms():
-            entropy = said.get(f"{objective.name}/teacher_entropy")
-            if not isinstance(objective, Distilled) or entropy is None:
+    def check(self, step: int, found: list[Signal]) -> bool:
+        """Whether the run is well at this step. Raises Collapsed where an alarm has lasted for its `stop` steps."""
+        for signal in found:
+            if signal.alarm is None:
+                if math.isfinite(signal.value):
+                    self.streaks.pop(signal.name, None)
                 continue
-            share = entropy / math.log(len(objective.centre))
-            streak = self.streaks.get(objective.name, 0) + 1 if not NEAR < share < 1 - NEAR else 0
-            self.streaks[objective.name] = streak
-            cause = (
-                "every image gets the same prototype; the centre does not keep up, or the temperature is too low"
-                if share <= NEAR
-                else "all prototypes are equally likely for every image; the teacher lags too far or --lr is too high"
-            )
-            told = f"{objective.name}: the teacher's entropy is {entropy:.3g} of {math.log(len(objective.centre)):.3g}"
-            if streak == WARN:
-                print(f"warning: {told} for {WARN} steps ({cause}).", file=sys.stderr, flush=True)
-            if streak == STOP:
+            streak = self.streaks[signal.name] = self.streaks.get(signal.name, 0) + 1
+            if streak == signal.warn:
+                print(f"warning: {signal.alarm} for {streak} steps.", file=sys.stderr, flush=True)
+            if streak >= signal.stop:
                 raise Collapsed(
-                    f"{told} for {STOP} steps at step {step}: {cause}; --resume from the last good checkpoint with "
-                    "another --momentum or --lr and --changed."
+                    f"{signal.alarm} for {streak} steps at step {step}; --resume from the last good checkpoint with "
+                    f"{signal.mend} and --changed."
                 )
-            well = well and streak < WARN
-        return well
+        return all(self.streaks.get(signal.name, 0) < signal.warn for signal in found)

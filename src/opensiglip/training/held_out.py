@@ -1,4 +1,4 @@
-"""Judging a run on held-out examples: while it trains, and at its end."""
+"""A run evaluated on held-out examples: while it trains, and at its end."""
 
 import time
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eva
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What to judge on: the first `count` examples of a held-out source, and the training data for blind baselines."""
+class HeldOut:
+    """What to evaluate on: the first `count` examples of a held-out source; training data for blind baselines."""
 
     source: Source
     count: int
@@ -36,11 +36,11 @@ class Judgement:
             "seconds": round(time.perf_counter() - began, 1),
         }
 
-    def row(self, subject: Subject, model: nn.Module) -> dict[str, float]:
-        """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The model goes on in training mode."""
-        model.eval()
+    def row(self, subject: Subject, learner: nn.Module) -> dict[str, float]:
+        """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The learner goes on in training mode."""
+        learner.eval()
         judged = self.of(subject)
-        model.train()
+        learner.train()
         return {
             f"eval/{task}/{name}": value
             for task in TASKS

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder
-from opensiglip.data.loader import BrokenLimit, DataPlan, loader, to_device
+from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, sum_counters
 from opensiglip.errors import UserError
-from opensiglip.objectives.base import Notes
+from opensiglip.objectives.base import Notes, Signal
 from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
-from opensiglip.training.health import Watch, signals
+from opensiglip.training.health import Alarms, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, finite
 from opensiglip.training.memory import return_freed_memory
@@ -28,13 +28,15 @@ from opensiglip.types import Batch
 
 PATIENCE = 5  # non-finite steps in a row that end a run
 
+Row = dict[str, float | None]
+
 
 class Diverged(UserError):
     """The loss or its gradient stayed non-finite."""
 
 
-class Stage(nn.Module):
-    """The learner as one stage of a run wraps it: Accelerate hands a module that it has prepared back as it is."""
+class TrainStep(nn.Module):
+    """The learner's forward as DDP and autocast wrap it: a fresh module, as Accelerate leaves a prepared one alone."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
@@ -65,9 +67,12 @@ class Loop:
     keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
     compile: bool = False
     step: int = 0  # steps taken
+    images_seen: int = 0  # by all ranks
     skipped_steps: int = 0
     rules: int = RULES  # of the optimizer
+    failures: int = 0  # non-finite steps in a row
     broken: BrokenLimit = field(default_factory=BrokenLimit)
+    alarms: Alarms = field(default_factory=Alarms)
 
     @property
     def last(self) -> int:
@@ -79,86 +84,47 @@ class Loop:
         return self.plan.schedule_step(step) / self.steps
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint. Raises UserError where there is none."""
+        """Go on from the newest checkpoint, or from the first step where none was saved; says so."""
         newest = RunFolder(self.folder).newest()
         if newest is None:
-            raise UserError(f"{self.folder} has no checkpoint to --resume from yet; delete it, or name another --out.")
+            self.accelerator.print(f"resume      {self.folder} has no checkpoint yet: it begins again", flush=True)
+            return
         state = checkpoint.load(newest, self.learner, self.optimizer)
         self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
         self.rules = int(state.get("rules", 1))
         keep_rules(self.optimizer, self.rules)
+        self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
             self.broken.read, self.broken.skipped = int(state["read"]), Counter(state["skipped_examples"])
 
     def run(self) -> dict[str, Any]:
         """Train to the last step. Returns the rate and what was skipped."""
-        accelerator, device = self.accelerator, self.accelerator.device
-        log = Log(
-            accelerator,
-            RunFolder(self.folder).metrics,
-            self.step,
-            self.last,
-            self.log_every,
-        )
+        device, started = self.accelerator.device, time.perf_counter()
+        log = Log(self.accelerator, RunFolder(self.folder).metrics, self.step, self.last, self.log_every)
         if self.compile:
             self.learner.compile()
-        batches = loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda")
-        watch, failures, started = Watch(), 0, time.perf_counter()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
-        begun = self.learner.enter(self.progress(self.step - 1)) if self.step else set()
+        begun = self.learner.activate(self.progress(self.step - 1)) if self.step else set()
         wrapped: nn.Module | None = None
-        for batch in batches:
-            images = self.plan.step_slice(self.step).count
-            self.broken.count(images // self.plan.ranks, batch.skipped)
-            progress = self.progress(self.step)
-            new = self.learner.enter(progress) - begun
+        for batch in loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda"):
+            new = self.learner.activate(self.progress(self.step)) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
-                if new and self.step and accelerator.is_main_process:
+                if new and self.step and self.accelerator.is_main_process:
                     checkpoint.save_stage(RunFolder(self.folder), self.step, self.learner.model)
-                self.learner.begin(new)
+                self.learner.start_teachers(new)
                 begun |= new
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
-            parts = [to_device(part, device) for part in batch.parts]
-            lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
-            losses, notes, norm = self._gradient(wrapped, parts)
-            if all(math.isfinite(value) for value in (*losses.values(), norm)):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr * group["factor"]
-                self.optimizer.step()
-                self.learner.after_step(notes, progress)
-                failures = 0
-            else:
-                failures, self.skipped_steps = failures + 1, self.skipped_steps + 1
-            self.optimizer.zero_grad(set_to_none=True)
-            values = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
-            said = signals(self.learner, notes)
-            log.step(self.step, values | said | {"lr": lr, "grad_norm": finite(norm)}, images)
-            if failures == PATIENCE:
-                bad = [name for name, value in values.items() if value is None] or ["the gradient"]
-                raise Diverged(
-                    f"{' and '.join(bad)} not finite for {PATIENCE} steps in a row at step {self.step}: "
-                    "lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
-                )
-            healthy = watch.see(self.step, self.learner, said)
+            row, found = self._train_step(wrapped, batch)
+            log.step(self.step, row, self.plan.step_slice(self.step).count)
+            self._check_finite(row)
+            healthy = self.alarms.check(self.step, found)
             self.step += 1
-            if self.eval_every and self.step % self.eval_every == 0 and self.step < self.last:  # the end has its own
-                before = time.perf_counter()
-                if self.evaluate is not None:
-                    log.write(self.step - 1, self.evaluate())
-                accelerator.wait_for_everyone()
-                log.pause(time.perf_counter() - before)
-            due = self.step % self.save_every == 0 or self.step in self.keep
-            if (due and healthy) or self.step == self.last:
-                before = time.perf_counter()
-                self.save()
-                if device.type == "cpu":
-                    return_freed_memory()
-                log.pause(time.perf_counter() - before)
+            self._evaluate_and_save(log, healthy)
         log.close()
         return {
             "steps": self.step,
-            "images_seen": self.plan.step_slice(self.step).first,
+            "images_seen": self.images_seen,
             "training_seconds": round(time.perf_counter() - started, 1),
             "images_per_second": round(log.rate(), 1),
             "skipped_steps": self.skipped_steps,
@@ -171,6 +137,7 @@ class Loop:
         if self.accelerator.is_main_process:
             state = {
                 "progress": self.progress(self.step),
+                "images_seen": self.images_seen,
                 "skipped_steps": self.skipped_steps,
                 "rules": self.rules,
                 "read": read,
@@ -182,8 +149,29 @@ class Loop:
     def _wrap(self) -> nn.Module:
         """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
         self.accelerator.free_memory()
-        ready: nn.Module = self.accelerator.prepare_model(Stage(self.learner))
+        ready: nn.Module = self.accelerator.prepare_model(TrainStep(self.learner))
         return ready.train()
+
+    def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal]]:
+        """One optimizer step, skipped where a number is not finite; the row for the log, and the signals in it."""
+        images = self.plan.step_slice(self.step).count
+        self.images_seen += images
+        self.broken.count(images // self.plan.ranks, batch.skipped)
+        parts = [to_device(part, self.accelerator.device) for part in batch.parts]
+        lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
+        losses, notes, norm = self._gradient(wrapped, parts)
+        if all(math.isfinite(value) for value in (*losses.values(), norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group["factor"]
+            self.optimizer.step()
+            self.learner.after_step(notes, self.progress(self.step))
+            self.failures = 0
+        else:
+            self.failures, self.skipped_steps = self.failures + 1, self.skipped_steps + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
+        found = signals(self.learner, notes)
+        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)}, found
 
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float]:
         """Leave the clipped gradient of the global batch; return losses, notes and its norm, equal on all ranks."""
@@ -193,6 +181,29 @@ class Loop:
         trained = [p for p in self.learner.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
         # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
-        means = average({f"loss {name}": loss for name, loss in losses.items()} | notes)
+        means: dict[str, Tensor] = average({f"loss {name}": loss for name, loss in losses.items()} | notes)
         numbers = torch.stack([means.pop(f"loss {name}") for name in losses]).tolist()
         return dict(zip(losses, numbers, strict=True)), means, float(norm)
+
+    def _check_finite(self, row: Row) -> None:
+        """Raises Diverged after `PATIENCE` steps in a row that were skipped."""
+        if self.failures == PATIENCE:
+            bad = [name for name, value in row.items() if name.startswith("loss") and value is None]
+            raise Diverged(
+                f"{' and '.join(bad or ['the gradient'])} not finite for {PATIENCE} steps in a row at step "
+                f"{self.step}: lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
+            )
+
+    def _evaluate_and_save(self, log: Log, healthy: bool) -> None:
+        """What is due after a step; its time does not count against the rate. No unhealthy checkpoint but the last."""
+        before = time.perf_counter()
+        if self.eval_every and self.step % self.eval_every == 0 and self.step < self.last:  # the end has its own
+            if self.evaluate is not None:
+                log.write(self.step - 1, self.evaluate())
+            self.accelerator.wait_for_everyone()
+        due = self.step % self.save_every == 0 or self.step in self.keep
+        if (due and healthy) or self.step == self.last:
+            self.save()
+            if self.accelerator.device.type == "cpu":
+                return_freed_memory()
+        log.pause(time.perf_counter() - before)

@@ -1,71 +1,51 @@
-"""A run is (recipe, its keywords, train's keywords): resolved, checked and written down."""
+"""config.json: a run is (recipe, its keywords, train's keywords), resolved and written down; what may differ later."""
 
+import hashlib
 import inspect
 import json
 import platform
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from opensiglip import __version__
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.example import Source
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
-from opensiglip.recipes import RECIPES, Recipe, RecipeFunction
-from opensiglip.user_file import load
+from opensiglip.recipes import find_recipe
+from opensiglip.training.config import TrainConfig
 
 # What a resumed run may change.
 FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}
 OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
+FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 
 
-def find(recipe: str) -> RecipeFunction:
-    """The recipe function of that name, or FILE.py:FUNCTION of the user's own. Raises UserError."""
-    if recipe in RECIPES:
-        return RECIPES[recipe]
-    file, _, name = recipe.rpartition(":")
-    if file.endswith(".py"):
-        function = load("recipe", file, name)
-        if not callable(function):
-            raise UserError(f"{file} has no function {name!r}; name the one that returns a Recipe.")
-        return cast(RecipeFunction, function)
-    raise UserError(f"no such recipe: {recipe!r}; recipes are {', '.join(RECIPES)}, or FILE.py:FUNCTION.")
-
-
-def build(function: RecipeFunction, keywords: dict[str, Any]) -> Recipe:
-    """Call the recipe. Raises UserError on keywords it does not have."""
-    known = inspect.signature(function).parameters
-    unknown = [name for name in keywords if name not in known]
-    if unknown:
-        raise UserError(f"recipe {function.__name__} has no {unknown[0]!r}; its keywords are {', '.join(known)}.")
-    return function(**keywords)
-
-
-def resolved(
-    recipe: str, function: RecipeFunction, keywords: dict[str, Any], arguments: dict[str, Any]
-) -> dict[str, Any]:
+def resolved(recipe: str, keywords: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Everything that was decided, defaults included: what config.json holds."""
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    values = {name: list(v) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
     return {
         "recipe": recipe,
-        "keywords": {name: list(v) if isinstance(v, tuple) else v for name, v in (defaults | keywords).items()},
-        "train": values,
+        "keywords": {name: plain(value) for name, value in (_keyword_defaults(recipe) | dict(keywords)).items()},
+        "train": config.to_json(),
         "versions": {"opensiglip": __version__}
         | {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
         | {"python": platform.python_version()},
     }
 
 
-def command(config: dict[str, Any], out: Path) -> str:
+def command(record: dict[str, Any], out: Path) -> str:
     """The command line that repeats the run."""
-    words = ["opensiglip", "train", config["recipe"]]
-    known = inspect.signature(find(config["recipe"])).parameters
-    for name, value in {**config["train"], **config["keywords"]}.items():
+    words = ["opensiglip", "train", record["recipe"]]
+    defaults = _keyword_defaults(record["recipe"])
+    for name, value in {**record["train"], **record["keywords"]}.items():
         flag = "--" + name.replace("_", "-")
-        unsaid = value is None and (name not in known or known[name].default is None)
-        if name in ("resume", "changed") or unsaid or value == []:
+        left_out = value is None and defaults.get(name) is None
+        if name in ("resume", "changed") or left_out or value == []:
             continue
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag.removeprefix("--"))
@@ -75,7 +55,7 @@ def command(config: dict[str, Any], out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) -> None:
+def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) -> None:
     """Raises UserError rather than lose or mix what the run's folder holds."""
     path = RunFolder(folder).config
     if path.is_file() and not resume:
@@ -83,7 +63,8 @@ def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) 
     if resume:
         if not path.is_file():
             raise UserError(f"--out {folder} holds no run to --resume.")
-        found = differences(stored(folder), config)
+        before = stored(folder)
+        found = differences(before, record) + data_differences(before, record)
         if found and not changed:
             raise UserError(f"--resume with other arguments ({'; '.join(found)}); confirm with --changed.")
         for difference in found:
@@ -91,35 +72,40 @@ def check(folder: Path, config: dict[str, Any], *, resume: bool, changed: bool) 
 
 
 def claim(folder: Path) -> None:
-    """Make the run's folder. Raises UserError if it can't be made."""
+    """Make the run's folder. Raises UserError if it can't be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} can't be made ({error.strerror}).") from error
+    try:
+        (folder / ".part").touch()
+        (folder / ".part").unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder} can't be written to ({error.strerror}); name another folder.") from error
 
 
-def record(folder: Path, config: dict[str, Any]) -> None:
+def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write config.json: from here on the folder holds a run."""
-    write_json(RunFolder(folder).config, config | {"command": command(config, folder)})
+    write_json(RunFolder(folder).config, record | {"command": command(record, folder)})
 
 
 def stored(run: Path) -> dict[str, Any]:
     """What a run's config.json holds. Raises UserError."""
     path = RunFolder(run).config
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(config["train"], dict) and isinstance(config["keywords"], dict)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(record["train"], dict) and isinstance(record["keywords"], dict)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} can't be read ({error or type(error).__name__}); name the folder of a run.") from error
-    return dict(config)
+    return dict(record)
 
 
 def inherited(name: str | None) -> dict[str, Any]:
     """The arguments of the run to continue, which hold where the one that goes on from it says nothing else."""
     if name is None:
         return {}
-    config = stored(run_of(name))
-    values = {**config["train"], **config["keywords"]}
+    record = stored(run_of(name))
+    values = {**record["train"], **record["keywords"]}
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in OWN}
 
 
@@ -132,9 +118,45 @@ def run_of(name: str) -> Path:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The arguments in which two runs differ, of those that change a result."""
+    """The arguments in which two runs differ, of those that change a result; one that was not written had its default.
+
+    So runs of versions that lacked an argument are as if it had been left alone.
+    """
+    defaults = {"keywords": _keyword_defaults(now["recipe"]), "train": _train_defaults()}
     pairs = [("recipe", before.get("recipe"), now["recipe"])]
-    for part in ("keywords", "train"):
+    for part, missing in defaults.items():
         old, new = before.get(part, {}), now[part]
-        pairs += [(name, old.get(name), new.get(name)) for name in {**old, **new} if name not in FREE]
+        names = [name for name in {**old, **new} if name not in FREE]
+        pairs += [(name, old.get(name, plain(missing.get(name))), new.get(name)) for name in names]
     return [f"{name}: {old!r} before, {new!r} now" for name, old, new in pairs if old != new]
+
+
+def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
+    """By source: a hash of how many examples it has and of its first texts. Pixels are not read."""
+    return {source.name: _fingerprint(source) for source in sources}
+
+
+def data_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The sources whose content differs, of those that both runs name; none for runs that wrote no fingerprints."""
+    old, new = before.get("fingerprints", {}), now["fingerprints"]
+    return [f"data: {name} has other examples than before" for name in new if old.get(name, new[name]) != new[name]]
+
+
+def plain(value: Any) -> Any:
+    """A keyword's value as JSON holds it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fingerprint(source: Source) -> str:
+    digest = hashlib.sha256(str(len(source)).encode())
+    for text in islice(source.texts(), FINGERPRINT_TEXTS):
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _keyword_defaults(recipe: str) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(find_recipe(recipe)).parameters.items()}
+
+
+def _train_defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}

@@ -1,4 +1,4 @@
-"""Where a run starts if not from noise: a checkpoint's networks, text pipeline and weights, and which of them move."""
+"""Where a run starts if not from noise: a pretrained model's networks, text pipeline and weights; what is trained."""
 
 import inspect
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from typing import Any
 from opensiglip.checkpoints.fit import Fitted
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Source
+from opensiglip.data.fields.captions import task_words
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models import lora as low_rank
+from opensiglip.models import lora
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, shapes, spell
 from opensiglip.recipes import Recipe, RecipeFunction
@@ -18,9 +19,20 @@ from opensiglip.recipes import Recipe, RecipeFunction
 FREEZE = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
 
 
-def follow(checkpoint: Pretrained, function: RecipeFunction, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's keywords, with the checkpoint's networks where a keyword stands at its default."""
-    networks, known = checkpoint.model.architecture, inspect.signature(function).parameters
+def open_start(init: str) -> Pretrained:
+    """The model that `--init` names. Raises UserError where it is none that can be trained on."""
+    start = Pretrained.open(init)
+    if not isinstance(start.model, Model):
+        raise UserError(
+            f"--init {init} is {start.format}, whose networks are not ours to train; give a run, a SigLIP of "
+            "transformers, open_clip or big_vision, or a timm encoder."
+        )
+    return start
+
+
+def keywords_of(start: Pretrained, function: RecipeFunction, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's keywords, with the networks that it starts from where a keyword stands at its default."""
+    networks, known = start.model.architecture, inspect.signature(function).parameters
     free = {name for name, p in known.items() if keywords.get(name, p.default) == p.default}
     taken: dict[str, Any] = {}
     if networks.encoder is None and "size" in known:
@@ -29,7 +41,7 @@ def follow(checkpoint: Pretrained, function: RecipeFunction, keywords: dict[str,
         taken["resolution"] = networks.resolution // networks.patch * patch
     else:
         taken["resolution"] = networks.resolution
-    if checkpoint.model.vocabulary:
+    if start.model.vocabulary:
         taken["length"] = networks.length
     if networks.decoder is not None:
         taken |= {"decoder_depth": networks.decoder.depth, "decoder_width": networks.decoder.width}
@@ -37,60 +49,70 @@ def follow(checkpoint: Pretrained, function: RecipeFunction, keywords: dict[str,
     return keywords | {name: value for name, value in taken.items() if name in free}
 
 
-def adopt(networks: Architecture, checkpoint: Pretrained) -> Architecture:
-    """What a size does not say of the checkpoint's networks. Raises UserError where the recipe can't have them."""
-    theirs = checkpoint.model.architecture
+def architecture_of(start: Pretrained, networks: Architecture) -> Architecture:
+    """The recipe's networks with what a size does not say of those that it starts from.
+
+    Raises UserError where the recipe can't have them.
+    """
+    theirs = start.model.architecture
     if theirs.encoder is not None:
         if networks.text is not None:
             raise UserError(
-                f"--init {checkpoint.name} is a timm encoder without SigLIP's pooling, and the recipe compares pooled "
+                f"--init {start.name} is a timm encoder without SigLIP's pooling, and the recipe compares pooled "
                 "images with texts; take cappa, locca or another recipe without a text tower."
             )
         return replace(networks, encoder=theirs.encoder)
     if theirs.coca is not None:
         if networks.coca is None:
-            raise UserError(
-                f"--init {checkpoint.name} is a CoCa, whose networks are those of the recipe coca; take that."
-            )
+            raise UserError(f"--init {start.name} is a CoCa, whose networks are those of the recipe coca; take that.")
         networks = replace(networks, coca=theirs.coca, decoder=theirs.decoder, short_start=False)
     text = networks.text and replace(networks.text, activation=(theirs.text or networks.text).activation)
     vision = replace(networks.vision, activation=theirs.vision.activation)
     return replace(networks, vision=vision, text=text, encoder=None)
 
 
-def tokenizer_of(checkpoint: Pretrained, recipe: Recipe, given: str | None) -> TextPipeline | None:
-    """The text pipeline that comes with the checkpoint, or from `--tokenizer` for it; None where there is none.
+def pipeline_of(start: Pretrained, recipe: Recipe, tokenizer: str | None) -> TextPipeline | None:
+    """The text pipeline that comes with the weights, or from `--tokenizer` for them; None where there is none.
 
-    Raises UserError on a `--tokenizer` beside one that the checkpoint's weights were trained with.
+    Raises UserError on a `--tokenizer` beside one that the weights were trained with.
     """
-    networks, theirs, rows = recipe.architecture, checkpoint.model.architecture, checkpoint.model.vocabulary
+    networks, theirs, rows = recipe.architecture, start.model.architecture, start.model.vocabulary
     reads = bool((theirs.text and networks.text) or (theirs.decoder and networks.decoder))
-    if not rows or (given is not None and not reads):
+    if not rows or (tokenizer is not None and not reads):
         return None
-    found = checkpoint.pipeline
-    if found is not None and given is not None:
-        raise UserError(
-            f"--tokenizer is not the one that the weights of {checkpoint.name} were trained with; leave it out."
-        )
-    if found is None and given is not None:
-        found = checkpoint.with_tokenizer(given).pipeline
-    return None if found is None else found.with_length(networks.length).within(rows, checkpoint.name)
+    if start.pipeline is not None and tokenizer is not None:
+        raise UserError(f"--tokenizer is not the one that the weights of {start.name} were trained with; leave it out.")
+    found = start.pipeline if tokenizer is None else start.with_tokenizer(tokenizer).pipeline
+    return None if found is None else found.with_length(networks.length).within(rows, start.name)
 
 
-def train_within(checkpoint: Pretrained, sources: Sequence[Source], size: int, length: int, words: str) -> TextPipeline:
-    """A tokenizer made of the data for a checkpoint that came without one; says so."""
-    rows = checkpoint.model.vocabulary
+def new_pipeline(
+    start: Pretrained | None, recipe: Recipe, sources: Sequence[Source], tokenizer: str | None, vocabulary: int
+) -> TextPipeline:
+    """A run's text pipeline: the start's, else that of `--tokenizer`, else one trained on the data. Raises UserError.
+
+    Trained for weights that came without one it has at most as many entries as they have rows; says so.
+    """
+    length, words, tokens = recipe.architecture.length, task_words(recipe.tasks, recipe.boxes), recipe.boxes.tokens()
+    found = None if start is None else pipeline_of(start, recipe, tokenizer)
+    if found is not None:
+        return found
+    if tokenizer is not None:
+        return TextPipeline.load(tokenizer, length).with_tokens(tokens)
+    texts = (text for source in sources for text in source.texts())
+    if start is None or not start.model.vocabulary:
+        return TextPipeline.train(texts, size=vocabulary, length=length, words=words).with_tokens(tokens)
+    rows = start.model.vocabulary
     print(
-        f"{checkpoint.name} has no tokenizer: one of at most {min(size, rows)} entries is trained on the data, so "
+        f"{start.name} has no tokenizer: one of at most {min(vocabulary, rows)} entries is trained on the data, so "
         "whatever reads or writes text begins to learn its words anew.",
         flush=True,
     )
-    texts = (text for source in sources for text in source.texts())
-    made = TextPipeline.train(texts, size=min(size, rows), length=length, words=words)
-    return made.within(rows, checkpoint.name)
+    made = TextPipeline.train(texts, size=min(vocabulary, rows), length=length, words=words)
+    return made.within(rows, start.name)
 
 
-def hold(model: Model, freeze: str | None, rank: int | None) -> None:
+def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
     """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError."""
     if freeze is not None and freeze not in FREEZE:
         raise UserError(f"--freeze {freeze!r} is unknown; give {', '.join(FREEZE)}.")
@@ -102,14 +124,20 @@ def hold(model: Model, freeze: str | None, rank: int | None) -> None:
         if name in frozen:
             tower.requires_grad_(False)
         elif rank is not None and tower is not None:
-            low_rank.add(tower.tower, rank)
+            lora.add(tower.tower, rank)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"--freeze {freeze} leaves nothing to train; give another recipe or tower.")
 
 
-def told(checkpoint: Pretrained, fitted: Fitted, freeze: str | None, tower_lr: float, rank: int | None) -> str:
-    """What became of the checkpoint, for the start-up lines."""
-    parts = [f"{checkpoint.name} ({checkpoint.format}), {len(fitted.brought)} tensors"]
+def tower_parameters(fitted: Fitted | None) -> set[str]:
+    """The learner's parameters that `--tower-lr` slows: what the start brought of the towers."""
+    names = fitted.brought if fitted else frozenset[str]()
+    return {f"model.{name}" for name in names if name.startswith(("vision.", "text."))}
+
+
+def start_line(start: Pretrained, fitted: Fitted, freeze: str | None, tower_lr: float, rank: int | None) -> str:
+    """What became of the start, for the start-up lines."""
+    parts = [f"{start.name} ({start.format}), {len(fitted.brought)} tensors"]
     parts += [f"fresh: {', '.join(fitted.fresh)}"] if fitted.fresh else []
     parts += [f"left out: {', '.join(fitted.left_out)}"] if fitted.left_out else []
     parts += [f"resized: {', '.join(fitted.resized)}"] if fitted.resized else []
@@ -117,9 +145,3 @@ def told(checkpoint: Pretrained, fitted: Fitted, freeze: str | None, tower_lr: f
     parts += [f"LoRA of rank {rank}"] if rank else []
     parts += [f"towers at {tower_lr} of the rate"] if tower_lr != 1 else []
     return "; ".join(parts)
-
-
-def slower(fitted: Fitted | None) -> set[str]:
-    """The learner's parameters that `--tower-lr` slows: what the checkpoint brought of the towers."""
-    names = fitted.brought if fitted else frozenset[str]()
-    return {f"model.{name}" for name in names if name.startswith(("vision.", "text."))}

@@ -8,7 +8,7 @@ from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
 
 
-def opening(loop: Loop, recipe: Recipe, why: str) -> str:
+def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     """Device, precision, data, text, batch, parameters and steps, a line each."""
     accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
     facts = [source.describe() for source in plan.sources]

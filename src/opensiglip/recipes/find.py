@@ -1,0 +1,39 @@
+"""From what the user names to a recipe: its function, checked keywords, what it returns."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+from opensiglip.bounds import check_bounds
+from opensiglip.errors import UserError
+from opensiglip.recipes.recipe import Recipe, RecipeFunction
+from opensiglip.recipes.registry import RECIPES
+from opensiglip.user_file import load
+
+
+def find_recipe(name: str) -> RecipeFunction:
+    """The function of a recipe that is listed, or FILE.py:FUNCTION of the user's own. Raises UserError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    file, _, function_name = name.rpartition(":")
+    if file.endswith(".py"):
+        function = load("recipe", file, function_name)
+        if not callable(function):
+            raise UserError(f"{file} has no function {function_name!r}; name the one that returns a Recipe.")
+        return cast(RecipeFunction, function)
+    raise UserError(f"no such recipe: {name!r}; recipes are {', '.join(RECIPES)}, or FILE.py:FUNCTION.")
+
+
+def check_keywords(function: RecipeFunction, keywords: Mapping[str, Any]) -> None:
+    """Raises UserError on keywords that a recipe does not have, and on numbers outside their bounds."""
+    known = inspect.signature(function).parameters
+    unknown = [name for name in keywords if name not in known]
+    if unknown:
+        raise UserError(f"recipe {function.__name__} has no {unknown[0]!r}; its keywords are {', '.join(known)}.")
+    check_bounds(function, keywords)
+
+
+def build_recipe(function: RecipeFunction, keywords: Mapping[str, Any]) -> Recipe:
+    """Call it with its keywords. Raises UserError."""
+    check_keywords(function, keywords)
+    return function(**keywords)

@@ -1,0 +1,222 @@
+"""From a resolved job to a loop that is ready to run, and the run's folder."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from opensiglip.checkpoints.fit import Fitted, fit
+from opensiglip.checkpoints.formats.own import begin as begin_model
+from opensiglip.checkpoints.formats.own import read_pipeline
+from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.example import Source
+from opensiglip.data.loader import DataPlan
+from opensiglip.data.sources.registry import open_source, with_box_format
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.models.model import Model
+from opensiglip.optim import adamw
+from opensiglip.training.accelerator import make_accelerator
+from opensiglip.training.config import TrainConfig
+from opensiglip.training.continued import Origin, origin, take_over
+from opensiglip.training.finish import of_run
+from opensiglip.training.held_out import HeldOut
+from opensiglip.training.learner import Learner
+from opensiglip.training.loop import Loop
+from opensiglip.training.memory import keep_freed_memory
+from opensiglip.training.record import (
+    check,
+    claim,
+    command,
+    differences,
+    fingerprints,
+    stored,
+    write_record,
+)
+from opensiglip.training.resolve import Job
+from opensiglip.training.start import new_pipeline, set_trainable, start_line, tower_parameters
+from opensiglip.training.startup import startup_lines
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run: `steps` of the schedule, of which `begin` lie in the run that it continues."""
+
+    steps: int
+    begin: int = 0
+    stretch: float = 1.0  # steps taken for each step of the schedule
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run that is ready: its loop, and on the main process what it is evaluated on."""
+
+    loop: Loop
+    held_out: HeldOut | None
+
+
+def build(job: Job) -> Built:
+    """Open the data, make networks and optimizer, claim the folder, print the start-up lines.
+
+    Raises UserError, before anything is written, on what does not fit together.
+    """
+    config, recipe, folder = job.config, job.recipe, job.config.out
+    accelerator, precision = make_accelerator(config.precision, config.trackers, folder)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_batch(config, recipe.frame.batch_multiple, accelerator.num_processes)
+    languages = None if config.languages is None else config.languages.split(",")
+    pixels = recipe.frame.pixels
+    specs = with_box_format(config.data, config.box_format)
+    sources = [open_source(spec, split="train", languages=languages, pixels=pixels) for spec in specs]
+    schedule = schedule_of(job, sum(len(source) for source in sources))
+    held_out = None
+    if accelerator.is_main_process:
+        job.record["fingerprints"] = fingerprints(sources)
+        check(folder, job.record, resume=config.resume, changed=config.changed)
+        if config.held_out:
+            held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
+        if not config.resume:
+            write_model_folder(job, sources, schedule.origin)
+    accelerator.wait_for_everyone()
+
+    set_seed(config.seed)
+    pipeline = read_pipeline(RunFolder(folder))
+    learner, fitted = build_learner(job, pipeline)
+    accelerator.init_trackers("opensiglip", config={"command": command(job.record, folder)})
+    learner = learner.to(accelerator.device)
+    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
+    if held_out is not None:
+        loop.evaluate = partial(held_out.row, of_run(folder, loop, recipe), learner)
+    if config.resume:
+        loop.restore()
+    elif schedule.origin is not None:
+        resized = take_over(schedule.origin, learner, loop.optimizer)
+        text = f"continues   {schedule.origin.checkpoint}; resized: {', '.join(resized) or 'nothing'}"
+        accelerator.print(text, flush=True)
+    if accelerator.is_main_process:
+        write_record(folder, job.record)
+    accelerator.print(startup_lines(loop, recipe, precision), flush=True)
+    if job.start is not None and fitted is not None:
+        line = start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)
+        accelerator.print(f"start       {line}", flush=True)
+    return Built(loop, held_out)
+
+
+def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:
+    """Raises UserError where ranks and parts do not divide the batch."""
+    if config.batch_size % (ranks * config.accumulate * multiple):
+        halves = " x 2 halves" if multiple > 1 else ""
+        raise UserError(
+            f"--batch-size {config.batch_size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}"
+            f"{halves}."
+        )
+
+
+def schedule_of(job: Job, examples: int) -> Schedule:
+    """Steps as given, or as many as the epochs take; where a run is continued, from which on. Raises UserError."""
+    config = job.config
+    steps = config.steps or max(1, math.ceil((config.epochs or 1.0) * examples / config.batch_size))
+    if config.continue_from is None:
+        return Schedule(steps)
+    before = origin(config.continue_from, job.recipe.continuation.share)
+    begin = round(before.progress * steps)
+    if begin == steps:
+        raise UserError(
+            f"--continue-from {config.continue_from} is at the end of training; name an earlier checkpoint."
+        )
+    return Schedule(steps, begin, job.recipe.continuation.stretch, before)
+
+
+def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | None, pixels: int) -> Source:
+    """The held-out split of the first source. Raises UserError where it has none."""
+    try:
+        return open_source(spec, split="val", languages=languages, pixels=pixels)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(
+            f"--held-out {config.held_out}: {reason}; give --held-out 0 to train without a judgement."
+        ) from error
+
+
+def write_model_folder(job: Job, sources: Sequence[Source], before: Origin | None) -> None:
+    """Make the run's folder with model/: text pipeline, box format and networks, to export a killed run by."""
+    folder, recipe = job.config.out, job.recipe
+    if before is None:
+        pipeline = new_pipeline(job.start, recipe, sources, job.config.tokenizer, job.config.vocabulary)
+    else:
+        for difference in differences(stored(before.run), job.record):
+            print(f"changed: {difference}", flush=True)
+        pipeline = read_pipeline(RunFolder(before.run))
+    claim(folder)
+    networks = replace(recipe.architecture, pad_id=pipeline.policy.pad_id)
+    begin_model(RunFolder(folder), networks, pipeline, recipe.boxes, recipe.tasks)
+
+
+def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | None]:
+    """Networks and objectives, with the weights that the run starts from; what these brought. Raises UserError."""
+    config, recipe = job.config, job.recipe
+    model = Model.new(replace(recipe.architecture, pad_id=pipeline.policy.pad_id), len(pipeline))
+    fitted = None if job.start is None else fit(model, job.start)
+    for objective in recipe.objectives:
+        objective.initialise(model, config.batch_size, frozenset() if fitted is None else fitted.brought)
+    set_trainable(model, config.freeze, config.lora)
+    if config.checkpointing:
+        model.checkpoint_activations()
+    return Learner.of(model, recipe, pipeline), fitted
+
+
+def build_loop(
+    job: Job,
+    accelerator: Accelerator,
+    learner: Learner,
+    fitted: Fitted | None,
+    sources: Sequence[Source],
+    pipeline: TextPipeline,
+    schedule: Schedule,
+) -> Loop:
+    """The loop, with optimizer and data plan, at the first step of the run."""
+    config, ranks = job.config, accelerator.num_processes
+    cores = torch.get_num_threads() if accelerator.device.type == "cpu" else os.cpu_count() or 2
+    plan = DataPlan(
+        sources=sources,
+        frame=job.recipe.frame,
+        fields=job.recipe.fields,
+        pipeline=pipeline,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        ranks=ranks,
+        parts=config.accumulate,
+        steps=schedule.steps,
+        begin=schedule.begin,
+        stretch=schedule.stretch,
+    )
+    steps, begin = schedule.steps, schedule.begin
+    return Loop(
+        accelerator=accelerator,
+        learner=learner,
+        optimizer=adamw(
+            learner, config.lr, config.weight_decay, tower_parameters(fitted), config.tower_lr, config.betas
+        ),
+        plan=plan,
+        folder=config.out,
+        steps=steps,
+        lr=config.lr,
+        warmup=config.warmup if config.warmup is not None else steps // 20,
+        clip_norm=config.clip_norm,
+        workers=config.workers if config.workers is not None else min(8, max(1, cores // ranks - 1)),
+        save_every=config.save_every,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        keep=frozenset(begin + math.floor((share * steps - begin) * schedule.stretch + 1e-9) for share in config.keep),
+        compile=config.compile,
+        step=begin,
+        images_seen=plan.step_slice(begin).first,
+    )

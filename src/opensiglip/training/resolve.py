@@ -1,0 +1,38 @@
+"""From what `train` was told to what it will do; nothing is written yet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.recipes import Recipe, build_recipe, check_keywords, find_recipe
+from opensiglip.training.config import TrainConfig
+from opensiglip.training.record import resolved
+from opensiglip.training.start import architecture_of, keywords_of, open_start
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as it was asked for: the recipe with its networks and heads, what it starts from, train's config."""
+
+    config: TrainConfig
+    recipe: Recipe
+    record: dict[str, Any]  # what config.json will hold
+    start: Pretrained | None = None
+
+
+def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
+    """Check all keywords, open the weights to start from, build the recipe. Raises UserError."""
+    config, own = TrainConfig.part(dict(keywords))
+    function = find_recipe(name)
+    check_keywords(function, own)
+    start = None if config.init is None else open_start(config.init)
+    if start is not None:
+        own = keywords_of(start, function, own)
+    set_seed(config.seed)  # heads draw their weights when the recipe is built
+    recipe = build_recipe(function, own)
+    if start is not None:
+        recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
+    return Job(config, recipe, resolved(name, own, config), start)
