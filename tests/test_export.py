@@ -106,6 +106,27 @@ def test_plain_transformers_gives_our_embeddings(exported: dict[str, Exported], 
     assert float((text[0] - text[1]).abs().max()) > 0.01  # texts differ, so this compared something
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("default")  # of the other library, about its own parts
+def test_sentence_transformers_gives_our_embeddings_of_texts_of_any_length(
+    exported: dict[str, Exported], picture: Image.Image
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    ours = exported["siglip2"]
+    theirs = sentence_transformers.SentenceTransformer(str(ours.folder), local_files_only=True, device="cpu")
+    ids = torch.from_numpy(np.stack([ours.pipeline.fixed(text) for text in TEXTS]))
+    assert ours.model.text is not None
+    for texts, rows in ((list(TEXTS), ids), ([TEXTS[0]], ids[:1])):
+        found = torch.tensor(theirs.encode(texts))
+        assert (
+            float((F.normalize(found, dim=-1) - F.normalize(ours.model.text(rows).pooled, dim=-1)).abs().max()) < 1e-5
+        )
+    seen = AutoImageProcessor.from_pretrained(ours.folder)(picture, return_tensors="pt")["pixel_values"]
+    image = torch.tensor(theirs.encode([picture]))
+    expected = F.normalize(ours.model.vision(seen).pooled, dim=-1)
+    assert float((F.normalize(image, dim=-1) - expected).abs().max()) < 1e-5
+
+
 def test_a_zero_shot_pipeline_runs_on_a_picture(exported: dict[str, Exported], picture: Image.Image) -> None:
     ours = exported["siglip2"]
     classify = transformers_pipeline("zero-shot-image-classification", model=str(ours.folder))

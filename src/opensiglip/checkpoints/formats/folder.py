@@ -21,6 +21,8 @@ from opensiglip.json_file import write_json
 from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.timm_tower import TimmVision
 
+KINDS = ("text", "image")
+
 
 def write(folder: Path, contents: Contents, *, onnx: bool = False, repository: str = "model") -> None:
     """Write the whole folder; `repository` is what the card's example loads. Raises UserError."""
@@ -78,7 +80,17 @@ def keep_class(path: Path) -> None:
 
 
 def write_sentence_transformers(folder: Path, length: int) -> None:
-    """The two files by which sentence-transformers reads the folder and pads each text to the text tower's length."""
-    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    """What sentence-transformers reads the folder by: both towers' embeddings, each text padded to the tower's length.
+
+    Without these files it pads to the batch's longest text, which gives other embeddings.
+    """
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
     write_json(folder / "modules.json", [module])
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "padding": "max_length"})
+    features = {kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in KINDS}
+    settings = {
+        "transformer_task": "feature-extraction",
+        "modality_config": features,
+        "module_output_name": "sentence_embedding",
+        "processing_kwargs": {"text": {"padding": "max_length", "max_length": length, "truncation": True}},
+    }
+    write_json(folder / "sentence_bert_config.json", settings)
