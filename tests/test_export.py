@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import pipeline as transformers_pipeline
 
 from opensiglip import load
 from opensiglip.apps.cli import main
+from opensiglip.checkpoints.formats.onnx import TOLERANCE, write_onnx
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
@@ -310,3 +312,36 @@ def test_a_run_exports_what_it_learned_and_says_only_what_matters(
     assert kept.keys() == model.keys()  # and nothing of the teacher and the heads
     assert all(torch.equal(model[name], tensor) for name, tensor in kept.items())
     assert json.loads((tmp_path / "run" / "model" / SIDECAR).read_text())["recipe"] == "small"
+
+
+class Session:
+    """onnxruntime's, of an encoder that is off by `error`."""
+
+    error = 0.0
+
+    def __init__(self, path: Path, providers: list[str]) -> None:
+        self.path = path
+
+    def run(self, names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            found = GRAPHS[self.path].encoder(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        parts = found if isinstance(found, tuple) else (found,)
+        return [part.numpy() + self.error * (number == 0) for number, part in enumerate(parts)]
+
+
+GRAPHS: dict[Path, Any] = {}
+
+
+@pytest.mark.parametrize(("error", "refused"), [(0.0, False), (0.5 * TOLERANCE, False), (2 * TOLERANCE, True)])
+def test_an_onnx_file_that_computes_something_else_is_refused(
+    error: float, refused: bool, exported: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exported["siglip2"].model
+    monkeypatch.setattr("opensiglip.checkpoints.formats.onnx._write", GRAPHS.__setitem__)
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    monkeypatch.setattr(Session, "error", error)
+    with pytest.raises(UserError, match="computes something else than the model") if refused else nullcontext():
+        facts = write_onnx(tmp_path, model)
+        assert facts["logit_scale"] == pytest.approx(math.exp(model.logit_scale.item()))
+        assert facts["logit_bias"] == pytest.approx(model.logit_bias.item())
+        assert facts["logit_scale"] != pytest.approx(model.logit_scale.item(), rel=0.1)

@@ -1,11 +1,18 @@
 """Positions and patch kernels for another image or patch size, against references of other makes."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
+from opensiglip.checkpoints.fit import OURS, fit
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_patches, resize_positions
 
 
@@ -62,3 +69,27 @@ def test_positions_of_the_same_grid_are_untouched_and_a_plane_stays_a_plane() ->
     wide = resize_positions(table, 4, 16).unflatten(0, (4, 16))
     torch.testing.assert_close(wide[..., 0], larger[:4, :, 0])
     assert wide[1:, 5, 1].gt(wide[:-1, 5, 1]).all(), "rows are y"
+
+
+def test_official_positions_are_resized_as_big_vision_resizes_them() -> None:
+    line = torch.tensor([[0.0], [1.0], [2.0], [3.0]])  # a 2 x 2 table of rows 0 1 / 2 3
+    expected = torch.tensor([2 * row / 3 + column / 3 for row in range(4) for column in range(4)])  # corners stay
+    torch.testing.assert_close(resize_positions(line, 4, 4, corner_aligned=True).flatten(), expected)
+    assert float((resize_positions(line, 4, 4).flatten() - expected).abs().max()) > 0.05
+    ndimage = pytest.importorskip("scipy.ndimage")
+    table = torch.randn(256, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for side in (24, 14, 7):
+        zoomed = ndimage.zoom(table.unflatten(0, (16, 16)).numpy(), (side / 16, side / 16, 1), order=1)
+        ours = resize_positions(table, side, side, corner_aligned=True)
+        assert float((ours - torch.from_numpy(zoomed).flatten(0, 1)).abs().max()) < 1e-12
+
+
+def test_only_official_weights_of_fixed_resolution_are_resized_so(tmp_path: Path) -> None:
+    opened = Pretrained.open(peers.siglip2(tmp_path).folder)
+    larger = replace(opened.model.architecture, resolution=64)
+    name = "vision.tower.embeddings.position_embedding.weight"
+    table = opened.model.state_dict()[name]
+    for start, official in ((opened, True), (replace(opened, format=OURS), False)):
+        model = Model.new(larger, opened.model.vocabulary)
+        fit(model, start)
+        assert torch.equal(model.state_dict()[name], resize_positions(table, 8, 8, corner_aligned=official))
