@@ -15,7 +15,7 @@ from PIL import Image
 
 from opensiglip.apps.cli import main
 from opensiglip.apps.demo.demo import check_port, launch
-from opensiglip.apps.demo.layout import build, in_words
+from opensiglip.apps.demo.layout import build, shown_errors
 from opensiglip.apps.demo.page import Page, drawn
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
@@ -91,7 +91,7 @@ def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -
     heat = page.features(str(photos / "0.png"), "a fox")[1]
     assert heat.size == (640, 320)
     near, nothing = (page.predictor.similarity(str(photos / "0.png"), text)[0] for text in ("a fox", ""))
-    assert heat == heat_map(load_image(drawn(str(photos / "0.png"), [])), near - nothing)
+    assert heat == heat_map(load_image(drawn(load_image(photos / "0.png"), [])), near - nothing)
 
 
 def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:
@@ -113,9 +113,9 @@ def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:
         (lambda page, image: Page(page.predictor).search_by_text("fox"), "start the demo with --images"),
     ],
 )
-def test_what_goes_wrong_is_shown_in_words(page: Page, photos: Path, call: Any, said: str) -> None:
+def test_what_goes_wrong_is_shown_shown_errors(page: Page, photos: Path, call: Any, said: str) -> None:
     with pytest.raises(gradio.Error) as error:
-        in_words(call)(page, str(photos / "0.png"))
+        shown_errors(call)(page, str(photos / "0.png"))
     assert said in error.value.message and "<" not in error.value.message
 
 
@@ -151,7 +151,53 @@ def test_a_port_in_use_and_an_empty_folder_are_said(
     assert main(["demo", str(tmp_path), "--port", "0"]) == 2
 
 
+def test_the_page_is_served_to_this_machine_alone(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda _, **given: settings.update(given))
+    launch(page, host="127.0.0.1", port=0, wait=False)
+    assert settings["share"] is False and settings["server_name"] == "127.0.0.1"
+    assert settings["enable_monitoring"] is False and settings["run_history"] is False
+
+
+@pytest.fixture
+def address(page: Page) -> Iterator[str]:
+    """The page, served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = launch(page, host="127.0.0.1", port=port, wait=False)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close(verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # gradio's own, in the threads that serve
+def test_a_bad_upload_gets_our_sentence(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that gradio would open itself: empty, text, cut, another kind, larger than the page takes."""
+    client, error = (getattr(pytest.importorskip("gradio_client"), name) for name in ("Client", "exceptions"))
+    handle_file = pytest.importorskip("gradio_client").handle_file
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    files = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "cut.png": picture.getvalue()[:60],
+        "photo.heic": b"\0\0\0\x18ftypheic" + bytes(100),
+        "large.png": picture.getvalue(),
+    }
+    visitor = client(address, verbose=False)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        if name == "large.png":
+            monkeypatch.setattr("opensiglip.apps.demo.page.FILE", 10)
+        with pytest.raises(error.AppError) as said:
+            visitor.predict(handle_file(str(tmp_path / name)), "red,blue", api_name="/classify")
+        expected = "the page takes" if name == "large.png" else f"{name} is no image that can be read"
+        assert expected in str(said.value) and str(said.value).startswith(name)
+
+
 def test_boxes_are_drawn_where_they_lie(photos: Path) -> None:
-    plain, boxed = (np.asarray(drawn(str(photos / "0.png"), found), int) for found in ([], [("", (12, 6, 36, 18))]))
+    plain, boxed = (
+        np.asarray(drawn(load_image(photos / "0.png"), found), int) for found in ([], [("", (12, 6, 36, 18))])
+    )
     changed = np.argwhere((plain != boxed).any(-1))
     assert changed.min(0).tolist() == [80, 160] and changed.max(0).tolist() == [240, 480]

@@ -12,7 +12,7 @@ from opensiglip.apps.demo.page import Page
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import load
 
-UPLOAD = "20mb"  # of a file; what it unpacks to is bounded when it is read
+UPLOAD = "100mb"  # the server takes no more of a file; `page.FILE` is what it reads
 
 
 def demo(

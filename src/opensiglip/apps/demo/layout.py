@@ -6,9 +6,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from opensiglip.apps.demo.page import LETTERS, Page, given
+from opensiglip.apps.demo.page import LETTERS, Page, opened
 from opensiglip.errors import UserError
-from opensiglip.inference.images import load_image
 
 # gradio lays a picture's name over its upper left corner; here it stands above it.
 CSS = """
@@ -51,6 +50,7 @@ def build(page: Page) -> Any:
                     elem_id="image",
                     buttons=[],
                 )
+                image.preprocess = upload_path
             with gr.Column(scale=3, min_width=300):
                 for name, tab in {
                     "Classify": classify,
@@ -64,6 +64,11 @@ def build(page: Page) -> Any:
                     with gr.Tab(name):
                         tab(page, image)
     return blocks
+
+
+def upload_path(upload: Any) -> str | None:
+    """The file of an upload, not opened: gradio would, and say in its own words what is wrong with it."""
+    return None if upload is None else upload.path
 
 
 def classify(page: Page, image: Any) -> None:
@@ -92,8 +97,8 @@ def caption(page: Page, image: Any) -> None:
     known = page.languages()
     language = gr.Dropdown(known, value=next(iter(known), None), label="Language", visible=len(known) > 1)
     button = gr.Button("Caption", variant="primary")
-    said = gr.Textbox(label="Caption", lines=2, interactive=False)
-    connect(button.click, page.caption, [image, beams, language], said)
+    text = gr.Textbox(label="Caption", lines=2, interactive=False)
+    connect(button.click, page.caption, [image, beams, language], text)
 
 
 def locate(page: Page, image: Any) -> None:
@@ -120,8 +125,8 @@ def describe(page: Page, image: Any) -> None:
     connect(image.change, page.picture, [image], pad, listed=False)
     connect(button.click, page.describe, [image, *corners], [outlined, text])
 
-    pad.select(in_words(dragged(gr)), [image], corners, api_visibility="private").then(
-        in_words(page.describe), [image, *corners], [outlined, text], api_visibility="private"
+    pad.select(shown_errors(dragged(gr)), [image], corners, api_visibility="private").then(
+        shown_errors(page.describe), [image, *corners], [outlined, text], api_visibility="private"
     )
 
 
@@ -129,7 +134,7 @@ def dragged(gr: Any) -> Callable[..., list[float]]:
     """From what drag.js tells to the corners in pixels of the image."""
 
     def corners(image: str | None, event: gr.EventData) -> list[float]:
-        height, width = load_image(given(image)).shape[1:]
+        height, width = opened(image).shape[1:]
         return [round(share * side, 1) for share, side in zip(event.box, (width, height) * 2, strict=True)]
 
     return corners
@@ -139,10 +144,10 @@ def ask(page: Page, image: Any) -> None:
     gr = library()
     question = gr.Textbox(label="Question", info=page.questions(), max_length=LETTERS)
     button = gr.Button("Ask", variant="primary")
-    said, shown = gr.Textbox(label="Answer", interactive=False), picture("What it names")
+    text, shown = gr.Textbox(label="Answer", interactive=False), picture("What it names")
     meaning = gr.JSON(label="What it means, places in pixels")
-    connect(button.click, page.ask, [image, question], [said, shown, meaning])
-    connect(question.submit, page.ask, [image, question], [said, shown, meaning], listed=False)
+    connect(button.click, page.ask, [image, question], [text, shown, meaning])
+    connect(question.submit, page.ask, [image, question], [text, shown, meaning], listed=False)
 
 
 def features(page: Page, image: Any) -> None:
@@ -163,7 +168,7 @@ def picture(label: str) -> Any:
 def connect(event: Any, answer: Callable[..., Any], inputs: list[Any], outputs: Any, *, listed: bool = True) -> None:
     """Bind an answer to a button; the API documents it under its own name, unless another button has."""
     event(
-        in_words(answer),
+        shown_errors(answer),
         inputs,
         outputs,
         api_name=answer.__name__ if listed else None,
@@ -171,15 +176,15 @@ def connect(event: Any, answer: Callable[..., Any], inputs: list[Any], outputs: 
     )
 
 
-def in_words(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The answer, a UserError of which the page shows as a sentence."""
+def shown_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The answer; a UserError becomes a message on the page."""
     gr = library()
 
     @wraps(answer)
-    def said(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any) -> Any:
         try:
             return answer(*arguments)
         except UserError as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
-    return said
+    return wrapped

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -25,6 +26,7 @@ from opensiglip.reports.features import pca_colours
 
 SHOWN = 640  # pixels of the longer side of a picture on the page
 LETTERS = 2_000  # of a text that is typed
+FILE = 20_000_000  # bytes of an image's file; what it unpacks to is bounded when it is read
 THUMBNAIL = 256  # pixels of the longer side of a search's hit
 
 
@@ -39,7 +41,7 @@ class Page:
         names = [name.strip() for name in labels[:LETTERS].replace("\n", ",").split(",") if name.strip()]
         if not names:
             raise UserError("type labels, one a line or with commas between.")
-        return self.predictor.classify(given(image), names)
+        return self.predictor.classify(opened(image), names)
 
     def search_by_text(self, text: str) -> list[tuple[Image.Image, str]]:
         """The images of the folder that are nearest to a text."""
@@ -47,64 +49,69 @@ class Page:
 
     def search_by_image(self, image: str | None) -> list[tuple[Image.Image, str]]:
         """The images of the folder that are nearest to the image."""
-        return thumbnails(self.predictor.search(self._index(), image=given(image)))
+        return thumbnails(self.predictor.search(self._index(), image=opened(image)))
 
     def caption(self, image: str | None, beams: float = 1, language: str | None = None) -> str:
         """What stands on the image; with more than one beam, the likeliest text that a beam search meets.
 
         A language, such as de, can be chosen of models whose training marked it.
         """
-        return self.predictor.caption(given(image), language=language or None, num_beams=max(1, min(8, int(beams))))
+        return self.predictor.caption(opened(image), language=language or None, num_beams=max(1, min(8, int(beams))))
 
     def locate(self, image: str | None, phrase: str) -> tuple[Image.Image, dict[str, Any]]:
         """The image with the box of the phrase drawn, and the box x1, y1, x2, y2 in pixels with its score."""
-        found = self.predictor.locate(given(image), typed(phrase))
-        return drawn(image, scored([found])), found.as_json()
+        pixels = opened(image)
+        found = self.predictor.locate(pixels, typed(phrase))
+        return drawn(pixels, scored([found])), found.as_json()
 
     def propose(self, image: str | None) -> tuple[Image.Image, list[dict[str, Any]]]:
         """The image with phrases and boxes that the model finds by itself."""
-        found = self.predictor.propose(given(image))
-        return drawn(image, scored(found)), [one.as_json() for one in found]
+        pixels = opened(image)
+        found = self.predictor.propose(pixels)
+        return drawn(pixels, scored(found)), [one.as_json() for one in found]
 
     def ask(self, image: str | None, question: str) -> tuple[str, Image.Image, Any]:
         """The answer to a question in the words of a task of the model's training: its text, places and meaning."""
-        answer = self.predictor.ask(given(image), typed(question))
-        return answer.text, drawn(image, answer.boxes, answer.outline), answer.as_json()["value"]
+        pixels = opened(image)
+        answer = self.predictor.ask(pixels, typed(question))
+        return answer.text, drawn(pixels, answer.boxes, answer.outline), answer.as_json()["value"]
 
     def describe(self, image: str | None, x1: float, y1: float, x2: float, y2: float) -> tuple[Image.Image, str]:
         """What stands in the box x1, y1, x2, y2, in pixels of the image."""
         if None in (x1, y1, x2, y2):
             raise UserError("give all four corners of the box, or drag it on the image.")
-        text = self.predictor.describe(given(image), (x1, y1, x2, y2))
-        return drawn(image, [(text, (x1, y1, x2, y2))]), text
+        pixels = opened(image)
+        text = self.predictor.describe(pixels, (x1, y1, x2, y2))
+        return drawn(pixels, [(text, (x1, y1, x2, y2))]), text
 
     def features(self, image: str | None, phrase: str = "") -> tuple[Image.Image, Image.Image | None]:
         """The patch tokens' first principal components as colours; with a phrase, how near each patch is to it.
 
         Nearer than to an empty text: what all texts share is nearest to the ground.    (after CLIP Surgery, ours)
         """
-        tokens = self.predictor.features([given(image)])
+        pixels = opened(image)
+        tokens = self.predictor.features([pixels])
         colours = colour_map(pca_colours([tokens[0]])[0], SHOWN)
         if not phrase.strip():
             return colours, None
-        near, nothing = (self.predictor.similarity([given(image)], text)[0] for text in (typed(phrase), ""))
-        return colours, heat_map(large(image), near - nothing)
+        near, nothing = (self.predictor.similarity([pixels], text)[0] for text in (typed(phrase), ""))
+        return colours, heat_map(enlarged(pixels), near - nothing)
 
     def picture(self, image: str | None) -> str:
         """The image as the page can show it to drag on."""
         if image is None:
             return ""
         file = io.BytesIO()
-        drawn(image, []).save(file, "JPEG", quality=90)
+        drawn(opened(image), []).save(file, "JPEG", quality=90)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
     def abilities(self) -> str:
         """What this model can do, in a sentence."""
         model = self.predictor
-        tells = bool({"cap", "caption"} & set(model.tasks))
+        captions = bool({"cap", "caption"} & set(model.tasks))
         can = {
-            "classify": model.has_text or tells,
-            "caption": tells,
+            "classify": model.has_text or captions,
+            "caption": captions,
             "locate, propose": "aref" in model.tasks,
             "describe a box": "gcap" in model.tasks,
             "search by text": model.has_text,
@@ -128,11 +135,17 @@ class Page:
         return self.index
 
 
-def given(image: str | None) -> str:
-    """The image's file. Raises UserError where none was given."""
+def opened(image: str | None) -> Tensor:
+    """The image [3, h, w] uint8 of an uploaded file. Raises UserError where none was given, or it can't be read."""
     if image is None:
         raise UserError("give an image first: drop one on the field, or choose a file.")
-    return image
+    path = Path(image)
+    if (size := path.stat().st_size) > FILE:
+        raise UserError(f"{path.name} has {size / 1e6:.1f} MB; the page takes {FILE // 1_000_000}, make it smaller.")
+    try:
+        return load_image(path)
+    except UserError as error:
+        raise UserError(str(error).replace(image, path.name)) from None
 
 
 def typed(text: str) -> str:
@@ -148,21 +161,20 @@ def scored(found: Sequence[Found]) -> list[tuple[str, Box]]:
     return [(f"{one.phrase} {one.score:.2g}", one.box) for one in found]
 
 
-def drawn(image: str | None, boxes: Sequence[tuple[str, Box]], outline: Sequence[Point] = ()) -> Image.Image:
+def drawn(image: Tensor, boxes: Sequence[tuple[str, Box]], outline: Sequence[Point] = ()) -> Image.Image:
     """The image at the size the page shows, with boxes under their names, and an outline."""
-    scale = SHOWN / max(load_image(given(image)).shape)
-    outlined = draw_outline(large(image), [(x * scale, y * scale) for x, y in outline])
+    scale = SHOWN / max(image.shape[1:])
+    outlined = draw_outline(enlarged(image), [(x * scale, y * scale) for x, y in outline])
     places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
     colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
     return draw_boxes(outlined, places, [name for name, _ in boxes], colors)
 
 
-def large(image: str | None) -> Tensor:
+def enlarged(image: Tensor) -> Tensor:
     """The image [3, h, w] uint8 at the size the page shows."""
-    pixels = load_image(given(image))
-    height, width = pixels.shape[1:]
+    height, width = image.shape[1:]
     scale = SHOWN / max(height, width)
-    return functional.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
+    return functional.resize(image, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
 
 
 def thumbnails(hits: Sequence[Hit]) -> list[tuple[Image.Image, str]]:
