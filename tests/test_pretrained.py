@@ -22,6 +22,7 @@ from transformers import (
 
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
 
 TEXTS = ["a Red apple", "two dogs and a very long tail of words that goes on and on " * 4]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -112,6 +113,45 @@ def test_open_clip_by_its_own_library(tmp_path: Path) -> None:
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(text, texts, rtol=0, atol=1e-5)
     assert pretrained.model.vision.to_text(tokens).shape == (3, 16, 24)
+
+
+class Letters:
+    """An open_clip tokenizer: a letter an id from 10 on; 1 begins, 2 ends, 0 pads; perhaps 3 at the last place."""
+
+    context_length = 8
+
+    def __init__(self, last: int | None, end: int = 2) -> None:
+        self.last, self.end, self.vocab_size = last, end, 200
+
+    def encode(self, text: str) -> list[int]:
+        return [10 + ord(letter) for letter in text.lower() if letter != " "]
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        rows = torch.zeros(len(texts), 8, dtype=torch.long)
+        room = 8 if self.last is None else 7
+        for row, text in zip(rows, texts, strict=True):
+            ids = [1, *self.encode(text)[: room - 2], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+            if self.last is not None:
+                row[-1] = self.last
+        return rows
+
+
+@pytest.mark.parametrize(("last", "end"), [(None, 2), (3, 2), (None, 0)])
+def test_rows_of_any_open_clip_tokenizer_are_start_text_end_and_padding(last: int | None, end: int) -> None:
+    pipeline = TextPipeline.of_open_clip(Letters(last, end), "it")
+    for text in ("A cat", "", "a long text with more letters than there are places"):
+        assert pipeline.fixed(text).tolist() == Letters(last, end)([text])[0].tolist()
+    assert pipeline.policy.start_id == 1 and pipeline.policy.last_id == last
+
+
+def test_a_tokenizer_of_another_form_is_refused() -> None:
+    class Backwards(Letters):
+        def __call__(self, texts: list[str]) -> torch.Tensor:
+            return super().__call__(texts).flip(1)
+
+    with pytest.raises(UserError, match="makes rows that are not start, text, end and padding"):
+        TextPipeline.of_open_clip(Backwards(None), "it")
 
 
 def test_timm_is_vision_only(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ class SentencePiece:
 def read_sentencepiece(path: Path) -> SentencePiece:
     """The model in a spiece.model. Raises UserError where it is none, or none of unigrams."""
     try:
-        pieces, unknown, kind, fallback, characters = [], 0, UNIGRAM, False, b""
+        pieces: list[tuple[str, float]] = []
+        unknown, fallback, characters = 0, False, b""
+        kind: int | bytes = UNIGRAM
         for number, value in _fields(path.read_bytes()):
             if number == 1 and isinstance(value, bytes):
                 piece = dict(_fields(value))

@@ -36,6 +36,7 @@ class TextPolicy:
     vocabulary: int = 0
     start_id: int | None = None  # of a tower that reads a start token first, as CLIP's does
     clean: str = "spaces"
+    last_id: int | None = None  # of a tower that reads a class token at the last place, behind the padding
 
 
 class TextPipeline:
@@ -67,8 +68,10 @@ class TextPipeline:
         policy = self.policy
         start = [] if policy.start_id is None else [policy.start_id]
         ids = self._ids(make.cleaned(text, policy.clean, lower=policy.lower))
-        row = [*start, *ids[: policy.length - 1 - len(start)], policy.eos_id]
-        return np.array(row + [policy.pad_id] * (policy.length - len(row)), dtype=np.int64)
+        last = [] if policy.last_id is None else [policy.last_id]
+        row = [*start, *ids[: policy.length - 1 - len(start) - len(last)], policy.eos_id]
+        row += [policy.pad_id] * (policy.length - len(row) - len(last))
+        return np.array(row + last, dtype=np.int64)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, up to the first eos."""
@@ -224,7 +227,8 @@ class TextPipeline:
         row, bare = tokenizer(["a"])[0].tolist(), wrapped.encode("a")
         at = next((at for at in range(2) if row[at : at + len(bare)] == bare), 0)
         start = row[0] if at else None
-        policy = TextPolicy(length, False, row[-1], row[at + len(bare)], start_id=start, clean="nothing")
+        last = row[-1] if row[-1] != row[-2] else None
+        policy = TextPolicy(length, False, row[-2], row[at + len(bare)], start_id=start, clean="nothing", last_id=last)
         made = cls(wrapped, policy)
         for probe in ("a", "", "two Dogs,  on the grass!", "a word and one more " * length):
             if made.fixed(probe).tolist() != tokenizer([probe])[0].tolist():

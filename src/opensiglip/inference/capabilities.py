@@ -11,7 +11,9 @@ LANGUAGE = "en"  # of captions, where no other is asked for and the model was tr
 
 def require(model: Pretrained, verb: str, tasks: Sequence[str] = ()) -> None:
     """Raises UserError where there is no decoder, or it was trained on none of the tasks (if any are given)."""
-    if (model.model.decoder is None and model.model.pali is None) or model.pipeline is None:
+    if model.pipeline is None and model.model.vocabulary:
+        raise UserError(f"{model.name} has no tokenizer, so it can't {verb}; fetch or export it again, with its own.")
+    if model.model.decoder is None and model.model.pali is None:
         raise UserError(
             f"{model.name} has no decoder, so it can't {verb}; give a run of cap, cappa, locca, siglip2 or tasks."
         )
