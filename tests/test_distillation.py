@@ -297,7 +297,7 @@ def test_a_run_through_the_switch_leaves_terms_signals_and_a_plain_model(run: Ru
         *(
             f"{term}/{what}"
             for term in ("local_to_global", "masked_patches")
-            for what in ("teacher_entropy", "kl", "prototypes_used", "centre_norm")
+            for what in ("teacher_entropy", "teacher_information", "kl", "prototypes_used", "centre_norm")
         ),
     }
     assert all(set(row) & late == (late if row["step"] >= 8 else set()) for row in rows)
@@ -326,7 +326,9 @@ def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsy
 
     def found(local: float) -> list[Signal]:
         entropies = {"masked_patches": top / 2, "local_to_global": local}
-        return signals(learner, {f"{name}/teacher_entropy": torch.tensor(x) for name, x in entropies.items()})
+        notes = {f"{name}/teacher_entropy": torch.tensor(x) for name, x in entropies.items()}
+        informed = {f"{name}/teacher_information": torch.tensor(float(x == top / 2)) for name, x in entropies.items()}
+        return signals(learner, notes | informed)
 
     for entropy, words in ((0.0, "same prototype"), (top, "equally likely")):
         alarms, bad, fine, unknown = Alarms(), found(entropy), found(top / 2), found(math.nan)
@@ -342,6 +344,45 @@ def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsy
             alarms.check(Signal.stop, bad)
 
 
+def health(scores: Tensor) -> tuple[dict[str, float], list[Signal]]:
+    """Notes and signals of a step whose teacher gives these scores [B, K]."""
+    term, encoded = LocalToGlobal(4, HeadShape(8, 4, scores.shape[1]), weight=1.0, start=0.0), Encoded(None, {})  # type: ignore[arg-type]
+    term.slow_head.forward = lambda scores: scores  # type: ignore[method-assign]
+    term.assign(encoded, scores)
+    notes = {name.removeprefix("local_to_global/"): float(x) for name, x in encoded.notes.items() if x.ndim == 0}
+    return notes, term.health(encoded.notes)
+
+
+def test_a_teacher_that_says_nearly_the_same_of_all_images_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a run of `tiny`: 3 prototypes for 64 images, the entropy from 4.1 to 6.7 of ln 1024 = 6.93."""
+    alarms, common = Alarms(), torch.randn(1024, generator=torch.Generator().manual_seed(0))
+    images = torch.arange(64)
+    for step, width in enumerate(torch.linspace(0.055, 0.02, 50)):
+        scores = width * common.expand(64, -1).clone()
+        scores[images, images % 3] = scores.max() + 0.02
+        notes, signals = health(scores)
+        assert alarms.check(step, signals), "checkpoints are saved"
+        assert notes["prototypes_used"] == 3 / 64 and 4 < notes["teacher_entropy"] < 6.9
+        assert ("nearly the same for all images" in capsys.readouterr().err) == (step == 49)
+    assert notes["teacher_entropy"] > 6.7
+    for step in range(1000):
+        alarms.check(50 + step, signals)  # it is left at that
+
+
+def test_a_healthy_teacher_is_not_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 images of 20 kinds: at least sure of each, and later so; the information is the entropy of the kinds."""
+    alarms, images = Alarms(), torch.arange(64)
+    for step, sure in enumerate(torch.linspace(0.3, 1.0, 200)):
+        scores = torch.zeros(64, 1024)
+        scores[images, images % 20] = sure
+        notes, signals = health(scores)
+        assert alarms.check(step, signals) and capsys.readouterr().err == ""
+    shares = (images % 20).bincount() / 64
+    assert notes["teacher_information"] == pytest.approx(
+        float(torch.special.entr(shares).sum()) / math.log(64), rel=1e-3
+    )
+
+
 def test_no_checkpoint_of_a_collapsed_run_replaces_the_last_good_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +391,8 @@ def test_no_checkpoint_of_a_collapsed_run_replaces_the_last_good_one(
 
     def collapsed(self: Distilled, encoded: Encoded, x: Tensor) -> Tensor:
         probabilities = plain(self, encoded, x)
-        encoded.notes[f"{self.name}/teacher_entropy"] = torch.zeros(())
+        for what in ("entropy", "information"):
+            encoded.notes[f"{self.name}/teacher_{what}"] = torch.zeros(())
         return probabilities
 
     monkeypatch.setattr(Distilled, "assign", collapsed)

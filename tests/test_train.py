@@ -62,7 +62,7 @@ def test_metrics_have_one_row_per_step(out: Path) -> None:
     keys = {"step", "loss", "loss/sigmoid", "loss/caption", "lr", "grad_norm", "images_per_second"}
     keys |= {"logit_scale", "logit_bias"}
     weights = {"local_to_global": 0.25, "masked_patches": 0.0625}
-    said = ("kl", "teacher_entropy", "prototypes_used", "centre_norm")
+    said = ("kl", "teacher_entropy", "teacher_information", "prototypes_used", "centre_norm")
     late = {f"loss/{name}" for name in weights} | {f"{name}/{what}" for name in weights for what in said}
     for row in rows:
         taught = row["step"] / STEPS >= 0.8

@@ -73,6 +73,7 @@ class Signal:
     """A number that says how an objective is doing, for the log; with `alarm`, what is wrong with it at this step.
 
     `warn` steps in a row with an alarm are a warning, and no checkpoint replaces the last good one; `stop` end the run.
+    With `stop` None it is left at the warning, and checkpoints are saved.
     """
 
     name: str  # as logged
@@ -80,7 +81,7 @@ class Signal:
     alarm: str | None = None  # cause and effect, for one sentence
     mend: str = "another --lr"  # what to resume with
     warn: int = 20
-    stop: int = 200
+    stop: int | None = 200
 
 
 class Objective(nn.Module, ABC):

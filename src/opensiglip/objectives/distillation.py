@@ -16,6 +16,7 @@ TEACHER_TEMPERATURE = 0.04
 CENTRE_MOMENTUM = 0.9
 DINO = Momentum(0.996)
 NEAR = 0.01  # of ln K: a teacher's entropy so near 0 or ln K says nothing about the image
+SLOW = 50  # steps that a fresh head may take until its teacher tells images apart
 
 
 class Distilled(PerExample):
@@ -24,6 +25,8 @@ class Distilled(PerExample):
     Teacher: p_t = softmax((z_t - c) / tau_t); c <- 0.9 c + 0.1 mean(z_t) after it was used.    (DINOv2
     loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
     """
+
+    least_information = 0.2  # share of what the teacher could say about a row, under which it teaches nothing
 
     def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
         """`width` of the tower; `momentum` of the teacher and of the head's EMA."""
@@ -42,10 +45,14 @@ class Distilled(PerExample):
             probabilities = ((scores - self.centre) / TEACHER_TEMPERATURE).softmax(-1)  # [rows, K]
             best = probabilities.argmax(-1)
             used = torch.zeros_like(self.centre).index_fill(0, best, 1.0).sum()
+            entropy = torch.special.entr(probabilities).sum(-1).mean()
+            distinct = min(len(best), len(self.centre))  # answers that could be
+            information = torch.special.entr(probabilities.mean(0)).sum() - entropy
             encoded.notes |= {
                 f"{self.name}/centre": scores.mean(0),
-                f"{self.name}/teacher_entropy": torch.special.entr(probabilities).sum(-1).mean(),
-                f"{self.name}/prototypes_used": used / min(len(best), len(self.centre)),  # of those that could be
+                f"{self.name}/teacher_entropy": entropy,
+                f"{self.name}/teacher_information": information / math.log(max(2, distinct)),
+                f"{self.name}/prototypes_used": used / distinct,
             }
             return probabilities.unflatten(0, x.shape[:-1])
 
@@ -55,17 +62,28 @@ class Distilled(PerExample):
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
 
     def health(self, notes: Notes) -> list[Signal]:
-        """Norm of the centre; the teacher's entropy, with an alarm where every image gets one answer, or any."""
+        """Norm of the centre; the teacher's entropy and information, with alarms where images get one answer, or any.
+
+        Information is that of a row about its prototype, H(mean p) - mean H(p), as a share of the most there can be:
+        it is 0 at both kinds of collapse, and small long before the entropy reaches either end. Little of it is only
+        warned of: a fresh tower has none to give.
+        """
         entropy, highest = float(notes[f"{self.name}/teacher_entropy"]), math.log(len(self.centre))
-        cause = None
-        if entropy <= NEAR * highest:
-            cause = "every image gets the same prototype; the centre does not keep up, or the temperature is too low"
-        elif entropy >= (1 - NEAR) * highest:
+        information, cause, little = float(notes[f"{self.name}/teacher_information"]), None, None
+        if entropy >= (1 - NEAR) * highest:
             cause = "all prototypes are equally likely for every image; the teacher lags too far or --lr is too high"
+        elif information < self.least_information and entropy <= NEAR * highest:
+            cause = "every image gets the same prototype; the centre does not keep up, or the temperature is too low"
+        elif information < self.least_information:
+            little = (
+                f"{self.name}: the teacher's answers are nearly the same for all images, so it teaches nothing (they "
+                f"carry {information:.1%} of what they could, at an entropy of {entropy:.3g} of {highest:.3g})"
+            )
         alarm = cause and f"{self.name}: the teacher's entropy is {entropy:.3g} of {highest:.3g} ({cause})"
         return [
             Signal(f"{self.name}/centre_norm", float(self.centre.norm())),
             Signal(f"{self.name}/teacher_entropy", entropy, alarm, "another --momentum or --lr"),
+            Signal(f"{self.name}/teacher_information", information, little, warn=SLOW, stop=None),
         ]
 
 
@@ -103,6 +121,7 @@ class MaskedPatches(Distilled):
     """
 
     name = "masked_patches"
+    least_information = 0.1  # many patches look the same
 
     def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
         super().__init__(width, head, weight=weight, start=start, momentum=momentum)

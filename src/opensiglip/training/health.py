@@ -45,9 +45,9 @@ class Alarms:
             streak = self.streaks[signal.name] = self.streaks.get(signal.name, 0) + 1
             if streak == signal.warn:
                 print(f"warning: {signal.alarm} for {streak} steps.", file=sys.stderr, flush=True)
-            if streak >= signal.stop:
+            if signal.stop is not None and streak >= signal.stop:
                 raise Collapsed(
                     f"{signal.alarm} for {streak} steps at step {step}; --resume from the last good checkpoint with "
                     f"{signal.mend} and --changed."
                 )
-        return all(self.streaks.get(signal.name, 0) < signal.warn for signal in found)
+        return all(self.streaks.get(signal.name, 0) < signal.warn for signal in found if signal.stop is not None)
