@@ -20,7 +20,7 @@ from opensiglip.data.loader import to_device
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import SHAPES, Shape
-from opensiglip.recipes import RECIPES, Recipe
+from opensiglip.recipes import RECIPES, Recipe, find_recipe
 from opensiglip.training.run import train
 from opensiglip.types import Batch
 
@@ -66,6 +66,23 @@ def small(*, resolution: int = 32, parallel: Annotated[float, Bounds(at_least=0,
     networks = replace(networks, decoder_bias=decoder_bias)
     return replace(recipe, architecture=networks, objectives=[*recipe.objectives[:2], *taught])
 """
+
+# A folder of tests may bring a recipe, FOLDER/recipe.py with a function of the folder's name: it is then a recipe like
+# the others, for every test over recipes.
+for _file in sorted(Path(__file__).parent.glob("*/recipe.py")):
+    RECIPES[_file.parent.name] = find_recipe(f"{_file}:{_file.parent.name}")
+
+
+def distinct_recipes() -> list[str]:
+    """One recipe of each set of objectives and kinds of network: the first of those that a step computes alike."""
+    found: dict[Any, str] = {}
+    for name, function in RECIPES.items():
+        recipe = function(size="tiny")
+        networks = recipe.architecture
+        kind = tuple(type(objective) for objective in recipe.objectives), networks.naflex, bool(networks.coca)
+        found.setdefault(kind, name)
+    return list(found.values())
+
 
 Small = Callable[..., Recipe]
 Run = Callable[..., dict[str, Any]]

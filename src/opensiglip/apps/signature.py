@@ -56,21 +56,6 @@ def like(signature: inspect.Signature, doc: str = "") -> Callable[..., dict[str,
     return take
 
 
-def assigned(module: str, name: str) -> list[tuple[str, str]]:
-    """The functions in a tuple that a module assigns to `name`, as (module, function), in order."""
-    names = Names(file_of(module))
-    value = getattr(names.statements.get(name), "value", None)
-    if not isinstance(value, ast.Tuple):
-        raise NotPlainError(f"{name} in {module}")
-    found = []
-    for element in value.elts:
-        node = names.statements[element.id] if isinstance(element, ast.Name) else None
-        if not isinstance(node, ast.ImportFrom) or not node.module:
-            raise NotPlainError(f"{name} in {module}")
-        found.append((node.module, _original(node, element.id)))  # type: ignore[attr-defined]
-    return found
-
-
 def file_of(module: str) -> Path:
     """The file of one of our modules, found without importing its packages. Raises NotPlainError."""
     for root in ROOTS:

@@ -13,9 +13,8 @@ from opensiglip import user_file
 from opensiglip.apps import signature
 from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.recipes import RECIPES, find_recipe
 from opensiglip.training.config import TrainConfig
-
-LIST = "opensiglip.recipes.registry"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Train:
 
 def recipes(words: Sequence[str]) -> dict[str, Train]:
     """`train` with each recipe, and with FILE.py:FUNCTION where that is the first word. Raises UserError."""
-    read = {name: signature.read(module, name) for module, name in signature.assigned(LIST, "_ALL")}
+    read = {name: (inspect.signature(own), inspect.getdoc(own) or "") for name, own in RECIPES.items()}
     if words and ".py:" in words[0]:
         read[words[0]] = of_file(words[0])
     return {name: Train(name, own[1].partition("\n")[0], own) for name, own in read.items()}
@@ -80,8 +79,6 @@ def of_file(recipe: str) -> tuple[inspect.Signature, str]:
     try:
         return signature.read_plain(Path(file), name)
     except signature.NotPlainError:
-        from opensiglip.recipes import find_recipe
-
         function = find_recipe(recipe)
         return inspect.signature(function), inspect.getdoc(function) or ""
 
