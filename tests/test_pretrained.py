@@ -87,6 +87,8 @@ def test_clip_of_transformers(pipeline: TextPipeline, tmp_path: Path) -> None:
     image, text_embeds = embeddings(pretrained)
     torch.testing.assert_close(text_embeds, output.text_embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(image, output.image_embeds, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="CLIPModel, whose networks are not ours to write"):
+        pretrained.save(tmp_path / "out")
     assert dense.shape == (3, 16, 24) and pretrained.model.logit_bias is None and pretrained.frame.pixels == 32
 
 

@@ -182,3 +182,17 @@ def test_lower_case_is_the_policys_to_say() -> None:
     assert unknown in kept.ids("a Red") and unknown in kept.fixed("a Red")
     assert unknown not in lowered.ids("a Red") and unknown not in lowered.fixed("a Red")
     assert lowered.ids("a Red") == lowered.ids("a red")
+
+
+def test_siglip_1s_class_is_read_from_its_tokenizer_json_too(siglip1: Path, tmp_path: Path) -> None:
+    from_pieces, folder = released(siglip1), tmp_path / "json"
+    from_pieces.tokenizer.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
+    from_json = released(folder)
+    assert from_json.policy == from_pieces.policy
+    for text in TEXTS:
+        assert np.array_equal(from_json.fixed(text), from_pieces.fixed(text)) and from_json.ids(
+            text
+        ) == from_pieces.ids(text)
+    (siglip1 / "tokenizer_config.json").unlink()
+    assert released(siglip1).policy == from_pieces.policy

@@ -88,7 +88,9 @@ class Pretrained(Contents):
         Raises UserError where the networks are another library's.
         """
         if not isinstance(self.model, Model):
-            raise UserError(f"{self.name} is a {self.format}: its own library saves it; export is for SigLIP's kin.")
+            raise UserError(
+                f"{self.name} is a {self.format}, whose networks are not ours to write; save it by its own library."
+            )
         folder.write(Path(place), self, onnx=format == "onnx", repository=repository)
 
 

@@ -47,6 +47,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return facts
 
 
+def image_processor(folder: Path) -> dict[str, Any]:
+    """What a folder's image processor says, in the file of older or of newer transformers. Raises UserError."""
+    both = read_json(folder / "processor_config.json").get("image_processor")
+    return read_json(folder / "preprocessor_config.json") or (both if isinstance(both, dict) else {})
+
+
 def read_tensors(folder: Path, file: str, name: str) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors file, or of the shards that its index lists, without wrappers' prefixes.
 

@@ -103,11 +103,11 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
         folder = path if path.is_dir() else _fetched(name)
         config = folder / "tokenizer_config.json"
         named = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        if named.get("tokenizer_class") == CANONICAL and not (folder / "spiece.model").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special(named))
-        files = {file for file in FILES if (folder / file).is_file()}
-        if named.get("tokenizer_class") == CANONICAL or files == {"spiece.model"}:
-            return of_sentencepiece(folder / "spiece.model")
+        kind, pieces, whole = named.get("tokenizer_class"), folder / "spiece.model", folder / "tokenizer.json"
+        if pieces.is_file() and (kind == CANONICAL or (kind is None and not whole.is_file())):
+            return of_sentencepiece(pieces)
+        if kind == CANONICAL:
+            return PreTrainedTokenizerFast(tokenizer_file=str(whole), **_special(named))
         return AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from opensiglip.checkpoints.contents import Contents, frame_of
-from opensiglip.checkpoints.source import first_line, read_json, read_tensors
+from opensiglip.checkpoints.source import first_line, image_processor, read_tensors
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape
@@ -82,11 +82,10 @@ def read(folder: Path, name: str) -> Contents:
         raise UserError(f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors.") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{name} has no {missing[0]}, which its config.json speaks of; fetch it again.")
-    processor = read_json(folder / "preprocessor_config.json")
-    processor = processor or read_json(folder / "processor_config.json").get("image_processor") or {}
+    processor = image_processor(folder)
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        raise UserError(f"{name} has no preprocessor_config.json with image_mean and image_std; fetch it again.")
+        raise UserError(f"{name} has no image processor with image_mean and image_std; fetch it again.")
     model = Clip(host, mean, std).eval()
     pipeline = TextPipeline.of_clip(folder, model.architecture.length, name)
     return Contents(name, model, frame_of(model.architecture), "transformers CLIPModel", pipeline)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from opensiglip.checkpoints.contents import Contents, frame_of, most_patches, shape
 from opensiglip.checkpoints.fit import assemble
-from opensiglip.checkpoints.source import first_line, read_json, read_tensors
+from opensiglip.checkpoints.source import first_line, image_processor, read_json, read_tensors
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture, Shape
@@ -35,7 +35,7 @@ def read(folder: Path, name: str) -> Contents:
         raise UserError(
             f"{name} has a config.json that can't be read ({first_line(error)}); fetch it again."
         ) from error
-    mean = read_json(folder / "preprocessor_config.json").get("image_mean") or [0.5]
+    mean = image_processor(folder).get("image_mean") or [0.5]
     if any(abs(float(value) - 0.5) > 1e-6 for value in mean):
         raise UserError(f"{name} has images of mean {mean}; SigLIP's are of mean 0.5, in [-1, 1].")
     networks = architecture(config, name)
