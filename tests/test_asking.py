@@ -18,7 +18,8 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer
 from opensiglip.inference.box_grammar import BoxGrammar, State
-from opensiglip.inference.predictor import Predictor, Prompt
+from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.text_generator import Prompt
 from opensiglip.models.kv_cache import KVCache
 from opensiglip.models.model import Model
 from opensiglip.models.pali import PaliDecoder

@@ -1,4 +1,4 @@
-"""`opensiglip predict`: what a model says of image files, as text, as JSON, or drawn on them."""
+"""`opensiglip predict`: a model's answers about image files, as text, as JSON, or drawn on them."""
 
 import json as json_format
 import sys
@@ -28,12 +28,12 @@ Question = Callable[[list[Tensor]], Sequence[Any]]  # put to a batch of images
 
 
 @dataclass
-class Answers:
-    """What was said of one image."""
+class ImageAnswers:
+    """The answers about one image, by question."""
 
     path: Path
     image: Tensor
-    said: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
 
 
 def predict(
@@ -96,12 +96,12 @@ def predict(
                 print(json_format.dumps({"image": str(path), "error": reason}), flush=True)
             print(f"opensiglip: {reason}", file=sys.stderr)
         for name, question in questions.items() if batch else ():
-            for answers, said in zip(batch, question([answers.image for answers in batch]), strict=True):
-                answers.said[name] = said
-        for answers in batch:
-            print(as_json(answers) if json else as_text(answers), flush=True)
+            for one, answer in zip(batch, question([one.image for one in batch]), strict=True):
+                one.answers[name] = answer
+        for one in batch:
+            print(as_json(one) if json else as_text(one), flush=True)
             if save is not None and len(drawn) < PICTURES:
-                drawn.append(draw_cell(as_example(answers)))
+                drawn.append(draw_cell(as_example(one)))
     if broken == len(files):
         raise UserError("none of the images could be read.")
     if save is not None:
@@ -119,13 +119,13 @@ def read_box(text: str) -> list[float]:
     return numbers
 
 
-def read_files(files: Sequence[Path]) -> tuple[list[Answers], dict[Path, str]]:
+def read_files(files: Sequence[Path]) -> tuple[list[ImageAnswers], dict[Path, str]]:
     """The images that can be read, and why the others can't."""
-    batch: list[Answers] = []
+    batch: list[ImageAnswers] = []
     reasons: dict[Path, str] = {}
     for path in files:
         try:
-            batch.append(Answers(path, load_image(path)))
+            batch.append(ImageAnswers(path, load_image(path)))
         except UserError as error:
             reasons[path] = str(error)
     return batch, reasons
@@ -133,39 +133,40 @@ def read_files(files: Sequence[Path]) -> tuple[list[Answers], dict[Path, str]]:
 
 def describe_each(predictor: Predictor, box: Sequence[float], images: Sequence[Tensor]) -> list[dict[str, Any]]:
     """What stands in the box of each image; where several are asked, those that do not have it say so."""
-    said: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     for image in images:
         try:
-            said.append({"box": list(box), "text": predictor.describe(image, box)})
+            answers.append({"box": list(box), "text": predictor.describe(image, box)})
         except UserError as error:
             if len(images) == 1:
                 raise
-            said.append({"box": list(box), "error": str(error)})
-    return said
+            answers.append({"box": list(box), "error": str(error)})
+    return answers
 
 
-def as_json(answers: Answers) -> str:
+def as_json(one: ImageAnswers) -> str:
     """One line of JSON; boxes as lists of pixels."""
-    said = {"image": str(answers.path), "width": answers.image.shape[2], "height": answers.image.shape[1]}
-    return json_format.dumps(said | answers.said, ensure_ascii=False, default=lambda one: one.as_json())
+    facts = {"image": str(one.path), "width": one.image.shape[2], "height": one.image.shape[1]}
+    return json_format.dumps(facts | one.answers, ensure_ascii=False, default=lambda answer: answer.as_json())
 
 
-def as_text(answers: Answers) -> str:
+def as_text(one: ImageAnswers) -> str:
     """The answers in lines under the file's name."""
-    lines = [str(answers.path)]
-    for question, said in answers.said.items():
+    lines = [str(one.path)]
+    for question, answer in one.answers.items():
         if question == "caption":
-            lines.append(f"  caption   {said}")
+            lines.append(f"  caption   {answer}")
         elif question == "classify":
-            lines += [f"  {share:8.3f}  {label}" for label, share in said.items()]
+            lines += [f"  {share:8.3f}  {label}" for label, share in answer.items()]
         elif question == "describe":
-            lines.append(f"  {box_text(said['box'])}  {said.get('text', said.get('error'))}")
+            lines.append(f"  {box_text(answer['box'])}  {answer.get('text', answer.get('error'))}")
         elif question == "ask":
-            lines.append(f"  answer    {said.text}")
-            lines += [f"  {box_text(box)}  {name}".rstrip() for name, box in said.boxes]
-            lines += [f"  outline   {' '.join(f'{x:.1f},{y:.1f}' for x, y in said.outline)}"] if said.outline else []
+            outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in answer.outline)
+            lines.append(f"  answer    {answer.text}")
+            lines += [f"  {box_text(box)}  {name}".rstrip() for name, box in answer.boxes]
+            lines += [f"  outline   {outline}"] if outline else []
         else:
-            lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2g})" for f in listed(said)]
+            lines += [f"  {box_text(f.box)}  {f.phrase}  ({f.score:.2g})" for f in as_list(answer)]
     return "\n".join(lines)
 
 
@@ -173,24 +174,25 @@ def box_text(box: Sequence[float]) -> str:
     return ",".join(f"{edge:g}" for edge in (round(edge, 1) for edge in box))
 
 
-def listed(said: Found | list[Found]) -> list[Found]:
-    return said if isinstance(said, list) else [said]
+def as_list(found: Found | list[Found]) -> list[Found]:
+    return found if isinstance(found, list) else [found]
 
 
-def as_example(answers: Answers) -> Example:
-    """The image with what was said as its captions and regions, to be drawn as `data show` draws."""
-    said, image = answers.said, answers.image
-    text = said.get("caption") or ", ".join(f"{label} {share:.2f}" for label, share in said.get("classify", {}).items())
-    found = [f for question in ("locate", "propose") if question in said for f in listed(said[question])]
+def as_example(one: ImageAnswers) -> Example:
+    """The image with its answers as captions and regions, to be drawn as `data show` draws."""
+    answers, image = one.answers, one.image
+    shares = ", ".join(f"{label} {share:.2f}" for label, share in answers.get("classify", {}).items())
+    text = answers.get("caption") or shares
+    found = [f for question in ("locate", "propose") if question in answers for f in as_list(answers[question])]
     regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2g}"}) for f in found]
-    if "text" in (described := said.get("describe", {})):
+    if "text" in (described := answers.get("describe", {})):
         x1, y1, x2, y2 = described["box"]
         regions.append(Region((x1, y1, x2, y2), {"en": described["text"]}))
-    if asked := said.get("ask"):
+    if asked := answers.get("ask"):
         text = text or asked.text
         regions += [Region(box, {"en": name}) for name, box in asked.boxes]
         image = draw_outline(image, asked.outline)
-    return Example(image, (Caption(text),) if text else (), tuple(regions), str(answers.path))
+    return Example(image, (Caption(text),) if text else (), tuple(regions), str(one.path))
 
 
 def write_sheet(cells: Sequence[Image.Image], path: Path) -> None:

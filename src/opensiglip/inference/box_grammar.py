@@ -15,7 +15,7 @@ from opensiglip.errors import UserError
 
 
 class State(NamedTuple):
-    """A place along the grammar: the numbers that are whole, and the ids of the one that is being written."""
+    """How far a box is written: the numbers that are whole, and the ids of the one that is being written."""
 
     done: tuple[int, ...] = ()
     rest: Ids = ()

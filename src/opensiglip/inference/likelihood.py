@@ -1,4 +1,4 @@
-"""Log-likelihoods: how likely the decoder finds texts, given images.    (CapPa, Sec. 3)"""
+"""Log-likelihoods of texts given images, by the decoder.    (CapPa, Sec. 3)"""
 
 import math
 from collections.abc import Sequence
@@ -64,14 +64,14 @@ def likelihoods(
         seen = None if valid is None else valid[images]
         hidden = decoder(*fields, memory[images], seen).flatten(0, 1)[scored]
         blocks = (x.split(max(1, LOGITS // decoder.mask_id)) for x in (hidden, targets))
-        said = [
-            decoder.vocabulary(some).float().log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-            for some, wanted in zip(*blocks, strict=True)
+        likelihood = [
+            decoder.vocabulary(some).float().log_softmax(-1).gather(1, label[:, None])[:, 0]
+            for some, label in zip(*blocks, strict=True)
         ]
         before = torch.tensor([0, *(len(numbers) for _, numbers in here)]).cumsum(0).to(device)
         order = torch.tensor([number for _, numbers in here for number in numbers], device=device)
         owners = order[before[scored // batch["inputs"].shape[1]] + segments]
-        scores.index_add_(0, owners, torch.cat(said).double())
+        scores.index_add_(0, owners, torch.cat(likelihood).double())
     return scores.tolist()
 
 

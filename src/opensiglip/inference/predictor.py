@@ -2,51 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from math import exp
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.example import Box, BrokenExample
-from opensiglip.data.fields.captions import Ids, Target, part_ids
+from opensiglip.data.example import BrokenExample
+from opensiglip.data.fields.captions import Ids
 from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.tasks import Form, Task, parse_question
-from opensiglip.data.tasks.task import Part
-from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer, Found
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.capabilities import caption_words, check_language, require, trained_tasks
-from opensiglip.inference.encoder import Encoder, best_device, memory_errors
-from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, beam_search, generate
+from opensiglip.inference.capabilities import check_language, require, trained_tasks
+from opensiglip.inference.encoder import best_device, memory_errors
+from opensiglip.inference.generate import GREEDY, Decoding, beam_search
 from opensiglip.inference.images import ImageInputs, is_single, load_images
-from opensiglip.inference.likelihood import likelihoods, target
-from opensiglip.models.coca import Multimodal
-from opensiglip.models.decoder import Decoder
-from opensiglip.models.pali import Pali, PaliDecoder
+from opensiglip.inference.text_generator import Prompt, TextGenerator, select_rows
 from opensiglip.types import Features
 
 OVERLAP = 0.5  # proposals that overlap more are of one thing
 SCORED = 512  # prompts that PaLI's encoder reads at once
 Result = TypeVar("Result")
-
-
-class Prompt(NamedTuple):
-    """What a text goes on from: a visible prefix, and the ids that its answer begins with.
-
-    A decoder gets one behind the other; of PaLI the encoder gets the prefix, the decoder goes on from what is given.
-    """
-
-    prefix: Ids
-    given: Ids = ()
 
 
 def load(spec: str | Path) -> "Predictor":
@@ -57,37 +39,12 @@ def load(spec: str | Path) -> "Predictor":
     return Predictor(Pretrained.open(spec), device=best_device())
 
 
-class Predictor(Encoder):
+class Predictor(TextGenerator):
     """A trained model to be asked. One image gives one answer, a list of them a list of answers.
 
     Images are paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]. Keywords that a method does not know are
     those of `Decoding`: `num_beams=4`, or `do_sample=True, top_p=0.9, seed=0`.
     """
-
-    @property
-    def decoder(self) -> Decoder | Multimodal | None:
-        """The decoder that attends to image tokens; None where there is none, or PaLI's encoder-decoder."""
-        return self.pretrained.model.decoder
-
-    @property
-    def pali(self) -> Pali | None:
-        """PaLI's encoder-decoder, in a decoder's place."""
-        return self.pretrained.model.pali
-
-    @property
-    def has_decoder(self) -> bool:
-        """Has it a decoder that attends to image tokens?"""
-        return self.decoder is not None
-
-    @cached_property
-    def grammar(self) -> BoxGrammar:
-        """Nothing but well-formed boxes whose second corner lies beyond the first."""
-        return BoxGrammar(self._pipeline, self._boxes)
-
-    def with_decoder(self, decoder: Decoder, pipeline: TextPipeline, boxes: BoxFormat, tasks: tuple[str, ...]) -> Self:
-        """The same image tower under another decoder, without a text tower."""
-        parts = {"decoder": decoder, "pali": None, "text": None}
-        return self._with(parts, pipeline=pipeline, boxes=boxes, tasks=tasks)
 
     def classify(self, images: ImageInputs, labels: Sequence[str]) -> Any:
         """{label: probability}, likeliest first.
@@ -106,7 +63,7 @@ class Predictor(Encoder):
         else:
             require(self.pretrained, "classify", ("cap", "caption"))
             prompt = self.caption_prompt()
-            texts = [target(self._pipeline, prompt.prefix, label).target for label in labels]
+            texts = [self.target_ids(prompt, label) for label in labels]
             asked = [(image, prompt, text) for image in range(len(features.tokens)) for text in texts]
             shares = torch.tensor(self.score(features, asked)).view(-1, len(labels)).softmax(-1)
         answers = [
@@ -207,95 +164,6 @@ class Predictor(Encoder):
             answers.append(Answer(text, value))
         return _like(images, answers)
 
-    def prompt(self, prefix: Sequence[Part], given: Sequence[Part] = (), width: float = 1, height: float = 1) -> Prompt:
-        """The parts of a question as ids, as training laid them out; boxes are in pixels of an image of that size."""
-        form = Form(self._boxes, width, height)
-        return Prompt(part_ids(prefix, form, self._pipeline), part_ids(given, form, self._pipeline))
-
-    def caption_prompt(self, language: str | None = None) -> Prompt:
-        """What a caption goes on from. Raises UserError on a language that can't be had."""
-        return self.prompt(caption_words(self.pretrained, language))
-
-    def locate_prompt(self, phrase: str) -> Prompt:
-        """What the box of a phrase goes on from: "ARef: phrase :"."""
-        return self.prompt(("ARef:",), (phrase, ":"))
-
-    def describe_prompt(self, box: Box, width: float, height: float) -> Prompt:
-        """What the phrase of a box goes on from, in pixels of an image of that size: "GCap: box :"."""
-        return self.prompt(("GCap:",), (box, ":"), width, height)
-
-    def generate(
-        self,
-        features: Features,
-        prompts: Sequence[Prompt],
-        decoding: Decoding = GREEDY,
-        *,
-        images: Sequence[int] | None = None,
-        grammar: BoxGrammar | None = None,
-    ) -> list[Ids]:
-        """The ids behind each prompt, given encoded images: prompt i is about image `images[i]`, by default image i.
-
-        Empty where a prompt leaves no room. Raises UserError where PaLI's encoder can't take a prompt.
-        """
-        with memory_errors(), self.autocast():
-            if self.pali is None:
-                starts = [prompt.prefix + prompt.given for prompt in prompts]
-                memory, valid, owners = features.tokens, features.valid, images
-            else:
-                memory, valid, starts = self._condition(features, prompts, images)
-                owners = None
-            return generate(
-                self._decoder, memory, starts, self._pipeline, decoding, grammar=grammar, owners=owners, valid=valid
-            )
-
-    def score(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
-        """log p of the ids behind their prompt, for each (image, prompt, ids)."""
-        with memory_errors(), self.autocast():
-            if self.pali is None:
-                texts = [(image, Target(prompt.prefix + prompt.given, ids)) for image, prompt, ids in asked]
-                return likelihoods(self._decoder, features.tokens, texts, self._pipeline, features.valid)
-            scores: list[float] = []
-            for at in range(0, len(asked), SCORED):
-                images, prompts, texts_ids = zip(*asked[at : at + SCORED], strict=True)
-                memory, valid, starts = self._condition(features, prompts, images)
-                texts = [(row, Target(*pair)) for row, pair in enumerate(zip(starts, texts_ids, strict=True))]
-                scores += likelihoods(self._decoder, memory, texts, self._pipeline, valid)
-            return scores
-
-    @property
-    def _decoder(self) -> TextDecoder:
-        decoder = self.decoder if self.pali is None else PaliDecoder(self.pali)
-        assert decoder is not None, "`require` comes first"
-        return decoder
-
-    @property
-    def _pipeline(self) -> TextPipeline:
-        assert self.pipeline is not None, "`require` comes first"
-        return self.pipeline
-
-    @property
-    def _boxes(self) -> BoxFormat:
-        return self.boxes or BoxFormat()
-
-    @torch.no_grad()
-    def _condition(
-        self, features: Features, prompts: Sequence[Prompt], images: Sequence[int] | None = None
-    ) -> tuple[Tensor, Tensor | None, list[Ids]]:
-        """Of each prompt what the decoder attends to [K, N, M], which of it is no padding, and how its text begins."""
-        if images is not None:
-            features = select_rows(features, images)
-        if self.pali is None:
-            return features.tokens, features.valid, [prompt.prefix + prompt.given for prompt in prompts]
-        if (size := max(len(prompt.prefix) for prompt in prompts)) > self.pali.length:
-            raise UserError(
-                f"a question of {size} tokens is longer than this model reads, {self.pali.length}; shorten it."
-            )
-        ids = [torch.tensor(prompt.prefix, dtype=torch.int64) for prompt in prompts]
-        padded = pad_sequence(ids, batch_first=True, padding_value=self.pali.pad_id)
-        with memory_errors(), self.autocast():
-            states, valid = self.pali.read(features.tokens, padded.to(features.tokens.device))
-        return states, valid, [prompt.given for prompt in prompts]
-
     def _write(
         self,
         features: Features,
@@ -336,12 +204,6 @@ class Predictor(Encoder):
         totals = self.score(features, list(zip(places, prompts, texts, strict=True)))
         likely = [exp(total / len(ids)) for total, ids in zip(totals, texts, strict=True)]
         return [Found(phrase, box, score) for (phrase, _), box, score in zip(asked, boxes, likely, strict=True)]
-
-
-def select_rows(features: Features, rows: Sequence[int]) -> Features:
-    """The tokens of those images, in that order, some perhaps several times."""
-    some = list(rows)
-    return Features(None, features.tokens[some], None if features.valid is None else features.valid[some])
 
 
 def without_overlaps(found: Sequence[Found]) -> list[Found]:

@@ -112,7 +112,7 @@ class PaliDecoder(nn.Module):
         positions = starts[:, None] + torch.arange(inputs.shape[1], device=inputs.device)
         length = int(positions.max()) + 1
         x = decoder.embed_tokens(inputs)
-        relative = decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)[0]  # [heads, query, key]
+        relative = self._layers()[0][0].SelfAttention.compute_bias(length, length)[0]  # [heads, query, key]
         earlier = torch.arange(length, device=inputs.device) <= positions[..., None]  # [B, R, key]
         bias = relative[:, positions].transpose(0, 1).masked_fill(~earlier[:, None], -torch.inf)
         for (first, cross, mlp), layer in zip(self._layers(), cache.layers, strict=True):
@@ -128,7 +128,8 @@ class PaliDecoder(nn.Module):
 
     def _layers(self) -> list[Any]:
         """Self-attention, cross-attention and MLP of each of T5's blocks."""
-        return [list(block.layer) for block in self.pali.t5.decoder.block]
+        blocks: Any = self.pali.t5.decoder.block
+        return [list(block.layer) for block in blocks]
 
 
 def heads(attention: Any, *projected: Tensor) -> Tensor:

@@ -165,9 +165,9 @@ def drawn(image: Tensor, boxes: Sequence[tuple[str, Box]], outline: Sequence[Poi
     """The image at the size the page shows, with boxes under their names, and an outline."""
     scale = SHOWN / max(image.shape[1:])
     outlined = draw_outline(enlarged(image), [(x * scale, y * scale) for x, y in outline])
-    places = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
+    scaled = [(x1 * scale, y1 * scale, x2 * scale, y2 * scale) for _, (x1, y1, x2, y2) in boxes]
     colors = [COLORS[place % len(COLORS)] for place in range(len(boxes))]
-    return draw_boxes(outlined, places, [name for name, _ in boxes], colors)
+    return draw_boxes(outlined, scaled, [name for name, _ in boxes], colors)
 
 
 def enlarged(image: Tensor) -> Tensor:

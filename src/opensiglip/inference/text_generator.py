@@ -1,0 +1,186 @@
+"""`TextGenerator`: a trained model that writes and scores texts about encoded images, by decoder, CoCa or PaLI."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import log
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.example import Box
+from opensiglip.data.fields.captions import Ids, Target, part_ids
+from opensiglip.data.tasks import Form
+from opensiglip.data.tasks.task import Part
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.inference.box_grammar import BoxGrammar
+from opensiglip.inference.capabilities import caption_words
+from opensiglip.inference.encoder import Encoder, memory_errors
+from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, generate
+from opensiglip.inference.likelihood import likelihoods
+from opensiglip.models.coca import Multimodal
+from opensiglip.models.decoder import Decoder
+from opensiglip.models.pali import Pali, PaliDecoder
+from opensiglip.types import Features
+
+SCORED = 512  # prompts that PaLI's encoder reads at once
+OTHERS = 8  # images that a blind score is averaged over
+
+
+class Prompt(NamedTuple):
+    """What a text goes on from: a visible prefix, and the ids that its answer begins with.
+
+    A decoder gets one behind the other; of PaLI the encoder gets the prefix, the decoder goes on from what is given.
+    """
+
+    prefix: Ids
+    given: Ids = ()
+
+
+class TextGenerator(Encoder):
+    """An `Encoder` with the model's decoder: texts are written and scored behind prompts."""
+
+    @property
+    def decoder(self) -> Decoder | Multimodal | None:
+        """The decoder that attends to image tokens; None where there is none, or PaLI's encoder-decoder."""
+        return self.pretrained.model.decoder
+
+    @property
+    def pali(self) -> Pali | None:
+        """PaLI's encoder-decoder, in a decoder's place."""
+        return self.pretrained.model.pali
+
+    @property
+    def has_decoder(self) -> bool:
+        """Has it a decoder that attends to image tokens?"""
+        return self.decoder is not None
+
+    @cached_property
+    def grammar(self) -> BoxGrammar:
+        """Nothing but well-formed boxes whose second corner lies beyond the first."""
+        return BoxGrammar(self._pipeline, self._boxes)
+
+    def with_decoder(self, decoder: Decoder, pipeline: TextPipeline, boxes: BoxFormat, tasks: tuple[str, ...]) -> Self:
+        """The same image tower under another decoder, without a text tower."""
+        parts = {"decoder": decoder, "pali": None, "text": None}
+        return self._with(parts, pipeline=pipeline, boxes=boxes, tasks=tasks)
+
+    def prompt(self, prefix: Sequence[Part], given: Sequence[Part] = (), width: float = 1, height: float = 1) -> Prompt:
+        """The parts of a question as ids, as training laid them out; boxes are in pixels of an image of that size."""
+        form = Form(self._boxes, width, height)
+        return Prompt(part_ids(prefix, form, self._pipeline), part_ids(given, form, self._pipeline))
+
+    def caption_prompt(self, language: str | None = None) -> Prompt:
+        """What a caption goes on from. Raises UserError on a language that can't be had."""
+        return self.prompt(caption_words(self.pretrained, language))
+
+    def locate_prompt(self, phrase: str) -> Prompt:
+        """What the box of a phrase goes on from: "ARef: phrase :"."""
+        return self.prompt(("ARef:",), (phrase, ":"))
+
+    def describe_prompt(self, box: Box, width: float, height: float) -> Prompt:
+        """What the phrase of a box goes on from, in pixels of an image of that size: "GCap: box :"."""
+        return self.prompt(("GCap:",), (box, ":"), width, height)
+
+    def generate(
+        self,
+        features: Features,
+        prompts: Sequence[Prompt],
+        decoding: Decoding = GREEDY,
+        *,
+        images: Sequence[int] | None = None,
+        grammar: BoxGrammar | None = None,
+    ) -> list[Ids]:
+        """The ids behind each prompt, given encoded images: prompt i is about image `images[i]`, by default image i.
+
+        Empty where a prompt leaves no room. Raises UserError where PaLI's encoder can't take a prompt.
+        """
+        with memory_errors(), self.autocast():
+            if self.pali is None:
+                starts = [prompt.prefix + prompt.given for prompt in prompts]
+                memory, valid, owners = features.tokens, features.valid, images
+            else:
+                memory, valid, starts = self._condition(features, prompts, images)
+                owners = None
+            return generate(
+                self._decoder, memory, starts, self._pipeline, decoding, grammar=grammar, owners=owners, valid=valid
+            )
+
+    def score(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
+        """log p of the ids behind their prompt, for each (image, prompt, ids)."""
+        with memory_errors(), self.autocast():
+            if self.pali is None:
+                texts = [(image, Target(prompt.prefix + prompt.given, ids)) for image, prompt, ids in asked]
+                return likelihoods(self._decoder, features.tokens, texts, self._pipeline, features.valid)
+            scores: list[float] = []
+            for at in range(0, len(asked), SCORED):
+                images, prompts, texts_ids = zip(*asked[at : at + SCORED], strict=True)
+                memory, valid, starts = self._condition(features, prompts, images)
+                texts = [(row, Target(*pair)) for row, pair in enumerate(zip(starts, texts_ids, strict=True))]
+                scores += likelihoods(self._decoder, memory, texts, self._pipeline, valid)
+            return scores
+
+    def score_blind(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
+        """log p without the image: the log of the mean of p given another image, over a few other images.
+
+        Ours. CapPa (Table 6) trains another decoder without images; this is what the decoder at hand expects of any
+        image, from no input that it was not trained on.
+        """
+        count = len(features.tokens)
+        shifts = sorted({round(count * (k + 1) / (OTHERS + 1)) for k in range(OTHERS)} - {0, count}) or [0]
+        scores = [
+            self.score(features, [((image + shift) % count, prompt, ids) for image, prompt, ids in asked])
+            for shift in shifts
+        ]
+        return (torch.tensor(scores, dtype=torch.float64).logsumexp(0) - log(len(shifts))).tolist()
+
+    def target_ids(self, prompt: Prompt, text: str) -> Ids:
+        """The ids of a text behind a prompt, as training had it: cut to the length, with its end."""
+        before = len(prompt.given) if self.pali else len(prompt.prefix) + len(prompt.given)
+        return (
+            *self._pipeline.ids(f" {text}")[: max(0, self._decoder.length - before - 1)],
+            self._pipeline.policy.eos_id,
+        )
+
+    @property
+    def _decoder(self) -> TextDecoder:
+        decoder = self.decoder if self.pali is None else PaliDecoder(self.pali)
+        assert decoder is not None, "`require` comes first"
+        return decoder
+
+    @property
+    def _pipeline(self) -> TextPipeline:
+        assert self.pipeline is not None, "`require` comes first"
+        return self.pipeline
+
+    @property
+    def _boxes(self) -> BoxFormat:
+        return self.boxes or BoxFormat()
+
+    @torch.no_grad()
+    def _condition(
+        self, features: Features, prompts: Sequence[Prompt], images: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor | None, list[Ids]]:
+        """Of each prompt what the decoder attends to [K, N, M], which of it is no padding, and how its text begins."""
+        if images is not None:
+            features = select_rows(features, images)
+        if self.pali is None:
+            return features.tokens, features.valid, [prompt.prefix + prompt.given for prompt in prompts]
+        if (size := max(len(prompt.prefix) for prompt in prompts)) > self.pali.length:
+            raise UserError(
+                f"a question of {size} tokens is longer than this model reads, {self.pali.length}; shorten it."
+            )
+        ids = [torch.tensor(prompt.prefix, dtype=torch.int64) for prompt in prompts]
+        padded = pad_sequence(ids, batch_first=True, padding_value=self.pali.pad_id)
+        with memory_errors(), self.autocast():
+            states, valid = self.pali.read(features.tokens, padded.to(features.tokens.device))
+        return states, valid, [prompt.given for prompt in prompts]
+
+
+def select_rows(features: Features, rows: Sequence[int]) -> Features:
+    """The tokens of those images, in that order, some perhaps several times."""
+    some = list(rows)
+    return Features(None, features.tokens[some], None if features.valid is None else features.valid[some])
