@@ -8,7 +8,7 @@ from benchmarks.measure import Variant, compare, positive, start
 from benchmarks.report import report
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.encoded import BATCH, look
+from opensiglip.evaluation.encode import BATCH, encode_examples
 from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.recipes import siglip
@@ -40,7 +40,7 @@ def bench(
     pipeline = TextPipeline.train(["a fox"])
     subject = Subject.of(Model.new(architecture, len(pipeline)).to(place).eval(), pipeline, name=size)
     source = open_source(data, split="val", pixels=resolution)
-    pixels = torch.stack([example.image for example in look(subject, source, count, tokens=False).examples])
+    pixels = torch.stack([example.image for example in encode_examples(subject, source, count, tokens=False).examples])
 
     def alone() -> None:
         for some in pixels.split(BATCH):
@@ -48,7 +48,9 @@ def bench(
 
     variants = [
         Variant("encoder alone", alone, items=count),
-        Variant("opensiglip look", lambda: look(subject, source, count, tokens=False), items=count),
+        Variant(
+            "opensiglip encode_examples", lambda: encode_examples(subject, source, count, tokens=False), items=count
+        ),
     ]
     rows = compare(f"{size} {resolution} px", variants, "encoder alone", place, rounds, torch.float32)
     report("embed", rows, out, place)

@@ -1,18 +1,22 @@
-"""What a study found: figures of every run with intervals, neighbours of the papers' order compared, in words."""
+"""What a study found: every run's metrics with intervals, and paired differences between runs, in words."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from opensiglip.checkpoints.run_folder import RunFolder
-from opensiglip.evaluation import compare
+from opensiglip.errors import UserError
+from opensiglip.evaluation import results
+from opensiglip.evaluation.metrics.intervals import Interval, mean_over_seeds
 from studies.engine import JUDGED, Job
-from studies.intervals import Interval, Values, over_seeds
 from studies.study import Figure, Study
 
 AS, OTHER, OPEN = "as there", "the other way round", "not told apart"
+
+Values = dict[str, Any]  # what an evaluation keeps of a metric: scores, clusters, perhaps weights
+Difference = tuple[str, str, Interval]  # two runs, and how much higher the second is
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,33 @@ class Column:
     figure: Figure
     means: dict[str, Interval]
     by_seed: dict[str, list[float]]
-    steps: list[tuple[str, str, Interval]]  # lower, higher, and how much higher: neighbours of the papers' order
+    steps: list[Difference]  # neighbours of the papers' order
+    ranked: list[Difference] = field(default_factory=list)  # neighbours from the lowest mean to the highest
 
     @property
-    def words(self) -> str:
-        """What came out, in one sentence or a few."""
-        low_to_high = sorted(self.means, key=lambda name: self.means[name].value)
-        said = f"{self.figure.title}: {' < '.join(f'{name} {self.means[name].value:.3f}' for name in low_to_high)}."
+    def differences(self) -> list[Difference]:
+        """All that were taken, each pair once."""
+        known = {frozenset(step[:2]) for step in self.steps}
+        return self.steps + [some for some in self.ranked if frozenset(some[:2]) not in known]
+
+    @property
+    def sentence(self) -> str:
+        """What came out, in one sentence or a few. Runs whose paired difference may be chance are not ranked."""
+        order = sorted(self.means, key=lambda name: self.means[name].value)
+        apart = {(lower, higher) for lower, higher, interval in self.ranked if interval.low > 0}
+        text = f"{self.figure.title}: {order[0]} {self.means[order[0]].value:.3f}"
+        for lower, higher in pairwise(order):
+            text += f" {'<' if (lower, higher) in apart else '≈'} {higher} {self.means[higher].value:.3f}"
+        text += "." if "≈" not in text else ' ("≈": the paired interval of the two holds 0).'
         if not self.steps:
-            return said
+            return text
         words = [self.verdict(interval) for _, _, interval in self.steps]
         counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
         if not self.figure.source:
-            return (
-                f"{said} {'; '.join(f'{b} against {a}: {w}' for (a, b, _), w in zip(self.steps, words, strict=True))}."
-            )
+            pairs = (f"{b} against {a}: {word}" for (a, b, _), word in zip(self.steps, words, strict=True))
+            return f"{text} {'; '.join(pairs)}."
         expected = " < ".join(name for name in self.figure.order if name in self.means)
-        return f"{said} {self.figure.source} has {expected}: of {len(words)} neighbours {counted}."
+        return f"{text} {self.figure.source} has {expected}: of {len(words)} neighbours {counted}."
 
     def verdict(self, interval: Interval) -> str:
         """How a difference came out: as the source has it, the other way round, or open where its interval holds 0."""
@@ -51,33 +65,39 @@ def columns(study: Study, jobs: Sequence[Job]) -> list[Column]:
     """A column for each figure that a run has. Raises UserError where an evaluation can't be read."""
     judged: dict[str, list[dict[str, Any]]] = {run.name: [] for run in study.runs}
     for job in jobs:
-        judged[job.run.name].append(compare.read(job.folder / JUDGED / compare.RESULTS))
+        judged[job.run.name].append(results.load(job.folder / JUDGED / results.FILE))
     found = []
     for figure in study.figures:
         key = (figure.task, figure.name)
         values: dict[str, list[Values]] = {
-            name: [result["values"][key] for result in results]
-            for name, results in judged.items()
-            if all(key in result["values"] for result in results)
+            name: [one["values"][key] for one in seeds]
+            for name, seeds in judged.items()
+            if all(key in one["values"] for one in seeds)
         }
+        if not values:
+            continue
         by_seed = {
-            name: [judged[name][seed]["figures"][key][0] for seed in range(len(values[name]))] for name in values
+            name: [judged[name][seed]["metrics"][key][0] for seed in range(len(values[name]))] for name in values
         }
-        steps = [
-            (lower, higher, over_seeds(values[higher], values[lower]))
-            for lower, higher in pairwise(name for name in figure.order if name in values)
-        ]
-        if values:
-            found.append(Column(figure, {name: over_seeds(some) for name, some in values.items()}, by_seed, steps))
+        try:
+            means = {name: mean_over_seeds(some) for name, some in values.items()}
+            by_value = sorted(means, key=lambda name: means[name].value)
+            steps, ranked = (
+                [(lower, higher, mean_over_seeds(values[higher], values[lower])) for lower, higher in pairwise(order)]
+                for order in ([name for name in figure.order if name in values], by_value)
+            )
+        except ValueError as error:
+            raise UserError(f"the runs were {error}; delete their folders `{JUDGED}`.") from error
+        found.append(Column(figure, means, by_seed, steps, ranked))
     return found
 
 
 def costs(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     """By run, of its first seed: weights of image tower and all, images seen, and the command that repeats it."""
-    said: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for job in jobs:
         summary = json.loads(RunFolder(job.folder).summary.read_text(encoding="utf-8"))
-        said.setdefault(
+        found.setdefault(
             job.run.name,
             {
                 "recipe": summary["recipe"],
@@ -87,7 +107,7 @@ def costs(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
                 "command": summary["command"],
             },
         )
-    return said
+    return found
 
 
 def table(found: Sequence[Column], runs: Sequence[str]) -> str:
@@ -97,15 +117,15 @@ def table(found: Sequence[Column], runs: Sequence[str]) -> str:
     first = max(map(len, runs)) + 2
     lines = [" " * first + "".join(f"{head:>{width}}" for head, width in zip(heads, wide, strict=True))]
     for name in runs:
-        cells = [said(column.means.get(name)) for column in found]
+        cells = [interval_text(column.means.get(name)) for column in found]
         lines.append(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide, strict=True)))
     for column in found:
-        lines += ["", column.words]
-        lines += [f"  {higher} - {lower}: {said(interval, '+')}" for lower, higher, interval in column.steps]
+        lines += ["", column.sentence]
+        lines += [f"  {higher} - {lower}: {interval_text(some, '+')}" for lower, higher, some in column.differences]
     return "\n".join(lines)
 
 
-def said(interval: Interval | None, sign: str = "") -> str:
+def interval_text(interval: Interval | None, sign: str = "") -> str:
     """A mean and its interval; a dash where there is none."""
     if interval is None:
         return "-"

@@ -9,7 +9,7 @@ import tyro
 from transformers.utils import logging
 
 from opensiglip.errors import UserError
-from opensiglip.evaluation.compare import RESULTS
+from opensiglip.evaluation.results import FILE
 from opensiglip.user_file import load
 from studies import page
 from studies.answer import columns, costs, table
@@ -59,7 +59,7 @@ def study(
     except KeyboardInterrupt:
         raise UserError("stopped; the same command goes on.") from None
     found = columns(chosen, jobs)
-    examples = json.loads((jobs[0].folder / JUDGED / RESULTS).read_text(encoding="utf-8"))["examples"]
+    examples = json.loads((jobs[0].folder / JUDGED / FILE).read_text(encoding="utf-8"))["examples"]
     words = ["opensiglip", "study", name, "--out", str(out), "--data", jobs[0].data]
     facts = {
         "data": jobs[0].data,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opensiglip.apps.evaluate import evaluate
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
-from opensiglip.evaluation.run import evaluate
 from opensiglip.json_file import write_json
 from opensiglip.training.run import train
 from studies.devices import spread

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 from opensiglip.errors import UserError
 from opensiglip.reports.curves import INK, LINE, svg
 from opensiglip.reports.evaluation_page import style
-from studies.answer import Column, said
+from studies.answer import Column, interval_text
 from studies.study import Study
 
 
@@ -27,7 +27,7 @@ def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any
         found=found,
         runs=runs,
         facts=facts,
-        said=said,
+        interval_text=interval_text,
         style=style(),
         plot=svg(drawing, ""),
     )
@@ -36,7 +36,7 @@ def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any
             name: {"mean": interval.value, "ci95": interval[1:], "by_seed": column.by_seed[name]}
             for name, interval in column.means.items()
         }
-        | {"differences": {f"{b} - {a}": list(interval) for a, b, interval in column.steps}}
+        | {"differences": {f"{b} - {a}": list(interval) for a, b, interval in column.differences}}
         for column in found
     }
     stored = {"study": study.name, "question": study.question, **facts, "figures": figures}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from opensiglip.evaluation.benchmark import Probe
+from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.study import Budget, Figure, Run, Study
 
 EASY = "scenes:drawings=24,objects={},languages=en"
@@ -17,7 +17,7 @@ def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), prob
 
     From few examples: from many it learns to see for itself, and reads an untrained encoder nearly as well.
     """
-    judge = {"count": 500, "train_count": 1000, "probe": Probe(probe, tasks)}
+    judge = {"count": 500, "train_count": 1000, "probe": ProbeConfig(probe, tasks)}
     return {
         "cpu-hour": Budget(SMALL | {"steps": steps}, judge),
         "gpu-10min": Budget(LARGER | {"steps": gpu_steps}, judge),

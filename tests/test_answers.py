@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from opensiglip.apps.evaluate import evaluate
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.tasks import Polygon
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmarks.task_answers import detection_ap, exact_match, found, mask_iou, word_accuracy
-from opensiglip.evaluation.run import evaluate
+from opensiglip.evaluation.metrics.boxes import box_accuracy, detection_ap, mask_iou
+from opensiglip.evaluation.metrics.text import exact_match, word_accuracy
 from opensiglip.models.model import Model
 from opensiglip.training.run import train
 
@@ -31,7 +32,7 @@ def test_word_accuracy_is_one_less_the_error_rate(answer: str, share: float) -> 
 
 
 def test_a_box_is_found_by_half_its_union() -> None:
-    assert found((0, 0, 10, 5), A) == 1 and found((0, 0, 10, 4.9), A) == found(None, A) == 0
+    assert box_accuracy((0, 0, 10, 5), A) == 1 and box_accuracy((0, 0, 10, 4.9), A) == box_accuracy(None, A) == 0
 
 
 def test_mask_iou_counts_pixels() -> None:

@@ -47,6 +47,7 @@ LATE_LIBRARIES = {
     "onnxscript": "of the extra `onnx`",
     "peft": "of the extra `lora`",
     "pycocotools": "of the extra `eval`",
+    "sklearn": "of the extra `eval`",
     "timm": "of the extra `timm`",
     "open_clip": "of no extra: only where its weights are read",
     "huggingface_hub": "only where the hub is reached",

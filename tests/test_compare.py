@@ -10,13 +10,12 @@ import pytest
 from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
 from opensiglip.evaluation.compare import compare, table
-from opensiglip.evaluation.metrics.paired import apart, difference
-from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.metrics.intervals import mean_with_interval, paired_difference, split_values
 
 
 def evaluation(folder: Path, name: str, scores: list[float], **changes: Any) -> str:
     """What `opensiglip eval --out` leaves of one task."""
-    figures, values = apart({"images": 40, **measured("accuracy", scores, range(len(scores)))})
+    figures, values = split_values({"images": 40, **mean_with_interval("accuracy", scores, range(len(scores)))})
     facts = {"model": name, "data": "scenes", "split": "val", "examples": len(scores), "seed": 0}
     stored = facts | {"tasks": {"grounding": figures}, "values": {"grounding": values}} | changes
     (folder / name).mkdir()
@@ -44,16 +43,16 @@ def test_pairing_sees_what_two_intervals_hide(tmp_path: Path) -> None:
 
 def test_the_interval_is_that_of_the_mean_of_differences() -> None:
     one, two = hits(1), hits(2)
-    values = [apart(measured("x", some.tolist(), range(400)))[1]["x"] for some in (one, two)]
-    found = difference(*values)
-    direct = measured("x", (two - one).tolist(), range(400))
+    baseline, gained = [split_values(mean_with_interval("x", some.tolist(), range(400)))[1]["x"] for some in (one, two)]
+    found = paired_difference(gained, baseline)
+    direct = mean_with_interval("x", (two - one).tolist(), range(400))
     assert found == pytest.approx((direct["x"], *direct["x_ci95"]))
 
 
 def test_other_examples_are_no_pair() -> None:
-    one = apart(measured("x", [0, 1, 1], [0, 0, 1]))[1]["x"]
-    other = apart(measured("x", [0, 1, 1], [0, 1, 1]))[1]["x"]
-    assert difference(one, other) is None
+    one = split_values(mean_with_interval("x", [0, 1, 1], [0, 0, 1]))[1]["x"]
+    other = split_values(mean_with_interval("x", [0, 1, 1], [0, 1, 1]))[1]["x"]
+    assert paired_difference(one, other) is None
 
 
 def test_a_figure_without_single_values_has_a_difference_without_interval(tmp_path: Path) -> None:
@@ -63,8 +62,8 @@ def test_a_figure_without_single_values_has_a_difference_without_interval(tmp_pa
 
 
 def test_values_are_kept_apart_also_inside() -> None:
-    inner = measured("accuracy", [1, 0], [0, 1])
-    figures, values = apart({"images": 2, **inner, "kinds": {"swap": inner}})
+    inner = mean_with_interval("accuracy", [1, 0], [0, 1])
+    figures, values = split_values({"images": 2, **inner, "kinds": {"swap": inner}})
     assert set(figures) == {"images", "accuracy", "accuracy_ci95", "kinds"}
     assert set(figures["kinds"]["swap"]) == {"accuracy", "accuracy_ci95"}
     one = {"scores": [1.0, 0.0], "clusters": [0, 1]}

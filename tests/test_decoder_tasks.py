@@ -14,11 +14,11 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import Ids
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.benchmark import Context, Impossible, Probe
+from opensiglip.evaluation.benchmark import Context, NotApplicable, ProbeConfig
 from opensiglip.evaluation.benchmarks import captioning, decoder_probe, grounding
 from opensiglip.evaluation.benchmarks import grounded_captioning as naming
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
-from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.text import words
 from opensiglip.inference.subject import Subject
 
@@ -33,8 +33,8 @@ def subject(pipeline: TextPipeline) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def judged(subject: Subject, scenes: Source) -> Judged:
-    return look(subject, scenes, 24)
+def judged(subject: Subject, scenes: Source) -> EncodedExamples:
+    return encode_examples(subject, scenes, 24)
 
 
 @pytest.fixture
@@ -43,65 +43,69 @@ def context(scenes: Source) -> Context:
 
 
 def test_found_boxes_are_right_and_what_is_none_is_wrong(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = grounding.single_regions(judged)
+    asked = judged.referable_regions
 
-    def find(subject: Subject, judged: Judged, places: Sequence[int], *_: Any) -> list[Any]:
+    def find(subject: Subject, judged: EncodedExamples, places: Sequence[int], *_: Any) -> list[Any]:
         own = list(places) == [place for place, _ in asked]
         return [region.bbox if own and number else None for number, (_, region) in enumerate(asked)]
 
-    monkeypatch.setattr(grounding, "find", find)
-    figures = grounding.grounding(subject, judged, context).figures
+    monkeypatch.setattr(grounding, "locate", find)
+    figures = grounding.grounding(subject, judged, context).metrics
     assert figures["invalid"] == 1 and figures["phrases"] == len(asked)
     assert figures["accuracy"] == figures["mean_iou"] == pytest.approx(1 - 1 / len(asked))
     assert figures["accuracy_shuffled_images"] == 0 < figures["mean_iou_constant_box"] < 1
 
 
 def test_a_model_that_knows_nothing_writes_boxes_all_the_same(
-    subject: Subject, judged: Judged, context: Context
+    subject: Subject, judged: EncodedExamples, context: Context
 ) -> None:
     findings = grounding.grounding(subject, judged, context)
-    assert findings.figures["invalid"] == 0 and findings.figures["accuracy"] < 0.3
-    assert all(picture.true_boxes and picture.found_boxes for picture in findings.pictures)
+    assert findings.metrics["invalid"] == 0 and findings.metrics["accuracy"] < 0.3
+    assert all(sample.target_boxes and sample.predicted_boxes for sample in findings.samples)
 
 
-def test_a_row_with_no_room_for_a_box_counts_as_wrong(judged: Judged, subject: Subject, context: Context) -> None:
+def test_a_row_with_no_room_for_a_box_counts_as_wrong(
+    judged: EncodedExamples, subject: Subject, context: Context
+) -> None:
     long = " ".join(["a fox left of it"] * 30)
-    assert grounding.find(subject, judged, [0, 1], [long, "fox"], context)[0] is None
+    assert grounding.locate(subject, judged, [0, 1], [long, "fox"], context)[0] is None
 
 
-def test_regions_that_name_several_boxes_are_left_out(judged: Judged, subject: Subject, context: Context) -> None:
+def test_regions_that_name_several_boxes_are_left_out(
+    judged: EncodedExamples, subject: Subject, context: Context
+) -> None:
     several = [
         replace(example, regions=tuple(replace(region, n_boxes=2) for region in example.regions))
         for example in judged.examples
     ]
     for task in (grounding.grounding, naming.grounded_captioning):
-        with pytest.raises(Impossible, match="one box"):
+        with pytest.raises(NotApplicable, match="one box"):
             task(subject, replace(judged, examples=several), context)
 
 
 def test_phrases_that_are_said_right_score_best(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [next(iter(region.phrases.values())) for _, region in grounding.single_regions(judged)]
+    asked = [next(iter(region.phrases.values())) for _, region in judged.referable_regions]
     pipeline = subject.pipeline
     assert pipeline is not None
     monkeypatch.setattr(naming, "greedy", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
-    figures = naming.grounded_captioning(subject, judged, context).figures
+    figures = naming.grounded_captioning(subject, judged, context).metrics
     assert figures["token_f1"] == 1 and figures["cider"] > 2
     assert 1 <= figures["mean_rank"] <= 10 and figures["chance_first"] == pytest.approx(0.1, abs=0.01)
 
 
 def test_ranks_follow_the_likelihoods(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, *_: Any) -> list[float]:
         return [-len(text.target) for _, text in asked]
 
     monkeypatch.setattr(naming, "likelihoods", fewer_tokens_are_likelier)
-    figures = naming.grounded_captioning(subject, judged, context).figures
-    asked = grounding.single_regions(judged)
+    figures = naming.grounded_captioning(subject, judged, context).metrics
+    asked = judged.referable_regions
     owners, phrases = [place for place, _ in asked], [next(iter(region.phrases.values())) for _, region in asked]
     pipeline = subject.pipeline
     assert pipeline is not None
@@ -130,7 +134,7 @@ def test_token_f1(answer: str, truth: str, expected: float) -> None:
 
 
 def test_true_captions_score_best_and_another_images_hardly(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = subject.pipeline
     assert pipeline is not None
@@ -138,7 +142,7 @@ def test_true_captions_score_best_and_another_images_hardly(
     wrong = [answers[-1], *answers[:-1]]
     monkeypatch.setattr(captioning, "SEARCHES", {"greedy": lambda *_, **__: answers, "beam": lambda *_, **__: wrong})
     findings = captioning.captioning(subject, judged, context)
-    figures = findings.figures
+    figures = findings.metrics
     assert figures["bleu4_greedy"] == pytest.approx(1) and figures["cider_greedy"] > 5
     assert figures["bleu4_beam"] < 0.5 and figures["cider_beam"] < 0.3 * figures["cider_greedy"]
     assert figures["cider_shuffled_images"] < 0.3 * figures["cider_greedy"]
@@ -148,7 +152,7 @@ def test_true_captions_score_best_and_another_images_hardly(
 
 
 def test_captions_are_asked_for_in_the_language_of_the_examples(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     german = [replace(one, captions=tuple(replace(c, language="de") for c in one.captions)) for one in judged.examples]
     asked: set[Ids] = set()
@@ -163,7 +167,7 @@ def test_captions_are_asked_for_in_the_language_of_the_examples(
 
 
 def test_a_bag_of_words_knows_what_is_there_but_not_how_it_stands(
-    subject: Subject, judged: Judged, context: Context
+    subject: Subject, judged: EncodedExamples, context: Context
 ) -> None:
     vocabulary = {word: number for number, word in enumerate(sorted(set(words(every_text(judged)))))}
 
@@ -176,46 +180,46 @@ def test_a_bag_of_words_knows_what_is_there_but_not_how_it_stands(
 
     bag = replace(subject, text=embed, decoder=None)
     seen = replace(judged, pooled=embed([example.captions[0].text for example in judged.examples]))
-    figures = compositionality(bag, seen, context).figures
+    figures = compositionality(bag, seen, context).metrics
     kinds = figures["kinds"]
     assert kinds["swap objects"]["similarity"] == 0, "a tie is not right"
     assert kinds["replace relation"]["similarity"] == kinds["replace object"]["similarity"] == 1
     assert 0 < figures["similarity"] < 1 and "likelihood" not in figures
 
 
-def every_text(judged: Judged) -> str:
+def every_text(judged: EncodedExamples) -> str:
     return " ".join(caption.text for example in judged.examples for caption in example.captions)
 
 
-def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: Judged, context: Context) -> None:
-    figures = compositionality(subject, judged, context).figures
+def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: EncodedExamples, context: Context) -> None:
+    figures = compositionality(subject, judged, context).metrics
     assert {"similarity", "likelihood", "blind_likelihood"} <= set(figures)
     alike = replace(judged, tokens=judged.tokens[:1].expand_as(judged.tokens))
-    same = compositionality(subject, alike, context).figures
+    same = compositionality(subject, alike, context).metrics
     assert same["likelihood"] == same["blind_likelihood"], "where all images are one, to see is to be blind"
 
 
 def test_the_probe_trains_a_decoder_and_nothing_else(
-    subject: Subject, judged: Judged, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = replace(context, probe=Probe(steps=6))
+    context = replace(context, probe=ProbeConfig(steps=6))
     monkeypatch.setattr(decoder_probe, "SHAPE", replace(decoder_probe.SHAPE, width=32, depth=1, mlp=64))
     monkeypatch.setattr(decoder_probe, "_pipeline", lambda _: subject.pipeline)
     before = judged.tokens.clone()
-    first = decoder_probe.decoder_probe(subject, judged, context).figures
-    again = decoder_probe.decoder_probe(subject, judged, context).figures
+    first = decoder_probe.decoder_probe(subject, judged, context).metrics
+    again = decoder_probe.decoder_probe(subject, judged, context).metrics
     assert first == again and torch.equal(before, judged.tokens)
     assert first["loss"] < math.log(400) and first["training_images"] == 32
     assert {"grounding_accuracy", "grounded_captioning_token_f1", "captioning_cider_greedy"} <= set(first)
     assert "captioning_similarity_greedy" not in first, "the probe has no text tower"
-    told = decoder_probe.decoder_probe(subject, judged, replace(context, probe=Probe(6, ("aref",)))).figures
+    told = decoder_probe.decoder_probe(subject, judged, replace(context, probe=ProbeConfig(6, ("aref",)))).metrics
     assert "grounding_accuracy" in told and not any(name.startswith(("captioning", "grounded")) for name in told)
 
 
-def test_what_a_model_lacks_is_said(subject: Subject, judged: Judged, context: Context) -> None:
+def test_what_a_model_lacks_is_said(subject: Subject, judged: EncodedExamples, context: Context) -> None:
     blind = replace(subject, decoder=None, text=None)
     for task in (grounding.grounding, naming.grounded_captioning, captioning.captioning, compositionality):
-        with pytest.raises(Impossible):
+        with pytest.raises(NotApplicable):
             task(blind, judged, context)
-    with pytest.raises(Impossible, match="training"):
+    with pytest.raises(NotApplicable, match="training"):
         decoder_probe.decoder_probe(subject, judged, Context())

@@ -22,9 +22,9 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference.images import load_image
-from opensiglip.inference.maps import heat_map
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
+from opensiglip.reports.maps import heat_map
 
 gradio = pytest.importorskip("gradio")
 # gradio leaves event loops open, and says nothing of it.

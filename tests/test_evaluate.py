@@ -1,4 +1,4 @@
-"""Tasks on models whose answers are known, and on the command line as users run them."""
+"""Benchmarks on models whose answers are known, and on the command line as users run them."""
 
 import json
 import re
@@ -14,21 +14,23 @@ from conftest import Run, Small
 from PIL import Image, ImageDraw
 
 from opensiglip.apps.cli import main
+from opensiglip.apps.evaluate import evaluate
 from opensiglip.data.example import Caption, Example, Region, Source
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmark import Context, Impossible, some_of_both
-from opensiglip.evaluation.benchmarks.dense import most_frequent, patches
-from opensiglip.evaluation.benchmarks.open_vocabulary import openvocab
+from opensiglip.evaluation.benchmark import Context, NotApplicable, hits_and_misses
+from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
 from opensiglip.evaluation.benchmarks.probes import probes
 from opensiglip.evaluation.benchmarks.retrieval import retrieval
+from opensiglip.evaluation.benchmarks.segmentation_probe import most_frequent, patches
 from opensiglip.evaluation.benchmarks.token_variance import token_variance
-from opensiglip.evaluation.benchmarks.zero_shot import zeroshot
-from opensiglip.evaluation.encoded import Judged, look
-from opensiglip.evaluation.labels import canonical, class_embeddings, class_name, label, templates, things
-from opensiglip.evaluation.run import TASKS, evaluate
+from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
+from opensiglip.evaluation.class_names import canonical, class_embeddings, class_name, templates
+from opensiglip.evaluation.encode import EncodedExamples, encode_examples
+from opensiglip.evaluation.labels import label, things
+from opensiglip.evaluation.run import BENCHMARKS
 from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.types import Features
@@ -62,9 +64,9 @@ def square(color: str, left: int, extras: dict[str, Any] | None = None) -> Examp
     return Example(image, captions, (Region(box, {"en": f"the {color} one"}),), extras=told | (extras or {}))
 
 
-def judged(subject: Subject, examples: list[Example]) -> Judged:
+def encoded(subject: Subject, examples: list[Example]) -> EncodedExamples:
     seen = subject.see(torch.stack([example.image for example in examples]))
-    return Judged(examples, seen.tokens, seen.pooled)
+    return EncodedExamples(examples, seen.tokens, seen.pooled)
 
 
 @pytest.fixture
@@ -73,48 +75,53 @@ def squares() -> list[Example]:
 
 
 def test_a_model_that_matches_is_right_in_every_language(squares: list[Example]) -> None:
-    found = retrieval(oracle(), judged(oracle(), squares), Context())
-    assert found.figures["captions"] == 9 and found.figures["images"] == 3
+    found = retrieval(oracle(), encoded(oracle(), squares), Context())
+    assert found.metrics["captions"] == 9 and found.metrics["images"] == 3
     for way in ("image_to_text", "text_to_image"):
-        assert found.figures[f"{way}_r1"] == found.figures["languages"]["de"][f"{way}_r5"] == 1
-    assert all(picture.right for picture in found.pictures)
+        assert found.metrics[f"{way}_r1"] == found.metrics["languages"]["de"][f"{way}_r5"] == 1
+    assert all(sample.correct for sample in found.samples)
     blind = oracle(text=lambda texts: torch.ones(len(texts), 3))
-    assert retrieval(blind, judged(blind, squares), Context()).figures["text_to_image_r1"] == pytest.approx(1 / 3)
+    assert retrieval(blind, encoded(blind, squares), Context()).metrics["text_to_image_r1"] == pytest.approx(1 / 3)
 
 
 def test_languages_weigh_the_same_however_many_captions(squares: list[Example]) -> None:
     only_german = oracle(text=lambda texts: oracle().text(texts) if "ein" in texts[0] else torch.ones(len(texts), 3))
-    figures = retrieval(only_german, judged(only_german, squares), Context()).figures
+    figures = retrieval(only_german, encoded(only_german, squares), Context()).metrics
     assert figures["languages"]["de"]["text_to_image_r1"] == 1
     assert figures["languages"]["en"]["text_to_image_r1"] == pytest.approx(1 / 3)
     assert figures["text_to_image_r1"] == pytest.approx(2 / 3)  # not (3 + 6 / 3) / 9
-    assert "languages" not in retrieval(oracle(), judged(oracle(), squares), Context(languages=("de",))).figures
+    assert "languages" not in retrieval(oracle(), encoded(oracle(), squares), Context(languages=("de",))).metrics
 
 
 def test_classes_are_told_by_their_names(squares: list[Example]) -> None:
-    found = zeroshot(oracle(), judged(oracle(), squares), Context(languages=("en",)))
-    assert found.figures["accuracy"] == 1 and found.figures["classes"] == 3 and found.figures["prompts"] == 80
-    assert [picture.answers[0] for picture in found.pictures] == ["red", "green", "blue"]
-    with pytest.raises(Impossible, match="label"):
-        zeroshot(oracle(), judged(oracle(), [replace(one, extras={}) for one in squares]), Context())
+    found = zero_shot(oracle(), encoded(oracle(), squares), Context(languages=("en",)))
+    assert found.metrics["accuracy"] == 1 and found.metrics["classes"] == 3 and found.metrics["prompts"] == 81
+    assert [sample.predictions[0] for sample in found.samples] == ["red", "green", "blue"]
+    with pytest.raises(NotApplicable, match="label"):
+        zero_shot(oracle(), encoded(oracle(), [replace(one, extras={}) for one in squares]), Context())
 
 
 def test_likelihood_stands_beside_its_blind_baseline(small: Small, pipeline: TextPipeline) -> None:
     subject = of(small, pipeline, "locca")
     source = open_source("scenes:drawings=5,objects=1", split="val", pixels=SIDE)
-    found = zeroshot(subject, look(subject, source, 24), Context())
-    figures = found.figures
+    found = zero_shot(subject, encode_examples(subject, source, 24), Context())
+    figures = found.metrics
     assert figures["images"] == 24 and figures["classes"] == 5 and "accuracy" not in figures
     # Always one name: a fresh decoder, and a blind one, can be right no oftener than that name is.
     assert figures["accuracy_likelihood_blind"] <= figures["most_frequent_class"]
-    assert len(found.pictures[0].answers) == 5
+    assert len(found.samples[0].predictions) == 5
 
 
 def test_names_and_prompts_become_what_big_vision_makes_of_them() -> None:
     assert canonical("A  Photo_of the {}!", keep="{}") == "a photo of the {}"
     assert class_name({"en": "Tench, Tinca tinca"}, "en") == "tench"
-    assert class_name({"en": "red apple"}, "de") is None
-    assert len(templates("en")) == 80 and templates("en")[0] == "a bad photo of a {}" and templates("de") == ("{}",)
+    assert class_name({"en": "red apple"}, "de") == ""
+    assert (
+        len(templates("en")) == 81
+        and templates("en")[-1] == "{}"
+        and templates("en")[0] == "a bad photo of a {}"
+        and templates("de") == ("{}",)
+    )
     assert all(prompt.count("{}") == 1 for prompt in templates("en"))
 
 
@@ -133,7 +140,7 @@ def test_prompts_are_averaged_as_unit_vectors_and_made_one_again() -> None:
 def test_what_is_drawn_is_what_is_labelled() -> None:
     source = open_source("scenes:drawings=5,objects=2", split="val", pixels=SIDE)
     one = oracle()
-    seen = look(one, source, 12)
+    seen = encode_examples(one, source, 12)
     for example in seen.examples:
         names = [thing.names["en"] for thing in things(example)]
         assert len(names) == len(example.regions)
@@ -145,7 +152,7 @@ def test_what_is_drawn_is_what_is_labelled() -> None:
 
 def test_masks_follow_the_image_into_the_frame() -> None:
     large = open_source("scenes:drawings=5,objects=2,pixels=64", split="val", pixels=SIDE)
-    for example in look(oracle(), large, 4).examples:
+    for example in encode_examples(oracle(), large, 4).examples:
         for thing, region in zip(things(example), example.regions, strict=True):
             assert thing.mask.shape == (SIDE, SIDE)
             ys, xs = thing.mask.nonzero(as_tuple=True)
@@ -159,10 +166,10 @@ def test_hostile_masks_are_passed_over(squares: list[Example]) -> None:
 
 
 def test_patches_point_at_what_a_phrase_names(squares: list[Example]) -> None:
-    found = openvocab(oracle(), judged(oracle(), squares), Context(languages=("en",)))
-    assert found.figures["pointing"] == 1 and found.figures["miou"] == pytest.approx(1, abs=0.01)
-    assert found.figures["pointing_random"] == pytest.approx(8 * 16 / SIDE**2)
-    assert found.figures["pointing_centred"] == 1
+    found = open_vocabulary(oracle(), encoded(oracle(), squares), Context(languages=("en",)))
+    assert found.metrics["pointing"] == 1 and found.metrics["miou"] == pytest.approx(1, abs=0.01)
+    assert found.metrics["pointing_random"] == pytest.approx(8 * 16 / SIDE**2)
+    assert found.metrics["pointing_centred"] == 1
 
     def shared(
         texts: Any,
@@ -170,12 +177,12 @@ def test_patches_point_at_what_a_phrase_names(squares: list[Example]) -> None:
         return F.normalize(oracle().read(texts) - 3 * torch.ones(3), dim=-1)
 
     drowned = oracle(text=shared)
-    found = openvocab(drowned, judged(drowned, squares), Context(languages=("en",)))
-    assert found.figures["pointing"] == 0 and found.figures["pointing_centred"] == 1
+    found = open_vocabulary(drowned, encoded(drowned, squares), Context(languages=("en",)))
+    assert found.metrics["pointing"] == 0 and found.metrics["pointing_centred"] == 1
     inverted = oracle(to_text=lambda tokens: -tokens)
-    assert openvocab(inverted, judged(inverted, squares), Context(languages=("en",))).figures["pointing"] == 0
-    with pytest.raises(Impossible, match="text tower"):
-        openvocab(oracle(text=None), judged(oracle(), squares), Context())
+    assert open_vocabulary(inverted, encoded(inverted, squares), Context(languages=("en",))).metrics["pointing"] == 0
+    with pytest.raises(NotApplicable, match="text tower"):
+        open_vocabulary(oracle(text=None), encoded(oracle(), squares), Context())
 
 
 class Many(Source):
@@ -205,15 +212,15 @@ def test_probes_read_what_is_in_the_features(tmp_path: Path) -> None:
     Image.fromarray(ramp).save(tmp_path / "depth.png")
     source = Many(depth=str(tmp_path / "depth.png"))
     subject = oracle()
-    seen = look(subject, source, 12)
-    figures = probes(subject, seen, Context(source)).figures
+    seen = encode_examples(subject, source, 12)
+    figures = probes(subject, seen, Context(source)).metrics
     image, segmentation, depth = figures["image"], figures["segmentation"], figures["depth"]
     assert image["knn"] == image["linear"] == image["shots_5"] == 1 and image["chance"] == pytest.approx(1 / 3)
     assert image["shots_10"] == 1 and "shots_25" not in image  # there are twelve of each
     assert segmentation["miou"] > 0.7 > 0.3 > segmentation["miou_ground_everywhere"]  # logits are blurred at edges
     assert depth["rmse_metres_mean_depth"] == pytest.approx(np.sqrt(9 / 12), rel=0.1)  # of a uniform ramp of 3 m
     assert depth["rmse_metres"] < depth["rmse_metres_mean_depth"] + 1e-6  # the squares say nothing of it
-    assert set(probes(subject, seen, Context()).figures) == {"token_variance"}, "all else needs a training split"
+    assert set(probes(subject, seen, Context()).metrics) == {"token_variance"}, "all else needs a training split"
 
 
 def test_the_variance_of_tokens_is_shared_out() -> None:
@@ -221,13 +228,13 @@ def test_the_variance_of_tokens_is_shared_out() -> None:
     draw = torch.Generator().manual_seed(0)
     parts = [scale * torch.randn(shape, generator=draw) for scale, shape in ((2, (16, 32)), (1, (200, 1, 32)))]
     tokens = parts[0] + parts[1] + 3 * torch.randn(200, 16, 32, generator=draw)
-    subject, seen = oracle(), look(oracle(), Many(), 12)
-    found = token_variance(subject, replace(seen, tokens=tokens), Context()).figures
+    subject, seen = oracle(), encode_examples(oracle(), Many(), 12)
+    found = token_variance(subject, replace(seen, tokens=tokens), Context()).metrics
     assert found["place"] + found["image"] + found["rest"] == pytest.approx(1)
     assert (found["place"], found["image"]) == (pytest.approx(4 / 14, abs=0.03), pytest.approx(1.5 / 14, abs=0.02))
     low, high = found["rest_ci95"]
     assert low < found["rest"] < high < low + 0.02
-    with pytest.raises(Impossible, match="alike"):
+    with pytest.raises(NotApplicable, match="alike"):
         token_variance(subject, replace(seen, tokens=torch.ones(3, 4, 5)), Context())
 
 
@@ -249,7 +256,7 @@ def of(small: Small, pipeline: TextPipeline, name: str) -> Subject:
 
 
 def test_some_of_both_are_shown() -> None:
-    assert some_of_both([True, False, True, False, True], each=2) == [0, 2, 1, 3]
+    assert hits_and_misses([True, False, True, False, True], each=2) == [0, 2, 1, 3]
 
 
 @pytest.fixture(scope="module")
@@ -290,11 +297,11 @@ def test_the_same_figures_are_taken_while_training(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["EMPTY", "--data", "scenes"], "is no model"),
+        (["EMPTY", "--data", "scenes"], "of a kind that can't be read"),
         (["RUN", "--data", "scenes", "--tasks", "retrieval,magic"], "'magic' is unknown"),
         (["RUN", "--data", "scenes", "--split", "dusk"], "dusk"),
         (["RUN", "--data", "scenes", "--count", "0"], "at least 1"),
-        (["timm:EMPTY", "--data", "scenes"], "can't be loaded"),
+        (["timm:EMPTY", "--data", "scenes"], "can't be"),
         (["open_clip:nowhere:x", "--data", "scenes"], "can't be loaded"),
         (["open_clip:ViT-B-32", "--data", "scenes"], "names no weights"),
     ],
@@ -326,12 +333,12 @@ def test_a_folder_with_labels_masks_and_depth(tmp_path: Path) -> None:
     assert tasks["probes"]["depth"]["rmse_metres"] < 0.2
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines).replace("depth/3.png", "../depth.png"))
     source = open_source(str(tmp_path), split="train")
-    assert len(look(oracle(), source, 20).examples) == 8  # the row whose depth lies elsewhere is left out
+    assert len(encode_examples(oracle(), source, 20).examples) == 8  # the row whose depth lies elsewhere is left out
 
 
-def test_every_task_says_what_it_measures() -> None:
-    for task in TASKS.values():
-        assert (task.__doc__ or "").strip()
+def test_every_benchmark_says_what_it_measures() -> None:
+    for benchmark in BENCHMARKS.values():
+        assert (benchmark.__doc__ or "").strip()
 
 
 def test_without_any_task_that_can_be_done_one_sentence_says_why(tmp_path: Path) -> None:

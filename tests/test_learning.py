@@ -16,7 +16,7 @@ from opensiglip.data.fields.captions import PREFIXES, Captions, referring_prefix
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import DataPlan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.metrics.scores import overlap
+from opensiglip.evaluation.metrics.boxes import box_iou
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.generate import generate
 from opensiglip.models.model import Model
@@ -152,7 +152,7 @@ def test_the_boxes_of_a_memorised_batch_are_found(name: str, learn: Any, pipelin
     answers = generate(this.model.decoder, memory, prefixes, pipeline, grammar=BoxGrammar(pipeline, boxes))
     found = [boxes.read(pipeline.text(answer), 32, 32) for answer in answers]
     truth = [boxes.read(box, 32, 32) for _, (_, _, box) in asked]
-    overlaps = [overlap(a, b) for a, b in zip(found, truth, strict=True) if a and b]
+    overlaps = [box_iou(a, b) for a, b in zip(found, truth, strict=True) if a and b]
     assert len(overlaps) == len(asked)
     assert sum(overlaps) / len(overlaps) > 0.9
 

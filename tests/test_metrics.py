@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opensiglip.evaluation.benchmarks.features import few_shot, knn
-from opensiglip.evaluation.benchmarks.zero_shot import accuracies
-from opensiglip.evaluation.metrics.linear import fit_linear, ridge
-from opensiglip.evaluation.metrics.scores import class_areas, mean_iou, measured, overlap, ranks
+from opensiglip.evaluation.metrics.boxes import box_iou
+from opensiglip.evaluation.metrics.intervals import mean_with_interval
+from opensiglip.evaluation.metrics.linear import few_shot, fit_classifier, fit_numbers, knn
+from opensiglip.evaluation.metrics.ranking import accuracies, ranks
+from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
 
 
 def recall_by_clip_benchmark(scores: torch.Tensor, positive: torch.Tensor, k: int) -> float:
@@ -23,7 +24,7 @@ def recall_by_clip_benchmark(scores: torch.Tensor, positive: torch.Tensor, k: in
 
 @pytest.mark.parametrize("block", [2**25, 40])
 def test_recall_is_that_of_clip_benchmark(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr("opensiglip.evaluation.metrics.scores.BLOCK", block)
+    monkeypatch.setattr("opensiglip.evaluation.metrics.ranking.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     images, texts = torch.randn(30, 8, generator=generator), torch.randn(97, 8, generator=generator)
     owners = torch.cat([torch.arange(30), torch.randint(30, (67,), generator=generator)])  # one to many captions
@@ -81,22 +82,24 @@ def test_intersections_are_counted_pixel_by_pixel() -> None:
 @settings(deadline=None, max_examples=30)
 def test_a_weight_is_a_repetition(rows: list[tuple[float, int, float]], times: int) -> None:
     values, clusters, _ = zip(*rows, strict=True)
-    weighted = measured("x", values, clusters, [float(times)] + [1.0] * (len(values) - 1))
-    repeated = measured("x", [values[0]] * (times - 1) + list(values), [clusters[0]] * (times - 1) + list(clusters))
+    weighted = mean_with_interval("x", values, clusters, [float(times)] + [1.0] * (len(values) - 1))
+    repeated = mean_with_interval(
+        "x", [values[0]] * (times - 1) + list(values), [clusters[0]] * (times - 1) + list(clusters)
+    )
     assert weighted["x"] == pytest.approx(repeated["x"])
     assert weighted["x_ci95"] == pytest.approx(repeated["x_ci95"])
 
 
 def test_the_interval_is_over_images_not_over_answers() -> None:
     answers, images = [1.0, 0.0] * 40, list(range(80))
-    apart = measured("x", answers, images)["x_ci95"]
-    together = measured("x", answers * 25, images * 25)["x_ci95"]  # the same 80 images, each asked 25 times
+    apart = mean_with_interval("x", answers, images)["x_ci95"]
+    together = mean_with_interval("x", answers * 25, images * 25)["x_ci95"]  # the same 80 images, each asked 25 times
     assert together == pytest.approx(apart)
 
 
 def test_the_interval_holds_95_of_100() -> None:
     """1.96 standard errors to each side, of 400 fair coins and of 400 images' IoU."""
-    low, high = measured("x", [1.0, 0.0] * 200, range(400))["x_ci95"]
+    low, high = mean_with_interval("x", [1.0, 0.0] * 200, range(400))["x_ci95"]
     assert (low, high) == pytest.approx((0.451, 0.549), abs=0.005)
     areas = torch.tensor([[[1, 0], [1, 0], [1, 0]], [[0, 0], [0, 1], [1, 0]]] * 200)  # right in one image of two
     low, high = mean_iou("x", areas)["x_ci95"]
@@ -104,8 +107,8 @@ def test_the_interval_holds_95_of_100() -> None:
 
 
 def test_overlap_of_boxes() -> None:
-    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0
+    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0
 
 
 @pytest.mark.parametrize(("examples", "width"), [(40, 6), (12, 30)])
@@ -132,15 +135,15 @@ def test_the_linear_layer_stands_where_its_loss_has_no_slope() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 5, generator=generator) * 4 + 7
     y = (x[:, 0] > 7).long() + (x[:, 1] > 9).long()
-    scores = fit_linear(x, y, 3, seed=0, penalties=(1e-2,))
+    scores = fit_classifier(x, y, 3, seed=0, penalties=(1e-2,))
     assert float((scores(x).argmax(1) == y).double().mean()) > 0.75
     # At the minimum the mean residual of every class is zero: biases are not penalised.
     residual = scores(x).softmax(1) - torch.nn.functional.one_hot(y, 3)
     assert residual.mean(0).abs().max() < 1e-3
-    assert torch.equal(scores(x), fit_linear(x, y, 3, seed=0, penalties=(1e-2,))(x))
+    assert torch.equal(scores(x), fit_classifier(x, y, 3, seed=0, penalties=(1e-2,))(x))
 
 
 def test_a_plane_is_read_off_exactly() -> None:
     x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
     y = x @ torch.tensor([1.0, -2.0, 0.0, 3.0]) + 5
-    torch.testing.assert_close(ridge(x, y, penalty=1e-9)(x).float(), y, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fit_numbers(x, y, penalty=1e-9)(x).float(), y, atol=1e-4, rtol=0)

@@ -29,20 +29,20 @@ from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import Context
 from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
-from opensiglip.evaluation.benchmarks.features import pooled
 from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.grounding import constant_boxes, grounding
-from opensiglip.evaluation.benchmarks.open_vocabulary import openvocab
+from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
 from opensiglip.evaluation.benchmarks.probes import probes
 from opensiglip.evaluation.benchmarks.retrieval import retrieval
-from opensiglip.evaluation.benchmarks.zero_shot import zeroshot
-from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
+from opensiglip.evaluation.encode import EncodedExamples, encode_examples
+from opensiglip.inference.encoder import pooled_features
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
-from opensiglip.reports.features import patch_maps
-from opensiglip.reports.pictures import answered
+from opensiglip.reports.held_out_samples import answered
+from opensiglip.reports.patch_colours import patch_maps
 from opensiglip.training.run import train
 from opensiglip.types import Features, Patches
 
@@ -113,7 +113,7 @@ def trained() -> Subject:
 
 def test_what_is_judged_is_what_each_image_gives_alone_without_padding() -> None:
     subject = trained()
-    judged = look(subject, Tiles(), 12)
+    judged = encode_examples(subject, Tiles(), 12)
     assert judged.valid is not None and not judged.valid.all() and judged.pooled is not None
     assert {tuple(one.image.shape[1:]) for one in judged.examples} == {(16, 64), (64, 16), (32, 32), (24, 40)}
     for place, example in enumerate(judged.examples):
@@ -126,35 +126,36 @@ def test_what_is_judged_is_what_each_image_gives_alone_without_padding() -> None
 
 def test_a_model_that_sees_is_right_on_wide_and_on_tall_pictures() -> None:
     subject, source = oracle(), Tiles()
-    judged, context = look(subject, source, 12), Context(training=source)
-    assert zeroshot(subject, judged, context).figures["accuracy"] == 1
-    assert openvocab(subject, judged, context).figures["pointing"] == 1
-    assert openvocab(subject, judged, context).figures["miou"] == 1
-    found = probes(subject, judged, context).figures
+    judged, context = encode_examples(subject, source, 12), Context(training=source)
+    assert zero_shot(subject, judged, context).metrics["accuracy"] == 1
+    assert open_vocabulary(subject, judged, context).metrics["pointing"] == 1
+    assert open_vocabulary(subject, judged, context).metrics["miou"] == 1
+    found = probes(subject, judged, context).metrics
     assert found["image"]["knn"] == 1 and found["segmentation"]["miou"] > 0.6
-    middle = openvocab(subject, judged, context).figures["pointing_middle"]
+    middle = open_vocabulary(subject, judged, context).metrics["pointing_middle"]
     assert middle == 0, "the tile is in a corner of each picture"
 
 
 @pytest.mark.parametrize(
-    "task", [grounding, grounded_captioning, captioning, zeroshot, compositionality, retrieval, openvocab, probes]
+    "task",
+    [grounding, grounded_captioning, captioning, zero_shot, compositionality, retrieval, open_vocabulary, probes],
 )
 def test_no_task_reads_padding(task: Any) -> None:
     subject, source = trained(), Tiles()
-    judged = look(subject, source, 12)
+    judged = encode_examples(subject, source, 12)
     assert judged.valid is not None
     noise = 50 * torch.randn(judged.tokens.shape, generator=torch.Generator().manual_seed(1))
     other = replace(judged, tokens=torch.where(judged.valid[..., None], judged.tokens, noise))
     first, second = (task(subject, some, Context(training=source)) for some in (judged, other))
-    assert json.dumps(first.figures) == json.dumps(second.figures)
-    assert [one.answers for one in first.pictures] == [one.answers for one in second.pictures]
+    assert json.dumps(first.metrics) == json.dumps(second.metrics)
+    assert [one.predictions for one in first.samples] == [one.predictions for one in second.samples]
 
 
 def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that writes the truth, as shares of the image, is right; by a square's sides it would not be."""
     subject = trained()
     assert subject.boxes is not None and subject.pipeline is not None
-    judged = look(subject, Tiles(), 12)
+    judged = encode_examples(subject, Tiles(), 12)
     sizes = [(one.image.shape[2], one.image.shape[1]) for one in judged.examples]
     assert [judged.size(place) for place in range(12)] == sizes
     truths = [one.regions[0].bbox for one in judged.examples]
@@ -168,7 +169,7 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
         return answers if all(shown) else answers[::-1]
 
     monkeypatch.setattr("opensiglip.evaluation.benchmarks.grounding.greedy", truth)
-    found = grounding(subject, judged, Context(training=Tiles())).figures
+    found = grounding(subject, judged, Context(training=Tiles())).metrics
     assert found["accuracy"] == 1 and found["mean_iou"] > 0.97 > found["accuracy_shuffled_images"]
     shares = constant_boxes(Tiles(), subject.frame)[1:]
     expected = [(a / w, b / h, c / w, d / h) for (a, b, c, d), (w, h) in zip(truths, sizes, strict=True)]
@@ -177,13 +178,15 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
 
 def test_what_a_model_without_pooling_sees_is_the_mean_of_what_is_no_padding() -> None:
     tokens = torch.tensor([[[1.0], [3.0], [50.0]]])
-    judged = Judged([], tokens, None, torch.tensor([[True, True, False]]))
-    assert pooled(judged).tolist() == [[2.0]] and pooled(replace(judged, valid=None)).tolist() == [[18.0]]
+    judged = EncodedExamples([], tokens, None, torch.tensor([[True, True, False]]))
+    assert pooled_features(judged.features).tolist() == [[2.0]] and pooled_features(
+        replace(judged, valid=None).features
+    ).tolist() == [[18.0]]
 
 
 def test_the_report_shows_pictures_in_their_shape() -> None:
     subject = trained()
-    assert len(answered(subject, look(subject, Tiles(), 4))) == 4
+    assert len(answered(subject, encode_examples(subject, Tiles(), 4))) == 4
     (wide, tall, *_) = patch_maps({"now": subject}, Tiles())
     assert wide.maps != tall.maps
 

@@ -19,17 +19,17 @@ from opensiglip.data.example import Caption, Example, Source
 from opensiglip.data.fields.captions import Captions, Ids, caption_prefix
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.encoded import look
-from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.encode import encode_examples
+from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
-from opensiglip.reports import pictures
+from opensiglip.reports import held_out_samples
 from opensiglip.reports.curves import POINTS, curve, running_mean
-from opensiglip.reports.drawing import PREDICTED, SIDE, TRUE, as_uri
-from opensiglip.reports.features import COUNT as MAPPED
-from opensiglip.reports.features import pca_colours
-from opensiglip.reports.pictures import COUNT, answered, retrieved
+from opensiglip.reports.drawing import PREDICTED, SIDE, TARGET, as_uri
+from opensiglip.reports.held_out_samples import COUNT, answered, retrieved
+from opensiglip.reports.patch_colours import COUNT as MAPPED
+from opensiglip.reports.patch_colours import pca_colours
 from opensiglip.reports.run_page import signal_charts, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
@@ -135,11 +135,11 @@ def summary(rows: list[Row], *, judged: bool = True) -> Row:
         held: Row = {"source": HOSTILE[:8], "split": "val", "examples": 24, "grounding": {"phrases": 40, "images": 20}}
         for suffix, share in (("", 0.9), ("_constant_box", 0.2), ("_shuffled_images", 0.1)):
             hits = [float(place < 40 * share) for place in range(40)]
-            held["grounding"] |= measured(f"accuracy{suffix}", hits, range(40))
-            held["grounding"] |= measured(f"mean_iou{suffix}", [0.75 * hit for hit in hits], range(40))
+            held["grounding"] |= mean_with_interval(f"accuracy{suffix}", hits, range(40))
+            held["grounding"] |= mean_with_interval(f"mean_iou{suffix}", [0.75 * hit for hit in hits], range(40))
         held["retrieval"] = {"images": 24, "captions": 24, "chance_r1": 1 / 24}
-        held["retrieval"] |= measured("image_to_text_r1", [True] + [False] * 23, range(24))
-        held["retrieval"] |= measured("text_to_image_r1", [True] * 12 + [False] * 12, range(24))
+        held["retrieval"] |= mean_with_interval("image_to_text_r1", [True] + [False] * 23, range(24))
+        held["retrieval"] |= mean_with_interval("text_to_image_r1", [True] * 12 + [False] * 12, range(24))
         about["held_out"] = held
     return about
 
@@ -248,7 +248,7 @@ def test_the_running_mean_starts_at_the_first_value_and_follows_a_line() -> None
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
-    source = as_uri(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TRUE), ((0, 0, 16, 16), PREDICTED)])
+    source = as_uri(torch.zeros(3, 32, 32, dtype=torch.uint8), [((8, 8, 24, 24), TARGET), ((0, 0, 16, 16), PREDICTED)])
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))).astype(int)
     scale = SIDE / 32
     inner = round(20 * scale)
@@ -267,7 +267,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
 ) -> None:
     recipe = small("locca")
     model = new(recipe, pipeline)
-    seen = look(subject(recipe, model, pipeline), scenes, 6)
+    seen = encode_examples(subject(recipe, model, pipeline), scenes, 6)
     field = Captions(recipe.tasks, boxes=recipe.boxes)
     rows: list[list[Ids]] = []
     for example in seen.examples:  # rows of training about the first region
@@ -282,11 +282,11 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
             answers.append(whole[len(prefix) : -1])
         return answers
 
-    monkeypatch.setattr(pictures, "greedy", oracle)
+    monkeypatch.setattr(held_out_samples, "greedy", oracle)
     for picture, example in zip(answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True):
         assert picture.caption == example.captions[0].text.lower()
-        assert picture.named == picture.phrase.lower()
-        assert picture.overlap is not None and picture.overlap > 0.9
+        assert picture.box_phrase == picture.phrase.lower()
+        assert picture.iou is not None and picture.iou > 0.9
 
 
 def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
@@ -294,7 +294,7 @@ def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
 ) -> None:
     recipe = small("siglip")
     one = subject(recipe, new(recipe, pipeline), pipeline)
-    seen = replace(look(one, scenes, 20), pooled=torch.eye(20))
+    seen = replace(encode_examples(one, scenes, 20), pooled=torch.eye(20))
     told = [example.captions[0].text for example in seen.examples]
 
     def oracle(_: Subject, texts: Sequence[str]) -> torch.Tensor:

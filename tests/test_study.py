@@ -17,11 +17,16 @@ from test_resume import cut_short
 
 from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmark import Probe
+from opensiglip.evaluation.benchmark import ProbeConfig
 from opensiglip.evaluation.benchmarks import decoder_probe
-from opensiglip.evaluation.metrics.paired import apart, difference
-from opensiglip.evaluation.metrics.scores import measured
-from opensiglip.evaluation.run import TASKS
+from opensiglip.evaluation.metrics.intervals import (
+    Interval,
+    mean_over_seeds,
+    mean_with_interval,
+    paired_difference,
+    split_values,
+)
+from opensiglip.evaluation.run import BENCHMARKS
 from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES, build_recipe
 from studies import command, engine
@@ -29,7 +34,6 @@ from studies.answer import Column
 from studies.command import find
 from studies.devices import VISIBLE, places, spread
 from studies.engine import carry_out
-from studies.intervals import Interval, over_seeds
 from studies.studies import STUDIES
 from studies.study import Budget, Figure, Run, Study
 
@@ -46,7 +50,8 @@ SMALLEST = Study(
     ),
     budgets={
         "cpu-hour": Budget(
-            TINY | {"workers": 0, "vocabulary": 700}, {"count": 8, "train_count": 16, "probe": Probe(2, ("aref",))}
+            TINY | {"workers": 0, "vocabulary": 700},
+            {"count": 8, "train_count": 16, "probe": ProbeConfig(2, ("aref",))},
         )
     },
 )
@@ -163,7 +168,7 @@ def test_what_a_study_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
 def test_what_a_study_declares_exists(study: Study) -> None:
     names = [run.name for run in study.runs]
-    assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(TASKS)
+    assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
         assert set(figure.order) <= set(names)
     trainer = {"steps", "batch_size", "lr"}
@@ -179,16 +184,16 @@ def test_what_a_study_declares_exists(study: Study) -> None:
 
 def values(scores: Sequence[float], clusters: Sequence[int] | None = None) -> dict[str, Any]:
     """What an evaluation keeps of a figure."""
-    return apart(measured("x", list(scores), clusters or list(range(len(scores)))))[1]["x"]
+    return split_values(mean_with_interval("x", list(scores), clusters or list(range(len(scores)))))[1]["x"]
 
 
 def test_with_one_seed_the_interval_is_that_of_the_evaluation() -> None:
     rng = np.random.default_rng(3)
     clusters = rng.integers(40, size=100).tolist()
     one, other = (values(rng.random(100), clusters) for _ in range(2))
-    direct = measured("x", other["scores"], clusters)
-    assert over_seeds([other]) == pytest.approx((direct["x"], *direct["x_ci95"]))
-    assert over_seeds([other], [one]) == pytest.approx(difference(one, other))
+    direct = mean_with_interval("x", other["scores"], clusters)
+    assert mean_over_seeds([other]) == pytest.approx((direct["x"], *direct["x_ci95"]))
+    assert mean_over_seeds([other], [one]) == pytest.approx(paired_difference(other, one))
 
 
 def test_what_seeds_differ_by_is_in_the_interval_and_what_they_share_cancels() -> None:
@@ -196,16 +201,16 @@ def test_what_seeds_differ_by_is_in_the_interval_and_what_they_share_cancels() -
     images, levels = rng.random(300), (0.2, 0.5, 0.8)
     low = [values(0.1 * images + level) for level in levels]
     high = [values(0.1 * images + level + 0.05) for level in levels]
-    mean = over_seeds(low)
+    mean = mean_over_seeds(low)
     assert mean.low < 0.4 and mean.high > 0.7, "seeds 0.3 apart"
-    gain = over_seeds(high, low)
+    gain = mean_over_seeds(high, low)
     assert gain == pytest.approx((0.05, 0.05, 0.05)), "every seed and image gains alike"
 
 
 def test_two_seeds_alone_are_as_far_apart_as_their_spread_says() -> None:
     """Their deviation is |a - b| / sqrt(2), of which drawing two of two again shows half the variance."""
     reached = 0.5 * 2**0.5
-    assert over_seeds([values([0] * 10), values([1] * 10)]) == pytest.approx((0.5, 0.5 - reached, 0.5 + reached))
+    assert mean_over_seeds([values([0] * 10), values([1] * 10)]) == pytest.approx((0.5, 0.5 - reached, 0.5 + reached))
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -213,27 +218,28 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(1), 0
     for _ in range(200):
         scores = rng.normal(size=(5, 1)) + rng.normal(size=50) + rng.normal(size=(5, 50))
-        found = over_seeds([values(row) for row in scores])
+        found = mean_over_seeds([values(row) for row in scores])
         hits += found.low < 0 < found.high
     assert 0.85 < hits / 200 < 0.99
 
 
 def test_seeds_judged_on_other_examples_are_refused() -> None:
-    with pytest.raises(UserError, match="not judged on the same"):
-        over_seeds([values([0, 1, 1], [0, 0, 1]), values([0, 1, 1], [0, 1, 1])])
-    with pytest.raises(UserError, match="not judged on the same"):
-        over_seeds([values([0, 1, 1])], [values([0, 1])])
+    with pytest.raises(ValueError, match="not judged on the same"):
+        mean_over_seeds([values([0, 1, 1], [0, 0, 1]), values([0, 1, 1], [0, 1, 1])])
+    with pytest.raises(ValueError, match="not judged on the same"):
+        mean_over_seeds([values([0, 1, 1])], [values([0, 1])])
 
 
 def test_the_answer_counts_what_came_out() -> None:
     figure = Figure("t", "n", "found", ("a", "b", "c"), "A paper")
     means = {name: Interval(value, 0, 1) for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.2))}
     steps = [("a", "b", Interval(0.2, 0.1, 0.3)), ("b", "c", Interval(-0.1, -0.2, -0.05))]
-    said = Column(figure, means, {}, steps).words
+    ranked = [("a", "c", Interval(0.1, 0.05, 0.2)), ("c", "b", Interval(0.1, 0.02, 0.2))]
+    said = Column(figure, means, {}, steps, ranked).sentence
     assert said.startswith("found: a 0.100 < c 0.200 < b 0.300. A paper has a < b < c: of 2 neighbours 1 as there")
     assert "1 the other way round" in said
     steps = [("a", "b", Interval(0.0, -0.1, 0.1)), ("b", "c", Interval(0.1, 0.05, 0.2))]
-    plain = Column(replace(figure, source=""), means, {}, steps).words
+    plain = Column(replace(figure, source=""), means, {}, steps, ranked).sentence
     assert plain.endswith("b against a: not told apart; c against b: higher.")
 
 

@@ -21,9 +21,9 @@ from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer, Found
 from opensiglip.inference.generate import Decoding, generate
 from opensiglip.inference.images import find_files, load_image, load_images
-from opensiglip.inference.maps import colour_map, heat_map
 from opensiglip.inference.predictor import Predictor, without_overlaps
 from opensiglip.models.model import Model
+from opensiglip.reports.maps import colour_map, heat_map
 
 BOXES = BoxFormat(top=60)
 TASKS = ("cap", "aref", "gcap")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the public names: this list is the only one
+    from opensiglip.apps.evaluate import evaluate as evaluate
     from opensiglip.bridge.collator import PreTrainingCollator as PreTrainingCollator
     from opensiglip.bridge.loss import SigLIP2Loss as SigLIP2Loss
     from opensiglip.bridge.model import PreTrainingCallback as PreTrainingCallback
@@ -17,7 +18,6 @@ if TYPE_CHECKING:  # the public names: this list is the only one
     from opensiglip.data.sources.registry import open_source as open_source
     from opensiglip.data.text import TextPipeline as TextPipeline
     from opensiglip.errors import UserError as UserError
-    from opensiglip.evaluation.run import evaluate as evaluate
     from opensiglip.inference.predictor import load as load
     from opensiglip.models.model import Model as Model
     from opensiglip.objectives.captioning import Answer as Answer

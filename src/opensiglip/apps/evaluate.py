@@ -1,16 +1,61 @@
-"""`opensiglip eval` and `opensiglip compare`: their flags."""
+"""`opensiglip.evaluate`, and the commands `opensiglip eval` and `opensiglip compare`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from transformers.utils import logging
 
 from opensiglip.data.sources.registry import with_box_format
-from opensiglip.evaluation import compare as side_by_side
-from opensiglip.evaluation.benchmark import Probe
-from opensiglip.evaluation.run import evaluate
-from opensiglip.reports.evaluation_page import table
+from opensiglip.evaluation import compare as comparing
+from opensiglip.evaluation.benchmark import DEFAULT_PROBE, ProbeConfig
+from opensiglip.evaluation.run import run_evaluation
+from opensiglip.inference.subject import Subject
+from opensiglip.reports.comparison import write_comparison
+from opensiglip.reports.evaluation_page import table, write_evaluation
+
+
+def evaluate(
+    model: str | Path | Subject,
+    data: str,
+    tasks: Sequence[str] = (),
+    out: str | Path | None = None,
+    *,
+    split: str = "val",
+    count: int = 500,
+    train_count: int = 2000,
+    languages: Sequence[str] | None = None,
+    seed: int = 0,
+    probe: ProbeConfig = DEFAULT_PROBE,
+    raw_class_names: bool = False,
+    quiet: bool = False,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Judge a model on `count` examples of a source, spread over it; the same call gives the same metrics.
+
+    `tasks` are the benchmarks (`BENCHMARKS`); none for all but decoder_probe, which trains. The other arguments are
+    those of `run_evaluation`. Returns model, data, counts, tasks: {name: metrics, those with an interval with
+    NAME_ci95}, left_out: {name: why}; with `out`, evaluation.json and evaluation.html are written there. Raises
+    UserError on bad input, and where none of the benchmarks applies.
+    """
+    evaluation = run_evaluation(
+        model,
+        data,
+        tasks,
+        split=split,
+        count=count,
+        train_count=train_count,
+        languages=languages,
+        seed=seed,
+        probe=probe,
+        raw_class_names=raw_class_names,
+        quiet=quiet,
+        trust=trust,
+    )
+    if out is not None:
+        write_evaluation(Path(out), evaluation)
+    return evaluation.record
 
 
 def command(
@@ -25,47 +70,47 @@ def command(
     languages: str | None = None,
     box_format: str | None = None,
     seed: int = 0,
+    raw_class_names: bool = False,
     trust: bool = False,
     probe_steps: int = 1500,
     probe_tasks: str = "cap,aref,gcap",
 ) -> None:
-    """Judge a model on held-out examples: a table, and with --out JSON and a page with pictures.
+    """Judge a model on held-out examples: a table, and with --out JSON and a page with samples.
 
     Args:
         model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
-        tasks: all (but decoder_probe, which trains), or names with commas between: retrieval, zeroshot, grounding,
-            grounded_captioning, captioning, compositionality, probes, openvocab, decoder_probe.
+        tasks: all (but decoder_probe, which trains), or benchmarks with commas between: retrieval, zeroshot, grounding,
+            grounded_captioning, captioning, answers, compositionality, probes, openvocab, decoder_probe.
         out: folder for evaluation.json and evaluation.html.
         split: val, test or train; scenes also have val_drawings.
-        count: examples to judge on.
+        count: examples to judge on, spread over the split.
         train_count: training examples that probes are fitted to.
         languages: all, or codes such as en or de,fr; by default all the source has.
         box_format: how a folder writes boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
             -relative after it for shares of the image.
         seed: of what probes draw.
+        raw_class_names: put class names into prompts as they stand; by default lower-cased, without punctuation.
         trust: open the Python files of its own tasks that the model names, which run as code.
         probe_steps: of decoder_probe's training, of 64 images each.
         probe_tasks: what its decoder learns to write, of cap, aref and gcap.
     """
-    logging.set_verbosity_error()  # it warns of its own default configs
-    logging.disable_progress_bar()
-    spoken = None if languages is None else languages.split(",")
-    wanted = () if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    results = evaluate(
+    _quiet_transformers()
+    record = evaluate(
         model,
         with_box_format([data], box_format)[0],
-        wanted,
+        () if tasks == "all" else _names(tasks),
         out,
         split=split,
         count=count,
         train_count=train_count,
-        languages=spoken,
+        languages=None if languages is None else languages.split(","),
         seed=seed,
+        probe=ProbeConfig(probe_steps, _names(probe_tasks)),
+        raw_class_names=raw_class_names,
         trust=trust,
-        probe=Probe(probe_steps, tuple(name.strip() for name in probe_tasks.split(","))),
     )
-    print(table(results))
+    print(table(record))
     if out is not None:
         print(f"\npage        {out / 'evaluation.html'}\nfigures     {out / 'evaluation.json'}")
 
@@ -81,8 +126,9 @@ def compare(
     train_count: int = 2000,
     languages: str | None = None,
     seed: int = 0,
+    raw_class_names: bool = False,
 ) -> None:
-    """Models side by side: figures, and differences from the first with paired 95 % intervals.
+    """Models side by side: metrics, and differences from the first with paired 95 % intervals.
 
     Args:
         models: two or more: folders with an evaluation.json that `opensiglip eval --out` left, or models to judge now.
@@ -90,24 +136,34 @@ def compare(
         tasks: all, or names with commas between, as `opensiglip eval --help` lists them.
         out: folder for compare.json and compare.png.
         split: val, test or train; scenes also have val_drawings.
-        count: examples to judge on.
+        count: examples to judge on, spread over the split.
         train_count: training examples that probes are fitted to.
         languages: all, or codes such as en or de,fr; by default all the source has.
         seed: of what probes draw.
+        raw_class_names: put class names into prompts as they stand; by default lower-cased, without punctuation.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    names, rows = side_by_side.compare(
+    _quiet_transformers()
+    names, rows = comparing.compare(
         models,
         data,
-        [] if tasks == "all" else [name.strip() for name in tasks.split(",")],
+        () if tasks == "all" else _names(tasks),
         split=split,
         count=count,
         train_count=train_count,
         languages=None if languages is None else languages.split(","),
         seed=seed,
+        raw_class_names=raw_class_names,
     )
-    print(side_by_side.table(names, rows))
+    print(comparing.table(names, rows))
     if out is not None:
-        side_by_side.write(out, names, rows)
+        write_comparison(out, names, rows)
         print(f"\nplot        {out / 'compare.png'}\nfigures     {out / 'compare.json'}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _quiet_transformers() -> None:
+    logging.set_verbosity_error()  # it warns of its own default configs
+    logging.disable_progress_bar()

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # so that what reads flags need not wait for torch
     from torch import Tensor
@@ -35,6 +35,11 @@ class Region:
     names: dict[str, str] = field(default_factory=dict)  # language -> name
     mask: int | None = None
 
+    @property
+    def is_referable(self) -> bool:
+        """Has it one box and a phrase that names it, as a referring expression needs?"""
+        return self.n_boxes == 1 and bool(self.phrases)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -58,6 +63,7 @@ class Source(ABC):
     name: str  # as the user wrote it
     languages: tuple[str, ...]  # those its captions come in, after --languages
     skipped: Counter[str]  # rows and regions left out when the source was opened, by reason
+    shuffled: ClassVar[bool] = False  # are the first examples as good a sample as any?
 
     @abstractmethod
     def __len__(self) -> int:
@@ -81,3 +87,7 @@ class Source(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts for `opensiglip data show` and model cards: what it is, counts, licence or origin where known."""
+
+    def labels(self) -> Sequence[Any]:
+        """The column `label` of each row, without decoding images; empty where the source does not know."""
+        return ()

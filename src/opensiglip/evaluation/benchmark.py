@@ -1,4 +1,4 @@
-"""What a task is: a function from a subject and what it saw to figures and pictures."""
+"""What a benchmark is: a function from a model and held-out examples as it encodes them to metrics and samples."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,84 +9,89 @@ from tqdm import tqdm
 
 from opensiglip.data.example import Box, Source
 from opensiglip.errors import UserError
-from opensiglip.evaluation.encoded import Judged, look
+from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.inference.subject import Subject
 
 Item = TypeVar("Item")
 
 
-class Impossible(UserError):
-    """This task can't be done with this model or these examples; the message says what is missing, in a few words."""
+class NotApplicable(UserError):
+    """The benchmark can't be run on this model or these examples; the message says what is missing, in a few words."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One example as the page shows it: what was asked, what the model answered, and what is true."""
+class Sample:
+    """One example to show: what was asked, what the model predicted, and the target."""
 
     image: Tensor  # [3, H, W] uint8
-    right: bool  # a hit or a miss
-    asked: str = ""
-    answers: tuple[str, ...] = ()  # the model's, best first
-    truths: tuple[str, ...] = ()
-    true_boxes: tuple[Box, ...] = ()  # in pixels of `image`
-    found_boxes: tuple[Box, ...] = ()
-    beside: tuple[Tensor, ...] = ()  # more images [3, H, W] uint8, such as maps
+    correct: bool
+    question: str = ""
+    predictions: tuple[str, ...] = ()  # best first
+    targets: tuple[str, ...] = ()
+    target_boxes: tuple[Box, ...] = ()  # in pixels of `image`
+    predicted_boxes: tuple[Box, ...] = ()
+    images: tuple[Tensor, ...] = ()  # more images [3, H, W] uint8
+    heat_maps: tuple[Tensor, ...] = ()  # numbers [H, W] over `image`
+    class_maps: tuple[Tensor, ...] = ()  # int64 [H, W] over `image`; 0 is the ground, below 0 no class
 
 
 @dataclass(frozen=True)
-class Findings:
-    """A task's result. `figures` is plain JSON; one with an interval has its NAME_ci95 beside it (`measured`)."""
+class BenchmarkResult:
+    """`metrics` is plain JSON; one with an interval has NAME_ci95 and NAME_values beside it (metrics/intervals.py)."""
 
-    figures: dict[str, Any]
-    pictures: list[Picture] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)  # by figure, what its mean is taken over; set by `judge`
+    metrics: dict[str, Any]
+    samples: list[Sample] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # by metric, what its mean is taken over: set by `run`
+    notes: list[str] = field(default_factory=list)  # what a reader of the metrics has to know, in sentences
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeConfig:
     """How a decoder probe learns: steps, and the tasks it learns to write. Ours; SigLIP 2 (Sec. 3.4.1) refers alone."""
 
     steps: int = 1500
     tasks: tuple[str, ...] = ("cap", "aref", "gcap")
 
 
-PROBE = Probe()
+DEFAULT_PROBE = ProbeConfig()
 
 
 @dataclass
 class Context:
-    """What a task may use besides the held-out examples."""
+    """What a benchmark may use besides the held-out examples."""
 
     training: Source | None = None  # the training split: for probes and for blind baselines
     languages: tuple[str, ...] | None = None  # None: all that the examples have
     seed: int = 0
     train_count: int = 2000  # training examples that probes may see
+    raw_class_names: bool = False  # prompts take class names as they stand, not in canonical form
     quiet: bool = True  # no progress bars
     trust: bool = False  # may Python files be opened that the model names, its own tasks'?
-    probe: Probe = PROBE
-    _trained: dict[str, Judged] = field(default_factory=dict)
+    probe: ProbeConfig = DEFAULT_PROBE
+    _training_examples: dict[str, EncodedExamples] = field(default_factory=dict)
 
-    def trained(self, subject: Subject) -> Judged:
-        """The training split as the subject sees it, encoded once. Raises Impossible where there is none."""
+    def training_examples(self, model: Subject) -> EncodedExamples:
+        """The training split as the model encodes it, once. Raises NotApplicable where there is none."""
         if self.training is None:
-            raise Impossible("no training split to fit a probe on")
-        if subject.name not in self._trained:
-            self._trained[subject.name] = look(subject, self.training, self.train_count, quiet=self.quiet)
-        return self._trained[subject.name]
+            raise NotApplicable("no training split to fit a probe on")
+        if model.name not in self._training_examples:
+            encoded = encode_examples(model, self.training, self.train_count, quiet=self.quiet)
+            self._training_examples[model.name] = encoded
+        return self._training_examples[model.name]
 
-    def spoken(self, judged: Judged) -> tuple[str, ...]:
+    def caption_languages(self, examples: EncodedExamples) -> tuple[str, ...]:
         """The languages to judge in: those asked for that the captions have."""
-        return tuple(code for code in judged.languages if self.languages is None or code in self.languages)
+        return tuple(code for code in examples.languages if self.languages is None or code in self.languages)
 
-    def bar(self, items: Iterable[Item], words: str, total: int | None = None) -> Iterable[Item]:
+    def progress(self, items: Iterable[Item], words: str, total: int | None = None) -> Iterable[Item]:
         """The items, with a progress bar."""
         return tqdm(items, desc=words, total=total, leave=False, disable=self.quiet or None)
 
 
-Task = Callable[[Subject, Judged, Context], Findings]
+Benchmark = Callable[[Subject, EncodedExamples, Context], BenchmarkResult]
 
 
-def some_of_both(right: Sequence[bool], each: int = 6) -> list[int]:
+def hits_and_misses(correct: Sequence[bool], each: int = 6) -> list[int]:
     """Places of the first few hits and the first few misses: not chosen, so that the page shows what is usual."""
-    hits = [place for place, one in enumerate(right) if one][:each]
-    return hits + [place for place, one in enumerate(right) if not one][:each]
+    hits = [place for place, one in enumerate(correct) if one][:each]
+    return hits + [place for place, one in enumerate(correct) if not one][:each]

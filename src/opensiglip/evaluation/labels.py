@@ -1,15 +1,13 @@
-"""What the truth of an example is, for tasks that need classes: its label, and the masks of the things in it.
+"""Targets that are no text: the class of an example, the masks of the things in it, and its depth.
 
 Folders: `label`, a name or {language: name}; `masks`, [{"label": name or {language: name}, "polygons": [[x1, y1, x2,
 y2, ...], ...]}] in pixels of the stored image; `depth`, a PNG of 16 bits in millimetres, 0 where unknown (as NYUv2 is
 handed on). Scenes: the drawings.
 """
 
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,7 @@ from torch import Tensor
 from opensiglip.data.example import Example
 from opensiglip.data.sources.images import MAX_PIXELS
 from opensiglip.errors import UserError
-from opensiglip.inference.subject import Subject
-
-Names = Mapping[str, str]  # language -> name; a bare name is taken for English
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+from opensiglip.evaluation.class_names import Names
 
 
 @dataclass(frozen=True)
@@ -35,21 +30,16 @@ class Thing:
     mask: Tensor  # [h, w] bool
 
 
-def key(names: Names) -> str:
-    """What tells one class from another: its English name, else its first."""
-    return names.get("en") or next(iter(names.values()))
-
-
 def label(example: Example) -> Names | None:
     """The example's class: its `label`, or the drawing of a scene that shows one."""
     drawn = example.extras.get("drawings")
     if drawn is not None:
         return drawing_names()[drawn[0]] if len(drawn) == 1 else None
-    return _names(example.extras.get("label"))
+    return class_names(example.extras.get("label"))
 
 
 def things(example: Example) -> list[Thing]:
-    """The masks of an example that `look` put into a frame."""
+    """The masks of an example that `encode_examples` put into a frame."""
     masks, size = example.extras.get("masks"), example.image.shape[-2:]
     if not isinstance(masks, np.ndarray | list):
         return []
@@ -57,7 +47,7 @@ def things(example: Example) -> list[Thing]:
         names = [drawing_names()[code] for code in example.extras["drawings"]]
         shown = torch.from_numpy(masks)
     else:
-        known = [(_names(one.get("label")), one.get("polygons")) for one in masks if isinstance(one, dict)]
+        known = [(class_names(one.get("label")), one.get("polygons")) for one in masks if isinstance(one, dict)]
         drawn = [
             (name, _paint(polygons, example.extras["size"]))
             for name, polygons in known
@@ -95,41 +85,8 @@ def drawing_names() -> Mapping[str, Names]:
     return {drawing.code: drawing.names for part in drawings() for drawing in part}
 
 
-@cache
-def templates(language: str) -> tuple[str, ...]:
-    """CLIP's 80 prompts in English; in other languages the bare name, as nobody has agreed on others."""
-    if language != "en":
-        return ("{}",)
-    text = files(__package__).joinpath("clip_templates.txt").read_text(encoding="utf-8")
-    return tuple(canonical(line, keep="{}") for line in text.splitlines())
-
-
-def canonical(text: str, keep: str = "") -> str:
-    """Lower-cased, "_" a space, ASCII punctuation dropped but for `keep`, blanks single.
-
-    (big_vision evaluators/proj/image_text/prompt_engineering.py:94-112)
-    """
-    parts = text.replace("_", " ").split(keep) if keep else [text.replace("_", " ")]
-    return " ".join(keep.join(part.translate(PUNCTUATION) for part in parts).lower().split())
-
-
-def class_name(names: Names, language: str) -> str | None:
-    """The name for prompts: the first of those between commas, canonical. None where the language has none."""
-    said = names.get(language)
-    return canonical(said, keep=",").split(",")[0].strip() if said else None
-
-
-def class_embeddings(subject: Subject, names: Sequence[str], language: str) -> Tensor:
-    """[C, D]: the mean of the unit embeddings of all prompts of a class, of unit length again.
-
-    (big_vision evaluators/proj/image_text/discriminative_classifier.py:145-186)
-    """
-    prompts = templates(language)
-    read = subject.read([prompt.replace("{}", name) for name in names for prompt in prompts])
-    return F.normalize(read.unflatten(0, (len(names), len(prompts))).mean(1), dim=-1, eps=1e-8)
-
-
-def _names(value: Any) -> Names | None:
+def class_names(value: Any) -> Names | None:
+    """The names of a label as a row has it: a text, a number, or {language: name}; None where it is none of these."""
     if isinstance(value, dict):
         return {str(code): str(name) for code, name in value.items() if str(name).strip()} or None
     if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():

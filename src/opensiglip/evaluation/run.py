@@ -1,76 +1,91 @@
-"""Every task by name, and `evaluate`: several of them on one model and one source."""
+"""Every benchmark by name, and several of them run on one model and one source."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from opensiglip.data.example import Source
 from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmark import PROBE, Context, Findings, Impossible, Probe, Task
+from opensiglip.evaluation.benchmark import (
+    DEFAULT_PROBE,
+    Benchmark,
+    BenchmarkResult,
+    Context,
+    NotApplicable,
+    ProbeConfig,
+)
 from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
 from opensiglip.evaluation.benchmarks.decoder_probe import decoder_probe
 from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.grounding import grounding
-from opensiglip.evaluation.benchmarks.open_vocabulary import openvocab
+from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
 from opensiglip.evaluation.benchmarks.probes import probes
 from opensiglip.evaluation.benchmarks.retrieval import retrieval
-from opensiglip.evaluation.benchmarks.task_answers import answers
-from opensiglip.evaluation.benchmarks.zero_shot import zeroshot
-from opensiglip.evaluation.encoded import Judged, look
-from opensiglip.evaluation.metrics.paired import apart
+from opensiglip.evaluation.benchmarks.text_tasks import text_tasks
+from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
+from opensiglip.evaluation.class_names import key
+from opensiglip.evaluation.encode import EncodedExamples, encode_examples
+from opensiglip.evaluation.labels import class_names, label
+from opensiglip.evaluation.metrics.intervals import split_values
 from opensiglip.inference.subject import Subject
-from opensiglip.reports import evaluation_page as page
 
-TASKS: dict[str, Task] = {
+BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": retrieval,
-    "zeroshot": zeroshot,
+    "zeroshot": zero_shot,
     "grounding": grounding,
     "grounded_captioning": grounded_captioning,
     "captioning": captioning,
-    "answers": answers,
+    "answers": text_tasks,
     "compositionality": compositionality,
     "probes": probes,
-    "openvocab": openvocab,
+    "openvocab": open_vocabulary,
     "decoder_probe": decoder_probe,
 }
 BY_NAME = ("decoder_probe",)  # minutes to hours, so only where it is asked for by name
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Evaluation:
+    """`record` is what evaluation.json holds; `results`, by benchmark, also have the samples that its page shows."""
+
+    record: dict[str, Any]
+    results: dict[str, BenchmarkResult]
+
+
+def run_evaluation(
     model: str | Path | Subject,
     data: str,
-    tasks: Sequence[str] = (),
-    out: str | Path | None = None,
+    benchmarks: Sequence[str] = (),
     *,
     split: str = "val",
     count: int = 500,
     train_count: int = 2000,
     languages: Sequence[str] | None = None,
     seed: int = 0,
-    probe: Probe = PROBE,
+    probe: ProbeConfig = DEFAULT_PROBE,
+    raw_class_names: bool = False,
     quiet: bool = False,
     trust: bool = False,
-) -> dict[str, Any]:
-    """Judge a model on the first `count` examples of a source; the same call, the same figures.
+) -> Evaluation:
+    """Judge a model on `count` examples of a source, spread over it; the same call gives the same metrics.
 
-    `tasks`: names of `TASKS`; none for all but those that train a network (`BY_NAME`).
-
+    `model` is what `Subject.load` takes; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`. Probes are
+    fitted to `train_count` examples of the split train. `raw_class_names`: prompts take class names as they stand.
     `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
-
-    `model` is what `Subject.load` takes; probes are fitted to the first `train_count` examples of the split train.
-    Returns model, data, counts, tasks: {name: figures, those with an interval with NAME_ci95}, left_out: {name: why};
-    with `out`, evaluation.json and evaluation.html are written there. Raises UserError on bad input, and where none of
-    the tasks can be done.
+    Raises UserError on bad input, and where none of the benchmarks applies.
     """
-    wanted = list(dict.fromkeys(tasks or (name for name in TASKS if name not in BY_NAME)))
-    known(wanted)
+    wanted = list(dict.fromkeys(benchmarks or (name for name in BENCHMARKS if name not in BY_NAME)))
+    check_names(wanted)
     if count < 1 or train_count < 1 or probe.steps < 1:
         raise UserError("--count, --train-count and --probe-steps are at least 1.")
-    if not probe.tasks or not set(probe.tasks) <= set(PROBE.tasks):
-        raise UserError(f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(PROBE.tasks)}.")
+    if not probe.tasks or not set(probe.tasks) <= set(DEFAULT_PROBE.tasks):
+        raise UserError(
+            f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(DEFAULT_PROBE.tasks)}."
+        )
     subject = model if isinstance(model, Subject) else Subject.load(model)
     side = subject.frame.pixels
     source = open_source(data, split=split, languages=languages, pixels=side)
@@ -80,55 +95,71 @@ def evaluate(
             training = open_source(data, split="train", languages=languages, pixels=side)
         except UserError:  # a folder of nothing but held-out rows: probes say so themselves
             training = None
-    spoken = None if languages is None or "all" in languages else tuple(languages)
-    context = Context(training, spoken, seed, train_count, quiet, trust, probe)
-    judged = look(subject, source, count, quiet=quiet)
-    found, left_out = judge(subject, judged, wanted, context)
-    if not found:
+    chosen = None if languages is None or "all" in languages else tuple(languages)
+    context = Context(training, chosen, seed, train_count, raw_class_names, quiet, trust, probe)
+    examples = encode_examples(subject, source, count, quiet=quiet)
+    results, left_out = run_benchmarks(subject, examples, wanted, context)
+    if not results:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + ".")
-    results: dict[str, Any] = {
+    notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
+    if {"zeroshot", "probes"} & set(results):
+        notes += missing_classes(source, examples, "--count")
+        if training is not None and "probes" in results:
+            notes += missing_classes(training, context.training_examples(subject), "--train-count")
+    record: dict[str, Any] = {
         "model": subject.name,
         "data": data,
         "split": split,
-        "examples": len(judged.examples),
+        "examples": len(examples.examples),
         "frame": str(subject.frame),
         "seed": seed,
         "command": shlex.join(
             ["opensiglip", "eval", subject.name, "--data", data, "--tasks", ",".join(wanted), "--split", split]
             + ["--count", str(count), "--train-count", str(train_count), "--seed", str(seed)]
             + (["--languages", ",".join(languages)] if languages else [])
-            + (["--probe-steps", str(probe.steps)] if probe.steps != PROBE.steps else [])
-            + (["--probe-tasks", ",".join(probe.tasks)] if probe.tasks != PROBE.tasks else [])
+            + (["--raw-class-names"] if raw_class_names else [])
+            + (["--probe-steps", str(probe.steps)] if probe.steps != DEFAULT_PROBE.steps else [])
+            + (["--probe-tasks", ",".join(probe.tasks)] if probe.tasks != DEFAULT_PROBE.tasks else [])
         ),
-        "tasks": {name: findings.figures for name, findings in found.items()},
-        "values": {name: findings.values for name, findings in found.items()},
+        "tasks": {name: result.metrics for name, result in results.items()},
+        "values": {name: result.values for name, result in results.items()},
         "left_out": left_out,
-    }
-    if out is not None:
-        page.write(Path(out), results, found, TASKS)
-    return results
+    } | ({"notes": notes} if notes else {})
+    return Evaluation(record, results)
 
 
-def judge(
-    subject: Subject, judged: Judged, tasks: Sequence[str], context: Context
-) -> tuple[dict[str, Findings], dict[str, str]]:
-    """Findings by task, and by task why it was left out."""
-    found: dict[str, Findings] = {}
+def run_benchmarks(
+    model: Subject, examples: EncodedExamples, names: Sequence[str], context: Context
+) -> tuple[dict[str, BenchmarkResult], dict[str, str]]:
+    """Results by benchmark, and by benchmark why it was left out."""
+    results: dict[str, BenchmarkResult] = {}
     left_out: dict[str, str] = {}
-    for name in known(tasks):
+    for name in check_names(names):
         try:
-            findings = TASKS[name](subject, judged, context)
-        except Impossible as reason:
+            result = BENCHMARKS[name](model, examples, context)
+        except NotApplicable as reason:
             left_out[name] = str(reason)
             continue
-        figures, values = apart(findings.figures)
-        found[name] = replace(findings, figures=figures, values=values)
-    return found, left_out
+        metrics, values = split_values(result.metrics)
+        results[name] = replace(result, metrics=metrics, values=values)
+    return results, left_out
 
 
-def known(tasks: Sequence[str]) -> Sequence[str]:
-    """The tasks, all of them known. Raises UserError."""
-    for name in tasks:
-        if name not in TASKS:
-            raise UserError(f"--tasks {name!r} is unknown; there are {', '.join(TASKS)}.")
-    return tasks
+def check_names(names: Sequence[str]) -> Sequence[str]:
+    """The names, all of them of benchmarks. Raises UserError."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UserError(f"--tasks {name!r} is unknown; there are {', '.join(BENCHMARKS)}.")
+    return names
+
+
+def missing_classes(source: Source, examples: EncodedExamples, flag: str) -> list[str]:
+    """A sentence where the examples lack classes of the source; none where they have all or it can't be known."""
+    everywhere = {key(names) for value in source.labels() if (names := class_names(value))}
+    judged = {key(names) for example in examples.examples if (names := label(example))}
+    if not everywhere - judged:
+        return []
+    return [
+        f"{len(examples.examples)} examples of {len(source)} have {len(judged)} of {len(everywhere)} classes; "
+        f"raise {flag} to have them all."
+    ]

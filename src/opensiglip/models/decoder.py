@@ -16,6 +16,7 @@ from opensiglip.models.attention import attention
 from opensiglip.models.initialisation import lecun_normal_
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
 from opensiglip.models.sizes import Shape
+from opensiglip.types import Batch, Features
 
 
 class Unpadded(NamedTuple):
@@ -246,3 +247,15 @@ class Decoder(nn.Module):
             last = column if block is self.blocks[-1] else None
             x = block.append(x, positions, layer, cache.groups, mask[:, None], cache.image_mask, last)
         return self.norm(x)
+
+
+def caption_loss(decoder: Decoder, image: Features, batch: Batch) -> Tensor:
+    """The sum over a batch's sequences (`pack`) of their loss, of any decoder on any image tokens [B, N, D]."""
+    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    hidden = decoder(*row, image.tokens, image.valid, batch["real"])  # [B, R, D]
+    scored = batch["scored"]  # [M] places in the flattened rows that carry loss
+    return decoder.vocabulary(
+        hidden.flatten(0, 1)[scored],
+        batch["targets"].flatten()[scored],
+        batch["weights"].flatten()[scored],
+    )

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from opensiglip.models.coca import Multimodal
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.objectives.base import Encoded, PerExample
-from opensiglip.types import Batch, Features
+from opensiglip.types import Batch
 
 
 class Caption(PerExample):
@@ -23,7 +23,7 @@ class Caption(PerExample):
     def forward(self, encoded: Encoded) -> Tensor:
         decoder = encoded.model.decoder
         assert isinstance(decoder, Decoder), "this recipe's architecture has no decoder of packed rows"
-        return caption_loss(decoder, encoded.image(), encoded)
+        return caption_loss(decoder, encoded.image(), encoded.batch)
 
 
 class Continue(PerExample):
@@ -70,15 +70,3 @@ class Answer(PerExample):
             encoded["answers"].flatten()[scored],
             encoded["answers_weights"].flatten()[scored],
         )
-
-
-def caption_loss(decoder: Decoder, image: Features, batch: Batch | Encoded) -> Tensor:
-    """The sum over a batch's sequences, of any decoder on any image tokens [B, N, D]."""
-    row = [batch[field] for field in ("inputs", "positions", "segments", "full")]
-    hidden = decoder(*row, image.tokens, image.valid, batch["real"])  # [B, R, D]
-    scored = batch["scored"]  # [M] places in the flattened rows that carry loss
-    return decoder.vocabulary(
-        hidden.flatten(0, 1)[scored],
-        batch["targets"].flatten()[scored],
-        batch["weights"].flatten()[scored],
-    )

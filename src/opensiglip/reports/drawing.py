@@ -1,4 +1,4 @@
-"""Pictures for people: boxes with their names on an image, captions under it."""
+"""Images with boxes and their names on them, captions under them, and data URIs of them."""
 
 import base64
 import io
@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
-import torch
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -17,7 +16,7 @@ from opensiglip.data.example import Box
 
 # Okabe and Ito's eight without yellow, which is too pale to read on: told apart by colour-blind eyes as well.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-TRUE, PREDICTED = COLORS[1], COLORS[0]  # what is so, and what a model says: in every picture and page
+TARGET, PREDICTED = COLORS[1], COLORS[0]  # in every picture and page
 SIDE = 352  # pixels a picture of a page is drawn at: boxes on an image of 64 would hide it
 # PIL's own font has English letters only; matplotlib's covers the Latin, Greek, Cyrillic and Arabic scripts.
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
@@ -106,23 +105,11 @@ def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SID
     size = [max(1, round(length * scale)) for length in image.shape[-2:]]
     large = functional.resize(image, size, interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
-    picture = draw_boxes(large, places, [""] * len(places), [color for _, color in boxes])
+    return jpeg_uri(draw_boxes(large, places, [""] * len(places), [color for _, color in boxes]))
+
+
+def jpeg_uri(picture: Image.Image) -> str:
+    """The picture as a data URI."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def heat(image: Tensor, values: Tensor) -> Tensor:
-    """The image [3, H, W] uint8 in grey under a map [H, W], its least value dark and its greatest light."""
-    low, high = values.min(), values.max()
-    colors = torch.from_numpy(matplotlib.colormaps["inferno"](((values - low) / (high - low).clamp(min=1e-9)).numpy()))
-    grey = image.float().mean(0, keepdim=True)
-    return (0.35 * grey + 0.65 * 255 * colors[..., :3].permute(2, 0, 1)).clamp(0, 255).to(torch.uint8)
-
-
-def paint(classes: Tensor) -> Tensor:
-    """A map [H, W] int64 as [3, H, W] uint8: 0 white, below 0 grey, each other number in a colour of its own."""
-    hues = (classes.double() * 0.61803398875) % 1  # neighbouring numbers far apart
-    colors = torch.from_numpy(matplotlib.colormaps["hsv"](hues.numpy()))[..., :3].permute(2, 0, 1) * 0.85
-    colors[:, classes == 0], colors[:, classes < 0] = 1.0, 0.6
-    return (255 * colors).to(torch.uint8)

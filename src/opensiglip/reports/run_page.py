@@ -16,10 +16,10 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.reports.curves import curve
 from opensiglip.reports.evaluation_page import style
-from opensiglip.reports.features import patch_maps
-from opensiglip.reports.pictures import pictures
+from opensiglip.reports.held_out_samples import held_out_samples
+from opensiglip.reports.patch_colours import patch_maps
 
-KEPT_APART = ("step", "loss")  # of a row: what is no signal
+NOT_SIGNALS = ("step", "loss")  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
 
 
@@ -67,7 +67,7 @@ def write_report(
     judged = summary.get("held_out", {})
     shown, patches = [], []
     if held_out is not None:
-        shown = pictures(subject, held_out, judged["examples"])
+        shown = held_out_samples(subject, held_out, judged["examples"])
         before = {name: replace(subject, vision=stage.vision) for name, stage in stages.items()}
         patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
@@ -84,7 +84,7 @@ def write_report(
         over_time=judged_charts(rows),
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
         signals=signal_charts(rows),
-        pictures=shown,
+        samples=shown,
         patches=patches,
         scenes=isinstance(held_out, Scenes),
         style=style(),
@@ -121,7 +121,7 @@ def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
     return [
         Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
         for name in names
-        if not name.startswith(("loss/", "eval/")) and name not in (*KEPT_APART, *PACE)
+        if not name.startswith(("loss/", "eval/")) and name not in (*NOT_SIGNALS, *PACE)
     ]
 
 

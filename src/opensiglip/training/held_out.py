@@ -8,8 +8,8 @@ from torch import nn
 
 from opensiglip.data.example import Source
 from opensiglip.evaluation.benchmark import Context
-from opensiglip.evaluation.encoded import look
-from opensiglip.evaluation.run import judge
+from opensiglip.evaluation.encode import encode_examples
+from opensiglip.evaluation.run import run_benchmarks
 from opensiglip.inference.subject import Subject
 
 TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
@@ -26,13 +26,13 @@ class HeldOut:
     def of(self, subject: Subject) -> dict[str, Any]:
         """Source, split, number of examples, seconds; and the figures of each task that the model can do."""
         began = time.perf_counter()
-        judged = look(subject, self.source, self.count)
-        found, _ = judge(subject, judged, TASKS, Context(self.training, trust=True))
+        examples = encode_examples(subject, self.source, self.count)
+        results, _ = run_benchmarks(subject, examples, TASKS, Context(self.training, trust=True))
         return {
             "source": self.source.name,
             "split": "val",
-            "examples": len(judged.examples),
-            **{name: findings.figures for name, findings in found.items()},
+            "examples": len(examples.examples),
+            **{name: result.metrics for name, result in results.items()},
             "seconds": round(time.perf_counter() - began, 1),
         }
 

@@ -18,11 +18,11 @@ from opensiglip.errors import UserError
 from opensiglip.inference.answers import Found
 from opensiglip.inference.capabilities import trained_tasks
 from opensiglip.inference.images import load_image
-from opensiglip.inference.maps import colour_map, heat_map
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.search import Hit, Index
 from opensiglip.reports.drawing import COLORS, draw_boxes, draw_outline
-from opensiglip.reports.features import pca_colours
+from opensiglip.reports.maps import colour_map, heat_map
+from opensiglip.reports.patch_colours import pca_colours
 
 SHOWN = 640  # pixels of the longer side of a picture on the page
 LETTERS = 2_000  # of a text that is typed

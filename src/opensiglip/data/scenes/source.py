@@ -37,6 +37,8 @@ Standing = tuple[Drawing, int, int, int]  # a drawing, its canvas in pixels, and
 class Scenes(Source):
     """One split of the scenes that a spec describes."""
 
+    shuffled = True
+
     def __init__(self, name: str, spec: ScenesSpec, split: str, languages: tuple[str, ...], pixels: int) -> None:
         self.name = name
         self.languages = languages

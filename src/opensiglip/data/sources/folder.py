@@ -114,6 +114,10 @@ class Folder(Source):
                 for item in items if isinstance(items, list) else ():
                     yield from (item[key] for key in keys if isinstance(item, dict) and isinstance(item.get(key), str))
 
+    def labels(self) -> list[Any]:
+        """The column `label` of each row, None where it has none."""
+        return [json.loads(row["extras"]).get("label") for row in self.rows.select_columns("extras")]
+
     def describe(self) -> dict[str, Any]:
         """Counts of what stands in the split, and what was left out of the file."""
         boxes = [region["n_boxes"] for row in self.rows.select_columns("regions") for region in row["regions"]]

@@ -15,7 +15,7 @@ NAMES = 2  # most names one detection asks for
 
 def _one_region(visit: Visit, draw: Draw) -> tuple[str, Region] | None:
     """A region that a phrase names alone, and the phrase."""
-    regions = [region for region in visit.regions if region.n_boxes == 1 and region.phrases]
+    regions = [region for region in visit.regions if region.is_referable]
     if not regions:
         return None
     region = regions[int(draw() * len(regions))]
@@ -79,7 +79,7 @@ def _masks(visit: Visit) -> list[tuple[str, Any]]:
         return [
             (in_language(region.phrases, language), masks[region.mask])
             for region in visit.regions
-            if region.n_boxes == 1 and region.phrases and region.mask is not None
+            if region.is_referable and region.mask is not None
         ]
     found: list[tuple[str, Any]] = []
     for one in masks if isinstance(masks, list) else ():

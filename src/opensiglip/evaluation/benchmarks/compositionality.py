@@ -1,4 +1,4 @@
-"""Compositionality: is the true caption preferred to one that differs from it in one thing?"""
+"""Compositionality: is the true caption preferred to those that differ from it in one thing?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,82 +7,101 @@ import torch
 import torch.nn.functional as F
 
 from opensiglip.data.fields.captions import caption_prefix
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible, Picture, some_of_both
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
 from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts
-from opensiglip.evaluation.encoded import Judged
-from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.encode import EncodedExamples
+from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.inference.likelihood import blind_likelihoods, likelihoods, target
 from opensiglip.inference.subject import Subject
 
 ELSEWHERE = 200  # drawings, the first met, of which one takes another's place
 
+Numbered = Sequence[tuple[int, Contrast]]  # an example's place, and one of its contrasts
 
-def compositionality(subject: Subject, judged: Judged, context: Context) -> Findings:
-    """SugarCrepe's question: of a caption and its hard negative, which does the model score higher?
+
+def compositionality(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+    """SugarCrepe's question: of a caption and its hard negatives, which does the model score highest?
 
     By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes
-    2.8: right if score(positive) > score(negative), so a tie is wrong), always beside the same decoder blind: on sets
-    like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth (evaluate/contrasts.py); rows
-    of a folder name theirs as `negative_caption`. Chance is one half. Intervals: bootstrap over images.
+    2.8: right if score(positive) > score(negative) for every negative, so a tie is wrong), always beside the same
+    decoder blind: on sets like ARO a decoder that sees nothing nearly wins. Scenes give pairs with exact truth
+    (contrasts.py); rows of a folder name theirs as `negative_caption`, one text or a list of them (ARO-Order has four).
+    Intervals: bootstrap over images.
     """
-    if not subject.has_text and not subject.has_decoder:
-        raise Impossible("the model has neither a text tower nor a decoder")
-    languages = context.spoken(judged)
-    told = [example.extras["told"][0] for example in judged.examples if "told" in example.extras]
-    elsewhere = list({placed.code: placed for scene in told for placed in scene}.values())[:ELSEWHERE]
+    by_likelihood = model.has_decoder and bool({"cap", "caption"} & set(model.tasks))
+    if not by_likelihood and (not model.has_text or examples.pooled is None):
+        raise NotApplicable(
+            "the model has neither a text tower beside its image tower nor a decoder that writes captions"
+        )
+    languages = context.caption_languages(examples)
+    drawn = [example.extras["told"][0] for example in examples.examples if "told" in example.extras]
+    elsewhere = list({placed.code: placed for scene in drawn for placed in scene}.values())[:ELSEWHERE]
     pairs = [
         (place, pair)
-        for place, example in enumerate(judged.examples)
+        for place, example in enumerate(examples.examples)
         for pair in contrasts(example, elsewhere, languages, context.seed + place)
     ]
     if not pairs:
-        raise Impossible("no example has a caption with a negative_caption")
-    ways = _by_similarity(subject, judged, pairs) | _by_likelihood(subject, judged, pairs)
+        raise NotApplicable("no example has a caption with a negative_caption")
+    ways = _by_similarity(model, examples, pairs) | (_by_likelihood(model, examples, pairs) if by_likelihood else {})
     owners = [place for place, _ in pairs]
-    figures: dict[str, Any] = {"pairs": len(pairs), "images": len(set(owners)), "chance": 0.5}
+    chance = [1 / (1 + len(pair.negatives)) for _, pair in pairs]
+    metrics: dict[str, Any] = {"pairs": len(pairs), "images": len(set(owners)), "chance": sum(chance) / len(chance)}
     for way, margins in ways.items():
-        figures |= measured(way, [margin > 0 for margin in margins], owners)
+        metrics |= mean_with_interval(way, [margin > 0 for margin in margins], owners)
     kinds = {}
     for kind in dict.fromkeys(pair.kind for _, pair in pairs):
         here = [number for number, (_, pair) in enumerate(pairs) if pair.kind == kind]
         kinds[kind] = {"pairs": len(here)}
         for way, margins in ways.items():
-            kinds[kind] |= measured(way, [margins[n] > 0 for n in here], [owners[n] for n in here])
-    shown = next(iter(ways.values()))
-    return Findings(
-        figures | {"kinds": kinds},
+            kinds[kind] |= mean_with_interval(way, [margins[n] > 0 for n in here], [owners[n] for n in here])
+    shown = [margin > 0 for margin in next(iter(ways.values()))]
+    return BenchmarkResult(
+        metrics | {"kinds": kinds},
         [
-            Picture(
-                judged.examples[pairs[number][0]].image,
-                shown[number] > 0,
-                f"Which is true ({pairs[number][1].kind})?",
-                (pairs[number][1].caption if shown[number] > 0 else pairs[number][1].negative,),
-                (pairs[number][1].caption,),
+            Sample(
+                examples.examples[owners[number]].image,
+                shown[number],
+                f"Which is true ({pair.kind})?",
+                (pair.caption,) if shown[number] else pair.negatives,
+                (pair.caption,),
             )
-            for number in some_of_both([margin > 0 for margin in shown])
+            for number in hits_and_misses(shown)
+            for pair in [pairs[number][1]]
         ],
     )
 
 
-def _by_similarity(subject: Subject, judged: Judged, pairs: Sequence[tuple[int, Contrast]]) -> dict[str, list[float]]:
-    if not subject.has_text or judged.pooled is None:
+def _by_similarity(model: Subject, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
+    """By way the margin of each pair: the caption's score less the best negative's."""
+    if not model.has_text or examples.pooled is None:
         return {}
-    images = F.normalize(judged.pooled, dim=-1)[
-        torch.tensor([place for place, _ in pairs], device=judged.pooled.device)
+    texts = [text for _, pair in pairs for text in (pair.caption, *pair.negatives)]
+    owners = [place for place, pair in pairs for _ in range(1 + len(pair.negatives))]
+    images = F.normalize(examples.pooled, dim=-1)[torch.tensor(owners, device=examples.pooled.device)]
+    return {"similarity": _margins((images * model.read(texts)).sum(-1).tolist(), pairs)}
+
+
+def _by_likelihood(model: Subject, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
+    decoder, pipeline = model.decoder, model.pipeline
+    assert decoder is not None and pipeline is not None
+    texts = [
+        (place, target(pipeline, caption_prefix(pipeline, model.tasks, pair.language), text))
+        for place, pair in pairs
+        for text in (pair.caption, *pair.negatives)
     ]
-    true, false = (subject.read([getattr(p, side) for _, p in pairs]) for side in ("caption", "negative"))
-    return {"similarity": (images * (true - false)).sum(-1).tolist()}
-
-
-def _by_likelihood(subject: Subject, judged: Judged, pairs: Sequence[tuple[int, Contrast]]) -> dict[str, list[float]]:
-    decoder, pipeline = subject.decoder, subject.pipeline
-    if decoder is None or pipeline is None or "cap" not in subject.tasks:
-        return {}
-    prefix = caption_prefix(pipeline, subject.tasks)
-    texts = [(place, target(pipeline, prefix, text)) for place, pair in pairs for text in (pair.caption, pair.negative)]
     margins = {}
     for way, score in (("likelihood", likelihoods), ("blind_likelihood", blind_likelihoods)):
-        with subject.autocast():
-            scores = score(decoder, judged.tokens, texts, pipeline, judged.valid)
-        margins[way] = [true - false for true, false in zip(scores[::2], scores[1::2], strict=True)]
+        with model.autocast():
+            margins[way] = _margins(score(decoder, examples.tokens, texts, pipeline, examples.valid), pairs)
+    return margins
+
+
+def _margins(scores: Sequence[float], pairs: Numbered) -> list[float]:
+    """The caption's score less the best of its negatives', from the scores of all texts in a row."""
+    margins, at = [], 0
+    for _, pair in pairs:
+        negatives = scores[at + 1 : at + 1 + len(pair.negatives)]
+        margins.append(scores[at] - max(negatives))
+        at += 1 + len(pair.negatives)
     return margins

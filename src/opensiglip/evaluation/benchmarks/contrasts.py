@@ -1,4 +1,4 @@
-"""Pairs of texts that differ in one thing: the first is true of the image, the second is not."""
+"""A caption that is true of the image, beside texts that differ from it in one thing and are not."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,26 +14,29 @@ OPPOSITE = {a: b for some in (*_PAIRS, ("top right", "bottom left")) for a, b in
 
 @dataclass(frozen=True)
 class Contrast:
-    """A caption and its negative; `kind` says in what they differ."""
+    """A caption and its negatives; `kind` says in what they differ."""
 
     kind: str
     caption: str
-    negative: str
+    negatives: tuple[str, ...]
+    language: str = "en"
 
 
 def contrasts(example: Example, elsewhere: Sequence[Placed], languages: Sequence[str], seed: int) -> list[Contrast]:
-    """The pairs of an example: of a scene made here, else the row's caption beside its `negative_caption`.
+    """Those of an example: of a scene made here, else the row's caption beside its `negative_caption`, text or list.
 
     `elsewhere`: drawings of other scenes, one of which takes the place of one that stands here.
     """
     if "told" in example.extras:
         scene, plan = example.extras["told"]
         return list(of_scene(scene, plan, elsewhere, languages, seed))
-    negative = example.extras.get("negative_caption")
-    if not isinstance(negative, str) or not negative.strip() or not example.captions:
+    given = example.extras.get("negative_caption")
+    negatives = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    texts = tuple(text for text in negatives if isinstance(text, str) and text.strip())
+    if not texts or not example.captions:
         return []
-    kind = example.extras.get("label")  # SugarCrepe's file, as add_att or swap_obj
-    return [Contrast(kind if isinstance(kind, str) else "pairs", example.captions[0].text, negative)]
+    kind, caption = example.extras.get("label"), example.captions[0]  # the label is SugarCrepe's file: add_att, ...
+    return [Contrast(kind if isinstance(kind, str) else "pairs", caption.text, texts, caption.language)]
 
 
 def of_scene(
@@ -46,11 +49,8 @@ def of_scene(
     """
     for kind, clause, other in negatives(plan):
         for language in languages:
-            yield Contrast(
-                kind,
-                render_caption(plan, scene, language),
-                render_caption(_instead(plan, clause, other), scene, language),
-            )
+            caption, negative = (render_caption(one, scene, language) for one in (plan, _instead(plan, clause, other)))
+            yield Contrast(kind, caption, (negative,), language)
     codes = {placed.code for placed in scene}
     strangers = [placed for placed in elsewhere if placed.code not in codes]
     if strangers:
@@ -61,8 +61,8 @@ def of_scene(
             replace(placed, names=stranger.names) if placed.code == scene[place].code else placed for placed in scene
         ]
         for language in languages:
-            said = render_caption(plan, scene, language), render_caption(plan, changed, language)
-            yield Contrast("replace object", *said)
+            caption, negative = (render_caption(plan, one, language) for one in (scene, changed))
+            yield Contrast("replace object", caption, (negative,), language)
 
 
 def negatives(plan: Plan) -> Iterator[tuple[str, Clause, Clause]]:

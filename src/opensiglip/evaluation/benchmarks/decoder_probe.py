@@ -10,15 +10,14 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Captions, task_words
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible, Picture
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample
 from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.grounding import grounding
-from opensiglip.evaluation.encoded import Judged
+from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.inference.subject import Subject
-from opensiglip.models.decoder import Decoder
+from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.models.sizes import Shape
-from opensiglip.objectives.captioning import caption_loss
 from opensiglip.optim import adamw, rate
 from opensiglip.types import Features
 
@@ -27,28 +26,28 @@ BOXES = BoxFormat()
 BATCH, LR, DECAY, LENGTH = 64, 1e-3, 0.1, 64
 
 
-def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Findings:
+def decoder_probe(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """An encoder's worth as a language model's eye: a new decoder of six layers learns to read its frozen tokens.
 
     After SigLIP 2 (Sec. 3.4.1, Table 5; LocCa's protocol), which trains on referring expressions alone. Our choices,
-    the same for every encoder: width 128, all three tasks, autoregressive, 1500 steps (`Probe` says otherwise) of 64
+    the same for every encoder: width 128, all three tasks, autoregressive, 1500 steps (or as `ProbeConfig` says) of 64
     images of the training split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens,
-    un-pooled, are encoded once; then come the figures of `grounding`, `grounded_captioning` and `captioning`.
+    un-pooled, are encoded once; then come the metrics of `grounding`, `grounded_captioning` and `captioning`.
     """
-    seen = context.trained(subject)
+    training = context.training_examples(model)
     steps, tasks = context.probe.steps, context.probe.tasks
     field, pipeline = Captions(tasks, boxes=BOXES), _pipeline(context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        decoder = Decoder(SHAPE, len(pipeline), LENGTH, seen.tokens.shape[-1]).to(subject.device)
+        decoder = Decoder(SHAPE, len(pipeline), LENGTH, training.tokens.shape[-1]).to(model.device)
     optimizer, losses = adamw(decoder, LR, DECAY), []
-    for step in context.bar(range(steps), "decoder probe"):
+    for step in context.progress(range(steps), "decoder probe"):
         rng = np.random.default_rng([context.seed, step])
-        places = rng.integers(len(seen.examples), size=BATCH).tolist()
-        batch = field.collate([field.draw(_visit(seen, place, rng), rng, pipeline) for place in places], pipeline)
-        here = {name: value.to(subject.device) for name, value in batch.items()}
-        with subject.autocast():
-            loss = caption_loss(decoder, Features(None, seen.tokens[places], seen.visible(places)), here)
+        places = rng.integers(len(training.examples), size=BATCH).tolist()
+        batch = field.collate([field.draw(_visit(training, place, rng), rng, pipeline) for place in places], pipeline)
+        here = {name: value.to(model.device) for name, value in batch.items()}
+        with model.autocast():
+            loss = caption_loss(decoder, Features(None, training.tokens[places], training.valid_at(places)), here)
         loss = loss / here["sequences"].sum().clamp(min=1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -58,28 +57,28 @@ def decoder_probe(subject: Subject, judged: Judged, context: Context) -> Finding
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
     if not any(losses):
-        raise Impossible("no training example has a caption or a region to learn from")
-    probe = replace(subject, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=tasks, text=None)
-    figures: dict[str, Any] = {"training_images": len(seen.examples), "loss": float(np.mean(losses[-50:]))}
-    pictures: list[Picture] = []
-    for task in (grounding, grounded_captioning, captioning):
+        raise NotApplicable("no training example has a caption or a region to learn from")
+    probe = replace(model, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=tasks, text=None)
+    metrics: dict[str, Any] = {"training_images": len(training.examples), "loss": float(np.mean(losses[-50:]))}
+    samples: list[Sample] = []
+    for benchmark in (grounding, grounded_captioning, captioning):
         try:
-            findings = task(probe, judged, context)
-        except Impossible:
+            result = benchmark(probe, examples, context)
+        except NotApplicable:
             continue
-        figures |= {f"{task.__name__}_{name}": value for name, value in findings.figures.items()}
-        pictures += findings.pictures
-    return Findings(figures, pictures)
+        metrics |= {f"{benchmark.__name__}_{name}": value for name, value in result.metrics.items()}
+        samples += result.samples
+    return BenchmarkResult(metrics, samples)
 
 
 def _pipeline(context: Context) -> TextPipeline:
     if context.training is None:
-        raise Impossible("no training split for a decoder to learn from")
+        raise NotApplicable("no training split for a decoder to learn from")
     return TextPipeline.train(context.training.texts(), length=LENGTH, words=task_words(context.probe.tasks, BOXES))
 
 
-def _visit(seen: Judged, place: int, rng: np.random.Generator) -> Visit:
+def _visit(training: EncodedExamples, place: int, rng: np.random.Generator) -> Visit:
     """A training example as a step of training sees it: whole, one caption drawn."""
-    example = seen.examples[place]
+    example = training.examples[place]
     caption = example.captions[int(rng.integers(len(example.captions)))] if example.captions else None
     return Visit(example, example.image, example.regions, caption)

@@ -1,17 +1,15 @@
 """Grounded captioning: what does the decoder say stands in a box?"""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from opensiglip.data.fields.captions import grounded_prefix
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible, Picture, some_of_both
-from opensiglip.evaluation.benchmarks.grounding import single_regions
-from opensiglip.evaluation.encoded import BATCH, Judged
-from opensiglip.evaluation.metrics.scores import measured
-from opensiglip.evaluation.metrics.text import cider_d, words
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
+from opensiglip.evaluation.encode import BATCH, EncodedExamples
+from opensiglip.evaluation.metrics.intervals import mean_with_interval
+from opensiglip.evaluation.metrics.text import cider_d, token_f1, words
 from opensiglip.inference.generate import greedy
 from opensiglip.inference.likelihood import likelihoods, target
 from opensiglip.inference.subject import Subject
@@ -19,7 +17,7 @@ from opensiglip.inference.subject import Subject
 DISTRACTORS = 9  # phrases of other boxes beside the true one
 
 
-def grounded_captioning(subject: Subject, judged: Judged, context: Context) -> Findings:
+def grounded_captioning(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """The phrase after "GCap: box :", decoded greedily: CIDEr-D, token F1; and the true phrase's rank by likelihood.
 
     The measures are ours (LocCa trains the task but reports none of it). Token F1 is SQuAD's, over our words. The true
@@ -28,69 +26,70 @@ def grounded_captioning(subject: Subject, judged: Judged, context: Context) -> F
     out. `first` is how often the true one is the likeliest; `first_shuffled_images` the same given another example's
     image. Single-box regions, first language; intervals: bootstrap over images.
     """
-    decoder, pipeline, boxes = subject.decoder, subject.pipeline, subject.boxes
-    if decoder is None or pipeline is None or boxes is None or "gcap" not in subject.tasks:
-        raise Impossible("the model has no decoder trained to say what stands in a box")
-    asked = single_regions(judged)
+    decoder, pipeline, boxes = model.decoder, model.pipeline, model.boxes
+    if decoder is None or pipeline is None or boxes is None or "gcap" not in model.tasks:
+        raise NotApplicable("the model has no decoder trained to say what stands in a box")
+    asked = examples.referable_regions
     if not asked:
-        raise Impossible("no example has a region with one box")
+        raise NotApplicable("no example has a region with one box")
     owners = [place for place, _ in asked]
-    truths = [next(iter(region.phrases.values())) for _, region in asked]
-    prefixes = [grounded_prefix(pipeline, boxes.write(region.bbox, *judged.size(place))) for place, region in asked]
-    said: list[str] = []
-    for at in context.bar(range(0, len(asked), 4 * BATCH), "names of boxes"):
+    phrases = [next(iter(region.phrases.values())) for _, region in asked]
+    prefixes = [grounded_prefix(pipeline, boxes.write(region.bbox, *examples.size(place))) for place, region in asked]
+    written: list[str] = []
+    for at in context.progress(range(0, len(asked), 4 * BATCH), "phrases of boxes"):
         here = slice(at, at + 4 * BATCH)
-        images, rows = torch.tensor(owners[here], device=subject.device).unique(return_inverse=True)
-        with subject.autocast():
+        images, rows = torch.tensor(owners[here], device=model.device).unique(return_inverse=True)
+        with model.autocast():
             answers = greedy(
                 decoder,
-                judged.tokens[images],
+                examples.tokens[images],
                 prefixes[here],
                 pipeline,
                 owners=rows.tolist(),
-                valid=judged.visible(images),
+                valid=examples.valid_at(images),
             )
-        said += [pipeline.text(answer) for answer in answers]
-    choices = [distractors(number, owners, truths, context.seed) for number in range(len(asked))]
-    shift = max(1, len(judged.examples) // 2)
+        written += [pipeline.text(ids) for ids in answers]
+    choices = [distractors(number, owners, phrases, context.seed) for number in range(len(asked))]
+    shift = max(1, len(examples.examples) // 2)
 
     def ranks(move: int) -> list[int]:
         texts = [
-            ((place + move) % len(judged.examples), target(pipeline, prefix, text))
-            for place, prefix, truth, others in zip(owners, prefixes, truths, choices, strict=True)
-            for text in (truth, *others)
+            ((place + move) % len(examples.examples), target(pipeline, prefix, text))
+            for place, prefix, phrase, others in zip(owners, prefixes, phrases, choices, strict=True)
+            for text in (phrase, *others)
         ]
-        with subject.autocast():
-            scores = iter(likelihoods(decoder, judged.tokens, texts, pipeline, judged.valid))
+        with model.autocast():
+            scores = iter(likelihoods(decoder, examples.tokens, texts, pipeline, examples.valid))
         found = []
         for others in choices:
             true = next(scores)
             found.append(1 + sum([next(scores) >= true for _ in others]))
         return found
 
-    ranked, blind = ranks(0), ranks(shift)
-    shared = [token_f1(words(answer), words(truth)) for answer, truth in zip(said, truths, strict=True)]
-    return Findings(
+    ranked, shuffled = ranks(0), ranks(shift)
+    predicted, references = ([words(pipeline.canonical(text)) for text in texts] for texts in (written, phrases))
+    shared = [token_f1(*pair) for pair in zip(predicted, references, strict=True)]
+    return BenchmarkResult(
         {
             "regions": len(asked),
             "images": len(set(owners)),
-            **measured("cider", cider_d([words(answer) for answer in said], [[words(t)] for t in truths]), owners),
-            **measured("token_f1", shared, owners),
-            **measured("first", [rank == 1 for rank in ranked], owners),
-            **measured("first_shuffled_images", [rank == 1 for rank in blind], owners),
-            **measured("mean_rank", ranked, owners),
+            **mean_with_interval("cider", cider_d(predicted, [[one] for one in references]), owners),
+            **mean_with_interval("token_f1", shared, owners),
+            **mean_with_interval("first", [rank == 1 for rank in ranked], owners),
+            **mean_with_interval("first_shuffled_images", [rank == 1 for rank in shuffled], owners),
+            **mean_with_interval("mean_rank", ranked, owners),
             "chance_first": float(np.mean([1 / (1 + len(others)) for others in choices])),
         },
         [
-            Picture(
-                judged.examples[owners[one]].image,
+            Sample(
+                examples.examples[owners[one]].image,
                 ranked[one] == 1,
                 "What stands in the box?",
-                (said[one],),
-                (truths[one],),
-                true_boxes=(asked[one][1].bbox,),
+                (written[one],),
+                (phrases[one],),
+                target_boxes=(asked[one][1].bbox,),
             )
-            for one in some_of_both([rank == 1 for rank in ranked])
+            for one in hits_and_misses([rank == 1 for rank in ranked])
         ],
     )
 
@@ -102,13 +101,7 @@ def distractors(number: int, owners: Sequence[int], phrases: Sequence[str], seed
     drawn = np.random.default_rng([seed, number]).permutation(len(phrases))[: 20 * DISTRACTORS].tolist()
     found: dict[str, None] = {}
     for other in (*own, *drawn):
-        said = set(words(phrases[other]))
-        if not (said <= true or true <= said):
+        some = set(words(phrases[other]))
+        if not (some <= true or true <= some):
             found[phrases[other]] = None
     return list(found)[:DISTRACTORS]
-
-
-def token_f1(answer: Sequence[str], truth: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the words, each as often as it occurs.    (SQuAD, arXiv:1606.05250)"""
-    shared = (Counter(answer) & Counter(truth)).total()
-    return 2 * shared / (len(answer) + len(truth)) if shared else 0.0

@@ -1,11 +1,13 @@
 """Probes of frozen features, of whole images and of patches."""
 
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible
-from opensiglip.evaluation.benchmarks.dense import segmentation_probe
-from opensiglip.evaluation.benchmarks.depth import depth_probe
-from opensiglip.evaluation.benchmarks.features import image_probes
+from opensiglip.errors import UserError
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable
+from opensiglip.evaluation.benchmarks.depth_probe import depth_probe
+from opensiglip.evaluation.benchmarks.image_probes import image_probes
+from opensiglip.evaluation.benchmarks.segmentation_probe import segmentation_probe
 from opensiglip.evaluation.benchmarks.token_variance import token_variance
-from opensiglip.evaluation.encoded import Judged
+from opensiglip.evaluation.encode import EncodedExamples
+from opensiglip.evaluation.metrics.linear import linear_model
 from opensiglip.inference.subject import Subject
 
 PARTS = {
@@ -16,21 +18,25 @@ PARTS = {
 }
 
 
-def probes(subject: Subject, judged: Judged, context: Context) -> Findings:
+def probes(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """What simple readings find in the frozen features: classes of images, classes of pixels, depths of pixels.
 
-    Each part whose truth the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`), and
+    Each part whose targets the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`), and
     what tells tokens apart (`token_variance`).
     """
-    figures, pictures, missing = {}, [], []
+    try:
+        linear_model()
+    except UserError as error:
+        raise NotApplicable(str(error).rstrip(".")) from error
+    metrics, samples, missing = {}, [], []
     for name, part in PARTS.items():
         try:
-            findings = part(subject, judged, context)
-        except Impossible as reason:
+            result = part(model, examples, context)
+        except NotApplicable as reason:
             missing.append(str(reason))
         else:
-            figures[name] = findings.figures
-            pictures += findings.pictures
-    if not figures:
-        raise Impossible("; ".join(missing))
-    return Findings(figures, pictures)
+            metrics[name] = result.metrics
+            samples += result.samples
+    if not metrics:
+        raise NotApplicable("; ".join(missing))
+    return BenchmarkResult(metrics, samples)

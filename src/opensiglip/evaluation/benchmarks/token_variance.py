@@ -2,22 +2,22 @@
 
 from typing import Any
 
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible
-from opensiglip.evaluation.encoded import Judged
-from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable
+from opensiglip.evaluation.encode import EncodedExamples
+from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.inference.subject import Subject
 
 
-def token_variance(subject: Subject, judged: Judged, context: Context) -> Findings:
+def token_variance(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Shares of the tokens' variance, which add up to 1: `place`, `image`, and `rest`, which neither of them explains.
 
     Two-way analysis of variance of tokens t_in, image i and place n: t_in - m = (m_n - m) + (m_i - m) + r_in. Tokens
     that all speak of the whole image have little rest; a decoder that asks for one thing of several needs it. Square
     images of one size; intervals: bootstrap over images, of the places' means as they are.
     """
-    if judged.valid is not None or not judged.tokens.shape[1]:
-        raise Impossible("tokens stand at the same places in images of one size alone")
-    tokens = judged.tokens - judged.tokens.mean((0, 1))  # [E, N, D]
+    if examples.valid is not None or not examples.tokens.shape[1]:
+        raise NotApplicable("tokens stand at the same places in images of one size alone")
+    tokens = examples.tokens - examples.tokens.mean((0, 1))  # [E, N, D]
     place, image = tokens.mean(0), tokens.mean(1, keepdim=True)
     total = tokens.square().mean((1, 2)).double()  # [E]
     parts = {
@@ -26,9 +26,9 @@ def token_variance(subject: Subject, judged: Judged, context: Context) -> Findin
         "rest": (tokens - place - image).square().mean((1, 2)).double(),
     }
     if not total.sum():
-        raise Impossible("all tokens are alike")
-    figures: dict[str, Any] = {}
+        raise NotApplicable("all tokens are alike")
+    metrics: dict[str, Any] = {}
     for name, part in parts.items():
         shares = (part / total.clamp(min=total.max() * 1e-12)).tolist()
-        figures |= measured(name, shares, range(len(total)), total.tolist())
-    return Findings(figures)
+        metrics |= mean_with_interval(name, shares, range(len(total)), total.tolist())
+    return BenchmarkResult(metrics)

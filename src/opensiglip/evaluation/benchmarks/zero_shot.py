@@ -9,21 +9,22 @@ from torch import Tensor
 
 from opensiglip.data.example import Example
 from opensiglip.data.fields.captions import caption_prefix
-from opensiglip.evaluation.benchmark import Context, Findings, Impossible, Picture, some_of_both
-from opensiglip.evaluation.encoded import Judged
-from opensiglip.evaluation.labels import class_embeddings, class_name, key, label, templates
-from opensiglip.evaluation.metrics.scores import measured
+from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
+from opensiglip.evaluation.class_names import class_embeddings, class_name, key, templates, unusable_names
+from opensiglip.evaluation.encode import EncodedExamples
+from opensiglip.evaluation.labels import label
+from opensiglip.evaluation.metrics.ranking import accuracies
 from opensiglip.inference.likelihood import likelihoods, target
 from opensiglip.inference.subject import Subject
 
 SHOWN = 5
 
 
-def zeroshot(subject: Subject, judged: Judged, context: Context) -> Findings:
+def zero_shot(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Top-1 and top-5 accuracy among the class names of the judged examples.
 
-    Similarity: CLIP's 80 prompts a class in English, the bare name elsewhere; canonical text; unit embeddings averaged
-    and of unit length again; argmax of the dot product.    (big_vision evaluators/proj/image_text/
+    Similarity: big_vision's 81 prompts a class in English, the bare name elsewhere; canonical text; unit embeddings
+    averaged and of unit length again; argmax of the dot product.    (big_vision evaluators/proj/image_text/
     discriminative_classifier.py.) The whole image is squashed to the square, as for retrieval; the 12 % that
     big_vision's ImageNet evaluation crops away would take labels with it on images that are not centred: ours.
 
@@ -31,94 +32,91 @@ def zeroshot(subject: Subject, judged: Judged, context: Context) -> Findings:
     without the image: always the name it finds likeliest over all images.    (CapPa, Sec. 4.4; evaluators/proj/
     cappa/scoring_classifier.py.) Beside both the share of the most frequent class.
     """
-    labelled = [(place, names) for place, example in enumerate(judged.examples) if (names := label(example))]
+    labelled = [(place, names) for place, example in enumerate(examples.examples) if (names := label(example))]
     if not labelled:
-        raise Impossible("no example has a label (folders: a column `label`; scenes: one drawing)")
-    classes = {key(names): names for _, names in labelled}
-    order = {name: number for number, name in enumerate(sorted(classes))}
-    truths = torch.tensor([order[key(names)] for _, names in labelled])
+        raise NotApplicable("no example has a label (folders: a column `label`; scenes: one drawing)")
+    by_key = {key(names): names for _, names in labelled}
+    order = {name: number for number, name in enumerate(sorted(by_key))}
+    classes = [by_key[name] for name in order]
+    targets = torch.tensor([order[key(names)] for _, names in labelled])
     places = torch.tensor([place for place, _ in labelled])
-    known = [classes[name] for name in order]
     languages = [
         code
-        for code in context.languages or judged.languages or known[0]
-        if all(class_name(names, code) for names in known)
+        for code in context.languages or examples.languages or classes[0]
+        if all(names.get(code) for names in classes)
     ]
     if not languages:
-        raise Impossible("no language has a name for every class")
-    figures: dict[str, Any] = {
+        raise NotApplicable("no language has a name for every class")
+    metrics: dict[str, Any] = {
         "images": len(labelled),
         "classes": len(order),
         "chance": 1 / len(order),
-        "most_frequent_class": float(truths.bincount().max() / len(truths)),
+        "most_frequent_class": float(targets.bincount().max() / len(targets)),
     }
-    pictures: list[Picture] = []
+    samples: list[Sample] = []
     by_language = {}
-    for language in context.bar(languages, "zero-shot", len(languages)):
-        said = [str(class_name(one, language)) for one in known]
-        by_language[language], shown = _in_language(subject, judged, places, truths, said, language)
-        pictures = pictures or shown
+    for language in context.progress(languages, "zero-shot", len(languages)):
+        if not context.raw_class_names and (clash := unusable_names(classes, language)):
+            raise NotApplicable(f"{clash}; rename them, or give --raw-class-names to use the names as they stand")
+        texts = [class_name(one, language, raw=context.raw_class_names) for one in classes]
+        by_language[language], shown = _in_language(model, examples, places, targets, texts, language)
+        samples = samples or shown
     if not any(by_language.values()):
-        raise Impossible("the model has neither a text tower beside its image tower nor a decoder that writes captions")
-    figures |= by_language[languages[0]]
+        raise NotApplicable(
+            "the model has neither a text tower beside its image tower nor a decoder that writes captions"
+        )
+    metrics |= by_language[languages[0]]
     if len(languages) > 1:
-        figures |= {"language": languages[0], "languages": by_language}
-    return Findings(figures, pictures)
+        metrics |= {"language": languages[0], "languages": by_language}
+    return BenchmarkResult(metrics, samples)
 
 
 def _in_language(
-    subject: Subject, judged: Judged, places: Tensor, truths: Tensor, names: Sequence[str], language: str
-) -> tuple[dict[str, Any], list[Picture]]:
-    said: dict[str, Any] = {}
+    model: Subject, examples: EncodedExamples, places: Tensor, targets: Tensor, names: Sequence[str], language: str
+) -> tuple[dict[str, Any], list[Sample]]:
+    """Metrics by similarity and by likelihood, as the model allows, and samples by the first of them."""
+    metrics: dict[str, Any] = {}
     shown: Tensor | None = None
-    examples = [judged.examples[place] for place in places.tolist()]
-    if subject.has_text and judged.pooled is not None:
-        images = F.normalize(judged.pooled[places], dim=-1)
-        scores = (images @ class_embeddings(subject, names, language).T).cpu()
-        said |= {"prompts": len(templates(language)), **accuracies("accuracy", scores, truths)}
+    labelled = [examples.examples[place] for place in places.tolist()]
+    if model.has_text and examples.pooled is not None:
+        images = F.normalize(examples.pooled[places], dim=-1)
+        scores = (images @ class_embeddings(model, names, language).T).cpu()
+        metrics |= {"prompts": len(templates(language)), **accuracies("accuracy", scores, targets)}
         shown = scores
-    if subject.has_decoder and "cap" in subject.tasks:
-        scores = name_likelihoods(subject, judged, places, names)
-        said |= accuracies("accuracy_likelihood", scores, truths)
-        unseen = scores.logsumexp(0).expand(len(scores), -1)  # of the mean over images, up to a constant
-        said |= accuracies("accuracy_likelihood_blind", unseen, truths)
+    if model.has_decoder and {"cap", "caption"} & set(model.tasks):
+        scores = name_likelihoods(model, examples, places, names, language)
+        metrics |= accuracies("accuracy_likelihood", scores, targets)
+        blind = scores.logsumexp(0).expand(len(scores), -1)  # of the mean over images, up to a constant
+        metrics |= accuracies("accuracy_likelihood_blind", blind, targets)
         shown = scores if shown is None else shown
-    return said, [] if shown is None else answers(examples, shown, truths, names)
+    return metrics, [] if shown is None else _samples(labelled, shown, targets, names)
 
 
-def name_likelihoods(subject: Subject, judged: Judged, places: Tensor, names: Sequence[str]) -> Tensor:
+def name_likelihoods(
+    model: Subject, examples: EncodedExamples, places: Tensor, names: Sequence[str], language: str
+) -> Tensor:
     """[E, C] float64: log p(name | image) of all pairs of the E examples at these places and C names, as captions."""
-    decoder, pipeline = subject.decoder, subject.pipeline
+    decoder, pipeline = model.decoder, model.pipeline
     assert decoder is not None and pipeline is not None
-    prefix = caption_prefix(pipeline, subject.tasks)
+    prefix = caption_prefix(pipeline, model.tasks, language)
     texts = [target(pipeline, prefix, name) for name in names]
     asked = [(image, text) for image in places.tolist() for text in texts]
-    with subject.autocast():
-        found = likelihoods(decoder, judged.tokens, asked, pipeline, judged.valid)
+    with model.autocast():
+        found = likelihoods(decoder, examples.tokens, asked, pipeline, examples.valid)
     return torch.tensor(found).unflatten(0, (len(places), len(names)))
 
 
-def accuracies(name: str, scores: Tensor, truths: Tensor) -> dict[str, Any]:
-    """{name: top-1, name_top5: top-5} with intervals; scores [E, C], truths [E]."""
-    nearest = scores.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)[:, :5]
-    hits = nearest == truths[:, None]
-    return {
-        **measured(name, hits[:, 0].tolist(), range(len(hits))),
-        **measured(f"{name}_top5", hits.any(1).tolist(), range(len(hits))),
-    }
-
-
-def answers(examples: Sequence[Example], scores: Tensor, truths: Tensor, names: Sequence[str]) -> list[Picture]:
+def _samples(examples: Sequence[Example], scores: Tensor, targets: Tensor, names: Sequence[str]) -> list[Sample]:
     """Some hits and some misses with their likeliest classes."""
     nearest = scores.topk(min(SHOWN, len(names)), dim=1)[1].tolist()
-    right = [best[0] == truth for best, truth in zip(nearest, truths.tolist(), strict=True)]
+    correct = [best[0] == truth for best, truth in zip(nearest, targets.tolist(), strict=True)]
     return [
-        Picture(
+        Sample(
             examples[one].image,
-            right[one],
+            correct[one],
             "Which class?",
             tuple(names[index] for index in nearest[one]),
-            (names[int(truths[one])],),
+            (names[int(targets[one])],),
         )
-        for one in some_of_both(right)
+        for one in hits_and_misses(correct)
     ]

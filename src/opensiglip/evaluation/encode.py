@@ -1,34 +1,36 @@
-"""Held-out examples as a model sees them, encoded once for all tasks."""
+"""Held-out examples as a model encodes them, once for all benchmarks."""
 
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.example import BrokenExample, Example, Region, Source
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
 from opensiglip.inference.subject import Subject
+from opensiglip.types import Features
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Examples in the subject's frame, and its features of them, on its device."""
+class EncodedExamples:
+    """Examples in the model's frame, and its features of them, on its device."""
 
     examples: list[Example]  # image and boxes in the frame; extras also `size`, (width, height) of the stored image
     tokens: Tensor  # [E, N, D] float32; N is 0 where they were not kept
     pooled: Tensor | None  # [E, D] float32; None where the model does not pool
     valid: Tensor | None = None  # [E, N] bool; None where no token is padding
 
-    def visible(self, places: Sequence[int] | Tensor) -> Tensor | None:
+    def valid_at(self, places: Sequence[int] | Tensor) -> Tensor | None:
         """`valid` of the examples at these places."""
         return None if self.valid is None else self.valid[places]
 
@@ -38,13 +40,30 @@ class Judged:
         return width, height
 
     @property
+    def features(self) -> Features:
+        """Those of all examples."""
+        return Features(self.pooled, self.tokens, self.valid)
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Of the captions, in the order met."""
         return tuple(dict.fromkeys(caption.language for example in self.examples for caption in example.captions))
 
+    @property
+    def referable_regions(self) -> list[tuple[int, Region]]:
+        """Every region with one box and a phrase, with its example's place."""
+        return [
+            (place, region)
+            for place, example in enumerate(self.examples)
+            for region in example.regions
+            if region.is_referable
+        ]
 
-def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, quiet: bool = True) -> Judged:
-    """Encode the first `count` readable examples of a source, uncropped, in the subject's frame.
+
+def encode_examples(
+    model: Subject, source: Source, count: int, *, tokens: bool = True, quiet: bool = True
+) -> EncodedExamples:
+    """Encode `count` readable examples of a source (`sample_order`), uncropped, in the model's frame.
 
     Without `tokens` only the pooled features are kept. Raises UserError if no example can be read.
     """
@@ -53,8 +72,9 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
     pooled: list[Tensor] = []
     valid: list[Tensor] = []
     with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet or None) as bar:
-        for some in batches(framed(source, subject.frame, count)):
-            features = subject.see([example.image for example in some])
+        framed = framed_examples(source, model.frame, count)
+        while some := list(islice(framed, BATCH)):
+            features = model.see([example.image for example in some])
             examples += some
             kept.append(features.tokens if tokens else features.tokens[:, :0])
             if features.pooled is not None:
@@ -65,11 +85,26 @@ def look(subject: Subject, source: Source, count: int, *, tokens: bool = True, q
     if not examples:
         raise UserError(f"{source.name} has no example that can be read; `opensiglip data show` says why.")
     both = (torch.cat(some) if some else None for some in (pooled, valid))
-    return Judged(examples, torch.cat(kept), *both)
+    return EncodedExamples(examples, torch.cat(kept), *both)
 
 
-def framed(source: Source, frame: Geometry, count: int) -> Iterator[Example]:
-    """The first `count` readable examples in the frame, in order; threads read ahead while the model encodes."""
+def sample_order(source: Source, count: int) -> Iterator[int]:
+    """Indices to read until `count` are readable: a spread over the whole source, then the rest for those that are not.
+
+    Rows of a file may be sorted by class, so one is drawn from each `count`-th part of them; always the same ones. The
+    first examples serve where the source is shuffled.
+    """
+    size = len(source)
+    if source.shuffled or count >= size:
+        return iter(range(size))
+    edges = np.linspace(0, size, count + 1).astype(int)
+    spread = np.random.default_rng(0).integers(edges[:-1], edges[1:]).tolist()
+    taken = set(spread)
+    return chain(spread, (index for index in range(size) if index not in taken))
+
+
+def framed_examples(source: Source, frame: Geometry, count: int) -> Iterator[Example]:
+    """`count` readable examples in the frame, in `sample_order`; threads read ahead while the model encodes."""
 
     def read(index: int) -> Example | None:
         try:
@@ -80,7 +115,7 @@ def framed(source: Source, frame: Geometry, count: int) -> Iterator[Example]:
         size = (example.image.shape[2], example.image.shape[1])
         return replace(example, image=image, regions=regions, extras=example.extras | {"size": size})
 
-    indices = iter(range(len(source)))
+    indices = sample_order(source, count)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         ahead = deque(pool.submit(read, index) for index in islice(indices, min(count, 2 * BATCH)))
         found = 0
@@ -94,10 +129,10 @@ def framed(source: Source, frame: Geometry, count: int) -> Iterator[Example]:
             future.cancel()
 
 
-def readable(source: Source, count: int) -> Iterator[Example]:
-    """The first `count` examples of a source that can be read."""
+def readable_examples(source: Source, count: int) -> Iterator[Example]:
+    """`count` examples of a source that can be read, in `sample_order`."""
     found = 0
-    for index in range(len(source)):
+    for index in sample_order(source, count):
         if found == count:
             return
         try:
@@ -105,15 +140,3 @@ def readable(source: Source, count: int) -> Iterator[Example]:
         except BrokenExample:
             continue
         found += 1
-
-
-def batches(examples: Iterator[Example], size: int = BATCH) -> Iterator[list[Example]]:
-    """The examples in lists of `size`, the last one shorter."""
-    some: list[Example] = []
-    for example in examples:
-        some.append(example)
-        if len(some) == size:
-            yield some
-            some = []
-    if some:
-        yield some

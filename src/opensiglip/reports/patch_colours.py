@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from opensiglip.data.example import Source
-from opensiglip.evaluation.encoded import look
+from opensiglip.evaluation.encode import encode_examples
 from opensiglip.inference.subject import Subject
 from opensiglip.reports.drawing import SIDE, as_uri
+from opensiglip.reports.maps import colour_map
 
 COUNT = 6
 EXTREMES = 0.01  # of all patches are brighter or darker than the colours go
@@ -30,11 +30,11 @@ class Patches:
 def patch_maps(models: Mapping[str, Subject], source: Source) -> list[Patches]:
     """The first examples of a source through several models, each with colours of its own."""
     maps: dict[str, list[str]] = {}
-    for name, subject in models.items():
-        seen = look(subject, source, COUNT)
+    for name, model in models.items():
+        seen = encode_examples(model, source, COUNT)
         images = [example.image for example in seen.examples]
-        laid = [subject.map_of(image, tokens) for image, tokens in zip(images, seen.tokens, strict=True)]
-        maps[name] = [_png(colours) for colours in pca_colours(laid)]
+        laid = [model.map_of(image, tokens) for image, tokens in zip(images, seen.tokens, strict=True)]
+        maps[name] = [_png_uri(colours) for colours in pca_colours(laid)]
     return [
         Patches(example.name, as_uri(example.image), {name: some[place] for name, some in maps.items()})
         for place, example in enumerate(seen.examples)
@@ -58,10 +58,8 @@ def pca_colours(maps: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(*tokens.shape[:2], 3) for part, tokens in zip(parts, maps, strict=True)]
 
 
-def _png(colours: Tensor) -> str:
+def _png_uri(colours: Tensor) -> str:
     """One patch, one square of colour: [rows, columns, 3] in 0..1 as a data URI."""
-    small = Image.fromarray((colours * 255).round().to(torch.uint8).cpu().numpy())
     file = io.BytesIO()
-    times = SIDE // max(small.size)
-    small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
+    colour_map(colours, SIDE // max(colours.shape[:2]) * max(colours.shape[:2])).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,56 @@
+"""What a comparison of models leaves behind: compare.json, and a plot of every metric with its intervals."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from opensiglip.errors import UserError
+from opensiglip.evaluation.compare import Comparison
+from opensiglip.reports.drawing import COLORS
+
+
+def write_comparison(out: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
+    """compare.json and compare.png in the folder `out`. Raises UserError where that can't be done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"models": list(names), "rows": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False)
+        (out / "compare.json").write_text(text + "\n", encoding="utf-8")
+        plot(out / "compare.png", names, rows)
+    except OSError as error:
+        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+
+
+def plot(path: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
+    """A line for each metric with every model's value and interval; a panel for each benchmark, with its own scale."""
+    tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+    heights = [1 + len(some) for some in tasks.values()]
+    figure = Figure(figsize=(9, 0.8 + 0.32 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(tasks), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (task, some) in zip(panels, tasks.items(), strict=True):
+        for number, name in enumerate(names):
+            known = [(place, row) for place, row in enumerate(some) if row.values[number] is not None]
+            values = [row.values[number] or 0.0 for _, row in known]
+            ends = [row.intervals[number] or [value, value] for (_, row), value in zip(known, values, strict=True)]
+            axes.errorbar(
+                values,
+                [place + 0.5 * (number + 0.5) / len(names) - 0.25 for place, _ in known],
+                xerr=[  # evaluations of before may hold a value outside its interval
+                    [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)],
+                    [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)],
+                ],
+                fmt="o",
+                markersize=4,
+                color=COLORS[number % len(COLORS)],
+                label=name,
+            )
+        axes.set_yticks(range(len(some)), [row.figure.replace("_", " ") for row in some], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_title(task, fontsize=9, loc="left")
+        axes.grid(axis="x", alpha=0.3)
+        axes.tick_params(labelsize=8)
+    if len(panels):
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
