@@ -3,6 +3,8 @@
 import math
 import re
 import sys
+import warnings
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,7 @@ from opensiglip.data.loader import to_device
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import HeadShape
 from opensiglip.objectives.base import Encoded
+from opensiglip.optim import adamw
 from opensiglip.training.learner import Learner, denominators
 
 HEAD = {"hidden": 32, "bottleneck": 16, "prototypes": 48}
@@ -70,8 +73,11 @@ def trainer(
         "disable_tqdm": True,
     }
     callbacks = settings.pop("callbacks", changes.pop("callbacks", [PreTrainingCallback(collator)]))
+    optimizers = changes.pop("optimizers", (None, None))
     arguments = TrainingArguments(str(folder), **settings | changes)
-    return Trainer(model, arguments, train_dataset=data, data_collator=collator, callbacks=callbacks)
+    return Trainer(
+        model, arguments, train_dataset=data, data_collator=collator, callbacks=callbacks, optimizers=optimizers
+    )
 
 
 @pytest.fixture
@@ -224,6 +230,78 @@ def test_a_term_that_is_not_finite_stops_training(
         trainer(model, rows(scenes), collator, tmp_path).train()
 
 
+def test_both_trainers_have_one_optimizer_and_the_callback_warns_of_decay_where_there_is_none(
+    pipeline: TextPipeline, collator: PreTrainingCollator, scenes: Source, tmp_path: Path
+) -> None:
+    model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD)
+    optimizer = adamw(model, 1e-3, 0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, rest = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    ours = adamw(model.learner, 1e-3, 0.1)
+    assert [len(group["params"]) for group in ours.param_groups] == [len(decayed), len(rest)]
+    assert [(group["weight_decay"], group["betas"]) for group in optimizer.param_groups] == [
+        (0.1, (0.9, 0.95)),
+        (0.0, (0.9, 0.95)),
+    ]
+    spared = ("logit_scale", "logit_bias", "embedding.weight", "head.probe", "decoder.position", "prototypes", "token")
+    for word in spared:
+        assert any(name.endswith(word) for name in rest), word
+    assert not any(name.endswith(spared) and "patch_embedding" not in name for name in decayed)
+
+    this = trainer(model, rows(scenes), collator, tmp_path, max_steps=1, weight_decay=0.1)
+    with pytest.warns(UserWarning, match=r"weight decay applies to .* and \d+ more .* optimizers=\(opensiglip.optim"):
+        this.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "'pin_memory'")
+        collator.progress.fill_(0.0)
+        trainer(model, rows(scenes), collator, tmp_path, max_steps=1, optimizers=(optimizer, None)).train()
+
+
+def test_rows_without_text_are_neither_positives_nor_negatives_of_plain_tensors() -> None:
+    loss, generator = SigLIP2Loss(16, caption=0.0, distillation=0.0), torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(6, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    has_text = torch.tensor([True, False, True, True, False, True])
+    shared = {"logit_scale": torch.tensor([2.3]).double(), "logit_bias": torch.tensor([-1.1]).double()}
+    found = loss(progress=0.0, image_embeds=images, text_embeds=texts, has_text=has_text, **shared)["sigmoid"]
+    x, y = (torch.nn.functional.normalize(side[has_text], dim=-1) for side in (images, texts))
+    logits = x @ y.T * shared["logit_scale"].exp() + shared["logit_bias"]
+    signs = 2 * torch.eye(4, dtype=torch.float64) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_heads_averages_start_as_copies_and_move_with_the_momentum() -> None:
+    loss = SigLIP2Loss(16, caption=0.0, head=HeadShape(**HEAD))
+    heads = [(term.head, term.slow_head.copy) for name, term in loss.objectives.items() if name != "sigmoid"]
+    for head, average in heads:
+        torch.nn.init.constant_(head.layers[0].weight, 1.0)
+        assert not torch.equal(head.layers[0].weight, average.layers[0].weight)
+    loss.begin()
+    for head, average in heads:
+        assert torch.equal(head.layers[0].weight, average.layers[0].weight)
+        torch.nn.init.constant_(head.layers[0].weight, 3.0)
+    loss.progress = 1.0
+    names = ("local_to_global", "masked_patches")
+    loss.notes = {f"{name}/centre": torch.full((48,), 2.0) for name in names}
+    loss.after_step(momentum=0.75)
+    for _, average in heads:
+        assert torch.allclose(average.layers[0].weight, torch.tensor(0.75 * 1 + 0.25 * 3))
+    for name in names:
+        assert torch.allclose(loss.objectives[name].centre, torch.tensor(0.1 * 2.0)), "centres keep nine tenths"
+
+
+def test_where_distillation_begins_the_teacher_is_the_student_of_that_moment(pipeline: TextPipeline) -> None:
+    model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD)
+    teacher, student = model.learner.teacher, model.learner.model.vision
+    assert teacher is not None
+    model.set_progress(0.5)
+    torch.nn.init.constant_(next(student.parameters()), 0.5)
+    assert not torch.equal(next(teacher.copy.parameters()), next(student.parameters()))
+    model.set_progress(0.8)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.copy.parameters(), student.parameters(), strict=True))
+
+
 def test_training_goes_on_from_trainers_checkpoint(
     pipeline: TextPipeline, collator: PreTrainingCollator, scenes: Source, tmp_path: Path
 ) -> None:
@@ -272,11 +350,21 @@ def work(rank: int, folder: str, model: SiglipForPreTraining, batches: list[dict
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = deepcopy(model)  # what comes from the other process is shared with it
     step = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     model.set_progress(0.9)
     output = step(**batches[rank])
     output.loss.backward()
     torch.save({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, f"{folder}/{rank}")
+    model.after_step()
+    plain = SigLIP2Loss(32, caption=0.0, head=HeadShape(**HEAD))
+    plain.progress = 1.0
+    names = ("local_to_global", "masked_patches")
+    plain.notes = {f"{name}/centre": torch.full((48,), float(rank)) for name in names}
+    plain.after_step()
+    torch.save(
+        [[loss.objectives[name].centre for name in names] for loss in (model.learner, plain)], f"{folder}/c{rank}"
+    )
     dist.destroy_process_group()
 
 
@@ -295,6 +383,12 @@ def test_two_ranks_see_each_others_negatives(
         got = torch.load(tmp_path / str(rank))
         assert got.keys() == expected.keys()
         assert max(float((got[name] - value).abs().max()) for name, value in expected.items()) < 1e-4
+    model.after_step()
+    for rank in (0, 1):
+        centres, plain = torch.load(tmp_path / f"c{rank}")
+        for name, centre in zip(("local_to_global", "masked_patches"), centres, strict=True):
+            assert torch.allclose(centre, model.learner.objectives[name].centre, atol=1e-6) and centre.any()
+        assert all(torch.allclose(centre, torch.tensor(0.1 * 0.5)) for centre in plain), "the mean of 0 and 1, a tenth"
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # Trainer's default, on machines without an accelerator

@@ -3,14 +3,18 @@
 import functools
 import json
 import math
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import SHAPE, Run, Small
 from safetensors.torch import load_file
 
@@ -23,13 +27,16 @@ from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.optim import adamw, matrices, rate
 from opensiglip.training import loop as loop_module
 from opensiglip.training import run as run_module
+from opensiglip.training.config import TrainConfig
 from opensiglip.training.finish import count_parameters, first_and_last
+from opensiglip.training.held_out import HeldOut
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import EVERY_STEP_BELOW, Log, finite, read_lines
-from opensiglip.training.loop import PATIENCE, Diverged
+from opensiglip.training.loop import PATIENCE, Diverged, Loop
 from opensiglip.training.precision import multiply
 from opensiglip.training.record import command
 from opensiglip.training.run import train
+from opensiglip.types import Features
 
 STEPS = 6
 
@@ -280,6 +287,110 @@ def test_the_schedule_warms_up_linearly_and_falls_as_a_cosine(out: Path) -> None
     assert [rate(step, 10, 2, rules=1) for step in range(3)] == [0.5, 1.0, 1.0], "of runs that began by them"
     logged = [row["lr"] for row in read_lines(out / "metrics.jsonl")]
     assert logged == pytest.approx([1e-3 * rate(step, STEPS, 0) for step in range(STEPS)])
+
+
+def test_the_optimizer_gets_the_rate_of_the_schedule_the_decay_asked_for_and_a_clipped_gradient(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each step of AdamW sees, not what the log says of it."""
+    seen: list[tuple[list[float], list[float], float]] = []
+    plain = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        groups = self.param_groups
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+        seen.append(([group["lr"] for group in groups], [group["weight_decay"] for group in groups], norm))
+        return plain(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(tmp_path / "run", lr=2e-3, warmup=2, weight_decay=0.05, clip_norm=0.01, betas=[0.8, 0.9])
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert len(seen) == len(rows) == STEPS
+    for number, (row, (lrs, decays, norm)) in enumerate(zip(rows, seen, strict=True)):
+        assert lrs == pytest.approx([2e-3 * rate(number, STEPS, 2)] * 2)
+        assert decays == [0.05, 0.0]
+        assert row["grad_norm"] > 0.02 and norm == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_the_recipes_momentum_reaches_the_teacher(run: Run, tmp_path: Path, momentum: float) -> None:
+    """With 0 it is the student, with 1 what the student was when the last stage began."""
+    run(tmp_path / "run", steps=10, lr=1e-2, momentum=momentum)
+    end = load_file(tmp_path / "run" / "checkpoints" / "step-00000010" / "learner.safetensors")
+    start = load_file(tmp_path / "run" / "stages" / "step-00000008.safetensors")
+    for name in [name for name in start if name.startswith("vision.")]:
+        average = end[f"teacher.copy.{name.removeprefix('vision.')}"]
+        assert torch.equal(average, end[f"model.{name}"] if momentum == 0 else start[name]), name
+    heads = [end[f"objectives.local_to_global.{head}.layers.0.weight"] for head in ("head", "slow_head.copy")]
+    assert torch.equal(*heads) == (momentum == 0)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("auto", -1.9459101), ("-3.5", -3.5), ("-10", -10.0)])
+def test_the_bias_starts_where_the_share_of_matching_pairs_or_the_user_says(
+    wanted: str, expected: float, run: Run, tmp_path: Path
+) -> None:
+    """Of batches of 8, one pair in 8 matches: log(1/8 / (7/8)) = -log 7."""
+    run(tmp_path / "run", logit_bias=wanted, steps=1, lr=1e-9, batch_size=8)
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["logit_bias"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_tower_stays_in_eval_mode(frozen: bool, small: Small, pipeline: TextPipeline) -> None:
+    """An encoder with BatchNorm: its features of an image hang on no other, and its statistics do not move."""
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.width = torch.nn.BatchNorm2d(3), 3
+
+        def forward(self, pixels: torch.Tensor) -> Features:
+            tokens = self.norm(pixels).flatten(2).mT
+            return Features(tokens.mean(1), tokens)
+
+    learner = Learner.new(small("siglip"), pipeline)
+    learner.model.vision = Encoder().requires_grad_(not frozen)
+    loop = Loop(Accelerator(cpu=True), learner, *[None] * 2, Path(), 1, 0.1, 1, 1.0, 0, 1, 1)  # type: ignore[arg-type]
+    loop._wrap()
+    row = HeldOut(None, 1, None)  # type: ignore[arg-type]
+    for mode in ("wrapped", "evaluated"):
+        if mode == "evaluated":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(HeldOut, "of", lambda self, model: {})
+                row.row(None, learner)  # type: ignore[arg-type]
+        images, others = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 9
+        before = learner.model.vision.norm.running_mean.clone()
+        alone = learner.model.vision(images).tokens
+        beside = learner.model.vision(torch.cat([images, others])).tokens[:4]
+        assert torch.allclose(alone, beside) == frozen, mode
+        assert torch.equal(before, learner.model.vision.norm.running_mean) == frozen, mode
+        assert learner.model.text is not None and learner.model.text.training
+
+
+def test_one_value_of_several_may_stand_alone() -> None:
+    config = TrainConfig(data="scenes", out="run", trackers="tensorboard", keep=0.5)  # type: ignore[arg-type]
+    assert (config.data, config.trackers, config.keep) == (("scenes",), ("tensorboard",), (0.5,))
+    assert config.to_json()["keep"] == [0.5] and "out" not in config.to_json()
+
+
+def test_train_is_called_again_and_again_whatever_was_imported_before(run: Run, folder: str, tmp_path: Path) -> None:
+    """A loop over seeds; here in a process that has imported all of it, there in one that has imported a part."""
+    import opensiglip
+
+    assert opensiglip.train is train
+    script = f"""
+import opensiglip.training.run
+import opensiglip
+for seed in (0, 1):
+    opensiglip.train("siglip", data={folder!r}, out={str(tmp_path)!r} + f"/{{seed}}", size="16x1x32x1/16",
+                     resolution=32, steps=1, batch_size=8, workers=0, held_out=0, vocabulary=300, seed=seed)
+import opensiglip.evaluation.run, opensiglip.training
+assert callable(opensiglip.train) and callable(opensiglip.evaluate) and callable(opensiglip.load)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(opensiglip.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240, env=environment, capture_output=True)
+    first = [read_lines(tmp_path / seed / "metrics.jsonl")[0]["loss"] for seed in "01"]
+    assert first[0] != first[1]
 
 
 # Numbers that are none

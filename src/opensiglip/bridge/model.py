@@ -32,6 +32,7 @@ from opensiglip.distributed import average
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, HeadShape, Shape
 from opensiglip.objectives.base import Notes
+from opensiglip.optim import matrices
 from opensiglip.training.learner import Learner, denominators
 
 
@@ -175,6 +176,13 @@ class PreTrainingCallback(TrainerCallback):
             )
         if args.remove_unused_columns:
             raise ValueError("set remove_unused_columns=False: Trainer would drop the images before the collator.")
+        wrong = decayed_by_mistake(model, given.get("optimizer"))
+        if wrong:
+            warnings.warn(
+                f"weight decay applies to {wrong[0]} and {len(wrong) - 1} more that SigLIP does not decay; give Trainer "
+                "optimizers=(opensiglip.optim.adamw(model, learning_rate, weight_decay), None).",
+                stacklevel=2,
+            )
         if state.global_step:  # resumed: what the last step had begun is not to begin again
             model.set_progress((state.global_step - 1) / state.max_steps, begins=False)
         # The batch at hand, the one Accelerate fetches beforehand, and what the processes have in store.
@@ -197,6 +205,14 @@ class PreTrainingCallback(TrainerCallback):
         if "loss" in (given.get("logs") or {}):
             given["logs"].update(given["model"].terms)
             state.log_history[-1].update(given["model"].terms)
+
+
+def decayed_by_mistake(model: torch.nn.Module, optimizer: Any) -> list[str]:
+    """Names of the parameters that an optimizer decays and big_vision does not: embeddings, probe, temperature, ..."""
+    groups = getattr(optimizer, "param_groups", [])
+    decayed = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
+    right = matrices(model)
+    return [name for name, p in model.named_parameters() if id(p) in decayed and name not in right]
 
 
 def _finite(value: float) -> bool:
