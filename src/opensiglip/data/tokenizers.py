@@ -34,7 +34,7 @@ ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercas
 PUNCTUATION = Regex("[" + "".join("\\" + mark for mark in string.punctuation) + "]")
 # What is done to a text beside lower-casing. Canonical is big_vision's canonicalize_text, of
 # evaluators/proj/image_text/prompt_engineering.py.
-CLEANING = {
+CLEANING: dict[str, list[normalizers.Normalizer]] = {
     "nothing": [],
     "spaces": [ONE_SPACE],
     "canonical": [

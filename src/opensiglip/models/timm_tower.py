@@ -35,12 +35,14 @@ class TimmVision(nn.Module):
 def load(name: str, what: str | None = None) -> TimmWrapperModel:
     """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
     try:
-        tower, report = TimmWrapperModel.from_pretrained(name, output_loading_info=True)
+        made: Any = TimmWrapperModel.from_pretrained(name, output_loading_info=True)
     except Exception as error:  # hub, file and timm errors of a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{what or f'--encoder {name!r}'} can't be loaded ({reason}); give a timm hub id or a saved folder."
         ) from error
+    tower: TimmWrapperModel
+    tower, report = made
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{what or name} has no {missing[0]}, which its encoder needs; fetch or save it again, whole.")
     return tower

@@ -60,7 +60,8 @@ class Clip(nn.Module):
         super().__init__()
         self.vision, self.text = ClipImages(host, mean, std), ClipTexts(host)
         self.logit_scale = host.logit_scale
-        image, text = host.config.vision_config, host.config.text_config
+        config: Any = host.config
+        image, text = config.vision_config, config.text_config
         self.architecture = Architecture(
             int(image.image_size),
             int(image.patch_size),
@@ -77,9 +78,10 @@ def read(folder: Path, name: str) -> Contents:
     state = read_tensors(folder, "model.safetensors", name)
     try:
         config = CLIPConfig.from_pretrained(folder)
-        host, report = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+        made: Any = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors.") from error
+    host, report = made
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{name} has no {missing[0]}, which its config.json speaks of; fetch it again.")
     processor = image_processor(folder)

@@ -57,7 +57,9 @@ def write_processor(folder: Path, contents: Contents) -> None:
     images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
     both: type[SiglipProcessor | Siglip2Processor] = SiglipProcessor
     if networks.naflex:
-        images, both = Siglip2ImageProcessor(**patches(networks, contents.frame)), Siglip2Processor
+        cut = patches(networks, contents.frame)
+        images = Siglip2ImageProcessor(patch_size=cut["patch_size"], max_num_patches=cut["max_num_patches"])
+        both = Siglip2Processor
     images.save_pretrained(folder)
     if contents.model.text is None or contents.pipeline is None:
         return
