@@ -1,6 +1,8 @@
 """Several ranks, one gradient: data parallelism changes nothing but where the numbers are computed."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -148,10 +150,14 @@ def test_ranks_hold_the_same_weights_after_three_steps(
     assert only_training - frozen <= moved, "teacher, heads and their averages, centres, whatever objectives learn"
 
 
-def test_torchrun_trains_from_the_command_line_as_one_process_does(tmp_path: Path) -> None:
+def test_torchrun_trains_from_the_command_line_as_one_process_does(folder: str, tmp_path: Path) -> None:
+    """On pictures of which two are broken, so that both ranks have something to count."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    for name in ("0.png", "11.png"):
+        (data / name).write_bytes(b"no image")
     words = [
         *("-m", "opensiglip", "train", "siglip2", "--size", "tiny", "--resolution", "32", "--steps", "3"),
-        *("--data", "scenes:drawings=20,objects=3,count=64", "--batch-size", "8", "--accumulate", "2"),
+        *("--data", str(data), "--batch-size", "8", "--accumulate", "2"),
         *("--vocabulary", "400", "--workers", "0", "--held-out", "0", "--precision", "fp32"),
         *("--distill-start", "0.5"),  # so the last step of three is taught
     ]
@@ -168,3 +174,12 @@ def test_torchrun_trains_from_the_command_line_as_one_process_does(tmp_path: Pat
         for key in ("loss", "loss/sigmoid", "loss/caption", "grad_norm", *late):
             assert two[key] == pytest.approx(one[key], rel=1e-5 if one["step"] == 0 else 1e-3)
     assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
+    states = [
+        json.loads((tmp_path / name / "checkpoints" / "step-00000003" / "state.json").read_text())
+        for name in ("one", "two")
+    ]
+    assert states[0] == states[1] and states[0]["images_seen"] == states[0]["read"] == 24
+    assert states[0]["skipped_examples"] == {"image can't be decoded": 2}
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    for key in ("skipped_examples", "images_seen", "parameters"):
+        assert summaries[0][key] == summaries[1][key]
