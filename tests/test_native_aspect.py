@@ -96,7 +96,7 @@ def oracle() -> Subject:
 
 
 @cache
-def trained() -> Subject:
+def pretrained() -> Pretrained:
     """A random NaFlex model of ours, towers and decoder."""
     torch.manual_seed(0)
     pipeline = TextPipeline.train(Tiles().texts(), size=330, length=40)
@@ -105,7 +105,13 @@ def trained() -> Subject:
         std = 0.5 if name.startswith("decoder") else 0.1
         torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=std)
     tasks = ("cap", "aref", "gcap")
-    return Subject.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",))
+    return Pretrained.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",))
+
+
+@cache
+def trained() -> Subject:
+    """The same, to be judged."""
+    return Subject.of_pretrained(pretrained())
 
 
 # Judging
@@ -192,7 +198,7 @@ def test_the_report_shows_pictures_in_their_shape() -> None:
 
 
 def test_maps_of_a_model_lie_where_the_patches_do() -> None:
-    predictor = Predictor(trained())
+    predictor = Predictor(pretrained())
     wide, tall = (np.zeros((*size, 3), np.uint8) for size in ((40, 160), (160, 40)))
     assert predictor.features(wide).shape == (1, 2, 8, 32) and predictor.features([tall, tall]).shape == (2, 8, 2, 32)
     assert predictor.similarity(wide, "a red tile").shape == (1, 2, 8)
