@@ -82,12 +82,24 @@ def test_a_region_that_is_mostly_cut_away_is_dropped() -> None:
     assert min(kept.values()) > 30
 
 
-@settings(deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.05, 0.99))
-def test_a_crop_lies_inside_and_keeps_about_its_area(seed: int, area: float) -> None:
-    top, left, height, width = crop(seed, area)
-    assert 0 <= top <= 90 - height and 0 <= left <= 120 - width
-    assert height * width > 0.85 * area * 90 * 120 or height == 90 or width == 120
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.99), st.integers(1, 400), st.integers(1, 400))
+def test_a_crop_lies_inside_and_keeps_at_least_its_share_of_the_area(
+    seed: int, area: float, height: int, width: int
+) -> None:
+    top, left, h, w = Frame(64, area).window(torch.empty(3, height, width), np.random.default_rng(seed))
+    assert 0 <= top <= height - h and 0 <= left <= width - w
+    assert h * w >= area * height * width * (1 - 1e-9), "of a panorama too"
+
+
+def test_a_crop_is_no_more_stretched_than_its_image_asks() -> None:
+    """3:4 to 4:3 where so much of the image fits; of an image of 3:1 that keeps half, 1.5:1 at least."""
+    square = [Frame(64, 0.3).window(torch.empty(3, 200, 200), np.random.default_rng(seed)) for seed in range(200)]
+    ratios = [w / h for _, _, h, w in square if h < 200 and w < 200]
+    assert 0.74 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.35
+    wide = [Frame(64, 0.5).window(torch.empty(3, 100, 300), np.random.default_rng(seed)) for seed in range(200)]
+    shares = [h * w / 30_000 for _, _, h, w in wide]
+    assert all(h == 100 for _, _, h, _ in wide) and 0.5 <= min(shares) < 0.52 and 0.98 < max(shares) <= 1
 
 
 def test_without_crop_area_or_generator_nothing_is_cropped() -> None:

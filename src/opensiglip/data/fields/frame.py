@@ -9,7 +9,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.example import Example, Region
@@ -23,10 +22,14 @@ SMALLEST = 0.5  # of a region's area must survive a crop; less, and its phrase n
 
 
 def random_window(height: int, width: int, area: Range, rng: np.random.Generator) -> Window:
-    """A random part of an image of that size: a share of its area in the range `area`, 3:4 to 4:3 where it fits."""
-    share, ratio = rng.uniform(*area), np.exp(rng.uniform(*np.log(RATIOS)))
-    w = int(min(width, max(1, round(np.sqrt(height * width * share * ratio)))))
-    h = int(min(height, max(1, round(np.sqrt(height * width * share / ratio)))))
+    """A random part of an image of that size: at least a share of its area, drawn from the range `area`.
+
+    Its sides are 3:4 to 4:3, or the nearest to that at which so much of the image fits: of a panorama all its height.
+    """
+    share, ratio = height * width * rng.uniform(*area), np.exp(rng.uniform(*np.log(RATIOS)))
+    ratio = min(max(ratio, share / height**2), width**2 / share)
+    w = min(width, math.ceil(np.sqrt(share * ratio)))
+    h = min(height, math.ceil(share / w))
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
@@ -41,8 +44,8 @@ class StepSlice(NamedTuple):
 class Geometry(ABC):
     """How an example is framed: its image perhaps cropped, then resized; its boxes follow.
 
-    With `crop_area` below 1 a random part of at least that area is cut out first (3:4 to 4:3; not in the papers, useful
-    on small data); boxes follow as tv_tensors, and regions cut away are dropped.
+    With `crop_area` below 1 a random part of at least that area is cut out first (not in the papers, useful on small
+    data); boxes follow, and regions of which less than half is left are dropped.
     """
 
     crop_area: float
@@ -94,20 +97,19 @@ class Geometry(ABC):
         image = transform.resized_crop(image, top, left, height, width, [down, across], antialias=True)
         if not regions:
             return image, regions
-        boxes = tv_tensors.BoundingBoxes(
-            [r.bbox for r in regions], format="XYXY", canvas_size=example.image.shape[-2:], dtype=torch.float64
-        )
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        moved = transform.resized_crop(boxes, top, left, height, width, [down, across])
-        whole = areas * (across / width) * (down / height)
-        clipped = transform.clamp_bounding_boxes(moved)
-        left_over = (clipped[:, 2] - clipped[:, 0]).clamp(min=0) * (clipped[:, 3] - clipped[:, 1]).clamp(min=0)
-        kept = left_over >= SMALLEST * whole
+        boxes, corner = np.array([region.bbox for region in regions]), np.array([left, top, left, top])
+        seen = np.clip(boxes, corner, corner + [width, height, width, height])
+        kept = _area(seen) >= SMALLEST * _area(boxes)
+        moved = (seen - corner) * np.array([across, down, across, down]) / [width, height, width, height]
         return image, tuple(
             replace(region, bbox=tuple(box))
-            for region, box, keep in zip(regions, clipped.tolist(), kept.tolist(), strict=True)
+            for region, box, keep in zip(regions, moved.tolist(), kept.tolist(), strict=True)
             if keep
         )
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ alignment", SigLIP 2, Sec. 2.3).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,21 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
 # SILC's photometric augmentations are not established; these are DINOv2's (data/augmentations.py:43-94).
-FLIP, JITTER, GREY, BLUR = 0.5, 0.8, 0.2, 0.5  # how likely
+FLIP, JITTER, GREY = 0.5, 0.8, 0.2  # how likely
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # how much
+SIGMA, KERNEL = (0.1, 2.0), 9  # of the blur, in pixels of a view of `side`
+SOLARIZE_FROM = 128  # values from here on are turned round
+
+
+class Photometry(NamedTuple):
+    """How likely one kind of view is blurred and solarized; `side`: of DINOv2's views of that kind, in pixels."""
+
+    blur: float
+    solarize: float
+    side: int
+
+
+FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = Photometry(1.0, 0.0, 224), Photometry(0.1, 0.2, 224), Photometry(0.5, 0.0, 96)
 
 
 def local_side(resolution: int, patch: int) -> int:
@@ -45,9 +59,11 @@ class Views(Field):
         self.counts, self.areas, self.start = (wholes, locals), (global_area, local_area), start
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Tensor]:
+        wholes, locals_ = self.counts
+        kinds = [FIRST_GLOBAL, *[OTHER_GLOBAL] * (wholes - 1)], [LOCAL] * locals_
         return [
-            torch.stack([augment(crop(visit.example.image, side, area, rng), rng) for _ in range(count)])
-            for side, count, area in zip(self.sides, self.counts, self.areas, strict=True)
+            torch.stack([augment(crop(visit.example.image, side, area, rng), kind, rng) for kind in some])
+            for side, area, some in zip(self.sides, self.areas, kinds, strict=True)
         ]
 
     def collate(self, drawn: Sequence[list[Tensor]], pipeline: TextPipeline) -> Batch:
@@ -75,9 +91,12 @@ def crop(image: Tensor, side: int, area: Range, rng: np.random.Generator) -> Ten
     return transform.resized_crop(image, *window, [side, side], antialias=True)
 
 
-def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Flip, colour jitter, grey and blur, each by chance; the same number of draws whatever happens."""
-    flip, jitter, grey, blur, *amounts, sigma = rng.random(9)
+def augment(image: Tensor, kind: Photometry, rng: np.random.Generator) -> Tensor:
+    """Flip, colour jitter, grey, blur and solarization, each by chance; the same number of draws whatever happens.
+
+    The jitter's four steps keep one order, where torchvision's ColorJitter shuffles them.
+    """
+    flip, jitter, grey, blur, solarize, *amounts, sigma = rng.random(10)
     brightness, contrast, saturation, hue = (2 * amount - 1 for amount in amounts)
     if flip < FLIP:
         image = transform.horizontal_flip(image)
@@ -88,8 +107,10 @@ def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
         image = transform.adjust_hue(image, HUE * hue)
     if grey < GREY:
         image = transform.rgb_to_grayscale(image, num_output_channels=3)
-    if blur < BLUR:
-        # DINOv2 blurs 224 pixels with a kernel of 9 and a deviation of 0.1 to 2; the same share of another side.
-        scale = image.shape[-1] / 224
-        image = transform.gaussian_blur(image, [max(3, 2 * round(4 * scale) + 1)] * 2, [0.1 + 1.9 * sigma * scale] * 2)
+    if blur < kind.blur:
+        scale = image.shape[-1] / kind.side  # the same share of another side
+        kernel = max(3, 2 * round((KERNEL // 2) * scale) + 1)
+        image = transform.gaussian_blur(image, [kernel] * 2, [scale * (SIGMA[0] + (SIGMA[1] - SIGMA[0]) * sigma)] * 2)
+    if solarize < kind.solarize:
+        image = transform.solarize(image, SOLARIZE_FROM)
     return image
