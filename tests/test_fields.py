@@ -257,6 +257,7 @@ def test_a_tenth_of_broken_examples_is_borne_and_more_stops_the_run() -> None:
     borne = BrokenLimit()
     for _ in range(20):
         borne.count(90, Counter({"truncated image": 10}))
+    assert borne.read == 1800 and borne.skipped == {"truncated image": 200}, "of all steps"
     with pytest.raises(
         UserError, match=r"11 of 100 examples read are broken \(8 x truncated image, 3 x not an image\)"
     ):

@@ -171,7 +171,8 @@ def test_global_and_local_views_keep_the_papers_shares_of_the_area(
     pipeline: TextPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read off two ramps; SILC's 0.4 to 1 and 0.05 to 0.4, whose means are 0.7 and 0.225."""
-    monkeypatch.setattr(views, "augment", lambda image, kind, rng: image)
+    kinds: list[Photometry] = []
+    monkeypatch.setattr(views, "augment", lambda image, kind, rng: kinds.append(kind) or image)
     across = torch.arange(256, dtype=torch.uint8).expand(256, 256)
     image = torch.stack([across, across.T, torch.zeros_like(across)])
     visit = Visit(Example(image, ()), image, (), None)
@@ -183,6 +184,7 @@ def test_global_and_local_views_keep_the_papers_shares_of_the_area(
             for view in batch[name][0].float():
                 w, h = (float(view[axis].max() - view[axis].min()) / 255 for axis in (0, 1))
                 found.append(w * h)
+    assert kinds == [FIRST_GLOBAL, OTHER_GLOBAL, *[LOCAL] * 8] * 60
     for name, (low, high) in {"global": (0.4, 1.0), "local": (0.05, 0.4)}.items():
         found = shares[name]
         assert low - 0.05 < min(found) and max(found) < high + 0.02
