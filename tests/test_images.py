@@ -17,7 +17,7 @@ from opensiglip.data.sources.files import Files
 from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.images import read_image
 from opensiglip.errors import UserError
-from opensiglip.inference.images import read_one
+from opensiglip.inference.images import load_image
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (32, 1))
 COLOURED = Image.fromarray(np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 80)], -1))
@@ -59,16 +59,16 @@ def test_an_image_is_the_same_by_path_as_a_pil_image_and_in_a_folder_or_refused_
     KINDS[name].save(path)
     if name in REFUSED:
         with pytest.raises(UserError, match="32 bits a channel"):
-            read_one(path)
+            load_image(path)
         with Image.open(path) as image, pytest.raises(UserError, match="32 bits a channel"):
-            read_one(image)
+            load_image(image)
         with pytest.raises(BrokenExample, match="32 bits a channel"):
             in_folder(path)
         return
-    pixels = read_one(path)
+    pixels = load_image(path)
     assert pixels.shape == (3, 32, 64) and pixels.dtype == torch.uint8
     with Image.open(path) as opened:
-        assert torch.equal(pixels, read_one(opened)) and torch.equal(pixels, in_folder(path))
+        assert torch.equal(pixels, load_image(opened)) and torch.equal(pixels, in_folder(path))
 
 
 @pytest.mark.parametrize("name", ["sixteen.png", "sixteen.tiff"])
@@ -107,7 +107,7 @@ def test_heic_is_said_by_name_and_read_where_its_reader_is(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "pillow_heif", package)
     for table in ("OPEN", "ID"):
         monkeypatch.setattr(Image, table, getattr(Image, table).copy())
-    assert torch.equal(read_image(tmp_path / "photo.heic"), read_one(COLOURED))
+    assert torch.equal(read_image(tmp_path / "photo.heic"), load_image(COLOURED))
 
 
 @pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
