@@ -1,0 +1,71 @@
+"""Every Python block in README.md and docs/ runs, or stands below with the reason why it does not."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+# Pages whose blocks another test file runs, since it has what they need.
+ELSEWHERE = {
+    "add-a-task.md": "test_tasks.py",
+    "pretrained-weights.md": "test_export.py",
+    "study.md": "test_study.py",
+    "the-loss-alone.md": "test_bridge.py",
+}
+# Blocks that no test runs, by a line of theirs.
+NOT_RUN = {
+    "from gradio_client import Client": "asks a demo that is being served",
+    'processor = AutoImageProcessor.from_pretrained("naflex-onnx")': "test_native_aspect.py runs such an export",
+    'model, processor = AutoModel.from_pretrained("runs/naflex/model")': "test_native_aspect.py runs such a model",
+    'photos = Path("PHOTOS")': "cuts photos that the reader has",
+}
+SHORTER = {"steps=500": "steps=2, batch_size=8, held_out=0, workers=0", 'data=["scenes"]': 'data=["scenes:drawings=9"]'}
+
+
+def blocks() -> Iterator[Any]:
+    for page in PAGES:
+        for found in BLOCK.finditer(text := page.read_text(encoding="utf-8")):
+            line = text[: found.start()].count("\n") + 2
+            yield pytest.param(page, found[1], id=f"{page.name}:{line}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., Any]) -> Path:
+    """The folder that the pages speak of: runs/mine, runs/flickr, photos and scenes."""
+    root = tmp_path_factory.mktemp("world")
+    for name in ("mine", "flickr"):
+        run(root / "runs" / name, steps=2)
+    (root / "scenes").mkdir()
+    (root / "docs" / "images").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("photo.jpg", "a.jpg", "b.jpg", "scenes/10.png"):
+        Image.fromarray(pixels).save(root / name)
+    return root
+
+
+@pytest.mark.parametrize(("page", "block"), [*blocks()])
+def test_a_block_of_the_documents_runs(page: Path, block: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name in ELSEWHERE:
+        assert page.name in (ROOT / "tests" / ELSEWHERE[page.name]).read_text(encoding="utf-8")
+        return
+    if any(line in block for line in NOT_RUN):
+        return
+    for whole, short in SHORTER.items():
+        block = block.replace(whole, short)
+    monkeypatch.chdir(world)
+    names: dict[str, Any] = {"__name__": "block", "image": Image.open("photo.jpg")}
+    exec(compile(block, str(page), "exec"), names)
+
+
+def test_what_is_not_run_is_still_there() -> None:
+    whole = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [line for line in NOT_RUN if line not in whole] == []
+    assert set(ELSEWHERE) <= {page.name for page in PAGES}
