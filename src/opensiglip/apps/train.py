@@ -55,11 +55,10 @@ class Train:
         summary = train(self.recipe, **flags)
         if not summary:
             return  # another rank has it
-        out = Path(summary["folder"])
         print()
         for name, figure in summary["figures"].items():
             print(f"{name:<48} {figure}")
-        run = RunFolder(out)
+        run = RunFolder(Path(summary["folder"]))
         print(f"\nreport      {run.report}\nmodel       {run.model}\nmetrics     {run.metrics}")
         print(f"checkpoint  {run.checkpoints}\nsummary     {run.summary}")
 
