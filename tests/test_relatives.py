@@ -26,6 +26,7 @@ from opensiglip.inference.generate import generate
 from opensiglip.inference.predictor import load
 from opensiglip.models.coca import Multimodal, Unimodal
 from opensiglip.models.model import Model
+from opensiglip.models.pali import PaliDecoder
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.captioning import Answer, Continue
 from opensiglip.objectives.contrastive import Softmax
@@ -416,16 +417,15 @@ def test_pali_answers_as_it_was_trained(small: Small, visits: list[Visit], pipel
     torch.nn.init.normal_(model.vocabulary.weight)
     with torch.no_grad():
         memory = learner.model.vision(batch["image"]).tokens[batch["owner"]]
-        for row, ids in enumerate(model.answer(memory, batch["prompts"], pipeline.policy.eos_id)):
-            inputs = torch.tensor([[pipeline.policy.pad_id, *ids]])
-            hidden = model(memory[row : row + 1], batch["prompts"][row : row + 1], inputs)
-            assert model.vocabulary(hidden[0]).argmax(-1)[: len(ids)].tolist() == list(ids)
-        given = [tuple(range(7, 7 + row % 3)) for row in range(len(memory))]
-        for row, ids in enumerate(model.answer(memory, batch["prompts"], pipeline.policy.eos_id, given)):
-            inputs = torch.tensor([[pipeline.policy.pad_id, *given[row], *ids]])
-            hidden = model(memory[row : row + 1], batch["prompts"][row : row + 1], inputs)
-            likeliest = model.vocabulary(hidden[0]).argmax(-1)[len(given[row]) :]
-            assert likeliest[: len(ids)].tolist() == list(ids)
+        states, valid = model.read(memory, batch["prompts"])
+        for most in (1, 3):
+            given = [tuple(range(7, 7 + row % most)) for row in range(len(memory))]
+            answers = generate(PaliDecoder(model), states, given, pipeline, valid=valid)
+            for row, ids in enumerate(answers):
+                inputs = torch.tensor([[pipeline.policy.pad_id, *given[row], *ids]])
+                hidden = model(memory[row : row + 1], batch["prompts"][row : row + 1], inputs)
+                likeliest = model.vocabulary(hidden[0]).argmax(-1)[len(given[row]) :]
+                assert ids and likeliest[: len(ids)].tolist() == list(ids)
 
 
 def test_a_batch_without_any_question_gives_zero(small: Small, visits: list[Visit], pipeline: TextPipeline) -> None:

@@ -175,6 +175,8 @@ class Predictor(TextGenerator):
     ) -> list[Ids]:
         """`generate`; raises UserError where a prompt leaves no room."""
         length = self._decoder.length
+        if self.pali and (size := max(len(prompt.prefix) for prompt in prompts)) > length:
+            raise UserError(f"a question of {size} tokens is longer than this model reads, {length}; shorten it.")
         longest = max(len(prompt.given) if self.pali else len(prompt.prefix) + len(prompt.given) for prompt in prompts)
         if longest >= length:
             raise UserError(

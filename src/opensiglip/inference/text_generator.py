@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from math import log
 from typing import NamedTuple, Self
 
 import torch
@@ -15,7 +14,6 @@ from opensiglip.data.fields.captions import Ids, Target, part_ids
 from opensiglip.data.tasks import Form
 from opensiglip.data.tasks.task import Part
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.capabilities import caption_words
 from opensiglip.inference.encoder import Encoder, memory_errors
@@ -27,7 +25,6 @@ from opensiglip.models.pali import Pali, PaliDecoder
 from opensiglip.types import Features
 
 SCORED = 512  # prompts that PaLI's encoder reads at once
-OTHERS = 8  # images that a blind score is averaged over
 
 
 class Prompt(NamedTuple):
@@ -96,12 +93,15 @@ class TextGenerator(Encoder):
     ) -> list[Ids]:
         """The ids behind each prompt, given encoded images: prompt i is about image `images[i]`, by default image i.
 
-        Empty where a prompt leaves no room. Raises UserError where PaLI's encoder can't take a prompt.
+        Empty where a prompt leaves no room.
         """
         with memory_errors(), self.autocast():
             if self.pali is None:
                 starts = [prompt.prefix + prompt.given for prompt in prompts]
-                memory, valid, owners = features.tokens, features.valid, images
+                owners = None if images is None else list(images)
+                if owners is not None:
+                    features, owners = used_rows(features, owners)
+                memory, valid = features.tokens, features.valid
             else:
                 memory, valid, starts = self._condition(features, prompts, images)
                 owners = None
@@ -122,20 +122,6 @@ class TextGenerator(Encoder):
                 texts = [(row, Target(*pair)) for row, pair in enumerate(zip(starts, texts_ids, strict=True))]
                 scores += likelihoods(self._decoder, memory, texts, self._pipeline, valid)
             return scores
-
-    def score_blind(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
-        """log p without the image: the log of the mean of p given another image, over a few other images.
-
-        Ours. CapPa (Table 6) trains another decoder without images; this is what the decoder at hand expects of any
-        image, from no input that it was not trained on.
-        """
-        count = len(features.tokens)
-        shifts = sorted({round(count * (k + 1) / (OTHERS + 1)) for k in range(OTHERS)} - {0, count}) or [0]
-        scores = [
-            self.score(features, [((image + shift) % count, prompt, ids) for image, prompt, ids in asked])
-            for shift in shifts
-        ]
-        return (torch.tensor(scores, dtype=torch.float64).logsumexp(0) - log(len(shifts))).tolist()
 
     def target_ids(self, prompt: Prompt, text: str) -> Ids:
         """The ids of a text behind a prompt, as training had it: cut to the length, with its end."""
@@ -169,10 +155,6 @@ class TextGenerator(Encoder):
             features = select_rows(features, images)
         if self.pali is None:
             return features.tokens, features.valid, [prompt.prefix + prompt.given for prompt in prompts]
-        if (size := max(len(prompt.prefix) for prompt in prompts)) > self.pali.length:
-            raise UserError(
-                f"a question of {size} tokens is longer than this model reads, {self.pali.length}; shorten it."
-            )
         ids = [torch.tensor(prompt.prefix, dtype=torch.int64) for prompt in prompts]
         padded = pad_sequence(ids, batch_first=True, padding_value=self.pali.pad_id)
         with memory_errors(), self.autocast():
@@ -184,3 +166,9 @@ def select_rows(features: Features, rows: Sequence[int]) -> Features:
     """The tokens of those images, in that order, some perhaps several times."""
     some = list(rows)
     return Features(None, features.tokens[some], None if features.valid is None else features.valid[some])
+
+
+def used_rows(features: Features, images: Sequence[int]) -> tuple[Features, list[int]]:
+    """The tokens of the images that are named, each once, and for each name where its image's now are."""
+    used, owners = torch.tensor(images).unique(return_inverse=True)
+    return select_rows(features, used.tolist()), owners.tolist()
