@@ -1,0 +1,197 @@
+"""The index of a tar: where each sample's members lie, so that any of them is read by one `pread`.
+
+Nothing is ever unpacked. A member's name is a label, so `..`, absolute names, links and devices can do no harm.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+BLOCK = 512
+MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
+VERSION = "1"  # of the index file
+NAMED_TWICE = "tar member named twice"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("members", pa.large_list(pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]))),
+    ]
+)
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its name, the byte it begins at and its size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class BrokenTar(Exception):
+    """The tar can't be read further; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Samples of a tar in the order of their first members: a row each of `SCHEMA`; and what was left out."""
+
+    table: pa.Table
+    skipped: Counter[str]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def sample(self, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Key of a sample, and offset and size in bytes of each member by its extension."""
+        members = self.table["members"][row].as_py()
+        return self.table["key"][row].as_py(), {m["ext"]: (m["offset"], m["size"]) for m in members}
+
+
+def tar_index(path: Path) -> TarIndex:
+    """The index of a tar: the one on disk if it was made of a file of this size and time, else a new one.
+
+    Raises OSError if the tar is not there.
+    """
+    facts = path.stat()
+    stamp = {"version": VERSION, "size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
+    for place in places(path):
+        if (index := read_index(place, stamp, facts.st_size)) is not None:
+            return index
+    index = scan(path)
+    stamp["skipped"] = json.dumps(index.skipped)
+    for place in places(path):
+        try:
+            write_index(index.table.replace_schema_metadata(stamp), place)
+        except OSError:  # a read-only folder: the user's cache is next
+            continue
+        break
+    return index
+
+
+def places(path: Path) -> tuple[Path, Path]:
+    """Where an index may lie: beside the tar, or in the user's cache where that folder can't be written to."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opensiglip" / "tar-index"
+    digest = hashlib.blake2b(str(path.resolve()).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return path.with_name(f"{path.name}.index"), cache / digest
+
+
+def read_index(place: Path, stamp: dict[str, str], size: int) -> TarIndex | None:
+    """The index at a place; None where there is none, or it is of another file or damaged."""
+    try:
+        with pa.memory_map(str(place)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all().combine_chunks()
+        found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if table.schema.remove_metadata() != SCHEMA or stamp.items() - found.items():
+            return None
+        table.validate(full=True)
+        members = table["members"].combine_chunks().flatten()
+        ends = pa.compute.add_checked(members.field("offset"), members.field("size"))
+        if len(members) and not (
+            pa.compute.min(members.field("offset")).as_py() >= 0
+            and pa.compute.min(members.field("size")).as_py() >= 0
+            and pa.compute.max(ends).as_py() <= size
+        ):
+            return None
+        return TarIndex(table, Counter(json.loads(found["skipped"])))
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+        return None
+
+
+def write_index(table: pa.Table, place: Path) -> None:
+    """Write an index, whole or not at all. Raises OSError."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def scan(path: Path) -> TarIndex:
+    """Read all headers of a tar. A damaged tar has the samples that lie before the damage.
+
+    WebDataset's rule: the key of a member is its name up to the first dot of the last part, the rest its extension.
+    Members of a sample need not be neighbours; of two with one name the first counts. Raises OSError.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    skipped = Counter[str]()
+    try:
+        with path.open("rb", buffering=BLOCK) as file:
+            for member in members_of(file, path.stat().st_size):
+                folder, slash, name = member.name.removeprefix("./").rpartition("/")
+                stem, dot, extension = name.partition(".")
+                if not stem or not dot:
+                    skipped["tar member without key or extension"] += 1
+                elif extension.lower() in (parts := samples.setdefault(folder + slash + stem, {})):
+                    skipped[NAMED_TWICE] += 1
+                else:
+                    parts[extension.lower()] = member
+    except BrokenTar as error:
+        skipped[str(error)] += 1
+    rows = [[{"ext": e, "offset": m.offset, "size": m.size} for e, m in parts.items()] for parts in samples.values()]
+    keys = pa.array(list(samples), SCHEMA.field(0).type)
+    return TarIndex(pa.table([keys, pa.array(rows, SCHEMA.field(1).type)], SCHEMA), skipped)
+
+
+def members_of(file: BinaryIO, length: int) -> Iterator[Member]:
+    """The regular files of a tar of `length` bytes: ustar, GNU (long names) or PAX (path, size). Raises BrokenTar."""
+    at, long_name, pax_size = 0, b"", None
+    while at + BLOCK <= length:
+        file.seek(at)
+        header = file.read(BLOCK)
+        if not any(header):
+            return
+        kind, size, data = header[156:157], parse_number(header[124:136]), at + BLOCK
+        if size is None or parse_number(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+            raise BrokenTar("tar has no header where one should stand")
+        if kind in b"LKxg":
+            text = file.read(min(size, MAX_HEADER))
+            if kind == b"L":
+                long_name = text.split(b"\0", 1)[0]
+            elif kind == b"x":
+                records = dict(pax_records(text))
+                long_name = records.get(b"path", long_name)
+                digits = records.get(b"size", b"")
+                pax_size = int(digits) if digits.isdigit() and len(digits) < 20 else pax_size
+        else:
+            size = size if pax_size is None else pax_size
+            if data + size > length:
+                raise BrokenTar("tar is cut off")
+            if kind in b"0\0007":
+                prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+                short = header[:100].split(b"\0", 1)[0]
+                name = long_name or (prefix + b"/" + short if prefix else short)
+                yield Member(name.decode("utf-8", "backslashreplace"), data, size)
+            elif kind in b"123456":
+                size = 0  # a link's size is its target's; devices and folders have no data
+            long_name, pax_size = b"", None
+        at = data + -(-size // BLOCK) * BLOCK
+    raise BrokenTar("tar is cut off")
+
+
+def parse_number(field: bytes) -> int | None:
+    """A header's number: octal digits, or GNU's base 256; None where it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.split(b"\0", 1)[0].strip() or b"0"
+    return None if digits.strip(b"01234567") else int(digits, 8)
+
+
+def pax_records(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """PAX records: "length key=value" and a newline each; up to the first that is malformed."""
+    while text:
+        length, _, rest = text.partition(b" ")
+        if not length.isdigit() or len(length) > 9 or not len(length) + 1 < int(length) <= len(text):
+            return
+        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        yield key, value
+        text = text[int(length) :]
