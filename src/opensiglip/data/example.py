@@ -64,6 +64,9 @@ class Source(ABC):
     languages: tuple[str, ...]  # those its captions come in, after --languages
     skipped: Counter[str]  # rows and regions left out when the source was opened, by reason
     shuffled: ClassVar[bool] = False  # are the first examples as good a sample as any?
+    weight: float | None = None  # its share of what is read, as the user gave it
+    shards: Sequence[int] | None = None  # rows of each; None where rows are as cheap in any order
+    lanes: int = 1  # shards to read side by side
 
     @abstractmethod
     def __len__(self) -> int:

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from opensiglip.data.example import BrokenExample, Source
 from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
+from opensiglip.data.order import order_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
 
-ORDER, VISIT = 0, 1  # what a generator is for; first word of its seed
+VISIT = 1  # what a generator is for; first word of its seed (0: the order)
 BROKEN_LIMIT = 0.1  # of the examples read may be broken
 BROKEN_PATIENCE = 50  # reads before that share is judged
 
@@ -66,9 +67,7 @@ class Steps(Dataset[StepBatch]):
     """Item `step` is that step's batch."""
 
     def __init__(self, plan: DataPlan) -> None:
-        self.plan = plan
-        self.starts = np.cumsum([0, *(len(source) for source in plan.sources)])
-        self.epoch, self.order = -1, np.empty(0, np.int64)
+        self.plan, self.order = plan, order_of(plan.sources, plan.seed)
 
     def __getitem__(self, step: int) -> StepBatch:
         plan, skipped = self.plan, Counter[str]()
@@ -76,7 +75,8 @@ class Steps(Dataset[StepBatch]):
         share = count // plan.ranks
         first += plan.rank * share
         fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
-        rows = [self._draw(position, skipped, frame, fields)[1] for position in range(first, first + share)]
+        places = self._places(first, share)
+        rows = [self._draw(first + at, place, skipped, frame, fields)[1] for at, place in enumerate(places)]
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
@@ -88,13 +88,13 @@ class Steps(Dataset[StepBatch]):
 
     def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> Visit:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
-        return self._draw(position, skipped, frame, ())[0]
+        return self._draw(position, self._places(position, 1)[0], skipped, frame, ())[0]
 
     def _draw(
-        self, position: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
+        self, position: int, place: tuple[Source, int], skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
     ) -> tuple[Visit, list[object]]:
         """A position's visit and what the fields draw of it; whatever goes wrong with a row is that row's."""
-        source, local = self._place(position)
+        source, local = place
         for attempt in range(len(source)):
             index = (local + attempt) % len(source)
             rng = np.random.default_rng([VISIT, self.plan.seed, position])
@@ -114,22 +114,13 @@ class Steps(Dataset[StepBatch]):
     def negatives(self, step: int) -> float:
         """How many others of a step's global batch show another image than an example does, on average."""
         _, first, count = self.plan.step_slice(step)
-        places = (self._place(position) for position in range(first, first + count))
-        groups = Counter(source.group(local) for source, local in places)
+        groups = Counter(source.group(index) for source, index in self._places(first, count))
         return count - sum(size * size for size in groups.values()) / count
 
-    def _place(self, position: int) -> tuple[Source, int]:
-        """The source that a position of the stream falls to, and the example's index in it."""
-        index = self._index(position)
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.plan.sources[number], index - int(self.starts[number])
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, int(self.starts[-1]))
-        if epoch != self.epoch:
-            rng = np.random.default_rng([ORDER, self.plan.seed, epoch])
-            self.epoch, self.order = epoch, rng.permutation(int(self.starts[-1]))
-        return int(self.order[place])
+    def _places(self, first: int, count: int) -> list[tuple[Source, int]]:
+        """The source that each of `count` positions of the stream falls to, and the example's index in it."""
+        numbers, indices = self.order.find(np.arange(first, first + count))
+        return [(self.plan.sources[n], i) for n, i in zip(numbers.tolist(), indices.tolist(), strict=True)]
 
 
 class BrokenLimit:

@@ -22,22 +22,31 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") 
 
 
 def read_image(path: Path) -> Tensor:
-    """The image of a file: [3, H, W] uint8, upright, of an animation the first frame. Raises BrokenExample.
+    """The image of a file: [3, H, W] uint8, upright, of an animation the first frame. Raises BrokenExample."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
+        data = path.read_bytes()
+    except OSError:
+        raise BrokenExample("image file can't be read") from None
+    return decode_image_bytes(data)
 
-    torchvision decodes JPEG and PNG in colour or grey, PIL the rest; the size is read from the header, before pixels.
+
+def decode_image_bytes(data: bytes) -> Tensor:
+    """The image that a file's bytes hold: [3, H, W] uint8, upright. Raises BrokenExample.
+
+    torchvision decodes JPEG and PNG in colour or grey, PIL the rest; the size is read from the header before any pixel is.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's remarks on odd metadata, and on sizes: ours is the bound
-            if path.stat().st_size > MAX_BYTES:
-                raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
-            data = bytearray(path.read_bytes())
             with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if image.format not in ("JPEG", "MPO", "PNG") or image.mode not in ("RGB", "L"):
                     return from_pil(image)
-            pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8), mode="RGB", apply_exif_orientation=True)
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            pixels = decode_image(encoded, mode="RGB", apply_exif_orientation=True)
             return functional.to_dtype(pixels, torch.uint8, scale=True)  # a PNG may have 16 bits; the upper 8 are kept
     except Image.DecompressionBombError:
         raise BrokenExample(f"image over {MAX_PIXELS // 1_000_000} megapixels") from None
@@ -61,7 +70,7 @@ def from_pil(image: Image.Image) -> Tensor:
     return functional.pil_to_tensor(image.convert("RGB"))
 
 
-def _formats(data: bytearray) -> tuple[str, ...]:
+def _formats(data: bytes) -> tuple[str, ...]:
     """What PIL may take these bytes for. Raises BrokenExample for HEIC where nothing here reads it."""
     if data[4:8] != b"ftyp" or data[8:12] not in HEIC or b"avif" in data[8:64]:
         return FORMATS

@@ -96,8 +96,16 @@ def parse_row(line: bytes, layout: BoxLayout | None = None) -> Row:
         raise BrokenExample("line is not JSON") from None
     if not isinstance(row, dict):
         raise BrokenExample("line is not a JSON object")
-    row = {column: value for column, value in row.items() if value == value}  # pandas writes NaN where nothing is
-    file_name = parse_file_name(row.get("file_name"))
+    return parse_record(row, parse_file_name(row.get("file_name")), layout)
+
+
+def parse_record(row: dict[str, Any], file_name: str, layout: BoxLayout | None = None, *, alone: bool = False) -> Row:
+    """The row that a line or another record of the same columns holds, of the image of this name.
+
+    `alone`: an image without anything to learn from is a row too. Raises BrokenExample, with the reason.
+    """
+    # pandas writes NaN where nothing is
+    row = {column: value for column, value in row.items() if not (isinstance(value, float) and value != value)}
     language = parse_language(row.get("lang") or "en")
     size = parse_size(row)
     regions, dropped = parse_regions(row, language, size, layout or BoxLayout())
@@ -118,7 +126,7 @@ def parse_row(line: bytes, layout: BoxLayout | None = None) -> Row:
         dropped + lost,
         facts_of(row),
     )
-    if not parsed.is_usable():
+    if not alone and not parsed.is_usable():
         raise BrokenExample(NOTHING)
     return parsed
 

@@ -1,44 +1,90 @@
 """From what the user writes after `--data` to a source."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opensiglip.data.example import Source
 from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.folder import Folder
+from opensiglip.data.sources.spec import BOX_FORMAT, Spec, parse_spec, split_weight
 from opensiglip.data.sources.sugarcrepe import Pairs
+from opensiglip.data.sources.tar import Tars
 from opensiglip.errors import UserError
-
-BOX_FORMAT = ":box_format="  # stands between a folder and the layout of its boxes
 
 
 def open_source(spec: str, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
-    """The source of a spec: `scenes` (with options after a colon) drawn at `pixels` a side, a folder of images (with
-    `:box_format=` and a layout after it), or a JSON file of SugarCrepe's pairs.
+    """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of `KINDS`,
+    named or recognised.
 
     `languages`: None or ["all"] for all it has. Raises UserError for what is not there, or has no such split or texts.
     """
-    if spec == "scenes" or spec.startswith("scenes:"):
+    name, weight = (spec, None) if Path(spec).expanduser().exists() else split_weight(spec)
+    source = _open(name, split, languages, pixels)
+    source.weight = weight
+    return source
+
+
+def _open(name: str, split: str, languages: Sequence[str] | None, pixels: int) -> Source:
+    if name == "scenes" or name.startswith("scenes:"):
         from opensiglip.data.scenes.source import open_scenes  # a folder does without the drawings and what draws them
 
-        return open_scenes(spec, split=split, languages=languages, pixels=pixels)
-    if spec.endswith(".json") and Path(spec).expanduser().is_file():
-        return Pairs(spec, split=split, languages=languages)
-    folder, layout = spec, None
-    if BOX_FORMAT in spec:
-        folder, _, text = spec.rpartition(BOX_FORMAT)
-        layout = BoxLayout.parse(text)
-    if not folder.strip() or not Path(folder).expanduser().is_dir():
-        raise UserError(f"no such source: {spec}; give 'scenes' or a folder with metadata.jsonl.")
-    return Folder(spec, split=split, languages=languages, layout=layout, folder=folder)
+        return open_scenes(name, split=split, languages=languages, pixels=pixels)
+    spec = parse_spec(name, tuple(KINDS))
+    kind = spec.kind or recognise(spec)
+    if kind is None:
+        raise UserError(
+            f"no such source: {name}; give 'scenes', a folder with metadata.jsonl, or KIND:PATH with KIND among "
+            f"{', '.join(KINDS)}."
+        )
+    return KINDS[kind](spec, split=split, languages=languages)
+
+
+def _folder(spec: Spec, *, split: str, languages: Sequence[str] | None) -> Source:
+    return Folder(spec.name, split=split, languages=languages, layout=spec.layout, folder=spec.path)
+
+
+def _pairs(spec: Spec, *, split: str, languages: Sequence[str] | None) -> Source:
+    return Pairs(spec.path, split=split, languages=languages)
+
+
+KINDS: dict[str, Callable[..., Source]] = {
+    "folder": _folder,
+    "tar": Tars,
+    "sugarcrepe": _pairs,
+}
+
+
+def recognise(spec: Spec) -> str | None:
+    """The kind of what lies at a path, by its name and, for a folder, by what it holds; None where nothing does."""
+    if not spec.path.strip():
+        return None
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        return recognise_folder(path)
+    if path.suffix.lower() == ".tar":
+        return "tar"
+    if path.suffix.lower() == ".json" and path.is_file():
+        return "sugarcrepe"
+    return None
+
+
+def recognise_folder(path: Path) -> str:
+    """The kind of a folder."""
+    if (path / "metadata.jsonl").is_file():
+        return "folder"
+    if any(path.glob("*.tar")):
+        return "tar"
+    return "folder"
 
 
 def with_box_format(specs: Sequence[str], layout: str | None) -> list[str]:
-    """The specs, each folder among them with this layout of boxes unless it names its own. Raises UserError."""
+    """The specs, with this layout of boxes where they have any and name none. Raises UserError."""
     if layout is None:
         return list(specs)
     BoxLayout.parse(layout)
-    return [
-        spec if BOX_FORMAT in spec or not Path(spec).expanduser().is_dir() else f"{spec}{BOX_FORMAT}{layout}"
-        for spec in specs
-    ]
+    return [spec if _has_no_boxes(spec) or BOX_FORMAT in spec else f"{spec}{BOX_FORMAT}{layout}" for spec in specs]
+
+
+def _has_no_boxes(spec: str) -> bool:
+    """Is it scenes, whose boxes are exact, or a file of pairs?"""
+    return spec == "scenes" or spec.startswith("scenes:") or Path(spec).suffix == ".json"

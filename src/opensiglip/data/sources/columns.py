@@ -1,0 +1,85 @@
+"""Which columns of somebody's table are the image, the texts and the class; and a row of it as a row of metadata.jsonl."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opensiglip.data.example import BrokenExample
+from opensiglip.data.sources.metadata import EXTRAS
+from opensiglip.data.sources.spec import Spec
+from opensiglip.errors import UserError
+
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "picture", "photo", "pixel_values")
+PATHS = ("file_name", "filepath", "image_path", "path", "filename", "file_path", "img_path", "image_file", "file")
+TEXTS = ("captions", "caption", "text", "txt", "title", "sentences", "alt_text", "alttext", "description", "texts")
+LABELS = ("label", "labels", "class", "cls", "category", "fine_label")
+LANGUAGES = ("lang", "language")
+# Columns that mean in a table what they mean in metadata.jsonl.
+SAME = ("captions_i18n", "captions_synthetic", "regions", "objects", "width", "height", *EXTRAS)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by what they hold."""
+
+    image: str  # encoded, or a path; "" where the image is not in the table
+    texts: tuple[str, ...]
+    label: str | None
+    language: str | None
+    same: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Every column but the image, each once."""
+        named = [*self.texts, *self.same, *(name for name in (self.label, self.language) if name is not None)]
+        return list(dict.fromkeys(named))
+
+    def __str__(self) -> str:
+        found = {"image": self.image, "texts": ", ".join(self.texts), "label": self.label, "language": self.language}
+        return "; ".join(f"{what}: {name}" for what, name in found.items() if name)
+
+    def row(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A table's row as metadata.jsonl would have it. Raises BrokenExample for texts that are none."""
+        row: dict[str, Any] = {name: values[name] for name in self.same if values.get(name) is not None}
+        if texts := [text for name in self.texts for text in texts_of(values.get(name), name)]:
+            row["captions"] = texts
+        if self.language is not None and values.get(self.language):
+            row["lang"] = values[self.language]
+        if self.label is not None and values.get(self.label) is not None:
+            row["label"] = values[self.label]
+        return row
+
+
+def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Columns:
+    """The columns that the spec names, else those that are named as usual. Raises UserError where they are not there."""
+    for option in ("image", "text", "label", "lang"):
+        if missing := [name for name in spec.several(option) if name not in names]:
+            raise UserError(f"--data {spec.name}: there is no column {missing[0]!r}; there are {', '.join(names)}.")
+    found = spec.options.get("image") or (usual(names, IMAGES) or usual(names, PATHS) if image else "")
+    if found is None:
+        raise UserError(
+            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME, one of {', '.join(names)}."
+        )
+    texts = spec.several("text") or tuple(name for name in names if name.lower() in TEXTS and name != found)
+    label = spec.options.get("label") or usual(names, LABELS)
+    same = tuple(name for name in names if name in SAME and name not in (*texts, label, found))
+    return Columns(found, texts, label, spec.options.get("lang") or usual(names, LANGUAGES), same)
+
+
+def usual(names: Collection[str], wanted: Sequence[str]) -> str | None:
+    """The column whose name, in capitals or not, stands first among those wanted."""
+    lower = {name.lower(): name for name in reversed(list(names))}
+    return next((lower[name] for name in wanted if name in lower), None)
+
+
+def texts_of(value: Any, name: str) -> list[str]:
+    """A text, or a list of them, as a list; nothing is none. Raises BrokenExample."""
+    if value is None or value != value:  # a number that is none, as pandas writes an empty cell
+        return []
+    if isinstance(value, dict) and isinstance(value.get("raw"), str):  # Karpathy's sentences
+        return [value["raw"]]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts_of(item, name)]
+    if not isinstance(value, str):
+        raise BrokenExample(f"{name} is not text")
+    return [value]

@@ -1,0 +1,72 @@
+"""What a user writes after `--data`: `KIND:PATH?text=a,b&image=c:box_format=xywh=0.3`, all but the path optional."""
+
+import re
+from dataclasses import dataclass, field
+
+from opensiglip.data.sources.box_layout import BoxLayout
+from opensiglip.errors import UserError
+
+BOX_FORMAT = ":box_format="  # stands between a source and the layout of its boxes
+OPTIONS = {  # after a question mark, joined by &; those that name several join them by commas
+    "image": "the column or extension of the image",
+    "text": "columns, members or JSON keys of texts",
+    "label": "the column of the class",
+    "lang": "the column of the language",
+    "root": "the folder that image paths are relative to",
+    "classes": "a text file with the name of a class a line",
+    "revision": "of a dataset on the hub",
+    "config": "of a dataset on the hub",
+}
+_OPTIONS = re.compile(r"\?(\w+=[^&?]*(?:&\w+=[^&?]*)*)$")
+_WEIGHT = re.compile(r"=(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)$")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A source as the user wrote it, but for its weight (`name`), and what that says."""
+
+    name: str
+    kind: str  # "" where none is named
+    path: str
+    options: dict[str, str] = field(default_factory=dict)
+    layout: BoxLayout | None = None
+
+    def several(self, option: str) -> tuple[str, ...]:
+        """An option's names."""
+        return tuple(name for name in self.options.get(option, "").split(",") if name)
+
+
+def split_weight(spec: str) -> tuple[str, float | None]:
+    """`SPEC=0.3` as ("SPEC", 0.3). Raises UserError for a weight of 0.
+
+    `scenes:drawings=24` and `t.csv?text=3` end in a value of their own: there a weight stands after a second "=".
+    """
+    found = _WEIGHT.search(spec)
+    if found is None:
+        return spec, None
+    rest = spec[: found.start()]
+    own = rest.startswith("scenes:") or _OPTIONS.search(spec) is not None
+    if own and "=" not in re.split(r"[,&?]|^scenes:", rest)[-1]:
+        return spec, None
+    weight = float(found[1])
+    if not 0 < weight < 1e9:
+        raise UserError(f"--data {spec}: a weight is a number above 0; leave the source out instead.")
+    return rest, weight
+
+
+def parse_spec(spec: str, kinds: tuple[str, ...]) -> Spec:
+    """A source without its weight. Raises UserError for options and layouts that are not known."""
+    rest, layout = spec, None
+    if BOX_FORMAT in spec:
+        rest, _, text = spec.rpartition(BOX_FORMAT)
+        layout = BoxLayout.parse(text)
+    options: dict[str, str] = {}
+    if found := _OPTIONS.search(rest):
+        rest = rest[: found.start()]
+        options = dict(pair.split("=", 1) for pair in found[1].split("&"))
+        if unknown := [name for name in options if name not in OPTIONS]:
+            raise UserError(f"--data {spec}: {unknown[0]!r} is no option of a source; there are {', '.join(OPTIONS)}.")
+    kind, colon, path = rest.partition(":")
+    if not colon or kind not in kinds:
+        kind, path = "", rest
+    return Spec(spec, kind, path, options, layout)

@@ -1,0 +1,146 @@
+"""Tars of samples, as img2dataset and DataComp write them for WebDataset, with random access by an index."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opensiglip.data.example import BrokenExample
+from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns
+from opensiglip.data.sources.images import MAX_BYTES
+from opensiglip.data.sources.lazy import LazySource
+from opensiglip.data.sources.metadata import MAX_LINE
+from opensiglip.data.sources.recent import Recent
+from opensiglip.data.sources.shards import find_shards
+from opensiglip.data.sources.spec import Spec
+from opensiglip.data.sources.split import Part, choose, split_in
+from opensiglip.data.sources.tar_index import TarIndex, tar_index
+from opensiglip.errors import UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")
+LABELS = ("cls", "label", "cls.txt")
+LANES, OPEN = 64, 256  # a window opens up to two tars a lane
+
+
+class OpenTar:
+    """A tar and its index, open."""
+
+    def __init__(self, path: Path, stamp: tuple[int, int]) -> None:
+        """Raises BrokenExample where the tar is gone, or its size and time are not those given."""
+        try:
+            self.file = os.open(path, os.O_RDONLY)
+        except OSError:
+            raise BrokenExample(f"{path.name} can't be opened") from None
+        facts = os.fstat(self.file)
+        if (facts.st_size, facts.st_mtime_ns) != stamp:
+            os.close(self.file)
+            raise BrokenExample(f"{path.name} has changed")
+        self.index: TarIndex = tar_index(path)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A member. Raises BrokenExample."""
+        try:
+            data = os.pread(self.file, size, offset)
+        except OSError:
+            raise BrokenExample("tar can't be read") from None
+        if len(data) != size:
+            raise BrokenExample("tar is cut off")
+        return data
+
+    def close(self) -> None:
+        os.close(self.file)
+
+
+class Tars(LazySource):
+    """Samples of tars. Texts come from members such as `txt`, and from the JSON member's usual keys."""
+
+    kind = "tar"
+    lanes = LANES
+
+    def __init__(self, spec: Spec, *, split: str = "train", languages: Sequence[str] | None = None) -> None:
+        """Index what has no index yet. Raises UserError where tars are missing or none of their samples can be used."""
+        files = find_shards(spec, ".tar")
+        chosen, part = choose([split_in(file) for file in files], split)
+        self.files = [files[at] for at in chosen]
+        self.texts_in, self.image_in, self.label_in = spec.several("text"), spec.several("image"), spec.several("label")
+        self.language_in = spec.options.get("lang")
+        indexes = [open_index(file) for file in self.files]
+        self.stamps = [stamp for stamp, _, _ in indexes]
+        self.sizes = np.array([rows for _, rows, _ in indexes], np.int64)
+        self.ends = np.cumsum(self.sizes)
+        rows = Part(self.sizes.tolist(), part)
+        self.shards = rows.sizes.tolist()
+        self.opened = Recent(self._open, OPEN, OpenTar.close)
+        super().__init__(spec, split, languages, rows)
+        for _, _, skipped in indexes:
+            self.skipped.update(skipped)
+
+    def columns(self, row: int) -> dict[str, Any]:
+        tar, _, members = self._sample(row)
+        values = parse_json(tar.read(*bounded(members["json"], MAX_LINE))) if "json" in members else {}
+        texts = self.texts_in or tuple(name for name in TEXTS if name in members or name in values)
+        for name in (*texts, *(self.label_in or LABELS)):
+            if name in members:
+                values[name] = decode_text(tar.read(*bounded(members[name], MAX_LINE)))
+        label = next((name for name in self.label_in or LABELS if name in values), None)
+        language = self.language_in or next((name for name in LANGUAGES if name in values), None)
+        return Columns("", texts, label, language, SAME).row(values)
+
+    def image(self, row: int) -> bytes:
+        tar, _, members = self._sample(row)
+        for extension in self.image_in or IMAGES:
+            if extension in members:
+                return tar.read(*bounded(members[extension], MAX_BYTES))
+        raise BrokenExample("sample has no image")
+
+    def key(self, row: int) -> str:
+        return self._sample(row)[1]
+
+    def facts(self) -> dict[str, Any]:
+        return {"first_shard": self.files[0].name, "texts": list(self.texts_in) or "usual members and JSON keys"}
+
+    def _sample(self, row: int) -> tuple[OpenTar, str, dict[str, tuple[int, int]]]:
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        tar = self.opened[shard]
+        return tar, *tar.index.sample(row - int(self.ends[shard] - self.sizes[shard]))
+
+    def _open(self, shard: int) -> OpenTar:
+        return OpenTar(self.files[shard], self.stamps[shard])
+
+
+def open_index(file: Path) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """Size in bytes and time in ns of a tar, number of its samples, and what its index leaves out. Raises UserError."""
+    try:
+        facts, index = file.stat(), tar_index(file)
+    except OSError as error:
+        raise UserError(f"{file} can't be read ({error.strerror or error}); mend or leave out the tar.") from None
+    return (facts.st_size, facts.st_mtime_ns), len(index), index.skipped
+
+
+def bounded(member: tuple[int, int], most: int) -> tuple[int, int]:
+    """A member's offset and size. Raises BrokenExample where it is larger than anything to be read into memory."""
+    if member[1] > most:
+        raise BrokenExample(f"tar member over {most // 1_000_000} MB")
+    return member
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """A sample's JSON object. Raises BrokenExample."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BrokenExample("json is not JSON") from None
+    if not isinstance(values, dict):
+        raise BrokenExample("json is not an object")
+    return values
+
+
+def decode_text(data: bytes) -> str:
+    """A text member. Raises BrokenExample."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise BrokenExample("text is not UTF-8") from None
