@@ -1,8 +1,8 @@
 """The order of training: from positions of the endless stream to rows of sources, a pure function without state.
 
-Sources whose rows are cheap in any order (scenes, folders, memory-mapped tables) are shuffled whole. Sharded sources are
-read in *lanes*: an epoch lays the shards end to end in a drawn order, cuts that line into equal lanes and reads them
-side by side. A *window* takes a slice of every lane and shuffles its rows:
+Sources whose rows are cheap in any order (scenes, folders, memory-mapped tables) are shuffled whole. Sharded sources
+are read in *lanes*: an epoch lays the shards end to end in a drawn order, cuts that line into equal lanes and reads
+them side by side. A *window* takes a slice of every lane and shuffles its rows:
 
     line    [shard 7 | shard 2 | shard 9 | ... ]      drawn anew each epoch
     lanes   [ lane 0     ][ lane 1     ][ ... ]       about as many shards are open at once

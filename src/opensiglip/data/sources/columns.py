@@ -1,4 +1,4 @@
-"""Which columns of somebody's table are the image, the texts and the class; and a row of it as a row of metadata.jsonl."""
+"""Which columns of a table are the image, the texts and the class; and its rows as rows of metadata.jsonl."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -51,14 +51,15 @@ class Columns:
 
 
 def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Columns:
-    """The columns that the spec names, else those that are named as usual. Raises UserError where they are not there."""
+    """The columns that the spec names, else those with usual names. Raises UserError where they are not there."""
     for option in ("image", "text", "label", "lang"):
         if missing := [name for name in spec.several(option) if name not in names]:
             raise UserError(f"--data {spec.name}: there is no column {missing[0]!r}; there are {', '.join(names)}.")
     found = spec.options.get("image") or (usual(names, IMAGES) or usual(names, PATHS) if image else "")
     if found is None:
         raise UserError(
-            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME, one of {', '.join(names)}."
+            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of "
+            f"{', '.join(names)}."
         )
     texts = spec.several("text") or tuple(name for name in names if name.lower() in TEXTS and name != found)
     label = spec.options.get("label") or usual(names, LABELS)

@@ -28,14 +28,14 @@ def read_image(path: Path) -> Tensor:
             raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
         data = path.read_bytes()
     except OSError:
-        raise BrokenExample("image file can't be read") from None
+        raise BrokenExample("image can't be decoded") from None
     return decode_image_bytes(data)
 
 
 def decode_image_bytes(data: bytes) -> Tensor:
     """The image that a file's bytes hold: [3, H, W] uint8, upright. Raises BrokenExample.
 
-    torchvision decodes JPEG and PNG in colour or grey, PIL the rest; the size is read from the header before any pixel is.
+    torchvision decodes JPEG and PNG in colour or grey, PIL the rest; the header's size is read before any pixel is.
     """
     try:
         with warnings.catch_warnings():

@@ -1,11 +1,18 @@
 """From what the user writes after `--data` to a source."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opensiglip.data.example import Source
 from opensiglip.data.sources.box_layout import BoxLayout
+from opensiglip.data.sources.coco import Coco, is_coco
+from opensiglip.data.sources.csv import Csv
+from opensiglip.data.sources.dataset import Tabled
 from opensiglip.data.sources.folder import Folder
+from opensiglip.data.sources.image_folder import ClassFolder, ImageFolder, recognise_images
+from opensiglip.data.sources.parquet import Parquet
+from opensiglip.data.sources.python import open_object
 from opensiglip.data.sources.spec import BOX_FORMAT, Spec, parse_spec, split_weight
 from opensiglip.data.sources.sugarcrepe import Pairs
 from opensiglip.data.sources.tar import Tars
@@ -13,8 +20,8 @@ from opensiglip.errors import UserError
 
 
 def open_source(spec: str, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
-    """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of `KINDS`,
-    named or recognised.
+    """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of
+    `KINDS`, named or recognised.
 
     `languages`: None or ["all"] for all it has. Raises UserError for what is not there, or has no such split or texts.
     """
@@ -50,7 +57,25 @@ def _pairs(spec: Spec, *, split: str, languages: Sequence[str] | None) -> Source
 KINDS: dict[str, Callable[..., Source]] = {
     "folder": _folder,
     "tar": Tars,
+    "parquet": Parquet,
+    "csv": Csv,
+    "tsv": Csv,
+    "images": ImageFolder,
+    "classes": ClassFolder,
+    "coco": Coco,
     "sugarcrepe": _pairs,
+    "dataset": Tabled,
+    "hf": Tabled,
+    "python": open_object,
+    "object": open_object,
+}
+FUNCTION = re.compile(r"\.py:\w+$")
+SUFFIXES = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".arrow": "dataset"}
+MARKS = {  # files that tell what a folder is
+    "metadata.jsonl": "folder",
+    "metadata.csv": "csv",
+    "dataset_dict.json": "dataset",
+    "state.json": "dataset",
 }
 
 
@@ -61,20 +86,23 @@ def recognise(spec: Spec) -> str | None:
     path = Path(spec.path).expanduser()
     if path.is_dir():
         return recognise_folder(path)
-    if path.suffix.lower() == ".tar":
-        return "tar"
-    if path.suffix.lower() == ".json" and path.is_file():
-        return "sugarcrepe"
-    return None
+    if FUNCTION.search(spec.path):
+        return "python"
+    suffix = path.suffix.lower()
+    if suffix == ".json" and path.is_file():
+        return "coco" if is_coco(path) else "sugarcrepe"
+    return SUFFIXES.get(suffix)
 
 
 def recognise_folder(path: Path) -> str:
-    """The kind of a folder."""
-    if (path / "metadata.jsonl").is_file():
-        return "folder"
-    if any(path.glob("*.tar")):
-        return "tar"
-    return "folder"
+    """The kind of a folder; `folder`, which says what one looks like, where it holds nothing known."""
+    for file, kind in MARKS.items():
+        if (path / file).is_file():
+            return kind
+    for suffix in (".tar", ".parquet"):
+        if any(path.glob(f"*{suffix}")) or any(path.glob(f"*/*{suffix}")):
+            return SUFFIXES[suffix]
+    return recognise_images(path) or "folder"
 
 
 def with_box_format(specs: Sequence[str], layout: str | None) -> list[str]:

@@ -61,4 +61,4 @@ def matches(pattern: str) -> list[str]:
     """A path as it is, a glob's files in the order of their names."""
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [pattern]
-    return sorted(glob.glob(pattern, recursive=True))
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - pathlib's has no absolute patterns

@@ -74,8 +74,8 @@ def split_in(file: Path) -> str | None:
 def choose(splits: Sequence[str | None], split: str) -> tuple[list[int], Literal["all", "train", "val"]]:
     """Of shards or tables that name these splits (None: none) which to read for a split, and which part of them.
 
-    What names no split is train; where nothing is val, every fiftieth row of train is held out as val. The list is empty
-    where there is no such split.
+    What names no split is train; where nothing is val, every fiftieth row of train is held out as val. The list is
+    empty where there is no such split.
     """
     named = [name or "train" for name in splits]
     if "val" in named or split not in ("train", "val"):
