@@ -21,8 +21,8 @@ BEGINS = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|t
 class Coco(Listed):
     """Images with all their captions, and each object that is no crowd as a region and, with polygons, a mask.
 
-    A file named after a split is of that split; else one image in fifty is val. Runs of crowds and RLE masks are counted
-    as left out.
+    A file named after a split is of that split; else one image in fifty is val. Crowds are left out and
+    counted.
     """
 
     kind = "coco"
@@ -77,7 +77,9 @@ def join(
         if not isinstance(image, dict) or not is_id(image.get("id")) or not isinstance(image.get("file_name"), str):
             dropped["image without id or file_name"] += 1
         elif own := of_image.pop(image["id"], None):
-            records.append({key: image.get(key) for key in ("file_name", "width", "height")} | annotated(own, categories))
+            records.append(
+                {key: image.get(key) for key in ("file_name", "width", "height")} | annotated(own, categories)
+            )
             dropped.update("region: crowd" for one in own if one.get("iscrowd"))
     if of_image:
         dropped["annotation of an image that is not listed"] += sum(map(len, of_image.values()))

@@ -58,8 +58,7 @@ def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Col
     found = spec.options.get("image") or (usual(names, IMAGES) or usual(names, PATHS) if image else "")
     if found is None:
         raise UserError(
-            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of "
-            f"{', '.join(names)}."
+            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of {', '.join(names)}."
         )
     texts = spec.several("text") or tuple(name for name in names if name.lower() in TEXTS and name != found)
     label = spec.options.get("label") or usual(names, LABELS)

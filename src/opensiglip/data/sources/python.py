@@ -9,9 +9,9 @@ from datasets import Dataset, DatasetDict
 from opensiglip.data.example import BrokenExample, Example, Source
 from opensiglip.data.sources.columns import Columns, find_columns
 from opensiglip.data.sources.dataset import Tabled
+from opensiglip.data.sources.metadata import SPLITS
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose
-from opensiglip.data.sources.metadata import SPLITS
 from opensiglip.data.sources.table import Table
 from opensiglip.errors import UserError
 from opensiglip.user_file import load
@@ -67,8 +67,8 @@ def call(spec: Spec) -> Any:
 class Objects(Table):
     """Rows of an object with `len` and `example(i)`, an `Example`, or `[i]`: a dict of columns or a pair.
 
-    A pair, as torchvision's data sets give it, is an image with a text, a list of texts, or the number of a class, which
-    the object's `classes` names.
+    A pair, as torchvision's data sets give it, is an image with a text, a list of texts, or the number of a class,
+    which the object's `classes` names.
     """
 
     kind = "python"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opensiglip.data.sources.metadata import SPLITS
 
 HELD_OUT = 50  # one row in so many is val
-NAMES = re.compile(r"(?:^|[-_.])(train|val|validation|test)(?=[-_.\d]|$)")
+NAMES = re.compile(rf"(?:^|[-_.])({'|'.join(SPLITS)})(?=[-_.\d]|$)")
 
 
 class Rows(Protocol):

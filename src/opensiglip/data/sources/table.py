@@ -1,7 +1,7 @@
 """Rows of a table whose image column holds bytes, pixels or paths: the ground of all kinds but tars."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +130,19 @@ def relative(name: str, root: Path) -> str:
     return parse_file_name(name)
 
 
-def encoded(cell: Any, find: Any) -> Encoded:
+def encoded(cell: Any, find: Callable[[str], Path]) -> Encoded:
     """An image from what a table, `datasets` or a torch dataset holds. Raises BrokenExample."""
     if isinstance(cell, Mapping):  # as `datasets` stores an image
         cell = cell.get("bytes") or cell.get("path")
+        return find(cell) if isinstance(cell, str) else encoded(cell, find)
     if isinstance(cell, bytes | bytearray | memoryview):
         if len(cell) > MAX_BYTES:
             raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
         return bytes(cell)
-    if isinstance(cell, str):
-        path: Path = find(cell)
-        return path
     if isinstance(cell, Image.Image | Path):
         return cell
-    if isinstance(cell, np.ndarray):
-        cell = torch.from_numpy(cell)
+    if isinstance(cell, np.ndarray) and cell.dtype == np.uint8:
+        cell = torch.from_numpy(np.array(cell))  # a copy: what it is a view of may be read-only
         cell = cell.permute(2, 0, 1) if cell.ndim == 3 and cell.shape[2] == 3 and cell.shape[0] != 3 else cell
     if not isinstance(cell, Tensor):
         raise BrokenExample("no image")
