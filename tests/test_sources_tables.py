@@ -62,7 +62,9 @@ def test_every_row_of_parquet_files_is_train_or_val_and_row_groups_are_shards(tm
     assert len(source.shards) == 8 + 9 and sum(source.shards) == 108 == len(source)
     examples = everything(str(tmp_path))
     assert sorted(shades(examples)) == list(range(110))
-    assert all(example.captions == (Caption(f"picture {s}"),) for example, s in zip(examples, shades(examples)))
+    assert all(
+        example.captions == (Caption(f"picture {s}"),) for example, s in zip(examples, shades(examples), strict=True)
+    )
     assert source.describe()["columns"] == "image: jpg; texts: caption"
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 
 from opensiglip.data.example import BrokenExample, Example, Source
@@ -84,34 +83,36 @@ class Objects(Table):
             columns = find_columns(list(first), spec)
         super().__init__(spec, split, languages, rows, columns, classes=[str(name) for name in classes])
 
-    def example(self, index: int, language: str | None = None) -> Example:
-        if not hasattr(self.data, "example"):
-            return super().example(index, language)
-        example = self.data.example(self.rows.row(index))
-        if not isinstance(example, Example) or example.image.dtype != torch.uint8 or example.image.ndim != 3:
-            raise BrokenExample("example(i) is no Example with an image of uint8 [3, H, W]")
-        return example
+    def columns(self, row: int) -> dict[str, Any]:
+        item = self._item(row)
+        return row_of(item) if isinstance(item, Example) else super().columns(row)
 
     def values(self, row: int) -> dict[str, Any]:
-        if hasattr(self.data, "example"):
-            example = self.data.example(row)
-            return {"text": [caption.text for caption in example.captions], "label": "given"}
         item = self._item(row)
         if isinstance(item, Mapping):
             return {name: item[name] for name in self.named.names if name in item}
         target = item[1]
-        return {"text": target} if isinstance(target, str | list | tuple) else {"label": int(target)}
+        return {"text": target} if isinstance(target, str | list | tuple) else {"label": target}
 
     def cell(self, row: int) -> Any:
         item = self._item(row)
+        if isinstance(item, Example):
+            return item.image
         return item.get(self.named.image) if isinstance(item, Mapping) else item[0]
 
     def _item(self, row: int) -> Any:
-        """Row `row`, a dict or a pair. Raises BrokenExample for whatever its object raises."""
+        """Row `row`: an `Example`, a dict or a pair. Raises BrokenExample for whatever its object raises."""
         try:
-            item = self.data[row]
+            item = self.data.example(row) if hasattr(self.data, "example") else self.data[row]
         except Exception as error:  # somebody's code
             raise BrokenExample(f"row raises {type(error).__name__}") from None
-        if not isinstance(item, Mapping) and not (isinstance(item, list | tuple) and len(item) == 2):
-            raise BrokenExample("row is neither a dict nor a pair")
+        if not isinstance(item, Example | Mapping) and not (isinstance(item, list | tuple) and len(item) == 2):
+            raise BrokenExample("row is neither an Example nor a dict nor a pair")
         return item
+
+
+def row_of(example: Example) -> dict[str, Any]:
+    """An example's texts, regions and optional columns as a row of metadata.jsonl."""
+    captions = [{"lang": one.language, "text": one.text, "source": one.source} for one in example.captions]
+    regions = [{"bbox": list(one.bbox), "phrases": one.phrases, "n_boxes": one.n_boxes} for one in example.regions]
+    return example.extras | {"captions_i18n": captions, "regions": regions}
