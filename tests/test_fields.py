@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transform
 from toys import Rectangles, rectangle
 
 from opensiglip.data.boxes import BoxFormat
@@ -108,6 +109,17 @@ def test_without_crop_area_or_generator_nothing_is_cropped() -> None:
         assert (image[0] > 250).all() and regions[0].bbox == (0, 0, 64, 64)
     same = rectangle((3, 4, 9, 8), 64, 64)
     assert Frame(64).apply(Example(same, ()), np.random.default_rng(0))[0] is same
+
+
+def test_images_made_smaller_are_antialiased_which_big_visions_default_is_not() -> None:
+    """Stripes of one pixel, 4 to 1: the mean grey; without antialiasing what happens to lie under the sample points."""
+    stripes = (torch.arange(128) % 4 == 0).to(torch.uint8).mul(255).expand(3, 128, 128).contiguous()
+    ours, _ = Frame(32).apply(Example(stripes, ()), None)
+    plain = transform.resize(stripes, [32, 32], antialias=False)
+    assert (ours[..., 2:-2].float() - 255 / 4).abs().max() < 12 and plain.float().mean() < 1
+    small = stripes[:, :16, :16].contiguous()
+    enlarged, _ = Frame(32).apply(Example(small, ()), None)
+    assert torch.equal(enlarged, transform.resize(small, [32, 32], antialias=False)), "nothing to average"
 
 
 def test_a_visit_prefers_the_language_that_was_drawn() -> None:

@@ -329,6 +329,51 @@ def test_whatever_stands_in_a_column_ends_as_a_row_or_a_reason(columns: dict[str
             Dataset.from_dict(to_columns(Path("/"), [row]), features=folder_module.COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"caption": "x" * 20_001}, "text over 20,000 letters"),
+        ({"qa": [{"question": "x" * 20_001, "answer": "y"}]}, "text over 20,000 letters"),
+        ({"caption": "x", "masks": [{"label": "\ud800", "polygons": [[0, 0, 1, 0, 1, 1]]}]}, "text is not Unicode"),
+        ({"caption": "x", "depth": "../out.png"}, "path leaves the folder"),
+        ({"caption": "x", "image_id": [1]}, "image_id is neither a text nor a number"),
+        ({"caption": "x", "negative_caption": [3]}, "negative_caption is neither a string nor a list of strings"),
+    ],
+)
+def test_what_would_fail_or_take_long_later_is_a_reason_when_the_row_is_read(
+    columns: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BrokenExample, match=f"^{reason}$"):
+        parse_row(json.dumps({"file_name": "a.png"} | columns).encode())
+
+
+def test_outlines_of_too_many_corners_are_left_out_and_counted() -> None:
+    fine, long = [0, 0, 9, 0, 9, 9], [0.0] * 4002
+    masks = [{"label": "fox", "polygons": [corners]} for corners in (fine, long, fine[:5], "x")]
+    row = parse_row(json.dumps({"file_name": "a.png", "masks": masks}).encode())
+    assert row.extras["masks"] == masks[:1] and row.dropped["mask: over 2,000 corners"] == 1
+    assert row.dropped.total() == 3
+
+
+def test_a_depth_whose_name_no_system_takes_is_that_rows_fault(tmp_path: Path) -> None:
+    source = Folder(write(tmp_path, good(1, depth="\0")))
+    with pytest.raises(BrokenExample, match="path is none that a system takes"):
+        source.example(0)
+
+
+def test_codes_are_canonical_and_a_language_takes_its_regions(tmp_path: Path) -> None:
+    codes = {"zh-cn": "zh-CN", "DE": "de", " pt_BR ": "pt-BR", "zh-hans": "zh-Hans", "deu": "deu"}
+    i18n = [{"lang": code, "text": code} for code in codes]
+    spec = write(tmp_path, [{"file_name": "a.png", "captions_i18n": i18n, "split": "train"}])
+    assert Folder(spec).languages == tuple(codes.values())
+    assert Folder(spec, languages=["zh"]).languages == ("zh-CN", "zh-Hans")
+    assert Folder(spec, languages=[" De ", "zh_cn"]).languages == ("zh-CN", "de")
+    with pytest.raises(UserError, match="no texts in pt-PT"):
+        Folder(spec, languages=["pt-PT"])
+    with pytest.raises(UserError, match="'x!' is not a language code"):
+        Folder(spec, languages=["x!"])
+
+
 def test_a_box_off_by_rounding_is_cut_to_the_image(tmp_path: Path) -> None:
     regions = [{"bbox": [-1, -0.5, WIDTH + 1, HEIGHT + 0.9], "phrase": "all"}]
     row = {"file_name": "a.png", "regions": regions, "width": WIDTH, "height": HEIGHT}
