@@ -101,3 +101,11 @@ def test_a_model_without_an_evaluation_needs_data(tmp_path: Path, capsys: pytest
     assert "give --data" in capsys.readouterr().err
     assert main(["compare", first]) == 2
     assert "two models" in capsys.readouterr().err
+
+
+def test_a_difference_without_interval_says_why(tmp_path: Path) -> None:
+    first = evaluation(tmp_path, "one", hits(3).tolist())
+    others = split_values(mean_with_interval("accuracy", hits(3).tolist(), [0, *range(399)]))[1]
+    names, (row,) = compare([first, evaluation(tmp_path, "two", hits(3).tolist(), values={"grounding": others})])
+    assert row.differences == [[0.0]] and row.reasons == ["judged on other examples"]
+    assert "no interval of a difference (judged on other examples): grounding: accuracy" in table(names, [row])

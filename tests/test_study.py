@@ -243,6 +243,14 @@ def test_the_answer_counts_what_came_out() -> None:
     assert plain.endswith("b against a: not told apart; c against b: higher.")
 
 
+def test_runs_that_chance_may_order_are_not_ranked() -> None:
+    means = {name: Interval(value, 0, 1) for name, value in (("a", 0.31), ("b", 0.30), ("c", 0.5))}
+    ranked = [("b", "a", Interval(0.01, -0.02, 0.04)), ("a", "c", Interval(0.19, 0.1, 0.3))]
+    column = Column(Figure("t", "n", "found"), means, {}, [], ranked)
+    assert column.sentence.startswith("found: b 0.300 ≈ a 0.310 < c 0.500")
+    assert [some[:2] for some in column.differences] == [("b", "a"), ("a", "c")]
+
+
 def test_the_how_to_declares_a_study(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs/how-to/study.md").read_text()
     (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
