@@ -6,10 +6,11 @@ import torch
 
 from benchmarks.measure import Variant, compare, positive, start
 from benchmarks.report import report
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.encode import BATCH, encode_examples
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.recipes import siglip
 
@@ -38,13 +39,14 @@ def bench(
     place = start(device)
     architecture = siglip(size=size, resolution=resolution).architecture
     pipeline = TextPipeline.train(["a fox"])
-    subject = Subject.of(Model.new(architecture, len(pipeline)).to(place).eval(), pipeline, name=size)
+    model = Model.new(architecture, len(pipeline)).to(place).eval()
+    subject = Predictor(Pretrained.of(model, pipeline, name=size))
     source = open_source(data, split="val", pixels=resolution)
     pixels = torch.stack([example.image for example in encode_examples(subject, source, count, tokens=False).examples])
 
     def alone() -> None:
         for some in pixels.split(BATCH):
-            subject.see(some)
+            subject.encode(some)
 
     variants = [
         Variant("encoder alone", alone, items=count),

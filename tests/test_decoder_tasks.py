@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import Oracle
 from torch import Tensor
 from toys import small_model
 
@@ -20,20 +21,19 @@ from opensiglip.evaluation.benchmarks import grounded_captioning as naming
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.text import words
-from opensiglip.inference.subject import Subject
 
 TASKS = ("cap", "aref", "gcap")
 
 
 @pytest.fixture(scope="module")
-def subject(pipeline: TextPipeline) -> Subject:
+def subject(pipeline: TextPipeline) -> Oracle:
     """A small model that knows nothing."""
     model = small_model(text=True, vocabulary=len(pipeline), length=pipeline.policy.length).eval()
-    return Subject.of(model, pipeline, name="small", boxes=BoxFormat(), tasks=TASKS)
+    return Oracle.of(model, pipeline, name="small", boxes=BoxFormat(), tasks=TASKS)
 
 
 @pytest.fixture(scope="module")
-def judged(subject: Subject, scenes: Source) -> EncodedExamples:
+def judged(subject: Oracle, scenes: Source) -> EncodedExamples:
     return encode_examples(subject, scenes, 24)
 
 
@@ -43,11 +43,11 @@ def context(scenes: Source) -> Context:
 
 
 def test_found_boxes_are_right_and_what_is_none_is_wrong(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = judged.referable_regions
 
-    def find(subject: Subject, judged: EncodedExamples, places: Sequence[int], *_: Any) -> list[Any]:
+    def find(subject: Oracle, judged: EncodedExamples, places: Sequence[int], *_: Any) -> list[Any]:
         own = list(places) == [place for place, _ in asked]
         return [region.bbox if own and number else None for number, (_, region) in enumerate(asked)]
 
@@ -59,7 +59,7 @@ def test_found_boxes_are_right_and_what_is_none_is_wrong(
 
 
 def test_a_model_that_knows_nothing_writes_boxes_all_the_same(
-    subject: Subject, judged: EncodedExamples, context: Context
+    subject: Oracle, judged: EncodedExamples, context: Context
 ) -> None:
     findings = grounding.grounding(subject, judged, context)
     assert findings.metrics["invalid"] == 0 and findings.metrics["accuracy"] < 0.3
@@ -67,14 +67,14 @@ def test_a_model_that_knows_nothing_writes_boxes_all_the_same(
 
 
 def test_a_row_with_no_room_for_a_box_counts_as_wrong(
-    judged: EncodedExamples, subject: Subject, context: Context
+    judged: EncodedExamples, subject: Oracle, context: Context
 ) -> None:
     long = " ".join(["a fox left of it"] * 30)
     assert grounding.locate(subject, judged, [0, 1], [long, "fox"], context)[0] is None
 
 
 def test_regions_that_name_several_boxes_are_left_out(
-    judged: EncodedExamples, subject: Subject, context: Context
+    judged: EncodedExamples, subject: Oracle, context: Context
 ) -> None:
     several = [
         replace(example, regions=tuple(replace(region, n_boxes=2) for region in example.regions))
@@ -86,19 +86,19 @@ def test_regions_that_name_several_boxes_are_left_out(
 
 
 def test_phrases_that_are_said_right_score_best(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [next(iter(region.phrases.values())) for _, region in judged.referable_regions]
     pipeline = subject.pipeline
     assert pipeline is not None
-    monkeypatch.setattr(naming, "greedy", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
+    monkeypatch.setattr(naming, "generate", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
     figures = naming.grounded_captioning(subject, judged, context).metrics
     assert figures["token_f1"] == 1 and figures["cider"] > 2
     assert 1 <= figures["mean_rank"] <= 10 and figures["chance_first"] == pytest.approx(0.1, abs=0.01)
 
 
 def test_ranks_follow_the_likelihoods(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, *_: Any) -> list[float]:
         return [-len(text.target) for _, text in asked]
@@ -134,13 +134,13 @@ def test_token_f1(answer: str, truth: str, expected: float) -> None:
 
 
 def test_true_captions_score_best_and_another_images_hardly(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = subject.pipeline
     assert pipeline is not None
     answers: list[Ids] = [pipeline.ids(f" {example.captions[0].text}") for example in judged.examples]
     wrong = [answers[-1], *answers[:-1]]
-    monkeypatch.setattr(captioning, "SEARCHES", {"greedy": lambda *_, **__: answers, "beam": lambda *_, **__: wrong})
+    monkeypatch.setattr(captioning, "generate", lambda *some, **_: answers if some[4].num_beams == 1 else wrong)
     findings = captioning.captioning(subject, judged, context)
     figures = findings.metrics
     assert figures["bleu4_greedy"] == pytest.approx(1) and figures["cider_greedy"] > 5
@@ -152,7 +152,7 @@ def test_true_captions_score_best_and_another_images_hardly(
 
 
 def test_captions_are_asked_for_in_the_language_of_the_examples(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     german = [replace(one, captions=tuple(replace(c, language="de") for c in one.captions)) for one in judged.examples]
     asked: set[Ids] = set()
@@ -161,13 +161,13 @@ def test_captions_are_asked_for_in_the_language_of_the_examples(
         asked.update(prefixes)
         return [()] * len(prefixes)
 
-    monkeypatch.setattr(captioning, "SEARCHES", dict.fromkeys(("greedy", "beam"), search))
+    monkeypatch.setattr(captioning, "generate", search)
     captioning.captioning(replace(subject, tasks=("caption",)), replace(judged, examples=german), context)
     assert subject.pipeline is not None and asked == {subject.pipeline.ids(" caption de")}
 
 
 def test_a_bag_of_words_knows_what_is_there_but_not_how_it_stands(
-    subject: Subject, judged: EncodedExamples, context: Context
+    subject: Oracle, judged: EncodedExamples, context: Context
 ) -> None:
     vocabulary = {word: number for number, word in enumerate(sorted(set(words(every_text(judged)))))}
 
@@ -191,7 +191,7 @@ def every_text(judged: EncodedExamples) -> str:
     return " ".join(caption.text for example in judged.examples for caption in example.captions)
 
 
-def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: EncodedExamples, context: Context) -> None:
+def test_a_decoder_is_judged_beside_itself_blind(subject: Oracle, judged: EncodedExamples, context: Context) -> None:
     figures = compositionality(subject, judged, context).metrics
     assert {"similarity", "likelihood", "blind_likelihood"} <= set(figures)
     alike = replace(judged, tokens=judged.tokens[:1].expand_as(judged.tokens))
@@ -200,7 +200,7 @@ def test_a_decoder_is_judged_beside_itself_blind(subject: Subject, judged: Encod
 
 
 def test_the_probe_trains_a_decoder_and_nothing_else(
-    subject: Subject, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
+    subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = replace(context, probe=ProbeConfig(steps=6))
     monkeypatch.setattr(decoder_probe, "SHAPE", replace(decoder_probe.SHAPE, width=32, depth=1, mlp=64))
@@ -216,7 +216,7 @@ def test_the_probe_trains_a_decoder_and_nothing_else(
     assert "grounding_accuracy" in told and not any(name.startswith(("captioning", "grounded")) for name in told)
 
 
-def test_what_a_model_lacks_is_said(subject: Subject, judged: EncodedExamples, context: Context) -> None:
+def test_what_a_model_lacks_is_said(subject: Oracle, judged: EncodedExamples, context: Context) -> None:
     blind = replace(subject, decoder=None, text=None)
     for task in (grounding.grounding, naming.grounded_captioning, captioning.captioning, compositionality):
         with pytest.raises(NotApplicable):

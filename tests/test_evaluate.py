@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Run, Small
+from oracle import Oracle
 from PIL import Image, ImageDraw
 
 from opensiglip.apps.cli import main
@@ -31,7 +32,6 @@ from opensiglip.evaluation.class_names import canonical, class_embeddings, class
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.labels import label, things
 from opensiglip.evaluation.run import BENCHMARKS
-from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.types import Features
 
@@ -39,7 +39,7 @@ SIDE = 32
 INKS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-def oracle(**changes: Any) -> Subject:
+def oracle(**changes: Any) -> Oracle:
     """A model that sees mean colours and reads colour words: images, patches of 8 pixels and texts in one space."""
 
     def see(pixels: torch.Tensor) -> Features:
@@ -51,7 +51,7 @@ def oracle(**changes: Any) -> Subject:
 
     settings = {"text": read, "to_text": lambda tokens: tokens} | changes
     device = torch.device("cpu")
-    return Subject("oracle", Frame(SIDE), device, lambda: torch.autocast("cpu", enabled=False), see, **settings)
+    return Oracle("oracle", Frame(SIDE), device, lambda: torch.autocast("cpu", enabled=False), see, **settings)
 
 
 def square(color: str, left: int, extras: dict[str, Any] | None = None) -> Example:
@@ -64,8 +64,8 @@ def square(color: str, left: int, extras: dict[str, Any] | None = None) -> Examp
     return Example(image, captions, (Region(box, {"en": f"the {color} one"}),), extras=told | (extras or {}))
 
 
-def encoded(subject: Subject, examples: list[Example]) -> EncodedExamples:
-    seen = subject.see(torch.stack([example.image for example in examples]))
+def encoded(subject: Oracle, examples: list[Example]) -> EncodedExamples:
+    seen = subject.encode(torch.stack([example.image for example in examples]))
     return EncodedExamples(examples, seen.tokens, seen.pooled)
 
 
@@ -174,7 +174,7 @@ def test_patches_point_at_what_a_phrase_names(squares: list[Example]) -> None:
     def shared(
         texts: Any,
     ) -> torch.Tensor:  # all texts say first of all what the ground shows, as after little training
-        return F.normalize(oracle().read(texts) - 3 * torch.ones(3), dim=-1)
+        return F.normalize(oracle().encode_texts(texts) - 3 * torch.ones(3), dim=-1)
 
     drowned = oracle(text=shared)
     found = open_vocabulary(drowned, encoded(drowned, squares), Context(languages=("en",)))
@@ -248,11 +248,11 @@ def test_patches_take_the_most_frequent_class_and_the_mean_depth() -> None:
     assert patches(depth, 2, 2).nanmean(-1).nan_to_num(nan=-1).tolist() == [3.0, 2.0, -1.0, 2.0]
 
 
-def of(small: Small, pipeline: TextPipeline, name: str) -> Subject:
+def of(small: Small, pipeline: TextPipeline, name: str) -> Oracle:
     recipe = small(name)
     torch.manual_seed(0)
     model = Model.new(recipe.architecture, len(pipeline)).eval()
-    return Subject.of(model, pipeline, name=name, boxes=recipe.boxes, tasks=recipe.tasks)
+    return Oracle.of(model, pipeline, name=name, boxes=recipe.boxes, tasks=recipe.tasks)
 
 
 def test_some_of_both_are_shown() -> None:

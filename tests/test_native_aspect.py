@@ -13,6 +13,7 @@ import peers
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import Oracle
 from PIL import Image
 from torch import Tensor
 from toys import SHAPE
@@ -38,7 +39,6 @@ from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.inference.encoder import pooled_features
 from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.reports.held_out_samples import answered
@@ -80,7 +80,7 @@ class Tiles(Source):
         return {"kind": "tiles"}
 
 
-def oracle() -> Subject:
+def oracle() -> Oracle:
     """A model that sees the mean colour of each patch and reads colour words."""
 
     def see(image: Patches) -> Features:
@@ -92,11 +92,11 @@ def oracle() -> Subject:
         return torch.tensor([[float(colour in text) for colour in INKS] for text in words]) + 1e-3
 
     frame, device = NaFlex(PATCH, 18, (18,)), torch.device("cpu")
-    return Subject("oracle", frame, device, lambda: torch.autocast("cpu", enabled=False), see, texts, lambda x: x)
+    return Oracle("oracle", frame, device, lambda: torch.autocast("cpu", enabled=False), see, texts, lambda x: x)
 
 
 @cache
-def pretrained() -> Pretrained:
+def trained() -> Oracle:
     """A random NaFlex model of ours, towers and decoder."""
     torch.manual_seed(0)
     pipeline = TextPipeline.train(Tiles().texts(), size=330, length=40)
@@ -105,13 +105,7 @@ def pretrained() -> Pretrained:
         std = 0.5 if name.startswith("decoder") else 0.1
         torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=std)
     tasks = ("cap", "aref", "gcap")
-    return Pretrained.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",))
-
-
-@cache
-def trained() -> Subject:
-    """The same, to be judged."""
-    return Subject.of_pretrained(pretrained())
+    return Oracle.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",))
 
 
 # Judging
@@ -124,7 +118,7 @@ def test_what_is_judged_is_what_each_image_gives_alone_without_padding() -> None
     assert {tuple(one.image.shape[1:]) for one in judged.examples} == {(16, 64), (64, 16), (32, 32), (24, 40)}
     for place, example in enumerate(judged.examples):
         count = example.image.shape[1] * example.image.shape[2] // PATCH**2
-        alone = replace(subject, frame=NaFlex(PATCH, count, (count,))).see([example.image])
+        alone = replace(subject, frame=NaFlex(PATCH, count, (count,))).encode([example.image])
         assert alone.pooled is not None and alone.valid is not None and alone.valid.all()
         assert (alone.pooled[0] - judged.pooled[place]).abs().max() < CLOSE
         assert (alone.tokens[0] - judged.tokens[place, :count]).abs().max() < CLOSE
@@ -174,7 +168,7 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
         answers = [pipeline.ids(text) for text in written]
         return answers if all(shown) else answers[::-1]
 
-    monkeypatch.setattr("opensiglip.evaluation.benchmarks.grounding.greedy", truth)
+    monkeypatch.setattr("opensiglip.evaluation.benchmarks.grounding.generate", truth)
     found = grounding(subject, judged, Context(training=Tiles())).metrics
     assert found["accuracy"] == 1 and found["mean_iou"] > 0.97 > found["accuracy_shuffled_images"]
     shares = constant_boxes(Tiles(), subject.frame)[1:]
@@ -198,7 +192,7 @@ def test_the_report_shows_pictures_in_their_shape() -> None:
 
 
 def test_maps_of_a_model_lie_where_the_patches_do() -> None:
-    predictor = Predictor(pretrained())
+    predictor = Predictor(trained())
     wide, tall = (np.zeros((*size, 3), np.uint8) for size in ((40, 160), (160, 40)))
     assert predictor.features(wide).shape == (1, 2, 8, 32) and predictor.features([tall, tall]).shape == (2, 8, 2, 32)
     assert predictor.similarity(wide, "a red tile").shape == (1, 2, 8)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Small
+from oracle import Oracle
 from PIL import Image
 
 from opensiglip.data.example import Caption, Example, Source
@@ -21,7 +22,6 @@ from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
-from opensiglip.inference.subject import Subject
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.reports import held_out_samples
@@ -102,8 +102,8 @@ def new(recipe: Recipe, pipeline: TextPipeline) -> Model:
     return Model.new(recipe.architecture, len(pipeline)).eval()
 
 
-def subject(recipe: Recipe, model: Model, pipeline: TextPipeline) -> Subject:
-    return Subject.of(model, pipeline, name="it", boxes=recipe.boxes, tasks=recipe.tasks)
+def subject(recipe: Recipe, model: Model, pipeline: TextPipeline) -> Oracle:
+    return Oracle.of(model, pipeline, name="it", boxes=recipe.boxes, tasks=recipe.tasks)
 
 
 def metrics(*names: str, count: int = 30) -> list[Row]:
@@ -282,7 +282,7 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
             answers.append(whole[len(prefix) : -1])
         return answers
 
-    monkeypatch.setattr(held_out_samples, "greedy", oracle)
+    monkeypatch.setattr(held_out_samples, "generate", oracle)
     for picture, example in zip(answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True):
         assert picture.caption == example.captions[0].text.lower()
         assert picture.box_phrase == picture.phrase.lower()
@@ -297,10 +297,10 @@ def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
     seen = replace(encode_examples(one, scenes, 20), pooled=torch.eye(20))
     told = [example.captions[0].text for example in seen.examples]
 
-    def oracle(_: Subject, texts: Sequence[str]) -> torch.Tensor:
+    def oracle(_: Oracle, texts: Sequence[str]) -> torch.Tensor:
         return torch.stack([torch.eye(20)[told.index(text)] for text in texts])
 
-    monkeypatch.setattr(Subject, "read", oracle)
+    monkeypatch.setattr(Oracle, "encode_texts", oracle)
     for place, picture in enumerate(retrieved(one, seen)):
         if told.index(told[place]) == place:  # a caption told twice has the first one's embedding here
             assert picture.retrieved[0] == (told[place], True)
@@ -310,7 +310,7 @@ def test_the_nearest_captions_are_retrieved_and_the_right_ones_marked(
 def test_embeddings_are_of_unit_length(small: Small, pipeline: TextPipeline) -> None:
     model = new(small("siglip"), pipeline)
     with torch.no_grad():
-        found = subject(small("siglip"), model, pipeline).read(["a red apple", "two dogs"])
+        found = subject(small("siglip"), model, pipeline).encode_texts(["a red apple", "two dogs"])
     assert found.norm(dim=-1).tolist() == pytest.approx([1, 1])
     assert not math.isclose(float(found[0] @ found[1]), 1, abs_tol=1e-6)
 

@@ -11,13 +11,13 @@ from opensiglip.data.sources.registry import with_box_format
 from opensiglip.evaluation import compare as comparing
 from opensiglip.evaluation.benchmark import DEFAULT_PROBE, ProbeConfig
 from opensiglip.evaluation.run import run_evaluation
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.comparison import write_comparison
 from opensiglip.reports.evaluation_page import table, write_evaluation
 
 
 def evaluate(
-    model: str | Path | Subject,
+    model: str | Path | Predictor,
     data: str,
     tasks: Sequence[str] = (),
     out: str | Path | None = None,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from opensiglip.data.example import Box, Source
 from opensiglip.errors import UserError
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 Item = TypeVar("Item")
 
@@ -70,7 +70,7 @@ class Context:
     probe: ProbeConfig = DEFAULT_PROBE
     _training_examples: dict[str, EncodedExamples] = field(default_factory=dict)
 
-    def training_examples(self, model: Subject) -> EncodedExamples:
+    def training_examples(self, model: Predictor) -> EncodedExamples:
         """The training split as the model encodes it, once. Raises NotApplicable where there is none."""
         if self.training is None:
             raise NotApplicable("no training split to fit a probe on")
@@ -88,7 +88,7 @@ class Context:
         return tqdm(items, desc=words, total=total, leave=False, disable=self.quiet or None)
 
 
-Benchmark = Callable[[Subject, EncodedExamples, Context], BenchmarkResult]
+Benchmark = Callable[[Predictor, EncodedExamples, Context], BenchmarkResult]
 
 
 def hits_and_misses(correct: Sequence[bool], each: int = 6) -> list[int]:

@@ -8,7 +8,7 @@ from importlib.resources import files
 import torch.nn.functional as F
 from torch import Tensor
 
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 Names = Mapping[str, str]  # language -> name; a bare name is taken for English
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -46,13 +46,13 @@ def class_name(names: Names, language: str, *, raw: bool = False) -> str:
     return name if raw else canonical(name, keep=",").split(",")[0].strip()
 
 
-def class_embeddings(model: Subject, names: Sequence[str], language: str) -> Tensor:
+def class_embeddings(model: Predictor, names: Sequence[str], language: str) -> Tensor:
     """[C, D]: the mean of the unit embeddings of all prompts of a class, of unit length again.
 
     (big_vision evaluators/proj/image_text/discriminative_classifier.py:145-186)
     """
     prompts = templates(language)
-    embedded = model.read([prompt.replace("{}", name) for name in names for prompt in prompts])
+    embedded = model.encode_texts([prompt.replace("{}", name) for name in names for prompt in prompts])
     return F.normalize(embedded.unflatten(0, (len(names), len(prompts))).mean(1), dim=-1, eps=1e-8)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from opensiglip.data.example import BrokenExample, Example, Region, Source
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.types import Features
 
 BATCH = 64
@@ -61,7 +61,7 @@ class EncodedExamples:
 
 
 def encode_examples(
-    model: Subject, source: Source, count: int, *, tokens: bool = True, quiet: bool = True
+    model: Predictor, source: Source, count: int, *, tokens: bool = True, quiet: bool = True
 ) -> EncodedExamples:
     """Encode `count` readable examples of a source (`sample_order`), uncropped, in the model's frame.
 
@@ -74,7 +74,7 @@ def encode_examples(
     with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet or None) as bar:
         framed = framed_examples(source, model.frame, count)
         while some := list(islice(framed, BATCH)):
-            features = model.see([example.image for example in some])
+            features = model.encode([example.image for example in some])
             examples += some
             kept.append(features.tokens if tokens else features.tokens[:, :0])
             if features.pooled is not None:

@@ -31,7 +31,7 @@ from opensiglip.evaluation.class_names import key
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.labels import class_names, label
 from opensiglip.evaluation.metrics.intervals import split_values
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor, load
 
 BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": retrieval,
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 def run_evaluation(
-    model: str | Path | Subject,
+    model: str | Path | Predictor,
     data: str,
     benchmarks: Sequence[str] = (),
     *,
@@ -73,9 +73,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Judge a model on `count` examples of a source, spread over it; the same call gives the same metrics.
 
-    `model` is what `Subject.load` takes; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`. Probes are
-    fitted to `train_count` examples of the split train. `raw_class_names`: prompts take class names as they stand.
-    `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
+    `model` is what `opensiglip.load` takes, or gave; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`.
+    Probes are fitted to `train_count` examples of the split train. `raw_class_names`: prompts take class names as they
+    stand. `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
     Raises UserError on bad input, and where none of the benchmarks applies.
     """
     wanted = list(dict.fromkeys(benchmarks or (name for name in BENCHMARKS if name not in BY_NAME)))
@@ -86,7 +86,7 @@ def run_evaluation(
         raise UserError(
             f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(DEFAULT_PROBE.tasks)}."
         )
-    subject = model if isinstance(model, Subject) else Subject.load(model)
+    subject = load(model) if isinstance(model, str | Path) else model
     side = subject.frame.pixels
     source = open_source(data, split=split, languages=languages, pixels=side)
     training = None
@@ -129,7 +129,7 @@ def run_evaluation(
 
 
 def run_benchmarks(
-    model: Subject, examples: EncodedExamples, names: Sequence[str], context: Context
+    model: Predictor, examples: EncodedExamples, names: Sequence[str], context: Context
 ) -> tuple[dict[str, BenchmarkResult], dict[str, str]]:
     """Results by benchmark, and by benchmark why it was left out."""
     results: dict[str, BenchmarkResult] = {}

@@ -227,22 +227,3 @@ def prefill(
     inputs = torch.tensor([[pad, *text, *[pad] * (width - len(text))] for text in texts], device=device)
     last = torch.tensor([len(text) for text in texts], device=device)
     return cache, decoder.append(inputs, torch.zeros_like(last), cache, last)[:, 0]
-
-
-def greedy(
-    decoder: TextDecoder,
-    memory: Tensor,
-    prefixes: Sequence[Ids],
-    pipeline: TextPipeline,
-    grammar: BoxGrammar | None = None,
-    **how: Any,
-) -> list[Ids]:
-    """Until the benchmarks have moved to `Predictor.generate`."""
-    return generate(decoder, memory, prefixes, pipeline, grammar=grammar, **how)
-
-
-def beam(
-    decoder: TextDecoder, memory: Tensor, prefixes: Sequence[Ids], pipeline: TextPipeline, **how: Any
-) -> list[Ids]:
-    """Until the benchmarks have moved to `Predictor.generate`."""
-    return generate(decoder, memory, prefixes, pipeline, Decoding(num_beams=4), **how)

@@ -10,8 +10,8 @@ from opensiglip.data.fields.captions import Ids, caption_prefix, grounded_prefix
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.boxes import box_iou
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import greedy
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.generate import generate
+from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri
 
 COUNT = 12
@@ -38,7 +38,7 @@ class HeldOutSample:
         return f"{self.captions[0].text if self.captions else 'an image without a caption'}{boxes}{found}"
 
 
-def held_out_samples(model: Subject, source: Source, count: int) -> list[HeldOutSample]:
+def held_out_samples(model: Predictor, source: Source, count: int) -> list[HeldOutSample]:
     """The first examples of a held-out source with the model's answers to its `tasks`; without a decoder, the captions
     that it retrieves among those of `count` examples.
     """
@@ -49,7 +49,7 @@ def held_out_samples(model: Subject, source: Source, count: int) -> list[HeldOut
     return []
 
 
-def answered(model: Subject, encoded: EncodedExamples) -> list[HeldOutSample]:
+def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
     """Decoded greedily: a caption; the box of a phrase; the phrase of that phrase's true box."""
     decoder, pipeline, boxes, tasks = model.decoder, model.pipeline, model.boxes, model.tasks
     assert decoder is not None and pipeline is not None and boxes is not None
@@ -60,7 +60,8 @@ def answered(model: Subject, encoded: EncodedExamples) -> list[HeldOutSample]:
         with model.autocast():
             places = list(prefixes)
             valid = encoded.valid_at(places)
-            answers = greedy(decoder, encoded.tokens[places], list(prefixes.values()), pipeline, grammar, valid=valid)
+            texts = list(prefixes.values())
+            answers = generate(decoder, encoded.tokens[places], texts, pipeline, grammar=grammar, valid=valid)
         return {place: pipeline.text(answer) for place, answer in zip(prefixes, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
@@ -89,7 +90,7 @@ def answered(model: Subject, encoded: EncodedExamples) -> list[HeldOutSample]:
 
 
 @torch.no_grad()
-def retrieved(model: Subject, encoded: EncodedExamples, best: int = 3) -> list[HeldOutSample]:
+def retrieved(model: Predictor, encoded: EncodedExamples, best: int = 3) -> list[HeldOutSample]:
     """The captions nearest to each image, among those of all that was encoded."""
     owners: dict[str, set[int]] = {}
     for place, example in enumerate(encoded.examples):
@@ -99,7 +100,7 @@ def retrieved(model: Subject, encoded: EncodedExamples, best: int = 3) -> list[H
     texts = list(owners)
     order = torch.zeros(len(encoded.examples), 0, dtype=torch.int64)
     if texts and encoded.pooled is not None:
-        order = (F.normalize(encoded.pooled, dim=-1) @ model.read(texts).T).topk(min(best, len(texts)))[1]
+        order = (F.normalize(encoded.pooled, dim=-1) @ model.encode_texts(texts).T).topk(min(best, len(texts)))[1]
     return [
         HeldOutSample(
             as_uri(example.image),

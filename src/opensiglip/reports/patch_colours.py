@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opensiglip.data.example import Source
 from opensiglip.evaluation.encode import encode_examples
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.drawing import SIDE, as_uri
 from opensiglip.reports.maps import colour_map
 
@@ -27,13 +27,13 @@ class Patches:
     maps: dict[str, str]  # by the model's name: data URI
 
 
-def patch_maps(models: Mapping[str, Subject], source: Source) -> list[Patches]:
+def patch_maps(models: Mapping[str, Predictor], source: Source) -> list[Patches]:
     """The first examples of a source through several models, each with colours of its own."""
     maps: dict[str, list[str]] = {}
     for name, model in models.items():
         seen = encode_examples(model, source, COUNT)
         images = [example.image for example in seen.examples]
-        laid = [model.map_of(image, tokens) for image, tokens in zip(images, seen.tokens, strict=True)]
+        laid = [model.to_grid(image, tokens) for image, tokens in zip(images, seen.tokens, strict=True)]
         maps[name] = [_png_uri(colours) for colours in pca_colours(laid)]
     return [
         Patches(example.name, as_uri(example.image), {name: some[place] for name, some in maps.items()})

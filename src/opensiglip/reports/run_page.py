@@ -1,7 +1,7 @@
 """RUN/report.html: one page that shows a run and needs nothing else: no script, no file, no network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from opensiglip.data.example import Source
 from opensiglip.data.scenes.source import Scenes
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.reports.curves import curve
@@ -55,7 +55,7 @@ def write_report(
     path: Path,
     summary: dict[str, Any],
     rows: list[dict[str, Any]],
-    subject: Subject,
+    subject: Predictor,
     architecture: Architecture,
     held_out: Source | None,
     stages: Mapping[str, Model],
@@ -68,7 +68,7 @@ def write_report(
     shown, patches = [], []
     if held_out is not None:
         shown = held_out_samples(subject, held_out, judged["examples"])
-        before = {name: replace(subject, vision=stage.vision) for name, stage in stages.items()}
+        before = {name: subject.with_vision(stage.vision) for name, stage in stages.items()}
         patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

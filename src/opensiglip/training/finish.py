@@ -9,7 +9,7 @@ from torch import nn
 from opensiglip.checkpoints.formats.own import training_card
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.json_file import write_json
 from opensiglip.models.ema import Ema
 from opensiglip.recipes import Recipe
@@ -60,17 +60,17 @@ def finish(
     return summary
 
 
-def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Subject:
+def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Predictor:
     """The run's model, as its weights stand, to be judged in the run's precision."""
-    return Subject.of(
+    pretrained = Pretrained.of(
         loop.learner.model,
         loop.plan.pipeline,
         name=str(folder),
         boxes=recipe.boxes,
         tasks=recipe.tasks,
         languages=tuple(dict.fromkeys(code for source in loop.plan.sources for code in source.languages)),
-        autocast=loop.accelerator.autocast,
     )
+    return Predictor(pretrained, autocast=loop.accelerator.autocast)
 
 
 def first_and_last(rows: list[dict[str, Any]], name: str) -> dict[str, float | None]:

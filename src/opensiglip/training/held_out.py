@@ -10,7 +10,7 @@ from opensiglip.data.example import Source
 from opensiglip.evaluation.benchmark import Context
 from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.run import run_benchmarks
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
 
@@ -23,7 +23,7 @@ class HeldOut:
     count: int
     training: Source
 
-    def of(self, subject: Subject) -> dict[str, Any]:
+    def of(self, subject: Predictor) -> dict[str, Any]:
         """Source, split, number of examples, seconds; and the figures of each task that the model can do."""
         began = time.perf_counter()
         examples = encode_examples(subject, self.source, self.count)
@@ -36,7 +36,7 @@ class HeldOut:
             "seconds": round(time.perf_counter() - began, 1),
         }
 
-    def row(self, subject: Subject, learner: nn.Module) -> dict[str, float]:
+    def row(self, subject: Predictor, learner: nn.Module) -> dict[str, float]:
         """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The learner goes on in training mode."""
         learner.eval()
         judged = self.of(subject)

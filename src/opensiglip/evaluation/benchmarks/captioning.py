@@ -1,26 +1,24 @@
 """Captioning: what the decoder writes of an image, greedily and by beam, against what people write."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from opensiglip.data.fields.captions import Ids, caption_prefix
+from opensiglip.data.fields.captions import caption_prefix
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample
 from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.intervals import bootstrap, mean_with_interval
 from opensiglip.evaluation.metrics.text import bleu4, bleu_counts, cider_d, words
-from opensiglip.inference.generate import beam, greedy
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.generate import GREEDY, Decoding, generate
+from opensiglip.inference.predictor import Predictor
 
-Search = Callable[..., list[Ids]]
-SEARCHES: dict[str, Search] = {"greedy": greedy, "beam": beam}
+DECODINGS = {"greedy": GREEDY, "beam": Decoding(num_beams=4)}
 SHOWN = 12
 
 
-def captioning(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def captioning(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """CIDEr-D and BLEU-4 of the decoder's captions, greedy and by a beam of 4; against its first language's captions.
 
     As pycocoevalcap computes them, over our words (metrics/text.py): COCO's own figures are over Penn Treebank tokens.
@@ -48,13 +46,13 @@ def captioning(model: Subject, examples: EncodedExamples, context: Context) -> B
 
     references = [[tokens(text) for text in texts] for texts in captions.values()]
     prefix = caption_prefix(pipeline, model.tasks, languages[0])
-    written: dict[str, list[str]] = {name: [] for name in SEARCHES}
+    written: dict[str, list[str]] = {name: [] for name in DECODINGS}
     for at in context.progress(range(0, len(places), BATCH), "captions"):
         here = torch.tensor(places[at : at + BATCH], device=model.device)
         memory, valid = examples.tokens[here], examples.valid_at(here)
-        for name, search in SEARCHES.items():
+        for name, decoding in DECODINGS.items():
             with model.autocast():
-                found = search(decoder, memory, [prefix] * len(memory), pipeline, valid=valid)
+                found = generate(decoder, memory, [prefix] * len(memory), pipeline, decoding, valid=valid)
             written[name] += [pipeline.text(ids) for ids in found]
     metrics: dict[str, Any] = {"images": len(places), "captions": sum(map(len, references)), "language": languages[0]}
     scores: dict[str, list[float]] = {}
@@ -70,7 +68,7 @@ def captioning(model: Subject, examples: EncodedExamples, context: Context) -> B
     if model.has_text and examples.pooled is not None:
         images = F.normalize(examples.pooled, dim=-1)[torch.tensor(places, device=model.device)]
         for name, texts in (written | {"references": [texts[0] for texts in captions.values()]}).items():
-            cosines = (images * model.read(texts)).sum(-1).tolist()
+            cosines = (images * model.encode_texts(texts)).sum(-1).tolist()
             metrics |= mean_with_interval(f"similarity_{name}", cosines, places)
     middle = float(np.median(scores["greedy"]))
     return BenchmarkResult(

@@ -12,14 +12,14 @@ from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.inference.likelihood import blind_likelihoods, likelihoods, target
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 ELSEWHERE = 200  # drawings, the first met, of which one takes another's place
 
 Numbered = Sequence[tuple[int, Contrast]]  # an example's place, and one of its contrasts
 
 
-def compositionality(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def compositionality(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """SugarCrepe's question: of a caption and its hard negatives, which does the model score highest?
 
     By image-text similarity (arXiv:2306.14610) and by summed log-likelihood under the decoder (CapPa, Sec. 4; recipes
@@ -72,17 +72,17 @@ def compositionality(model: Subject, examples: EncodedExamples, context: Context
     )
 
 
-def _by_similarity(model: Subject, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
+def _by_similarity(model: Predictor, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
     """By way the margin of each pair: the caption's score less the best negative's."""
     if not model.has_text or examples.pooled is None:
         return {}
     texts = [text for _, pair in pairs for text in (pair.caption, *pair.negatives)]
     owners = [place for place, pair in pairs for _ in range(1 + len(pair.negatives))]
     images = F.normalize(examples.pooled, dim=-1)[torch.tensor(owners, device=examples.pooled.device)]
-    return {"similarity": _margins((images * model.read(texts)).sum(-1).tolist(), pairs)}
+    return {"similarity": _margins((images * model.encode_texts(texts)).sum(-1).tolist(), pairs)}
 
 
-def _by_likelihood(model: Subject, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
+def _by_likelihood(model: Predictor, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
     decoder, pipeline = model.decoder, model.pipeline
     assert decoder is not None and pipeline is not None
     texts = [

@@ -1,6 +1,5 @@
 """The decoder probe: what can a fresh decoder learn to read off a frozen encoder?"""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.grounding import grounding
 from opensiglip.evaluation.encode import EncodedExamples
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.models.sizes import Shape
 from opensiglip.optim import adamw, rate
@@ -26,7 +25,7 @@ BOXES = BoxFormat()
 BATCH, LR, DECAY, LENGTH = 64, 1e-3, 0.1, 64
 
 
-def decoder_probe(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def decoder_probe(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """An encoder's worth as a language model's eye: a new decoder of six layers learns to read its frozen tokens.
 
     After SigLIP 2 (Sec. 3.4.1, Table 5; LocCa's protocol), which trains on referring expressions alone. Our choices,
@@ -58,7 +57,7 @@ def decoder_probe(model: Subject, examples: EncodedExamples, context: Context) -
         losses.append(float(loss.detach()))
     if not any(losses):
         raise NotApplicable("no training example has a caption or a region to learn from")
-    probe = replace(model, decoder=decoder.eval(), pipeline=pipeline, boxes=BOXES, tasks=tasks, text=None)
+    probe = model.with_decoder(decoder.eval(), pipeline, BOXES, tasks)
     metrics: dict[str, Any] = {"training_images": len(training.examples), "loss": float(np.mean(losses[-50:]))}
     samples: list[Sample] = []
     for benchmark in (grounding, grounded_captioning, captioning):

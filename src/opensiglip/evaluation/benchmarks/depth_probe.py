@@ -11,10 +11,10 @@ from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import depth
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import fit_numbers
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 
-def depth_probe(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def depth_probe(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Linear depth: the root mean squared error in metres of each image's known pixels, averaged over images.
 
     Least squares from each patch's feature, the pooled one beside it, to its mean depth; resized bilinearly to pixels
@@ -41,7 +41,7 @@ def depth_probe(model: Subject, examples: EncodedExamples, context: Context) -> 
     samples: list[Sample] = []
     for place, target in context.progress(asked.items(), "depth", len(asked)):
         image = examples.examples[place].image
-        values = model.map_of(image, readout(patch_features(examples, torch.full_like(every, place), every)))
+        values = model.to_grid(image, readout(patch_features(examples, torch.full_like(every, place), every)))
         found = F.interpolate(values[None, None].float(), size=target.shape, mode="bilinear")[0, 0].cpu()
         seen = target.isfinite()
         errors.append(float((found - target)[seen].double().square().mean().sqrt()))

@@ -10,14 +10,14 @@ from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplica
 from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.text import cider_d, token_f1, words
-from opensiglip.inference.generate import greedy
+from opensiglip.inference.generate import generate
 from opensiglip.inference.likelihood import likelihoods, target
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 DISTRACTORS = 9  # phrases of other boxes beside the true one
 
 
-def grounded_captioning(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def grounded_captioning(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """The phrase after "GCap: box :", decoded greedily: CIDEr-D, token F1; and the true phrase's rank by likelihood.
 
     The measures are ours (LocCa trains the task but reports none of it). Token F1 is SQuAD's, over our words. The true
@@ -40,7 +40,7 @@ def grounded_captioning(model: Subject, examples: EncodedExamples, context: Cont
         here = slice(at, at + 4 * BATCH)
         images, rows = torch.tensor(owners[here], device=model.device).unique(return_inverse=True)
         with model.autocast():
-            answers = greedy(
+            answers = generate(
                 decoder,
                 examples.tokens[images],
                 prefixes[here],

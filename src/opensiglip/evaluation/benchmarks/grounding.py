@@ -13,11 +13,11 @@ from opensiglip.evaluation.encode import BATCH, EncodedExamples, readable_exampl
 from opensiglip.evaluation.metrics.boxes import FOUND, box_iou
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import greedy
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.generate import generate
+from opensiglip.inference.predictor import Predictor
 
 
-def grounding(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def grounding(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Referring expression comprehension: decode the box after "ARef: phrase :", count IoU >= 0.5.
 
     As LocCa and SigLIP 2 (Sec. 3.4.1) report it, with the mean IoU beside it. Single-box regions only, one phrase per
@@ -73,7 +73,7 @@ def grounding(model: Subject, examples: EncodedExamples, context: Context) -> Be
 
 
 def locate(
-    model: Subject, examples: EncodedExamples, places: Sequence[int], phrases: Sequence[str], context: Context
+    model: Predictor, examples: EncodedExamples, places: Sequence[int], phrases: Sequence[str], context: Context
 ) -> list[Box | None]:
     """The box of each phrase in the example at its place, in pixels of the frame; None where the answer is no box."""
     decoder, pipeline, boxes = model.decoder, model.pipeline, model.boxes
@@ -85,12 +85,12 @@ def locate(
         prefixes = [referring_prefix(pipeline, phrase) for phrase in phrases[at : at + 4 * BATCH]]
         images, owners = torch.tensor(here, device=examples.tokens.device).unique(return_inverse=True)
         with model.autocast():
-            answers = greedy(
+            answers = generate(
                 decoder,
                 examples.tokens[images],
                 prefixes,
                 pipeline,
-                grammar,
+                grammar=grammar,
                 owners=owners.tolist(),
                 valid=examples.valid_at(images),
             )

@@ -12,12 +12,12 @@ from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import draw_shots, few_shot, fit_classifier, knn
 from opensiglip.evaluation.metrics.ranking import accuracies
 from opensiglip.inference.encoder import pooled_features
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 SHOTS, SEEDS = (1, 5, 10, 25), 3
 
 
-def image_probes(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def image_probes(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Accuracy of three readings of the image's pooled feature (the mean of its tokens where it has no pooling).
 
     k-NN: 20 neighbours by cosine, weighted by exp(cosine / 0.07).    (DINO eval_knn.py)

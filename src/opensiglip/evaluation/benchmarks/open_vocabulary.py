@@ -15,10 +15,10 @@ from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.labels import things
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 
-def open_vocabulary(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def open_vocabulary(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Pointing accuracy of phrases, and mIoU of class names on the pixels of things; protocol ours.
 
     Pointing: the pixel most similar to the phrase lies in its box; phrases that name one box only. Beside it what a
@@ -46,14 +46,14 @@ def open_vocabulary(model: Subject, examples: EncodedExamples, context: Context)
     return BenchmarkResult(metrics, samples, notes=[f"{reason}." for reason in missing])
 
 
-def pointing(model: Subject, examples: EncodedExamples, context: Context) -> tuple[dict[str, Any], list[Sample]]:
+def pointing(model: Predictor, examples: EncodedExamples, context: Context) -> tuple[dict[str, Any], list[Sample]]:
     """How often the most similar pixel lies in the box of the phrase."""
     asked = [(place, next(iter(region.phrases.values())), region.bbox) for place, region in examples.referable_regions]
     if not asked:
         raise NotApplicable("no example has a region with one box and a phrase")
     phrases = list(dict.fromkeys(phrase for _, phrase, _ in asked))
-    texts = dict(zip(phrases, model.read(phrases), strict=True))
-    (nothing,) = model.read([""])
+    texts = dict(zip(phrases, model.encode_texts(phrases), strict=True))
+    (nothing,) = model.encode_texts([""])
     owners = [place for place, _, _ in asked]
     by_place: dict[int, list[int]] = {}
     for number, place in enumerate(owners):
@@ -96,7 +96,7 @@ def pointing(model: Subject, examples: EncodedExamples, context: Context) -> tup
     }, shown
 
 
-def segmentation(model: Subject, examples: EncodedExamples, context: Context) -> tuple[dict[str, Any], list[Sample]]:
+def segmentation(model: Predictor, examples: EncodedExamples, context: Context) -> tuple[dict[str, Any], list[Sample]]:
     """mIoU over the classes whose masks the examples have, in the first language that names them all."""
     masked = {place: some for place, example in enumerate(examples.examples) if (some := things(example))}
     known = {key(thing.names): thing.names for some in masked.values() for thing in some}
@@ -126,14 +126,14 @@ def segmentation(model: Subject, examples: EncodedExamples, context: Context) ->
     return {"masked_images": len(masked), "classes": len(order), **mean_iou("miou", torch.stack(areas))}, samples
 
 
-def patch_maps(model: Subject, examples: EncodedExamples, places: Sequence[int], context: Context) -> Any:
+def patch_maps(model: Predictor, examples: EncodedExamples, places: Sequence[int], context: Context) -> Any:
     """(place, unit patch features [rows, columns, D] in the texts' space) of each place."""
     bar = context.progress(range(0, len(places), BATCH), "open vocabulary")
     for at in bar:
         some = list(places[at : at + BATCH])
         images = [examples.examples[place].image for place in some]
         for place, image, features in zip(some, images, model.dense(images), strict=True):
-            yield place, F.normalize(model.map_of(image, features), dim=-1)
+            yield place, F.normalize(model.to_grid(image, features), dim=-1)
 
 
 def pixels(similar: Tensor, height: int, width: int) -> Tensor:

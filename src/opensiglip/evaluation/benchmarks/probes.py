@@ -8,7 +8,7 @@ from opensiglip.evaluation.benchmarks.segmentation_probe import segmentation_pro
 from opensiglip.evaluation.benchmarks.token_variance import token_variance
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.linear import linear_model
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 PARTS = {
     "image": image_probes,
@@ -18,7 +18,7 @@ PARTS = {
 }
 
 
-def probes(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def probes(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """What simple readings find in the frozen features: classes of images, classes of pixels, depths of pixels.
 
     Each part whose targets the examples of both splits have (`image_probes`, `segmentation_probe`, `depth_probe`), and

@@ -10,13 +10,13 @@ from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplica
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.ranking import ranks
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 DEPTHS = (1, 5, 10)
 SHOWN = 3  # captions or images below a sample
 
 
-def retrieval(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """R@1, 5, 10 of both ways between all images and all captions of a language; any of an image's captions counts.
 
     On whole images squashed to a square, by dot products.    (big_vision evaluators/proj/image_text/
@@ -41,7 +41,7 @@ def retrieval(model: Subject, examples: EncodedExamples, context: Context) -> Be
         ]
         count[language] = len(captions)
         owners = torch.tensor([place for place, _ in captions], device=images.device)
-        texts = model.read([text for _, text in captions])
+        texts = model.encode_texts([text for _, text in captions])
         with_text = owners.unique()
         to_text = ranks(images[with_text], texts, with_text, owners).tolist()
         to_image = ranks(texts, images, owners, torch.arange(len(images), device=images.device)).tolist()

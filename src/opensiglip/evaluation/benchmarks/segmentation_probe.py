@@ -14,7 +14,7 @@ from opensiglip.evaluation.labels import things
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import fit_classifier
 from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 GROUND = "(ground)"
 SHOWN = 8
@@ -22,7 +22,7 @@ ROWS = 50_000  # patches to fit on at most
 PENALTY = 1e-3
 
 
-def segmentation_probe(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def segmentation_probe(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Linear segmentation: mIoU over classes, the ground one of them, and pixel accuracy.
 
     A linear layer on each patch's feature, the pooled one beside it (SigLIP 2, Sec. 3.3.1, after TIPS, Sec. 4.1); its
@@ -53,7 +53,7 @@ def segmentation_probe(model: Subject, examples: EncodedExamples, context: Conte
         example = examples.examples[place]
         true = class_map(example, order)
         every = torch.arange(examples.tokens.shape[1])
-        logits = model.map_of(example.image, fitted(patch_features(examples, torch.full_like(every, place), every)))
+        logits = model.to_grid(example.image, fitted(patch_features(examples, torch.full_like(every, place), every)))
         found = F.interpolate(logits.permute(2, 0, 1)[None], size=true.shape, mode="bilinear")[0].argmax(0).cpu()
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))

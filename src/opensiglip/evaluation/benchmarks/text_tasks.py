@@ -15,14 +15,14 @@ from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.boxes import box_accuracy, detection_ap, mask_iou
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.text import cider_d, exact_match, word_accuracy, words
-from opensiglip.inference.generate import greedy
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.generate import generate
+from opensiglip.inference.predictor import Predictor
 
 LOCCA = ("cap", "aref", "gcap")
 SHOWN = 2  # samples of a task
 
 
-def text_tasks(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Each task of a mixture asked once of every example that has something to ask, and what is written judged.
 
     Decoded greedily, without a grammar; a text that means nothing counts as wrong. Texts are compared in the pipeline's
@@ -117,7 +117,7 @@ def measure(
     return mean_with_interval(f"{task.name}_{name}", scores, places)
 
 
-def write(model: Subject, examples: EncodedExamples, places: Sequence[int], prompts: Sequence[Target]) -> list[Ids]:
+def write(model: Predictor, examples: EncodedExamples, places: Sequence[int], prompts: Sequence[Target]) -> list[Ids]:
     """What the model writes after each prompt and what is given of its target, of the examples at these places.
 
     PaLI's encoder reads the prompt, and its decoder writes on from what is given, as it was trained.
@@ -136,5 +136,5 @@ def write(model: Subject, examples: EncodedExamples, places: Sequence[int], prom
             written += model.pali.answer(tokens, rows.to(tokens.device), pipeline.policy.eos_id, given)
         elif model.decoder is not None:
             starts = [prompt.prefix + prompt.target for prompt in some]
-            written += greedy(model.decoder, tokens, starts, pipeline, valid=valid)
+            written += generate(model.decoder, tokens, starts, pipeline, valid=valid)
     return written

@@ -5,10 +5,10 @@ from typing import Any
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 
-def token_variance(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def token_variance(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Shares of the tokens' variance, which add up to 1: `place`, `image`, and `rest`, which neither of them explains.
 
     Two-way analysis of variance of tokens t_in, image i and place n: t_in - m = (m_n - m) + (m_i - m) + r_in. Tokens

@@ -15,12 +15,12 @@ from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import label
 from opensiglip.evaluation.metrics.ranking import accuracies
 from opensiglip.inference.likelihood import likelihoods, target
-from opensiglip.inference.subject import Subject
+from opensiglip.inference.predictor import Predictor
 
 SHOWN = 5
 
 
-def zero_shot(model: Subject, examples: EncodedExamples, context: Context) -> BenchmarkResult:
+def zero_shot(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """Top-1 and top-5 accuracy among the class names of the judged examples.
 
     Similarity: big_vision's 81 prompts a class in English, the bare name elsewhere; canonical text; unit embeddings
@@ -72,7 +72,7 @@ def zero_shot(model: Subject, examples: EncodedExamples, context: Context) -> Be
 
 
 def _in_language(
-    model: Subject, examples: EncodedExamples, places: Tensor, targets: Tensor, names: Sequence[str], language: str
+    model: Predictor, examples: EncodedExamples, places: Tensor, targets: Tensor, names: Sequence[str], language: str
 ) -> tuple[dict[str, Any], list[Sample]]:
     """Metrics by similarity and by likelihood, as the model allows, and samples by the first of them."""
     metrics: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def _in_language(
 
 
 def name_likelihoods(
-    model: Subject, examples: EncodedExamples, places: Tensor, names: Sequence[str], language: str
+    model: Predictor, examples: EncodedExamples, places: Tensor, names: Sequence[str], language: str
 ) -> Tensor:
     """[E, C] float64: log p(name | image) of all pairs of the E examples at these places and C names, as captions."""
     decoder, pipeline = model.decoder, model.pipeline
