@@ -96,7 +96,7 @@ def oracle() -> Oracle:
 
 
 @cache
-def trained() -> Oracle:
+def trained() -> Predictor:
     """A random NaFlex model of ours, towers and decoder."""
     torch.manual_seed(0)
     pipeline = TextPipeline.train(Tiles().texts(), size=330, length=40)
@@ -105,7 +105,7 @@ def trained() -> Oracle:
         std = 0.5 if name.startswith("decoder") else 0.1
         torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=std)
     tasks = ("cap", "aref", "gcap")
-    return Oracle.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",))
+    return Predictor(Pretrained.of(model, pipeline, name="it", boxes=BoxFormat(), tasks=tasks, languages=("en",)))
 
 
 # Judging
@@ -118,7 +118,7 @@ def test_what_is_judged_is_what_each_image_gives_alone_without_padding() -> None
     assert {tuple(one.image.shape[1:]) for one in judged.examples} == {(16, 64), (64, 16), (32, 32), (24, 40)}
     for place, example in enumerate(judged.examples):
         count = example.image.shape[1] * example.image.shape[2] // PATCH**2
-        alone = replace(subject, frame=NaFlex(PATCH, count, (count,))).encode([example.image])
+        alone = Predictor(replace(subject.pretrained, frame=NaFlex(PATCH, count, (count,)))).encode([example.image])
         assert alone.pooled is not None and alone.valid is not None and alone.valid.all()
         assert (alone.pooled[0] - judged.pooled[place]).abs().max() < CLOSE
         assert (alone.tokens[0] - judged.tokens[place, :count]).abs().max() < CLOSE
@@ -162,7 +162,9 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
     written = [subject.boxes.write(box, *size) for box, size in zip(truths, sizes, strict=True)]
     pipeline = subject.pipeline
 
-    def truth(decoder: Any, memory: Tensor, prefixes: Any, *rest: Any, owners: Any, valid: Tensor) -> list[Any]:
+    def truth(
+        decoder: Any, memory: Tensor, prefixes: Any, *rest: Any, owners: Any, valid: Tensor, **_: Any
+    ) -> list[Any]:
         shown = [torch.equal(memory[owner], judged.tokens[place]) for place, owner in enumerate(owners)]
         assert len(memory) == len(valid)
         answers = [pipeline.ids(text) for text in written]
@@ -192,7 +194,7 @@ def test_the_report_shows_pictures_in_their_shape() -> None:
 
 
 def test_maps_of_a_model_lie_where_the_patches_do() -> None:
-    predictor = Predictor(trained())
+    predictor = trained()
     wide, tall = (np.zeros((*size, 3), np.uint8) for size in ((40, 160), (160, 40)))
     assert predictor.features(wide).shape == (1, 2, 8, 32) and predictor.features([tall, tall]).shape == (2, 8, 2, 32)
     assert predictor.similarity(wide, "a red tile").shape == (1, 2, 8)

@@ -73,7 +73,7 @@ def run_evaluation(
 ) -> Evaluation:
     """Judge a model on `count` examples of a source, spread over it; the same call gives the same metrics.
 
-    `model` is what `opensiglip.load` takes, or gave; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`.
+    `model` is what `opensiglip.load` takes or gave; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`.
     Probes are fitted to `train_count` examples of the split train. `raw_class_names`: prompts take class names as they
     stand. `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
     Raises UserError on bad input, and where none of the benchmarks applies.
