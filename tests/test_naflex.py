@@ -197,9 +197,9 @@ def test_rounds_give_each_budget_as_many_examples_and_read_the_stream_without_a_
         steps = [frame.step_slice(3, number * 6 + place, 32) for place in range(6)]
         for part in steps:
             assert part.first == at and isinstance(part.frame, NaFlex)
-            at += part.count
-            assert part.count == (16 if part.frame.budget == 1024 else 32)
-            seen[part.frame.budget] += part.count
+            at += part.size
+            assert part.size == (16 if part.frame.budget == 1024 else 32)
+            seen[part.frame.budget] += part.size
         assert seen == dict.fromkeys(BUDGETS, 32)
         orders.add(tuple(part.frame for part in steps))
     assert len(orders) > 15
@@ -230,7 +230,7 @@ def test_a_steps_batch_is_the_same_on_any_ranks_and_in_any_parts(step: int, pipe
 
     whole = examples_of(plan(), step)
     budget = plan().step_slice(step).frame
-    assert len(whole) == plan().step_slice(step).count and isinstance(budget, NaFlex)
+    assert len(whole) == plan().step_slice(step).size and isinstance(budget, NaFlex)
     assert all(rows * columns <= budget.budget for (rows, columns), _, _ in whole)
     assert whole == [row for rank in range(2) for row in examples_of(plan(rank=rank, ranks=2, parts=2), step)]
 
@@ -247,7 +247,7 @@ def test_the_recipe_is_the_papers() -> None:
     recipe = siglip2_naflex(size="B/16")
     frame = recipe.frame
     assert isinstance(frame, NaFlex) and frame.budgets == (128, 256, 576, 784, 1024) and frame.budget == 256
-    assert recipe.share == 0.9 and recipe.stretch == pytest.approx(3.75 * 6 / 5)
+    assert recipe.continuation.share == 0.9 and recipe.continuation.stretch == pytest.approx(3.75 * 6 / 5)
     assert [objective.name for objective in recipe.objectives] == ["sigmoid", "caption"]
     tiny = siglip2_naflex(size="tiny").frame
     assert isinstance(tiny, NaFlex) and tiny.budgets == (32, 64, 144, 196, 256)

@@ -116,7 +116,7 @@ class Loop:
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
             row, found = self._train_step(wrapped, batch)
-            log.step(self.step, row, self.plan.step_slice(self.step).count)
+            log.step(self.step, row, self.plan.step_slice(self.step).size)
             self._check_finite(row)
             healthy = self.alarms.check(self.step, found)
             self.step += 1
@@ -154,7 +154,7 @@ class Loop:
 
     def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal]]:
         """One optimizer step, skipped where a number is not finite; the row for the log, and the signals in it."""
-        images = self.plan.step_slice(self.step).count
+        images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
         parts = [to_device(part, self.accelerator.device) for part in batch.parts]

@@ -38,7 +38,7 @@ class StepSlice(NamedTuple):
 
     frame: "Geometry"
     first: int  # examples of the stream before it
-    count: int  # examples of the global batch
+    size: int  # examples of the global batch
 
 
 class Geometry(ABC):

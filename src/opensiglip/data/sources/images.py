@@ -1,5 +1,6 @@
 """An image as pixels, the same from a file as from a PIL image: [3, H, W] uint8, RGB, upright."""
 
+import importlib
 import importlib.util
 import io
 import warnings
@@ -76,7 +77,5 @@ def _formats(data: bytes) -> tuple[str, ...]:
         return FORMATS
     if importlib.util.find_spec("pillow_heif") is None:
         raise BrokenExample("HEIC image: pip install pillow-heif, or save it as JPEG")
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
+    importlib.import_module("pillow_heif").register_heif_opener()
     return ("HEIF",)

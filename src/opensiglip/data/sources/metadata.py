@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class Row:
         value = self.extras.get(column, [])
         return value if isinstance(value, list) else [value]
 
-    def only(self, languages: Collection[str]) -> "Row":
+    def only(self, languages: Sequence[str]) -> "Row":
         """The row with the texts in these languages, and the regions that still have a phrase."""
         regions = (
             replace(region, phrases={code: text for code, text in region.phrases.items() if speaks(code, languages)})
