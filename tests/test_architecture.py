@@ -48,6 +48,7 @@ LATE_LIBRARIES = {
     "peft": "of the extra `lora`",
     "pycocotools": "of the extra `eval`",
     "sklearn": "of the extra `eval`",
+    "pillow_heif": "of no extra: only where a HEIC image is read",
     "timm": "of the extra `timm`",
     "open_clip": "of no extra: only where its weights are read",
     "huggingface_hub": "only where the hub is reached",
@@ -55,7 +56,11 @@ LATE_LIBRARIES = {
     "torchvision": "the detector's list of classes, slow",
     "transformers": "a processor, slow",
 }
-LATE_ROOMS = {"apps.train": "flags are parsed before torch is imported"}
+LATE_ROOMS = {
+    "apps.train": "flags are parsed before torch is imported",
+    "data.sources.registry": "scenes read the drawings' package, which a folder does not need",
+    "evaluation.labels": "the same",
+}
 
 
 @dataclass(frozen=True)

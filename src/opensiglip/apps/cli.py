@@ -52,6 +52,7 @@ def run(words: list[str]) -> None:
     def reject(event: ParseErrorEvent) -> None:
         if isinstance(node, Group):
             raise UserError(rejected_word(rest, node.kind, list(node.members(rest)), node.also))
+        assert flags is not None
         raise UserError(rejected_flags(event, program, inspect.signature(flags), rest))
 
     with on_parse_error(reject):

@@ -54,7 +54,7 @@ class Group:
 
     help: str
     kind: str  # what errors call one of its commands
-    members: Callable[[Sequence[str]], Mapping[str, Runnable]]  # of what follows the group's name
+    members: Callable[[Sequence[str]], Mapping[str, Any]]  # Runnable or Group; of what follows the group's name
     also: str = ""  # what else may stand there
 
 
