@@ -56,26 +56,6 @@ class Pali(nn.Module):
             input_ids=inputs, attention_mask=mask, encoder_hidden_states=states, encoder_attention_mask=seen
         ).last_hidden_state
 
-    @torch.no_grad()
-    def answer(self, memory: Tensor, prompts: Tensor, eos_id: int, given: Any = ()) -> list[tuple[int, ...]]:
-        """Until the benchmarks have moved to `Predictor.generate`."""
-        states, seen = self.read(memory, prompts)
-        starts = [list(start) for start in given] or [[] for _ in prompts]
-        inputs = torch.full((len(prompts), 1), self.pad_id, device=memory.device)
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=memory.device)
-        for place in range(self.length):
-            logits = self.vocabulary(self.write(inputs, states, seen)[:, -1]).float()
-            forced = torch.tensor(
-                [start[place] if place < len(start) else -1 for start in starts], device=memory.device
-            )
-            following = torch.where(forced < 0, logits.argmax(-1), forced)
-            inputs = torch.cat([inputs, following[:, None]], 1)
-            ended |= following == eos_id
-            if ended.all():
-                break
-        texts = [row[len(start) :] for row, start in zip(inputs[:, 1:].tolist(), starts, strict=True)]
-        return [tuple(text[: text.index(eos_id)] if eos_id in text else text) for text in texts]
-
 
 class PaliDecoder(nn.Module):
     """T5's decoder with the interface of `Decoder`; the image tokens are the encoder's states (`Pali.read`).

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from opensiglip.data.fields.captions import Ids, Target, part_ids
+from opensiglip.data.fields.captions import Ids
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.tasks import TASKS, Asked, Form, Task, find_task
 from opensiglip.errors import UserError
@@ -15,8 +14,8 @@ from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.boxes import box_accuracy, detection_ap, mask_iou
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.text import cider_d, exact_match, word_accuracy, words
-from opensiglip.inference.generate import generate
 from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.text_generator import Prompt
 
 LOCCA = ("cap", "aref", "gcap")
 SHOWN = 2  # samples of a task
@@ -46,11 +45,7 @@ def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) ->
             continue
         places = list(asked)
         prompts = [
-            Target(
-                part_ids(one.prefix, forms[place], pipeline),
-                part_ids(one.target[: one.given], forms[place], pipeline),
-            )
-            for place, one in asked.items()
+            model.prompt(one.prefix, one.target[: one.given], *examples.size(place)) for place, one in asked.items()
         ]
         with model.autocast():
             texts = [pipeline.text(ids) for ids in write(model, examples, places, prompts)]
@@ -117,24 +112,10 @@ def measure(
     return mean_with_interval(f"{task.name}_{name}", scores, places)
 
 
-def write(model: Predictor, examples: EncodedExamples, places: Sequence[int], prompts: Sequence[Target]) -> list[Ids]:
-    """What the model writes after each prompt and what is given of its target, of the examples at these places.
-
-    PaLI's encoder reads the prompt, and its decoder writes on from what is given, as it was trained.
-    """
+def write(model: Predictor, examples: EncodedExamples, places: Sequence[int], prompts: Sequence[Prompt]) -> list[Ids]:
+    """What the model writes after each prompt, of the examples at these places."""
     written: list[Ids] = []
-    pipeline = model.pipeline
-    assert pipeline is not None
     for at in range(0, len(prompts), 4 * BATCH):
-        some, here = prompts[at : at + 4 * BATCH], list(places[at : at + 4 * BATCH])
-        tokens, valid = examples.tokens[here], examples.valid_at(here)
-        if model.pali is not None:
-            rows = torch.full((len(some), max(len(prompt.prefix) for prompt in some)), pipeline.policy.pad_id)
-            for row, prompt in zip(rows, some, strict=True):
-                row[: len(prompt.prefix)] = torch.tensor(prompt.prefix)
-            given = [prompt.target for prompt in some]
-            written += model.pali.answer(tokens, rows.to(tokens.device), pipeline.policy.eos_id, given)
-        elif model.decoder is not None:
-            starts = [prompt.prefix + prompt.target for prompt in some]
-            written += generate(model.decoder, tokens, starts, pipeline, valid=valid)
+        here = slice(at, at + 4 * BATCH)
+        written += model.generate(examples.features, prompts[here], images=places[here])
     return written
