@@ -190,7 +190,7 @@ class Encoder:
     def _with(self, parts: dict[str, Any], **facts: Any) -> Self:
         """A copy with other parts of the model, and other facts about it."""
         model = self.pretrained.model
-        kept = {name: getattr(model, name) for name in PARTS}
+        kept = {name: getattr(model, name, None) for name in PARTS}  # no text tower: no logit_scale
         changed = replace(self.pretrained, model=SimpleNamespace(**kept | parts), **facts)
         copy = object.__new__(type(self))
         copy.pretrained, copy.device, copy.autocast = changed, self.device, self.autocast
