@@ -22,6 +22,7 @@ ROOMS = [
     "lazy",
     "user_file",
     "distributed",
+    "float64",
     "losses",
     "data",
     "models",

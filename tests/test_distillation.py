@@ -124,6 +124,32 @@ def test_values_are_lightlys(name: str) -> None:
         assert torch.allclose(term.centre, expected, atol=1e-6)
 
 
+def test_the_centre_starts_as_the_first_steps_mean() -> None:
+    term, mean = LocalToGlobal(4, HeadShape(8, 4, 3), weight=1.0, start=0.0), torch.tensor([0.5, -0.25, 1.0])
+    for expected in (mean, 0.9 * mean + 0.1 * 3 * mean):
+        term.after_step({"local_to_global/centre": mean if not term.centre.any() else 3 * mean})
+        torch.testing.assert_close(term.centre, expected)
+
+
+def test_the_teacher_of_two_whole_views_is_the_mean_of_both(
+    small: Small, visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    """SILC's teacher sees two large crops: the loss is the mean of those of either alone."""
+    recipe = small("silc")
+    batch = exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
+    torch.manual_seed(0)
+    learner = Learner.new(recipe, pipeline).double()
+    term = learner.objectives["local_to_global"]
+    torch.nn.init.normal_(term.slow_head.copy.prototypes)
+
+    def loss(*views: int) -> float:
+        some = batch | {"global": batch["global"][:, list(views)]}
+        return float(term(Encoded(learner.model, some, learner.teacher)).detach())
+
+    assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-12)
+    assert abs(loss(0) - loss(1)) > 1e-6
+
+
 def test_distillation_takes_low_precision_scores_and_wide_sums() -> None:
     student, teacher = torch.randn(5, 7, dtype=torch.bfloat16), torch.rand(5, 7).softmax(-1)
     assert distillation(student, teacher, 0.1).dtype == torch.float32

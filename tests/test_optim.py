@@ -11,8 +11,8 @@ import torch
 from conftest import Run
 from torch import nn
 
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.optim import RULES, adamw, keep_rules, rate
-from opensiglip.training import checkpoint
 from opensiglip.training.log import read_lines
 
 LR, CLIP = 2e-3, 0.5
@@ -86,7 +86,7 @@ def test_slower_parameters_decay_as_all_others_do() -> None:
 def test_a_run_goes_on_by_the_rules_that_it_began_with(rules: int, out: Path, run: Run, tmp_path: Path) -> None:
     """Checkpoints made before there were rules say none: their warm-up began at 1 / w."""
     shutil.copytree(out, tmp_path / "run")
-    kept = checkpoint.place(tmp_path / "run" / "checkpoints", 2)
+    kept = RunFolder(tmp_path / "run").checkpoint(2)
     for path in kept.parent.iterdir():
         if path != kept:
             shutil.rmtree(path)
@@ -98,5 +98,11 @@ def test_a_run_goes_on_by_the_rules_that_it_began_with(rules: int, out: Path, ru
     rates = [row["lr"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert rates[2:4] == [LR * 3 / 4, LR * 4 / 4] if rules == 1 else [LR * 2 / 4, LR * 3 / 4]
     assert rates[4:] == [LR * rate(step, 8, 4) for step in range(4, 8)]
-    saved = json.loads((checkpoint.place(kept.parent, 8) / "state.json").read_text())
+    saved = json.loads((RunFolder(tmp_path / "run").checkpoint(8) / "state.json").read_text())
     assert saved["rules"] == rules, "and so on, whoever resumes it next"
+
+
+def test_an_automatic_bias_is_the_log_odds_of_a_match(run: Run, tmp_path: Path) -> None:
+    """Of 8 images and 8 texts one pair in 8 matches: b = log(1/8 / (7/8)) = -log 7."""
+    run(tmp_path / "run", steps=1, lr=1e-9, logit_bias="auto")
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["logit_bias"] == pytest.approx(-1.9459101, rel=1e-6)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opensiglip.data.fields.captions import Ids, Target, pack
 from opensiglip.data.text import TextPipeline
+from opensiglip.float64 import widen, widest
 from opensiglip.inference.generate import TextDecoder
 
 ROWS = 64  # decoded at once
@@ -47,7 +48,7 @@ def likelihoods(
             room = ROW
         rows[-1][1].append(number)
         room -= size
-    scores = torch.zeros(len(asked), dtype=torch.float64, device=device)
+    scores = torch.zeros(len(asked), dtype=widest(torch.device(device)), device=device)
     for at in range(0, len(rows), ROWS):
         here = rows[at : at + ROWS]
         packed = pack(
@@ -71,7 +72,7 @@ def likelihoods(
         before = torch.tensor([0, *(len(numbers) for _, numbers in here)]).cumsum(0).to(device)
         order = torch.tensor([number for _, numbers in here for number in numbers], device=device)
         owners = order[before[scored // batch["inputs"].shape[1]] + segments]
-        scores.index_add_(0, owners, torch.cat(likelihood).double())
+        scores.index_add_(0, owners, widen(torch.cat(likelihood)))
     return scores.tolist()
 
 

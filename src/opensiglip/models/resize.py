@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opensiglip.float64 import widen, widest
+
 TOWERS = ("vision.tower.", "teacher.copy.tower.")  # as a model names its image tower, and a learner the teacher's
 POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
 PATCHES = tuple(f"{tower}embeddings.patch_embedding.weight" for tower in TOWERS)
@@ -57,7 +59,7 @@ def resize_patches(kernel: Tensor, side: int) -> Tensor:
     old = kernel.shape[-1]
     if old == side:
         return kernel
-    pixels = torch.eye(old * old, dtype=torch.float64, device=kernel.device).unflatten(1, (1, old, old))
+    pixels = torch.eye(old * old, dtype=widest(kernel.device), device=kernel.device).unflatten(1, (1, old, old))
     resize = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False).flatten(1)  # B^T
-    resized = kernel.double().flatten(2) @ torch.linalg.pinv(resize).T
+    resized = widen(kernel).flatten(2) @ torch.linalg.pinv(resize).T
     return resized.unflatten(-1, (side, side)).to(kernel.dtype)

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from opensiglip.float64 import widen
+
 
 def colour_map(colours: Tensor, size: int) -> Image.Image:
     """rgb [h, w, 3] in 0..1 as a picture whose longer side is `size` pixels, each patch one square."""
@@ -33,7 +35,7 @@ def heat_map(image: Tensor, values: Tensor) -> Image.Image:
 
 def class_map(classes: Tensor) -> Image.Image:
     """Classes [H, W] int64: 0 white, below 0 grey, each other number in a colour of its own."""
-    hues = (classes.double() * 0.61803398875) % 1  # neighbouring numbers far apart
+    hues = (widen(classes) * 0.61803398875) % 1  # neighbouring numbers far apart
     colours = torch.from_numpy(matplotlib.colormaps["hsv"](hues.numpy()))[..., :3] * 0.85
     colours[classes == 0], colours[classes < 0] = 1.0, 0.6
     return Image.fromarray((255 * colours).to(torch.uint8).numpy())

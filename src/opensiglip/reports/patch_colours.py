@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opensiglip.data.example import Source
 from opensiglip.evaluation.encode import encode_examples
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.drawing import SIDE, as_uri
 from opensiglip.reports.maps import colour_map
@@ -47,7 +48,7 @@ def pca_colours(maps: Sequence[Tensor]) -> list[Tensor]:
     Red, green and blue are the first three principal components of all tokens together, each stretched over its range.
     A component's sign is arbitrary; its skewness is made positive, so that the result is always the same.
     """
-    flat = torch.cat([tokens.detach().flatten(0, 1) for tokens in maps]).double()
+    flat = widen(torch.cat([tokens.detach().flatten(0, 1) for tokens in maps]))
     flat = flat - flat.mean(0)
     axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :3]  # [D, 3], largest variance first
     scores = flat @ axes

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import sum_over_ranks, world
+from opensiglip.float64 import widen
 from opensiglip.models.ema import Ema
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded, Notes, Objective, Pairwise, PerExample
@@ -181,7 +182,7 @@ def denominators(learner: HasTerms, parts: list[Batch]) -> Tensor:
     Dividing each part's sum by this mean, then averaging over ranks and parts as DDP does, is the global sum over the
     global count, however unevenly the units lie. At least a tiny positive number: a term with nothing to learn is 0.
     """
-    counts = [torch.stack([objective.live(part).double() for part in parts]).sum() for objective in learner.terms()]
+    counts = [torch.stack([widen(objective.live(part)) for part in parts]).sum() for objective in learner.terms()]
     total = sum_over_ranks(torch.stack(counts))
     return (total / (world()[1] * len(parts))).clamp(min=1e-9)
 

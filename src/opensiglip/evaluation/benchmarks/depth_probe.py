@@ -11,6 +11,7 @@ from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import depth
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import fit_numbers
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 
 
@@ -44,8 +45,8 @@ def depth_probe(model: Predictor, examples: EncodedExamples, context: Context) -
         values = model.to_grid(image, readout(patch_features(examples, torch.full_like(every, place), every)))
         found = F.interpolate(values[None, None].float(), size=target.shape, mode="bilinear")[0, 0].cpu()
         seen = target.isfinite()
-        errors.append(float((found - target)[seen].double().square().mean().sqrt()))
-        blind.append(float((y.double().mean() - target)[seen].square().mean().sqrt()))
+        errors.append(float(widen((found - target)[seen]).square().mean().sqrt()))
+        blind.append(float((widen(y).mean() - target)[seen].square().mean().sqrt()))
         if len(samples) < SHOWN:
             maps = (found, target.nan_to_num(nan=float(y.mean())))
             question = f"How far? {errors[-1]:.2f} m off, the mean {blind[-1]:.2f} m; predicted, target"

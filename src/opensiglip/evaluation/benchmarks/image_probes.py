@@ -11,6 +11,7 @@ from opensiglip.evaluation.labels import label
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import draw_shots, few_shot, fit_classifier, knn
 from opensiglip.evaluation.metrics.ranking import accuracies
+from opensiglip.float64 import widen
 from opensiglip.inference.encoder import pooled_features
 from opensiglip.inference.predictor import Predictor
 
@@ -39,7 +40,7 @@ def image_probes(model: Predictor, examples: EncodedExamples, context: Context) 
         "training_images": len(x),
         "classes": len(order),
         "chance": 1 / len(order),
-        "most_frequent_class": float((targets == y.bincount(minlength=len(order)).argmax()).double().mean()),
+        "most_frequent_class": float(widen(targets == y.bincount(minlength=len(order)).argmax()).mean()),
         **accuracies("knn", knn(x, y, test, len(order)), targets),
     }
     largest = int(y.bincount().max())
@@ -50,7 +51,7 @@ def image_probes(model: Predictor, examples: EncodedExamples, context: Context) 
                 for seed in range(SEEDS)
             ]
         )
-        metrics |= mean_with_interval(f"shots_{shots}", hits.double().mean(0).tolist(), range(len(test)))
+        metrics |= mean_with_interval(f"shots_{shots}", widen(hits).mean(0).tolist(), range(len(test)))
     scores = fit_classifier(x, y, len(order), context.seed)(test)
     return BenchmarkResult(metrics | accuracies("linear", scores, targets))
 

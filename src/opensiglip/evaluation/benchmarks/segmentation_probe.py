@@ -14,6 +14,7 @@ from opensiglip.evaluation.labels import things
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.linear import fit_classifier
 from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 
 GROUND = "(ground)"
@@ -58,7 +59,7 @@ def segmentation_probe(model: Predictor, examples: EncodedExamples, context: Con
         areas.append(class_areas(found, true, len(order)))
         nothing.append(class_areas(torch.zeros_like(true), true, len(order)))
         right = (found == true)[true >= 0]
-        hits.append(float(right.double().mean()) if len(right) else 0.0)
+        hits.append(float(widen(right).mean()) if len(right) else 0.0)
         if len(samples) < SHOWN:
             samples.append(segmentation_sample(example, found, true, list(order)))
     metrics = {
@@ -101,7 +102,7 @@ def patches(map_: Tensor, rows: int, columns: int) -> Tensor:
 def segmentation_sample(example: Example, predicted: Tensor, target: Tensor, names: Sequence[str]) -> Sample:
     """The predicted map beside the target; correct if most of the things' pixels are."""
     solid = target >= (1 if names[0] == GROUND else 0)
-    share = float((predicted == target)[solid].double().mean()) if solid.any() else 0.0
+    share = float(widen((predicted == target)[solid]).mean()) if solid.any() else 0.0
     texts = [", ".join(names[one] for one in some[solid].unique().tolist() if one >= 0) for some in (predicted, target)]
     return Sample(
         example.image,

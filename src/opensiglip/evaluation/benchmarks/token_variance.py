@@ -5,6 +5,7 @@ from typing import Any
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 
 
@@ -19,11 +20,11 @@ def token_variance(model: Predictor, examples: EncodedExamples, context: Context
         raise NotApplicable("tokens stand at the same places in images of one size alone")
     tokens = examples.tokens - examples.tokens.mean((0, 1))  # [E, N, D]
     place, image = tokens.mean(0), tokens.mean(1, keepdim=True)
-    total = tokens.square().mean((1, 2)).double()  # [E]
+    total = widen(tokens.square().mean((1, 2)))  # [E]
     parts = {
-        "place": place.square().mean().double().expand(len(total)),
-        "image": image.square().mean((1, 2)).double(),
-        "rest": (tokens - place - image).square().mean((1, 2)).double(),
+        "place": widen(place.square().mean()).expand(len(total)),
+        "image": widen(image.square().mean((1, 2))),
+        "rest": widen((tokens - place - image).square().mean((1, 2))),
     }
     if not total.sum():
         raise NotApplicable("all tokens are alike")

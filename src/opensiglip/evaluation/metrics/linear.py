@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.errors import UserError
+from opensiglip.float64 import widen
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights
@@ -35,8 +36,8 @@ def few_shot(x: Tensor, y: Tensor, test: Tensor, classes: int, l2: float = L2) -
     (big_vision evaluators/fewshot_lsr.py:38-111)
     """
     mean, std = _moments(x)
-    known, asked = (F.pad((some.double() - mean) / std, (0, 1), value=CONSTANT) for some in (x, test))
-    targets = 2 * F.one_hot(y, classes).double() - 1
+    known, asked = (F.pad((widen(some) - mean) / std, (0, 1), value=CONSTANT) for some in (x, test))
+    targets = 2 * widen(F.one_hot(y, classes)) - 1
     fitted = linear_model().Ridge(l2, fit_intercept=False, solver="cholesky").fit(known.numpy(), targets.numpy())
     return torch.from_numpy(fitted.predict(asked.numpy()).reshape(len(test), classes))
 
@@ -101,15 +102,15 @@ def fit_numbers(x: Tensor, y: Tensor, penalty: float = 1e-3) -> Readout:
     x [N, D], y [N]; `penalty` x N is added to the diagonal.
     """
     mean, std = _moments(x)
-    known = ((x.double() - mean) / std).cpu().numpy()
-    fitted = linear_model().Ridge(penalty * len(x), solver="cholesky").fit(known, y.double().cpu().numpy())
+    known = ((widen(x) - mean) / std).cpu().numpy()
+    fitted = linear_model().Ridge(penalty * len(x), solver="cholesky").fit(known, widen(y).cpu().numpy())
     weight, bias = torch.from_numpy(fitted.coef_).to(x.device), float(fitted.intercept_)
-    return lambda features: ((features.double() - mean) / std) @ weight + bias
+    return lambda features: ((widen(features) - mean) / std) @ weight + bias
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature, float64; the latter above 0."""
-    return x.double().mean(0), x.double().std(0, correction=0) + 1e-5
+    return widen(x).mean(0), widen(x).std(0, correction=0) + 1e-5
 
 
 def linear_model() -> Any:

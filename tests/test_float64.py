@@ -1,0 +1,23 @@
+"""Sums are taken in float64 where the device has it, and nowhere asked of one that has not."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import opensiglip
+from opensiglip.float64 import widen, widest
+
+ROOT = Path(opensiglip.__file__).parent
+
+
+def test_the_widest_numbers_of_apples_gpus_are_float32() -> None:
+    assert widest(torch.device("mps")) == torch.float32
+    assert {widest(torch.device(name)) for name in ("cpu", "cuda", "meta")} == {torch.float64}
+    assert widen(torch.tensor([1, 2])).dtype == torch.float64
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_tensor_of_a_device_is_made_float64_without_asking_for_its_widest(path: Path) -> None:
+    assert not re.search(r"\.double\(\)|float64, device=", path.read_text(encoding="utf-8")), "use float64.widen"
