@@ -1,0 +1,34 @@
+"""The documents speak of files that exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import opensiglip
+
+PACKAGE = Path(opensiglip.__file__).parent
+CLONE = PACKAGE.parents[1]
+ROOMS = {path.name for path in PACKAGE.iterdir()} | {"tests", "docs", "benchmarks", "studies", "src"}
+NAMED = re.compile(r"(?<![\w./-])((?:[a-z0-9_-]+/)+[a-z0-9_-]+\.(?:py|md|sh|html|css))\b")
+# Paths below these words are of other people's repositories.
+FOREIGN = re.compile(r"big_vision|open_clip|transformers|DINOv2|dinov2|scenic|timm|iBOT|CapPa's code|t5x|lightly|paxml")
+
+
+def texts() -> Iterator[Path]:
+    for folder, ending in (("src", "*.py"), ("benchmarks", "*.py"), ("studies", "*.py"), ("docs", "*.md"), ("tests", "*.py")):
+        yield from sorted((CLONE / folder).rglob(ending))
+    yield from sorted(CLONE.glob("*.md"))
+
+
+def exists(named: str, near: Path) -> bool:
+    return any((place / named).exists() for place in (CLONE, PACKAGE, near.parent, CLONE / "docs"))
+
+
+@pytest.mark.parametrize("path", [path for path in texts() if path.name != "CHANGELOG.md"], ids=lambda path: path.name)
+def test_every_file_that_is_named_is_there(path: Path) -> None:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for named in NAMED.findall(line):
+            if named.split("/")[0] in ROOMS and not FOREIGN.search(line):
+                assert exists(named, path), f"{path.relative_to(CLONE)}:{number} names {named}, which is not there"
