@@ -17,7 +17,13 @@ FOREIGN = re.compile(r"big_vision|open_clip|transformers|DINOv2|dinov2|scenic|ti
 
 
 def texts() -> Iterator[Path]:
-    for folder, ending in (("src", "*.py"), ("benchmarks", "*.py"), ("studies", "*.py"), ("docs", "*.md"), ("tests", "*.py")):
+    for folder, ending in (
+        ("src", "*.py"),
+        ("benchmarks", "*.py"),
+        ("studies", "*.py"),
+        ("docs", "*.md"),
+        ("tests", "*.py"),
+    ):
         yield from sorted((CLONE / folder).rglob(ending))
     yield from sorted(CLONE.glob("*.md"))
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Run
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
@@ -309,8 +310,15 @@ class Own:
         return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), (Caption(f"own {index}", "de"),))
 
 
+def test_an_object_handed_to_train_is_trained_on(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="int is no data set"):
+        run(tmp_path / "seven", data=7)
+    summary = run(tmp_path / "run", data=Own(), steps=2)
+    assert summary["steps"] == 2 and summary["images_seen"] == 16
+
+
 def test_objects_handed_over_are_sources(tmp_path: Path) -> None:
-    source = open_source(spec_of(Pairs()))
+    source = open_source(Pairs())
     assert source.example(0).extras == {"label": "dog"}
     assert [c.text for c in source.example(1).captions] == ["a", "b"]
     assert source.example(2).image.shape == (3, 30, 40) and source.example(2).captions == (Caption("c"),)

@@ -179,8 +179,8 @@ class PreTrainingCallback(TrainerCallback):
         wrong = decayed_by_mistake(model, given.get("optimizer"))
         if wrong:
             warnings.warn(
-                f"weight decay applies to {wrong[0]} and {len(wrong) - 1} more that SigLIP does not decay; give Trainer "
-                "optimizers=(opensiglip.optim.adamw(model, learning_rate, weight_decay), None).",
+                f"weight decay applies to {wrong[0]} and {len(wrong) - 1} more that SigLIP does not decay; give "
+                "Trainer optimizers=(opensiglip.optim.adamw(model, learning_rate, weight_decay), None).",
                 stacklevel=2,
             )
         if state.global_step:  # resumed: what the last step had begun is not to begin again

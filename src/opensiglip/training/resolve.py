@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.record import resolved
@@ -25,7 +26,9 @@ class Job:
 
 def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     """Check all keywords, open the weights to start from, build the recipe. Raises UserError."""
-    config, own = TrainConfig.part(dict(keywords))
+    data = keywords.get("data", ())
+    specs = [spec_of(one) for one in (data if isinstance(data, list | tuple) else [data])]  # of objects, too
+    config, own = TrainConfig.part({**keywords, "data": specs})
     function = find_recipe(name)
     check_keywords(function, own)
     start = None if config.init is None else open_start(config.init)

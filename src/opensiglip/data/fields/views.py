@@ -87,7 +87,8 @@ class Hidden(Field):
 
 def crop(image: Tensor, side: int, area: Range, rng: np.random.Generator) -> Tensor:
     """A random part [3, side, side] of `image` [3, H, W]: that share of its area, 3:4 to 4:3 before it is squared."""
-    window = random_window(*image.shape[-2:], area, rng)
+    height, width = image.shape[-2:]
+    window = random_window(height, width, area, rng)
     return transform.resized_crop(image, *window, [side, side], antialias=True)
 
 

@@ -52,13 +52,14 @@ def read_coco(file: Path) -> tuple[list[Any], list[Any], dict[Any, str]]:
         stored = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); give a JSON file in COCO's shape.") from None
-    parts = [stored.get(name, []) if isinstance(stored, dict) else None for name in ("images", "annotations")]
-    if not all(isinstance(part, list) for part in parts):
+    found = stored if isinstance(stored, dict) else {}
+    images, annotations = found.get("images", []), found.get("annotations", [])
+    if not (isinstance(stored, dict) and isinstance(images, list) and isinstance(annotations, list)):
         raise UserError(f"{file} has no lists 'images' and 'annotations'; give a JSON file in COCO's shape.")
     categories = stored.get("categories", [])
     named = [one for one in categories if isinstance(one, dict)] if isinstance(categories, list) else []
     names = {one["id"]: one["name"] for one in named if is_id(one.get("id")) and isinstance(one.get("name"), str)}
-    return parts[0], parts[1], names
+    return images, annotations, names
 
 
 def join(

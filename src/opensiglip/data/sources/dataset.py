@@ -32,8 +32,8 @@ class Tabled(Table):
         self.revision: str | None = None
         if dataset is None:
             dataset, self.revision = fetch(spec) if spec.kind == "hf" else (load(spec), None)
-        names: list[str | None]
-        names, parts = (list(dataset), list(dataset.values())) if isinstance(dataset, dict) else ([None], [dataset])
+        names: list[str | None] = list(dataset) if isinstance(dataset, dict) else [None]
+        parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
         chosen, part = choose([SPLITS.get(name or "train", name) for name in names], split)
         if not chosen:
             have = ", ".join(str(name) for name in names)

@@ -1,6 +1,7 @@
 """Python objects as sources: `FILE.py:FUNCTION`, or an object handed to `train` or `open_source`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -20,8 +21,8 @@ handed_over: dict[str, Any] = {}  # objects of this process by the spec that nam
 
 def spec_of(data: Any) -> str:
     """A spec for an object, for this process; a text is one already. Raises UserError for what is no data set."""
-    if isinstance(data, str):
-        return data
+    if isinstance(data, str | PurePath):
+        return str(data)
     if not (isinstance(data, Mapping) or (hasattr(data, "__len__") and (has_items(data)))):
         raise UserError(f"data {type(data).__name__} is no data set; give an object with len() and [i] or example(i).")
     known = [name for name, one in handed_over.items() if one is data]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from opensiglip.data.example import Source
 from opensiglip.data.sources.box_layout import BoxLayout
@@ -12,19 +13,20 @@ from opensiglip.data.sources.dataset import Tabled
 from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.image_folder import ClassFolder, ImageFolder, recognise_images
 from opensiglip.data.sources.parquet import Parquet
-from opensiglip.data.sources.python import open_object
+from opensiglip.data.sources.python import open_object, spec_of
 from opensiglip.data.sources.spec import BOX_FORMAT, Spec, parse_spec, split_weight
 from opensiglip.data.sources.sugarcrepe import Pairs
 from opensiglip.data.sources.tar import Tars
 from opensiglip.errors import UserError
 
 
-def open_source(spec: str, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
+def open_source(spec: Any, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
     """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of
-    `KINDS`, named or recognised.
+    `KINDS`, named or recognised; or an object with `len` and rows: a torch data set, one of `datasets`, a list.
 
     `languages`: None or ["all"] for all it has. Raises UserError for what is not there, or has no such split or texts.
     """
+    spec = spec_of(spec)
     name, weight = (spec, None) if Path(spec).expanduser().exists() else split_weight(spec)
     source = _open(name, split, languages, pixels)
     source.weight = weight
