@@ -13,7 +13,9 @@ CLONE = PACKAGE.parents[1]
 ROOMS = {path.name for path in PACKAGE.iterdir()} | {"tests", "docs", "benchmarks", "studies", "src"}
 NAMED = re.compile(r"(?<![\w./-])((?:[a-z0-9_-]+/)+[a-z0-9_-]+\.(?:py|md|sh|html|css))\b")
 # Paths below these words are of other people's repositories.
-FOREIGN = re.compile(r"big_vision|open_clip|transformers|DINOv2|dinov2|scenic|timm|iBOT|CapPa's code|t5x|lightly|paxml")
+FOREIGN = re.compile(
+    r"big_vision|open_clip|transformers|DINOv2|dinov2|scenic|timm|iBOT|CapPa's code|t5x|lightly|paxml|tokenization_auto"
+)
 
 
 def texts() -> Iterator[Path]:

@@ -12,7 +12,7 @@ class Caption(PerExample):
     """-1/S sum_s 1/|y_s| sum_i log p(y_si | what came before or [MASK], x).    (CapPa, Sec. 3; LocCa)
 
     S counts the sequences that exist: an image without regions leaves the denominator. Tasks, the shift, [MASK],
-    packing and the 1/|y| weights are all fields of the batch (data/captions.py); so this knows none of them.
+    packing and the 1/|y| weights are all fields of the batch (data/fields/captions.py); so this knows none of them.
     """
 
     name = "caption"

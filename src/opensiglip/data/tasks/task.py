@@ -56,7 +56,7 @@ class Task:
 
     ask: what to say of a visit, None where it has nothing to say; makes its choices with the numbers that it draws.
     read: what an answer's text means; None where it means nothing.
-    measure: "caption", "exact", "words", "box", "boxes" or "mask", see evaluate/answers.py.
+    measure: "caption", "exact", "words", "box", "boxes" or "mask", see evaluation/benchmarks/text_tasks.py.
     words: what stands in every sequence, to be one token each where the tokenizer is made for the run.
     places: does it write boxes or outlines? cut: may a target that is too long lose its end?
     prefix, given: how a question of it is spelled, in the parts of `Asked`; words in capitals stand for what is asked.
