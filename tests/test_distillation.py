@@ -124,13 +124,6 @@ def test_values_are_lightlys(name: str) -> None:
         assert torch.allclose(term.centre, expected, atol=1e-6)
 
 
-def test_the_centre_starts_as_the_first_steps_mean() -> None:
-    term, mean = LocalToGlobal(4, HeadShape(8, 4, 3), weight=1.0, start=0.0), torch.tensor([0.5, -0.25, 1.0])
-    for expected in (mean, 0.9 * mean + 0.1 * 3 * mean):
-        term.after_step({"local_to_global/centre": mean if not term.centre.any() else 3 * mean})
-        torch.testing.assert_close(term.centre, expected)
-
-
 def test_the_teacher_of_two_whole_views_is_the_mean_of_both(
     small: Small, visits: list[Visit], pipeline: TextPipeline
 ) -> None:

@@ -128,7 +128,8 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
         own = [row for row in rows if loss in row]
         assert own[0]["step"] == math.ceil(objective.start * STEPS)
         if objective.teacher is not None:  # the loss is the divergence and the teacher's own entropy
-            assert own[-1][kl] < 0.4 * max(row[kl] for row in own), kl
+            # siglip2 gives these terms a fifth of the steps, and the teacher moves at the recipe's momentum meanwhile.
+            assert own[-1][kl] < 0.6 * max(row[kl] for row in own), kl
         else:  # a locked tower is random here: it tells images apart less well
             pairs_only = recipe.architecture.frozen and recipe.architecture.text is not None
             assert own[-1][loss] < (0.3 if pairs_only else 0.05) * own[0][loss], loss

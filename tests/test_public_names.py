@@ -12,7 +12,18 @@ import opensiglip
 
 SOURCE = Path(opensiglip.__file__).parents[1]
 TODAY = {
-    *("train", "evaluate", "load", "open_source", "list_recipes", "export", "Model", "TextPipeline", "UserError"),
+    *(
+        "train",
+        "evaluate",
+        "load",
+        "open_source",
+        "list_recipes",
+        "export",
+        "Model",
+        "Pretrained",
+        "TextPipeline",
+        "UserError",
+    ),
     *("SigLIP2Loss", "SiglipForPreTraining", "PreTrainingCallback", "PreTrainingCollator"),
     *("Sigmoid", "Softmax", "Caption", "Continue", "Answer", "LocalToGlobal", "MaskedPatches", "__version__"),
 }
