@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.text_generator import TextGenerator
 from opensiglip.models.model import Model
 from opensiglip.types import Features, pixels
 
@@ -49,9 +50,21 @@ class Oracle:
     def has_text(self) -> bool:
         return self.text is not None
 
-    @property
-    def has_decoder(self) -> bool:
-        return self.decoder is not None
+    # Texts are written and scored as by a `Predictor`, from the parts above.
+    has_decoder: ClassVar[Any] = TextGenerator.has_decoder
+    grammar: ClassVar[Any] = TextGenerator.grammar
+    prompt: ClassVar[Any] = TextGenerator.prompt
+    unchecked_caption_prompt: ClassVar[Any] = TextGenerator.unchecked_caption_prompt
+    locate_prompt: ClassVar[Any] = TextGenerator.locate_prompt
+    describe_prompt: ClassVar[Any] = TextGenerator.describe_prompt
+    target_ids: ClassVar[Any] = TextGenerator.target_ids
+    generate: ClassVar[Any] = TextGenerator.generate
+    score: ClassVar[Any] = TextGenerator.score
+    score_blind: ClassVar[Any] = TextGenerator.score_blind
+    _condition: ClassVar[Any] = TextGenerator._condition
+    _decoder: ClassVar[Any] = TextGenerator._decoder
+    _pipeline: ClassVar[Any] = TextGenerator._pipeline
+    _boxes: ClassVar[Any] = TextGenerator._boxes
 
     @torch.no_grad()
     def encode(self, images: Sequence[Tensor]) -> Features:

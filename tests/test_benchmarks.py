@@ -9,6 +9,7 @@ import torch
 from conftest import Small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import Oracle
 from test_evaluate import encoded, of, oracle, square
 
 from opensiglip.data.boxes import BoxFormat
@@ -18,13 +19,16 @@ from opensiglip.data.tasks import TASKS
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.benchmark import Context, NotApplicable
 from opensiglip.evaluation.benchmarks import grounding
+from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
+from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.text_tasks import measure
-from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
+from opensiglip.evaluation.benchmarks.zero_shot import name_likelihoods, zero_shot
 from opensiglip.evaluation.encode import encode_examples, sample_order
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.segmentation import mean_iou
 from opensiglip.evaluation.run import missing_classes
+from opensiglip.models.model import Model
 
 
 def test_a_box_counts_from_half_its_union_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +100,35 @@ def test_a_decoder_of_tasks_is_asked_what_it_was_trained_on(small: Small, pipeli
         compositionality(replace(model, tasks=("count",)), examples, Context())
     with pytest.raises(NotApplicable, match="decoder that writes captions"):
         zero_shot(replace(model, tasks=("count",)), examples, Context())
+
+
+def test_pali_is_judged_on_what_it_was_trained_on(small: Small, pipeline: TextPipeline) -> None:
+    """An encoder-decoder has figures of every benchmark of texts; the grammar makes its boxes, and it reads images."""
+    recipe = small("pali", tasks="caption,aref,gcap")
+    torch.manual_seed(0)
+    network = Model.new(recipe.architecture, len(pipeline)).eval()
+    assert network.pali is not None
+    torch.nn.init.normal_(network.pali.vocabulary.weight)
+    model = Oracle.of(network, pipeline, name="pali", boxes=BoxFormat(), tasks=("caption", "aref", "gcap"))
+    examples = encode_examples(model, open_source("scenes:drawings=5,objects=2", split="val", pixels=32), 8)
+    context = Context(languages=("en",))
+    found = grounding.grounding(model, examples, context).metrics
+    assert found["phrases"] > 0 and found["invalid"] == 0
+    named = grounded_captioning(model, examples, context).metrics
+    assert named["regions"] == found["phrases"] and 1 <= named["mean_rank"] <= 10
+    assert captioning(model, examples, context).metrics["captions"] > 0
+    judged = compositionality(model, examples, context).metrics
+    assert {"likelihood", "blind_likelihood"} <= set(judged) and "similarity" not in judged
+    prompt = model.unchecked_caption_prompt("en")
+    scores = name_likelihoods(model, examples, torch.arange(8), ["fox", "apple"], "en")
+    alone = [model.score(examples.features, [(place, prompt, model.target_ids(prompt, "fox"))]) for place in range(8)]
+    assert (
+        torch.allclose(scores[:, 0].float(), torch.tensor(alone)[:, 0], atol=1e-3)
+        and len(set(scores[:, 0].tolist())) > 1
+    )
+    for untrained in (grounding.grounding, grounded_captioning, captioning, compositionality):
+        with pytest.raises(NotApplicable):
+            untrained(replace(model, tasks=("count",)), examples, context)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from opensiglip.evaluation.benchmarks import grounded_captioning as naming
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.text import words
+from opensiglip.inference.text_generator import Prompt
 
 TASKS = ("cap", "aref", "gcap")
 
@@ -91,7 +92,7 @@ def test_phrases_that_are_said_right_score_best(
     asked = [next(iter(region.phrases.values())) for _, region in judged.referable_regions]
     pipeline = subject.pipeline
     assert pipeline is not None
-    monkeypatch.setattr(naming, "generate", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
+    monkeypatch.setattr(Oracle, "generate", lambda *_, **__: [pipeline.ids(f" {phrase}") for phrase in asked])
     figures = naming.grounded_captioning(subject, judged, context).metrics
     assert figures["token_f1"] == 1 and figures["cider"] > 2
     assert 1 <= figures["mean_rank"] <= 10 and figures["chance_first"] == pytest.approx(0.1, abs=0.01)
@@ -100,10 +101,10 @@ def test_phrases_that_are_said_right_score_best(
 def test_ranks_follow_the_likelihoods(
     subject: Oracle, judged: EncodedExamples, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fewer_tokens_are_likelier(decoder: Any, memory: Any, asked: Any, *_: Any) -> list[float]:
-        return [-len(text.target) for _, text in asked]
+    def fewer_tokens_are_likelier(subject: Oracle, features: Any, asked: Any) -> list[float]:
+        return [-len(ids) for _, _, ids in asked]
 
-    monkeypatch.setattr(naming, "likelihoods", fewer_tokens_are_likelier)
+    monkeypatch.setattr(Oracle, "score", fewer_tokens_are_likelier)
     figures = naming.grounded_captioning(subject, judged, context).metrics
     asked = judged.referable_regions
     owners, phrases = [place for place, _ in asked], [next(iter(region.phrases.values())) for _, region in asked]
@@ -140,7 +141,7 @@ def test_true_captions_score_best_and_another_images_hardly(
     assert pipeline is not None
     answers: list[Ids] = [pipeline.ids(f" {example.captions[0].text}") for example in judged.examples]
     wrong = [answers[-1], *answers[:-1]]
-    monkeypatch.setattr(captioning, "generate", lambda *some, **_: answers if some[4].num_beams == 1 else wrong)
+    monkeypatch.setattr(Oracle, "generate", lambda *some, **_: answers if some[3].num_beams == 1 else wrong)
     findings = captioning.captioning(subject, judged, context)
     figures = findings.metrics
     assert figures["bleu4_greedy"] == pytest.approx(1) and figures["cider_greedy"] > 5
@@ -157,11 +158,11 @@ def test_captions_are_asked_for_in_the_language_of_the_examples(
     german = [replace(one, captions=tuple(replace(c, language="de") for c in one.captions)) for one in judged.examples]
     asked: set[Ids] = set()
 
-    def search(decoder: Any, memory: Tensor, prefixes: Sequence[Ids], *_: Any, **__: Any) -> list[Ids]:
-        asked.update(prefixes)
-        return [()] * len(prefixes)
+    def search(subject: Oracle, features: Any, prompts: Sequence[Prompt], *_: Any, **__: Any) -> list[Ids]:
+        asked.update(prompt.prefix for prompt in prompts)
+        return [()] * len(prompts)
 
-    monkeypatch.setattr(captioning, "generate", search)
+    monkeypatch.setattr(Oracle, "generate", search)
     captioning.captioning(replace(subject, tasks=("caption",)), replace(judged, examples=german), context)
     assert subject.pipeline is not None and asked == {subject.pipeline.ids(" caption de")}
 

@@ -1,6 +1,8 @@
 """Log-likelihoods of given texts: each its own, whatever it is packed with."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from toys import SHAPE, small_model
@@ -8,7 +10,8 @@ from toys import SHAPE, small_model
 from opensiglip.data.fields.captions import Target
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.inference import likelihood
-from opensiglip.inference.likelihood import blind_likelihoods, likelihoods, target
+from opensiglip.inference.likelihood import blind_likelihoods, likelihoods
+from opensiglip.inference.text_generator import Prompt, TextGenerator
 from opensiglip.models.decoder import Decoder
 
 VOCABULARY, LENGTH, EOS = 96, 12, 1
@@ -72,12 +75,14 @@ def test_no_more_logits_are_held_than_allowed_and_nothing_changes() -> None:
 
 def test_the_blind_likelihood_is_the_mean_over_other_images() -> None:
     decoder, images = a_decoder(), memory(5)
-    found = blind_likelihoods(decoder, images, [(0, TEXTS[0]), (3, TEXTS[0])], Ids())
+    found = blind_likelihoods(
+        lambda asked: likelihoods(decoder, images, asked, Ids()), [(0, TEXTS[0]), (3, TEXTS[0])], len(images)
+    )
     for image, blind in zip((0, 3), found, strict=True):
         others = [math.exp(one_by_one(decoder, images[other], TEXTS[0])) for other in range(5) if other != image]
         assert abs(blind - math.log(sum(others) / len(others))) < 1e-4
 
 
 def test_a_text_is_cut_to_the_length_and_keeps_its_end() -> None:
-    text = target(Ids(), (5, 6), " ".join(["40"] * 30))
-    assert text == Target((5, 6), (40,) * 9 + (EOS,))
+    model: Any = SimpleNamespace(pali=None, _decoder=a_decoder(), _pipeline=Ids())
+    assert TextGenerator.target_ids(model, Prompt((5,), (6,)), " ".join(["40"] * 30)) == (40,) * 9 + (EOS,)

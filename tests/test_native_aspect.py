@@ -170,7 +170,7 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
         answers = [pipeline.ids(text) for text in written]
         return answers if all(shown) else answers[::-1]
 
-    monkeypatch.setattr("opensiglip.evaluation.benchmarks.grounding.generate", truth)
+    monkeypatch.setattr("opensiglip.inference.text_generator.generate", truth)
     found = grounding(subject, judged, Context(training=Tiles())).metrics
     assert found["accuracy"] == 1 and found["mean_iou"] > 0.97 > found["accuracy_shuffled_images"]
     shares = constant_boxes(Tiles(), subject.frame)[1:]

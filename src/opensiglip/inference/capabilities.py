@@ -39,14 +39,20 @@ def caption_words(model: Pretrained, language: str | None = None) -> tuple[str, 
     if "caption" in model.tasks:
         language = language or (LANGUAGE if LANGUAGE in known or not known else known[0])
         check_language(model, language)
-        return (f"caption {language}",)
-    if language is not None and known != (language,):
+    elif language is not None and known != (language,):
         check_language(model, language)
         raise UserError(
             f"{model.name} saw {', '.join(known) or 'texts'} without a mark of the language, so none can be chosen; "
             "leave it out, or train with the mark: `opensiglip train tasks --tasks caption`."
         )
-    return () if model.tasks == ("cap",) and model.model.pali is None else ("Cap:",)
+    return unchecked_caption_words(model.tasks, language or LANGUAGE, pali=model.model.pali is not None)
+
+
+def unchecked_caption_words(tasks: Sequence[str], language: str, *, pali: bool) -> tuple[str, ...]:
+    """What training put before a caption in that language, whether the model saw the language or not."""
+    if "caption" in tasks:
+        return (f"caption {language}",)
+    return () if tuple(tasks) == ("cap",) and not pali else ("Cap:",)
 
 
 def check_language(model: Pretrained, language: str) -> None:

@@ -1,12 +1,13 @@
 """Log-likelihoods of texts given images, by the decoder.    (CapPa, Sec. 3)"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from opensiglip.data.fields.captions import Ids, Target, pack
+from opensiglip.data.fields.captions import Target, pack
 from opensiglip.data.text import TextPipeline
 from opensiglip.float64 import widen, widest
 from opensiglip.inference.generate import TextDecoder
@@ -14,13 +15,8 @@ from opensiglip.inference.generate import TextDecoder
 ROWS = 64  # decoded at once
 ROW = 256  # tokens packed along a row
 LOGITS = 2**24  # held at once
+Asked = tuple[Any, ...]  # an image's number, then the text asked of it
 OTHERS = 8  # images that a blind score is averaged over
-
-
-def target(pipeline: TextPipeline, prefix: Ids, text: str) -> Target:
-    """A text as it is trained: its ids behind `prefix`, cut to the length, and its end."""
-    room = pipeline.policy.length - len(prefix) - 1
-    return Target(prefix, (*pipeline.ids(f" {text}")[: max(room, 0)], pipeline.policy.eos_id))
 
 
 @torch.no_grad()
@@ -76,22 +72,14 @@ def likelihoods(
     return scores.tolist()
 
 
-def blind_likelihoods(
-    decoder: TextDecoder,
-    memory: Tensor,
-    asked: Sequence[tuple[int, Target]],
-    pipeline: TextPipeline,
-    valid: Tensor | None = None,
-) -> list[float]:
-    """log p(y) without the image: the log of the mean of p(y | another image), over a few other images.
+def blind_likelihoods(score: Callable[[list[Asked]], list[float]], asked: Sequence[Asked], count: int) -> list[float]:
+    """log p(y) without the image: the log of the mean of p(y | another image), over a few of the `count` images.
+
+    `score` gives log p of each text that is asked; what is asked begins with the number of an image.
 
     Ours. CapPa (Table 6) trains another decoder without images; this is what the decoder at hand expects of any image,
     with no input that it was not trained to read.
     """
-    count = len(memory)
     shifts = sorted({round(count * (k + 1) / (OTHERS + 1)) for k in range(OTHERS)} - {0, count}) or [0]
-    seen = [
-        likelihoods(decoder, memory, [((image + shift) % count, text) for image, text in asked], pipeline, valid)
-        for shift in shifts
-    ]
+    seen = [score([((image + shift) % count, *text) for image, *text in asked]) for shift in shifts]
     return (torch.tensor(seen, dtype=torch.float64).logsumexp(0) - math.log(len(shifts))).tolist()

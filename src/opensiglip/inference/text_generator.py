@@ -15,10 +15,10 @@ from opensiglip.data.tasks import Form
 from opensiglip.data.tasks.task import Part
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.capabilities import caption_words
+from opensiglip.inference.capabilities import caption_words, unchecked_caption_words
 from opensiglip.inference.encoder import Encoder, memory_errors
 from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, generate
-from opensiglip.inference.likelihood import likelihoods
+from opensiglip.inference.likelihood import blind_likelihoods, likelihoods
 from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.pali import Pali, PaliDecoder
@@ -52,8 +52,8 @@ class TextGenerator(Encoder):
 
     @property
     def has_decoder(self) -> bool:
-        """Has it a decoder that attends to image tokens?"""
-        return self.decoder is not None
+        """Does it write texts, by a decoder or PaLI's encoder-decoder?"""
+        return self.decoder is not None or self.pali is not None
 
     @cached_property
     def grammar(self) -> BoxGrammar:
@@ -73,6 +73,10 @@ class TextGenerator(Encoder):
     def caption_prompt(self, language: str | None = None) -> Prompt:
         """What a caption goes on from. Raises UserError on a language that can't be had."""
         return self.prompt(caption_words(self.pretrained, language))
+
+    def unchecked_caption_prompt(self, language: str) -> Prompt:
+        """What a caption in that language goes on from, seen in training or not: any language can be measured."""
+        return self.prompt(unchecked_caption_words(self.tasks, language, pali=self.pali is not None))
 
     def locate_prompt(self, phrase: str) -> Prompt:
         """What the box of a phrase goes on from: "ARef: phrase :"."""
@@ -122,6 +126,10 @@ class TextGenerator(Encoder):
                 texts = [(row, Target(*pair)) for row, pair in enumerate(zip(starts, texts_ids, strict=True))]
                 scores += likelihoods(self._decoder, memory, texts, self._pipeline, valid)
             return scores
+
+    def score_blind(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
+        """`score` without the image: the log of the mean p given a few of the other images."""
+        return blind_likelihoods(lambda some: self.score(features, some), asked, len(features.tokens))
 
     def target_ids(self, prompt: Prompt, text: str) -> Ids:
         """The ids of a text behind a prompt, as training had it: cut to the length, with its end."""

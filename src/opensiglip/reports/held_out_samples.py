@@ -42,7 +42,7 @@ def held_out_samples(model: Predictor, source: Source, count: int) -> list[HeldO
     """The first examples of a held-out source with the model's answers to its `tasks`; without a decoder, the captions
     that it retrieves among those of `count` examples.
     """
-    if model.has_decoder:
+    if model.decoder is not None:
         return answered(model, encode_examples(model, source, COUNT))
     if model.has_text:
         return retrieved(model, encode_examples(model, source, count, tokens=False))

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from opensiglip.data.fields.captions import caption_prefix
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample
 from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.intervals import bootstrap, mean_with_interval
 from opensiglip.evaluation.metrics.text import bleu4, bleu_counts, cider_d, words
-from opensiglip.inference.generate import GREEDY, Decoding, generate
+from opensiglip.inference.generate import GREEDY, Decoding
 from opensiglip.inference.predictor import Predictor
 
 DECODINGS = {"greedy": GREEDY, "beam": Decoding(num_beams=4)}
@@ -27,8 +26,8 @@ def captioning(model: Predictor, examples: EncodedExamples, context: Context) ->
     image and caption, which needs no references (after CLIPScore, arXiv:2104.08718, without its factor), for the true
     captions too. Intervals: bootstrap over images.
     """
-    decoder, pipeline = model.decoder, model.pipeline
-    if decoder is None or pipeline is None or not {"cap", "caption"} & set(model.tasks):
+    pipeline = model.pipeline
+    if not model.has_decoder or pipeline is None or not {"cap", "caption"} & set(model.tasks):
         raise NotApplicable("the model has no decoder trained to write captions")
     languages = context.caption_languages(examples)
     captions = {
@@ -45,14 +44,12 @@ def captioning(model: Predictor, examples: EncodedExamples, context: Context) ->
         return words(pipeline.canonical(text))
 
     references = [[tokens(text) for text in texts] for texts in captions.values()]
-    prefix = caption_prefix(pipeline, model.tasks, languages[0])
+    prompt = model.unchecked_caption_prompt(languages[0])
     written: dict[str, list[str]] = {name: [] for name in DECODINGS}
     for at in context.progress(range(0, len(places), BATCH), "captions"):
-        here = torch.tensor(places[at : at + BATCH], device=model.device)
-        memory, valid = examples.tokens[here], examples.valid_at(here)
+        here = places[at : at + BATCH]
         for name, decoding in DECODINGS.items():
-            with model.autocast():
-                found = generate(decoder, memory, [prefix] * len(memory), pipeline, decoding, valid=valid)
+            found = model.generate(examples.features, [prompt] * len(here), decoding, images=here)
             written[name] += [pipeline.text(ids) for ids in found]
     metrics: dict[str, Any] = {"images": len(places), "captions": sum(map(len, references)), "language": languages[0]}
     scores: dict[str, list[float]] = {}

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from opensiglip.data.fields.captions import caption_prefix
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
 from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
-from opensiglip.inference.likelihood import blind_likelihoods, likelihoods, target
 from opensiglip.inference.predictor import Predictor
 
 ELSEWHERE = 200  # drawings, the first met, of which one takes another's place
@@ -83,18 +81,14 @@ def _by_similarity(model: Predictor, examples: EncodedExamples, pairs: Numbered)
 
 
 def _by_likelihood(model: Predictor, examples: EncodedExamples, pairs: Numbered) -> dict[str, list[float]]:
-    decoder, pipeline = model.decoder, model.pipeline
-    assert decoder is not None and pipeline is not None
     texts = [
-        (place, target(pipeline, caption_prefix(pipeline, model.tasks, pair.language), text))
+        (place, prompt, model.target_ids(prompt, text))
         for place, pair in pairs
+        for prompt in [model.unchecked_caption_prompt(pair.language)]
         for text in (pair.caption, *pair.negatives)
     ]
-    margins = {}
-    for way, score in (("likelihood", likelihoods), ("blind_likelihood", blind_likelihoods)):
-        with model.autocast():
-            margins[way] = _margins(score(decoder, examples.tokens, texts, pipeline, examples.valid), pairs)
-    return margins
+    ways = {"likelihood": model.score, "blind_likelihood": model.score_blind}
+    return {way: _margins(score(examples.features, texts), pairs) for way, score in ways.items()}
 
 
 def _margins(scores: Sequence[float], pairs: Numbered) -> list[float]:

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from opensiglip.data.fields.captions import grounded_prefix
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
 from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.text import cider_d, token_f1, words
-from opensiglip.inference.generate import generate
-from opensiglip.inference.likelihood import likelihoods, target
 from opensiglip.inference.predictor import Predictor
 
 DISTRACTORS = 9  # phrases of other boxes beside the true one
@@ -26,40 +22,30 @@ def grounded_captioning(model: Predictor, examples: EncodedExamples, context: Co
     out. `first` is how often the true one is the likeliest; `first_shuffled_images` the same given another example's
     image. Single-box regions, first language; intervals: bootstrap over images.
     """
-    decoder, pipeline, boxes = model.decoder, model.pipeline, model.boxes
-    if decoder is None or pipeline is None or boxes is None or "gcap" not in model.tasks:
+    pipeline = model.pipeline
+    if not model.has_decoder or pipeline is None or model.boxes is None or "gcap" not in model.tasks:
         raise NotApplicable("the model has no decoder trained to say what stands in a box")
     asked = examples.referable_regions
     if not asked:
         raise NotApplicable("no example has a region with one box")
     owners = [place for place, _ in asked]
     phrases = [next(iter(region.phrases.values())) for _, region in asked]
-    prefixes = [grounded_prefix(pipeline, boxes.write(region.bbox, *examples.size(place))) for place, region in asked]
+    prompts = [model.describe_prompt(region.bbox, *examples.size(place)) for place, region in asked]
     written: list[str] = []
     for at in context.progress(range(0, len(asked), 4 * BATCH), "phrases of boxes"):
         here = slice(at, at + 4 * BATCH)
-        images, rows = torch.tensor(owners[here], device=model.device).unique(return_inverse=True)
-        with model.autocast():
-            answers = generate(
-                decoder,
-                examples.tokens[images],
-                prefixes[here],
-                pipeline,
-                owners=rows.tolist(),
-                valid=examples.valid_at(images),
-            )
+        answers = model.generate(examples.features, prompts[here], images=owners[here])
         written += [pipeline.text(ids) for ids in answers]
     choices = [distractors(number, owners, phrases, context.seed) for number in range(len(asked))]
     shift = max(1, len(examples.examples) // 2)
 
     def ranks(move: int) -> list[int]:
         texts = [
-            ((place + move) % len(examples.examples), target(pipeline, prefix, text))
-            for place, prefix, phrase, others in zip(owners, prefixes, phrases, choices, strict=True)
+            ((place + move) % len(examples.examples), prompt, model.target_ids(prompt, text))
+            for place, prompt, phrase, others in zip(owners, prompts, phrases, choices, strict=True)
             for text in (phrase, *others)
         ]
-        with model.autocast():
-            scores = iter(likelihoods(decoder, examples.tokens, texts, pipeline, examples.valid))
+        scores = iter(model.score(examples.features, texts))
         found = []
         for others in choices:
             true = next(scores)

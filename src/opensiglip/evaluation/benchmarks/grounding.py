@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from opensiglip.data.example import Box, Source
-from opensiglip.data.fields.captions import referring_prefix
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
 from opensiglip.evaluation.encode import BATCH, EncodedExamples, readable_examples
 from opensiglip.evaluation.metrics.boxes import FOUND, box_iou
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
-from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import generate
 from opensiglip.inference.predictor import Predictor
 
 
@@ -26,7 +22,7 @@ def grounding(model: Predictor, examples: EncodedExamples, context: Context) -> 
     the image) on the held-out boxes themselves, so an upper bound; and the same model given another example's image.
     Intervals: bootstrap over images.
     """
-    if model.decoder is None or model.boxes is None or "aref" not in model.tasks:
+    if not model.has_decoder or model.boxes is None or "aref" not in model.tasks:
         raise NotApplicable("the model has no decoder trained to write boxes")
     asked = examples.referable_regions
     if not asked:
@@ -76,24 +72,13 @@ def locate(
     model: Predictor, examples: EncodedExamples, places: Sequence[int], phrases: Sequence[str], context: Context
 ) -> list[Box | None]:
     """The box of each phrase in the example at its place, in pixels of the frame; None where the answer is no box."""
-    decoder, pipeline, boxes = model.decoder, model.pipeline, model.boxes
-    assert decoder is not None and pipeline is not None and boxes is not None
-    grammar = BoxGrammar(pipeline, boxes)
+    pipeline, boxes = model.pipeline, model.boxes
+    assert pipeline is not None and boxes is not None
     found: list[Box | None] = []
     for at in context.progress(range(0, len(phrases), 4 * BATCH), "boxes"):
         here = places[at : at + 4 * BATCH]
-        prefixes = [referring_prefix(pipeline, phrase) for phrase in phrases[at : at + 4 * BATCH]]
-        images, owners = torch.tensor(here, device=examples.tokens.device).unique(return_inverse=True)
-        with model.autocast():
-            answers = generate(
-                decoder,
-                examples.tokens[images],
-                prefixes,
-                pipeline,
-                grammar=grammar,
-                owners=owners.tolist(),
-                valid=examples.valid_at(images),
-            )
+        prompts = [model.locate_prompt(phrase) for phrase in phrases[at : at + 4 * BATCH]]
+        answers = model.generate(examples.features, prompts, images=here, grammar=model.grammar)
         found += [
             boxes.read(pipeline.text(ids), *examples.size(place)) for place, ids in zip(here, answers, strict=True)
         ]

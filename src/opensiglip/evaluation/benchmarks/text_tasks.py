@@ -30,7 +30,7 @@ def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) ->
     trusts it. Intervals: bootstrap over images.
     """
     pipeline, boxes = model.pipeline, model.boxes
-    if pipeline is None or boxes is None or not (model.pali or model.decoder):
+    if pipeline is None or boxes is None or not model.has_decoder:
         raise NotApplicable("the model has no decoder")
     if not set(model.tasks) - set(LOCCA):
         raise NotApplicable("the decoder was not trained on a mixture of tasks")

@@ -8,13 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.data.example import Example
-from opensiglip.data.fields.captions import caption_prefix
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample, hits_and_misses
 from opensiglip.evaluation.class_names import class_embeddings, class_name, key, templates, unusable_names
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import label
 from opensiglip.evaluation.metrics.ranking import accuracies
-from opensiglip.inference.likelihood import likelihoods, target
 from opensiglip.inference.predictor import Predictor
 
 SHOWN = 5
@@ -96,14 +94,10 @@ def name_likelihoods(
     model: Predictor, examples: EncodedExamples, places: Tensor, names: Sequence[str], language: str
 ) -> Tensor:
     """[E, C] float64: log p(name | image) of all pairs of the E examples at these places and C names, as captions."""
-    decoder, pipeline = model.decoder, model.pipeline
-    assert decoder is not None and pipeline is not None
-    prefix = caption_prefix(pipeline, model.tasks, language)
-    texts = [target(pipeline, prefix, name) for name in names]
-    asked = [(image, text) for image in places.tolist() for text in texts]
-    with model.autocast():
-        found = likelihoods(decoder, examples.tokens, asked, pipeline, examples.valid)
-    return torch.tensor(found).unflatten(0, (len(places), len(names)))
+    prompt = model.unchecked_caption_prompt(language)
+    texts = [model.target_ids(prompt, name) for name in names]
+    asked = [(image, prompt, text) for image in places.tolist() for text in texts]
+    return torch.tensor(model.score(examples.features, asked)).unflatten(0, (len(places), len(names)))
 
 
 def _samples(examples: Sequence[Example], scores: Tensor, targets: Tensor, names: Sequence[str]) -> list[Sample]:
