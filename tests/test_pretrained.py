@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.source import read_tensors
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 
@@ -171,3 +172,10 @@ def test_timm_is_vision_only(tmp_path: Path) -> None:
     assert seen.pooled is not None and pretrained.model.text is None and seen.tokens.shape == (3, 4, 192)
     torch.testing.assert_close(seen.pooled, pooled, rtol=0, atol=1e-5)
     assert pretrained.frame.pixels == 32
+
+
+@pytest.mark.parametrize("shard", ["../stolen.safetensors", "/stolen.safetensors", "a\\b.safetensors", ".."])
+def test_an_index_names_no_shard_outside_its_folder(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": shard}}))
+    with pytest.raises(UserError, match="outside"):
+        read_tensors(tmp_path, "model.safetensors", "mine")

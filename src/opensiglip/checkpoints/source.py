@@ -63,6 +63,10 @@ def read_tensors(folder: Path, file: str, name: str) -> dict[str, Tensor]:
         files = sorted(set(index.values())) if isinstance(index, dict) else [file]
         tensors: dict[str, Tensor] = {}
         for part in files:
+            if part == ".." or "/" in part or "\\" in part:
+                raise UserError(
+                    f"{name}: {file}.index.json names {part!r}, which may lie outside its folder; fetch it again."
+                )
             tensors |= load_file(folder / part)
     except (OSError, SafetensorError, TypeError) as error:
         raise UserError(
