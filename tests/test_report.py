@@ -24,7 +24,6 @@ from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
-from opensiglip.reports import held_out_samples
 from opensiglip.reports.curves import POINTS, curve, running_mean
 from opensiglip.reports.drawing import PREDICTED, SIDE, TARGET, as_uri
 from opensiglip.reports.held_out_samples import COUNT, answered, retrieved
@@ -274,15 +273,17 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         visit = Visit(example, example.image, example.regions[:1], example.captions[0])
         rows.append([row.prefix + row.target for row in field.draw(visit, np.random.default_rng(0), pipeline)])
 
-    def oracle(_: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, **___: Any) -> list[Ids]:
+    def oracle(
+        _: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, owners: Sequence[int], **___: Any
+    ) -> list[Ids]:
         answers = []
-        for tokens, prefix in zip(memory, prefixes, strict=True):
+        for tokens, prefix in zip(memory[list(owners)], prefixes, strict=True):
             place = next(i for i, known in enumerate(seen.tokens) if torch.equal(known, tokens))
             whole = next(row for row in rows[place] if row[: len(prefix)] == prefix)
             answers.append(whole[len(prefix) : -1])
         return answers
 
-    monkeypatch.setattr(held_out_samples, "generate", oracle)
+    monkeypatch.setattr("opensiglip.inference.text_generator.generate", oracle)
     for picture, example in zip(answered(subject(recipe, model, pipeline), seen), seen.examples, strict=True):
         assert picture.caption == example.captions[0].text.lower()
         assert picture.box_phrase == picture.phrase.lower()

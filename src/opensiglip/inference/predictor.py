@@ -27,7 +27,6 @@ from opensiglip.inference.text_generator import Prompt, TextGenerator, select_ro
 from opensiglip.types import Features
 
 OVERLAP = 0.5  # proposals that overlap more are of one thing
-SCORED = 512  # prompts that PaLI's encoder reads at once
 Result = TypeVar("Result")
 
 

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from opensiglip.data.example import Caption, Example, Region, Source
-from opensiglip.data.fields.captions import Ids, caption_prefix, grounded_prefix, referring_prefix
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.boxes import box_iou
 from opensiglip.inference.box_grammar import BoxGrammar
-from opensiglip.inference.generate import generate
 from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.text_generator import Prompt
 from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri
 
 COUNT = 12
@@ -42,7 +41,7 @@ def held_out_samples(model: Predictor, source: Source, count: int) -> list[HeldO
     """The first examples of a held-out source with the model's answers to its `tasks`; without a decoder, the captions
     that it retrieves among those of `count` examples.
     """
-    if model.decoder is not None:
+    if model.has_decoder:
         return answered(model, encode_examples(model, source, COUNT))
     if model.has_text:
         return retrieved(model, encode_examples(model, source, count, tokens=False))
@@ -51,28 +50,25 @@ def held_out_samples(model: Predictor, source: Source, count: int) -> list[HeldO
 
 def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
     """Decoded greedily: a caption; the box of a phrase; the phrase of that phrase's true box."""
-    decoder, pipeline, boxes, tasks = model.decoder, model.pipeline, model.boxes, model.tasks
-    assert decoder is not None and pipeline is not None and boxes is not None
+    pipeline, boxes, tasks = model.pipeline, model.boxes, model.tasks
+    assert pipeline is not None and boxes is not None
     regions = [referred_region(example) if {"aref", "gcap"} & set(tasks) else None for example in encoded.examples]
     asked = {place: region for place, region in enumerate(regions) if region is not None}
 
-    def decode(prefixes: dict[int, Ids], grammar: BoxGrammar | None = None) -> dict[int, str]:
-        with model.autocast():
-            places = list(prefixes)
-            valid = encoded.valid_at(places)
-            texts = list(prefixes.values())
-            answers = generate(decoder, encoded.tokens[places], texts, pipeline, grammar=grammar, valid=valid)
-        return {place: pipeline.text(answer) for place, answer in zip(prefixes, answers, strict=True)}
+    def write(prompts: dict[int, Prompt], grammar: BoxGrammar | None = None) -> dict[int, str]:
+        answers = model.generate(encoded.features, list(prompts.values()), images=list(prompts), grammar=grammar)
+        return {place: pipeline.text(answer) for place, answer in zip(prompts, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
     if {"cap", "caption"} & set(tasks):
-        captions = decode(dict.fromkeys(range(len(regions)), caption_prefix(pipeline, tasks, *model.languages[:1])))
+        prompt = model.unchecked_caption_prompt(next(iter(model.languages), "en"))
+        captions = write(dict.fromkeys(range(len(regions)), prompt))
     if "aref" in tasks:
-        grammar = BoxGrammar(pipeline, boxes)
-        found = decode({place: referring_prefix(pipeline, phrase(region)) for place, region in asked.items()}, grammar)
+        found = write({place: model.locate_prompt(phrase(region)) for place, region in asked.items()}, model.grammar)
     if "gcap" in tasks:
-        written = {place: boxes.write(region.bbox, *encoded.size(place)) for place, region in asked.items()}
-        named = decode({place: grounded_prefix(pipeline, text) for place, text in written.items()})
+        named = write(
+            {place: model.describe_prompt(region.bbox, *encoded.size(place)) for place, region in asked.items()}
+        )
     drawn = []
     for place, (example, region) in enumerate(zip(encoded.examples, regions, strict=True)):
         sample = HeldOutSample(as_uri(example.image), example.name, example.captions, captions.get(place))
