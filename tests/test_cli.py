@@ -338,3 +338,15 @@ def test_the_recipe_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     recipe = find_recipe("my_runs.py:heavy_captions")(size="tiny", caption_weight=3.0)
     assert {o.name: o.weight for o in recipe.objectives}["caption"] == 3.0
     assert len(recipe.objectives) == 4
+
+
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "opensiglip", "train", "siglip2", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    with command.stderr:
+        assert command.stderr.read() == ""
+    assert command.wait(60) == 141

@@ -30,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; Python must not flush what is left when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell has it: 128 + SIGPIPE
     except UserError as error:
         say(str(error))
         return 2
