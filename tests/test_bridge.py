@@ -1,6 +1,7 @@
 """SigLIP 2's loss for other people's loops: plain tensors, and transformers' own Trainer."""
 
 import math
+import os
 import re
 import sys
 import warnings
@@ -365,7 +366,8 @@ def work(rank: int, folder: str, model: SiglipForPreTraining, batches: list[dict
     torch.save(
         [[loss.objectives[name].centre for name in names] for loss in (model.learner, plain)], f"{folder}/c{rank}"
     )
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # all is written: gloo's threads may wait for ever, at the end, for a rank that has gone
 
 
 def test_two_ranks_see_each_others_negatives(
