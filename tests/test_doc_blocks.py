@@ -45,9 +45,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., Any]) -> 
     run(root / "runs" / "mine", steps=2)
     shutil.copytree(root / "runs" / "mine", root / "runs" / "flickr")
     (root / "scenes").mkdir()
+    (root / "photos").mkdir()
     (root / "docs" / "images").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    for name in ("photo.jpg", "a.jpg", "b.jpg", "scenes/10.png"):
+    for name in ("photo.jpg", "a.jpg", "b.jpg", "scenes/10.png", "photos/7.jpg"):
         Image.fromarray(pixels).save(root / name)
     return root
 
@@ -65,7 +66,8 @@ def test_a_block_of_the_documents_runs(
     for whole, short in SHORTER.items():
         block = block.replace(whole, short)
     monkeypatch.chdir(tmp_path if "opensiglip.train(" in block else world)
-    names: dict[str, Any] = {"__name__": "block", "image": Image.open(world / "photo.jpg")}
+    with Image.open(world / "photo.jpg") as photo:
+        names: dict[str, Any] = {"__name__": "block", "image": photo.copy()}
     exec(compile(block, str(page), "exec"), names)
 
 
