@@ -175,7 +175,7 @@ def test_plain_tensors_give_the_learners_loss_and_gradient(
         "teacher_embeds": encoded.teacher("global").pooled,
         "masked_tokens": encoded.masked("global", loss.mask_token).tokens,
         "teacher_tokens": encoded.teacher("global").tokens,
-        "hidden": batch["hidden"],
+        "mask_indices": batch["mask_indices"],
     }
     terms = loss(progress=0.9, **given)
     assert terms.keys() == expected.keys()
@@ -343,7 +343,7 @@ def test_rows_of_a_dataset_become_a_batch(pipeline: TextPipeline, scenes: Source
     collator.progress.fill_(0.75)
     assert "global" not in collator([row])
     collator.ahead = 0.05
-    assert {"global", "local", "hidden"} <= set(collator([row])), "made a little before they are needed"
+    assert {"global", "local", "mask_indices"} <= set(collator([row])), "made a little before they are needed"
 
 
 def work(rank: int, folder: str, model: SiglipForPreTraining, batches: list[dict[str, Tensor]]) -> None:

@@ -45,10 +45,10 @@ def patched(*, patch: int = 8):
 
 
 def replace_field(field, side, patch):
-    from opensiglip.data.fields.views import Hidden, Views
+    from opensiglip.data.fields.views import PatchMask, Views
     if isinstance(field, Views):
         return Views(side, patch, wholes=1, locals=8, start=0.8)
-    return Hidden(side, patch, ratio=0.5, start=0.8) if isinstance(field, Hidden) else field
+    return PatchMask(side, patch, ratio=0.5, start=0.8) if isinstance(field, PatchMask) else field
 
 
 def naflex(*, resolution: int = 32, length: int = 64, depth: int = 1, budgets: tuple[int, ...] = (8, 16, 30)):

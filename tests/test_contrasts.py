@@ -22,13 +22,13 @@ KINDS = {"replace relation", "swap objects", "replace place", "change count", "r
 
 
 @cache
-def told() -> list[Example]:
+def drawn_examples() -> list[Example]:
     scenes = open_scenes("scenes:drawings=60,languages=en+de+ja", split="val", pixels=SIDE)
     return [scenes.example(index) for index in range(150)]
 
 
 def strangers() -> list[Placed]:
-    return [placed for example in told() for placed in example.extras["told"][0]]
+    return [placed for example in drawn_examples() for placed in example.extras["scene_plan"][0]]
 
 
 def pairs(example: Example, seed: int = 0) -> list[Contrast]:
@@ -46,8 +46,8 @@ def holds(place: str, box: Box, other: Box) -> bool:
 
 
 def clauses() -> Iterator[tuple[list[Placed], Plan, str, Clause, Clause]]:
-    for example in told():
-        scene, plan = example.extras["told"]
+    for example in drawn_examples():
+        scene, plan = example.extras["scene_plan"]
         for kind, clause, other in negatives(plan):
             yield scene, plan, kind, clause, other
 
@@ -73,7 +73,7 @@ def test_every_negative_clause_is_false_and_what_it_replaces_is_true() -> None:
 
 def test_the_texts_differ_and_only_the_first_is_the_scenes_caption() -> None:
     kinds = Counter[str]()
-    for example in told():
+    for example in drawn_examples():
         own = {caption.text for caption in example.captions}
         for pair in pairs(example):
             kinds[pair.kind] += 1
@@ -82,8 +82,8 @@ def test_the_texts_differ_and_only_the_first_is_the_scenes_caption() -> None:
 
 
 def test_a_drawing_that_takes_anothers_place_stands_nowhere_in_the_scene() -> None:
-    for example in told():
-        scene, _ = example.extras["told"]
+    for example in drawn_examples():
+        scene, _ = example.extras["scene_plan"]
         codes = {placed.code for placed in scene}
         (pair,) = contrasts(example, strangers(), ["ja"], 3)[-1:]  # where two of a thing have the name of one
         assert pair.kind == "replace object"
@@ -93,7 +93,7 @@ def test_a_drawing_that_takes_anothers_place_stands_nowhere_in_the_scene() -> No
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> None:
-    example = told()[0]
+    example = drawn_examples()[0]
     assert pairs(example, 1) == pairs(example, 1)
     assert len({pairs(example, seed)[-1].negatives for seed in range(20)}) > 5
 
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_another_stranger() -> No
     ],
 )
 def test_a_row_of_a_folder_names_its_own(given: object, negatives: tuple[str, ...]) -> None:
-    example = Example(told()[0].image, (Caption("a red box"),), extras={"negative_caption": given})
+    example = Example(drawn_examples()[0].image, (Caption("a red box"),), extras={"negative_caption": given})
     assert contrasts(example, [], ["en"], 0) == ([Contrast("pairs", "a red box", negatives)] if negatives else [])
 
 

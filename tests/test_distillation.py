@@ -81,7 +81,7 @@ def test_both_terms_are_the_papers_sums(learner: Learner, batch: Batch) -> None:
 
     centre, total = learner.objectives["masked_patches"].centre.numpy(), 0.0
     for b in range(6):
-        places = batch["hidden"][b].tolist()
+        places = batch["mask_indices"][b].tolist()
         ps = [softmax((seen[b, i] - centre) / 0.04) for i in places]
         total += (
             np.mean([-(p * np.log(softmax(masked[b, i] / 0.1))).sum() for p, i in zip(ps, places, strict=True)]) / 6
@@ -171,10 +171,10 @@ def test_only_hidden_places_count(learner: Learner, batch: Batch) -> None:
     encoded.passes["masked:global"] = features._replace(tokens=tokens)
     term(encoded).backward()
     reached = tokens.grad.abs().sum(-1) > 0
-    expected = torch.zeros_like(reached).scatter(1, batch["hidden"], True)
+    expected = torch.zeros_like(reached).scatter(1, batch["mask_indices"], True)
     assert torch.equal(reached, expected) and expected.float().mean() == 0.5
     changed = batch | {"global": batch["global"].clone()}
-    patch, (row, column) = 8, divmod(int(batch["hidden"][0, 0]), 4)
+    patch, (row, column) = 8, divmod(int(batch["mask_indices"][0, 0]), 4)
     changed["global"][0, 0, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
     student = [Encoded(learner.model, b).masked("global", term.token).tokens for b in (batch, changed)]
     teacher = [Encoded(learner.model, b, learner.teacher).teacher("global").tokens for b in (batch, changed)]
@@ -473,7 +473,7 @@ def test_tips_pools_by_two_probes_and_silc_aligns_both_views(
 @pytest.mark.parametrize("term", [LocalToGlobal, MaskedPatches])
 def test_a_term_says_which_field_it_lacks(term: type[Distilled], learner: Learner, batch: Batch) -> None:
     made = term(32, HEAD, weight=1.0, start=0.0).double()
-    few = {key: value for key, value in batch.items() if key not in ("global", "hidden", "local")}
+    few = {key: value for key, value in batch.items() if key not in ("global", "mask_indices", "local")}
     with pytest.raises(KeyError, match="an objective reads"):
         made(Encoded(learner.model, few, learner.teacher))
 

@@ -297,7 +297,7 @@ def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
         assert study.poll() is None
         time.sleep(0.1)
     study.kill()
-    study.wait()
+    study.wait(timeout=60)
     until = time.monotonic() + 20
     while any(Path("/proc", file.stem).exists() for file in left):
         assert time.monotonic() < until, "still running"

@@ -17,7 +17,7 @@ from opensiglip.data.fields.views import (
     FIRST_GLOBAL,
     LOCAL,
     OTHER_GLOBAL,
-    Hidden,
+    PatchMask,
     Photometry,
     Views,
     augment,
@@ -194,7 +194,7 @@ def test_global_and_local_views_keep_the_papers_shares_of_the_area(
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 40), st.sampled_from([0.5, 0.75, 0.25]), st.integers(0, 2**32 - 1))
 def test_exactly_the_share_of_patches_is_hidden_in_every_grid(side: int, ratio: float, seed: int) -> None:
-    field = Hidden(side * 16, 16, ratio=ratio)
+    field = PatchMask(side * 16, 16, ratio=ratio)
     rng = np.random.default_rng(seed)
     hidden = np.stack([field.draw(None, rng, None) for _ in range(3)])  # type: ignore[arg-type]
     assert hidden.shape == (3, round(ratio * side * side))
@@ -203,7 +203,7 @@ def test_exactly_the_share_of_patches_is_hidden_in_every_grid(side: int, ratio: 
 
 
 def test_every_patch_is_as_likely_to_be_hidden() -> None:
-    field, rng = Hidden(64, 16, ratio=0.5), np.random.default_rng(0)
+    field, rng = PatchMask(64, 16, ratio=0.5), np.random.default_rng(0)
     counts = np.bincount(np.concatenate([field.draw(None, rng, None) for _ in range(4000)]), minlength=16)  # type: ignore[arg-type]
     assert abs(counts / 4000 - 0.5).max() < 0.04
 
@@ -214,7 +214,7 @@ def test_views_are_not_made_before_they_are_needed(small: Small, scenes: Source,
         sources=[scenes], frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=4, seed=0, steps=10
     )
     early, late = (set(Steps(plan)[step].parts[0]) for step in (7, 8))
-    assert late - early == {"global", "local", "hidden"} and not early - late
+    assert late - early == {"global", "local", "mask_indices"} and not early - late
     first, without = Steps(plan)[8].parts[0], replace(plan, fields=recipe.fields[:3])
     same = Steps(without)[8].parts[0]
     assert all(torch.equal(first[name], same[name]) for name in same), "views change nothing of the rest"

@@ -13,7 +13,7 @@ from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.captions import Captions
 from opensiglip.data.fields.field import Field, Images, Texts, Visit
 from opensiglip.data.fields.frame import Frame
-from opensiglip.data.fields.views import Hidden, Views
+from opensiglip.data.fields.views import PatchMask, Views
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
@@ -43,7 +43,7 @@ class PreTrainingCollator:
             Texts(),
             Captions(tasks, parallel=parallel, boxes=written),
             Views(resolution, patch_size, start=start),
-            Hidden(resolution, patch_size, ratio=0.5, start=start),
+            PatchMask(resolution, patch_size, ratio=0.5, start=start),
         ]
         self.progress = torch.zeros(()).share_memory_()  # seen by loader processes; the callback moves it on
         self.ahead = 0.0  # what share of training loaders may be ahead of it

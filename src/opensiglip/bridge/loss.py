@@ -101,7 +101,7 @@ class SigLIP2Loss(nn.Module):
         teacher_embeds: Tensor | None = None,
         masked_tokens: Tensor | None = None,
         teacher_tokens: Tensor | None = None,
-        hidden: Tensor | None = None,
+        mask_indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """ "loss" and each term that has begun, by name. Raises ValueError naming what a term lacks.
 
@@ -109,8 +109,8 @@ class SigLIP2Loss(nn.Module):
         (a logarithm, as in transformers) and logit_bias [1]; has_text [B] bool, all by default; group [B] int64, equal
         for examples of one image, which are no negatives of each other. Captions: patch_tokens [B, N, D], `decoder`,
         and `captions`, what `data.captions.pack` makes. Local to global: local_embeds [B, L, D] of crops,
-        teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with patches `hidden`
-        [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
+        teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with its patches at
+        `mask_indices` [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
         """
         self.progress = progress
         given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "progress")}
@@ -118,7 +118,7 @@ class SigLIP2Loss(nn.Module):
             "sigmoid": ("image_embeds", "text_embeds", "logit_scale", "logit_bias"),
             "caption": ("patch_tokens", "decoder", "captions"),
             "local_to_global": ("local_embeds", "teacher_embeds"),
-            "masked_patches": ("masked_tokens", "teacher_tokens", "hidden"),
+            "masked_patches": ("masked_tokens", "teacher_tokens", "mask_indices"),
         }
         for term in self.terms():
             for name in needed[term.name]:
@@ -134,7 +134,7 @@ class SigLIP2Loss(nn.Module):
         if text_embeds is not None:
             every = torch.ones(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
             batch["has_text"] = every if has_text is None else has_text
-        fields = {"group": group, "local": local_embeds, "hidden": hidden}
+        fields = {"group": group, "local": local_embeds, "mask_indices": mask_indices}
         batch |= {name: x for name, x in fields.items() if x is not None}
         model: Any = SimpleNamespace(decoder=decoder, logit_scale=logit_scale, logit_bias=logit_bias)
         encoded = Encoded(model, batch, passes=passes)

@@ -10,7 +10,7 @@ HOMES = {
     "Captions": "fields.captions",
     "Field": "fields.field",
     "Frame": "fields.frame",
-    "Hidden": "fields.views",
+    "PatchMask": "fields.views",
     "Images": "fields.field",
     "Mixture": "tasks.mixture",
     "NaFlex": "fields.naflex",

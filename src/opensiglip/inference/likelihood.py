@@ -15,7 +15,7 @@ from opensiglip.inference.generate import TextDecoder
 ROWS = 64  # decoded at once
 ROW = 256  # tokens packed along a row
 LOGITS = 2**24  # held at once
-Asked = tuple[Any, ...]  # an image's number, then the text asked of it
+ImageText = tuple[Any, ...]  # the number of an image, then a text
 OTHERS = 8  # images that a blind score is averaged over
 
 
@@ -72,7 +72,9 @@ def likelihoods(
     return scores.tolist()
 
 
-def blind_likelihoods(score: Callable[[list[Asked]], list[float]], asked: Sequence[Asked], count: int) -> list[float]:
+def blind_likelihoods(
+    score: Callable[[list[ImageText]], list[float]], asked: Sequence[ImageText], count: int
+) -> list[float]:
     """log p(y) without the image: the log of the mean of p(y | another image), over a few of the `count` images.
 
     `score` gives log p of each text that is asked; what is asked begins with the number of an image.

@@ -29,15 +29,21 @@ class Vision(nn.Module):
         self.patch = tower.embeddings.patch_size
         self.width = int(tower.config.hidden_size)
 
-    def forward(self, image: Tensor | Patches, hidden: Tensor | None = None, token: Tensor | None = None) -> Features:
+    def forward(
+        self, image: Tensor | Patches, mask_indices: Tensor | None = None, token: Tensor | None = None
+    ) -> Features:
         """image [B, 3, H, W] or patches, in [-1, 1] -> tokens [B, N, D] after the final norm, MAP pooling [B, D].
 
-        Patches at the places `hidden` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
+        Patches at `mask_indices` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
         tower knows where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
         """
         x = self.patches(image)
-        if hidden is not None and token is not None:
-            x = x.scatter(1, hidden[..., None].expand(-1, -1, x.shape[-1]), token.to(x.dtype).expand(*hidden.shape, -1))
+        if mask_indices is not None and token is not None:
+            x = x.scatter(
+                1,
+                mask_indices[..., None].expand(-1, -1, x.shape[-1]),
+                token.to(x.dtype).expand(*mask_indices.shape, -1),
+            )
         valid, mask = None, None
         if isinstance(image, Patches):
             valid, x = image.valid, x + self.places(image)

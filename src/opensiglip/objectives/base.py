@@ -32,8 +32,8 @@ class Encoded:
         return self._once(f"image:{view}", lambda: self.model.vision(self._pixels(view)))
 
     def masked(self, view: str, token: Tensor) -> Features:
-        """The same with `token` in the place of the patches that the batch field "hidden" [B, M] names."""
-        return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["hidden"], token))
+        """The same with `token` in the place of the patches that the batch field "mask_indices" [B, M] names."""
+        return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["mask_indices"], token))
 
     def teacher(self, view: str) -> Features:
         """The EMA teacher's features of a batch field; no gradient."""

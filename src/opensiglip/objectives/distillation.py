@@ -117,7 +117,7 @@ class MaskedPatches(Distilled):
     """At each hidden patch, predict the teacher's probabilities there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
 
     L = -1/B sum_b mean over hidden i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
-    Reads "global" [B, 1, 3, S, S] and "hidden" [B, M], places of patches.
+    Reads "global" [B, 1, 3, S, S] and "mask_indices" [B, M], places of patches.
     """
 
     name = "masked_patches"
@@ -128,13 +128,13 @@ class MaskedPatches(Distilled):
         self.token = nn.Parameter(torch.zeros(width))  # what stands in place of a hidden patch
 
     def live(self, batch: Batch) -> Tensor:
-        return torch.tensor(len(batch["hidden"]), device=batch["hidden"].device)
+        return torch.tensor(len(batch["mask_indices"]), device=batch["mask_indices"].device)
 
     def forward(self, encoded: Encoded) -> Tensor:
-        hidden = encoded["hidden"]
+        mask_indices = encoded["mask_indices"]
 
         def there(tokens: Tensor) -> Tensor:
-            return tokens.take_along_dim(hidden[..., None], 1)  # [B, M, D]
+            return tokens.take_along_dim(mask_indices[..., None], 1)  # [B, M, D]
 
         teacher = self.assign(encoded, there(encoded.teacher("global").tokens))
         student = self.head(there(encoded.masked("global", self.token).tokens))

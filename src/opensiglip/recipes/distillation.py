@@ -81,7 +81,7 @@ def tips(
             data.Texts(),
             data.SecondTexts(),
             data.Views(side, patch, wholes=1, locals=6),
-            data.Hidden(side, patch, ratio=mask),
+            data.PatchMask(side, patch, ratio=mask),
         ],
         objectives=[
             objectives.Sigmoid(image="global", weight=0.5, logit_bias=logit_bias),

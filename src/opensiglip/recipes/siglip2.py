@@ -69,7 +69,7 @@ def siglip2(
             data.Texts(),
             data.Captions(tasks, parallel=parallel, boxes=written),
             data.Views(side, patch, wholes=1, locals=8, start=start),
-            data.Hidden(side, patch, ratio=0.5, start=start),
+            data.PatchMask(side, patch, ratio=0.5, start=start),
         ],
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias),

@@ -15,7 +15,7 @@ from opensiglip.models.ema import Ema
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
 from opensiglip.training.checkpoint import stages
-from opensiglip.training.held_out import TASKS, HeldOut
+from opensiglip.training.held_out import QUICK, HeldOut
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.loop import Loop
@@ -103,7 +103,7 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
             words[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
-    for task in TASKS:
+    for task in QUICK:
         measures = summary.get("held_out", {}).get(task, {})
         for name, value in measures.items():
             if f"{name}_ci95" in measures:

@@ -12,7 +12,7 @@ from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.run import run_benchmarks
 from opensiglip.inference.predictor import Predictor
 
-TASKS = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
+QUICK = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class HeldOut:
     count: int
     training: Source
 
-    def of(self, subject: Predictor) -> dict[str, Any]:
-        """Source, split, number of examples, seconds; and the figures of each task that the model can do."""
+    def of(self, predictor: Predictor) -> dict[str, Any]:
+        """Source, split, number of examples, seconds; and the figures of each benchmark that the model can do."""
         began = time.perf_counter()
-        examples = encode_examples(subject, self.source, self.count)
-        results, _ = run_benchmarks(subject, examples, TASKS, Context(self.training, trust=True))
+        examples = encode_examples(predictor, self.source, self.count)
+        results, _ = run_benchmarks(predictor, examples, QUICK, Context(self.training, trust=True))
         return {
             "source": self.source.name,
             "split": "val",
@@ -36,14 +36,14 @@ class HeldOut:
             "seconds": round(time.perf_counter() - began, 1),
         }
 
-    def row(self, subject: Predictor, learner: nn.Module) -> dict[str, float]:
+    def row(self, predictor: Predictor, learner: nn.Module) -> dict[str, float]:
         """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The learner goes on in training mode."""
         learner.eval()
-        judged = self.of(subject)
+        findings = self.of(predictor)
         learner.train()
         return {
-            f"eval/{task}/{name}": value
-            for task in TASKS
-            for name, value in judged.get(task, {}).items()
-            if f"{name}_ci95" in judged[task]
+            f"eval/{benchmark}/{name}": value
+            for benchmark in QUICK
+            for name, value in findings.get(benchmark, {}).items()
+            if f"{name}_ci95" in findings[benchmark]
         }

@@ -9,7 +9,7 @@ import torch
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.field import Field, Visit
-from opensiglip.data.tasks import TASKS, Asked, find_task
+from opensiglip.data.tasks import TASKS, TaskText, find_task
 from opensiglip.data.tasks.task import Form, Part
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
@@ -66,7 +66,7 @@ def part_ids(parts: Sequence[Part], form: Form, pipeline: TextPipeline) -> Ids:
     )
 
 
-def compose(asked: Asked, visit: Visit, boxes: BoxFormat, pipeline: TextPipeline) -> Target:
+def compose(asked: TaskText, visit: Visit, boxes: BoxFormat, pipeline: TextPipeline) -> Target:
     """A task's question and answer as ids."""
     height, width = visit.image.shape[-2:]
     form = Form(boxes, width, height)

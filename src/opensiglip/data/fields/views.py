@@ -71,8 +71,8 @@ class Views(Field):
         return {"global": torch.stack(wholes), "local": torch.stack(locals_)}
 
 
-class Hidden(Field):
-    """hidden [B, M] int64: M = round(ratio * N) of the N patches of a square view, uniformly drawn, in order."""
+class PatchMask(Field):
+    """mask_indices [B, M] int64: M = round(ratio * N) of the N patches of a square view, uniformly drawn, in order."""
 
     def __init__(self, resolution: int, patch: int, *, ratio: float, start: float = 0.0) -> None:
         self.patches, self.start = (resolution // patch) ** 2, start
@@ -82,7 +82,7 @@ class Hidden(Field):
         return np.sort(rng.permutation(self.patches)[: self.count])
 
     def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
-        return {"hidden": torch.from_numpy(np.stack(drawn))}
+        return {"mask_indices": torch.from_numpy(np.stack(drawn))}
 
 
 def crop(image: Tensor, side: int, area: Range, rng: np.random.Generator) -> Tensor:

@@ -56,7 +56,7 @@ class Scenes(Source):
     def example(self, index: int, language: str | None = None) -> Example:
         """Scene `index`; extras `drawings`, code points; `masks`, bool [n, H, W], what shows; `absent`, names of a
         drawing that is not there; if the spec has words, `ocr`: what is written, and where; without `language` also
-        `told`, the drawings in their places with the plan of what is said of them.
+        `scene_plan`, the drawings in their places with the plan of what is said of them.
 
         Boxes are tight around alpha > 1/2 of a whole drawing, also where a later one covers a little of it.
         """
@@ -78,7 +78,7 @@ class Scenes(Source):
         if self.spec.words:
             extras["ocr"] = self._write(canvas, [placed.box for placed in scene], index)
         if language is None:
-            extras["told"] = (scene, said)
+            extras["scene_plan"] = (scene, said)
         return Example(
             torch.from_numpy(canvas.astype(np.uint8)),
             tuple(Caption(render_caption(said, scene, each), each, "synthetic") for each in spoken),

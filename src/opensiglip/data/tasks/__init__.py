@@ -4,7 +4,7 @@ from functools import cache
 
 from opensiglip.data.tasks.places import PLACES
 from opensiglip.data.tasks.question import Question, parse_question, spelled
-from opensiglip.data.tasks.task import Asked, Draw, Form, Polygon, Task, plain
+from opensiglip.data.tasks.task import Draw, Form, Polygon, Task, TaskText, plain
 from opensiglip.data.tasks.texts import TEXTS
 from opensiglip.errors import UserError
 from opensiglip.user_file import load
@@ -13,7 +13,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (*TEXTS, *PLACES)}
 
 __all__ = [
     "TASKS",
-    "Asked",
+    "TaskText",
     "Draw",
     "Form",
     "Polygon",

@@ -8,7 +8,7 @@ import torch
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.fields.captions import Target, compose, pack
 from opensiglip.data.fields.field import Field, Visit
-from opensiglip.data.tasks import Asked, Task, find_task
+from opensiglip.data.tasks import Task, TaskText, find_task
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
@@ -58,7 +58,7 @@ class Mixture(Field):
             again = again or sequence
         return again
 
-    def _fitted(self, task: Task, asked: Asked, visit: Visit, pipeline: TextPipeline) -> Target | None:
+    def _fitted(self, task: Task, asked: TaskText, visit: Visit, pipeline: TextPipeline) -> Target | None:
         sequence = compose(asked, visit, self.boxes, pipeline)
         room = pipeline.policy.length - (0 if self.paired else len(sequence.prefix))
         if task.cut and room > 1 and len(sequence.target) > room:

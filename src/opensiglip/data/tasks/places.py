@@ -7,7 +7,7 @@ import numpy as np
 from opensiglip.data.example import Box, Region
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.tasks.outline import outline, simplify
-from opensiglip.data.tasks.task import Asked, Draw, Form, Part, Polygon, Task, in_language, language_of, plain
+from opensiglip.data.tasks.task import Draw, Form, Part, Polygon, Task, TaskText, in_language, language_of, plain
 
 CORNERS = 12  # of an outline as text (ours): 24 numbers leave room for the prompt in 48 tokens
 NAMES = 2  # most names one detection asks for
@@ -22,18 +22,18 @@ def _one_region(visit: Visit, draw: Draw) -> tuple[str, Region] | None:
     return in_language(region.phrases, language_of(visit)), region
 
 
-def _refer(visit: Visit, draw: Draw) -> Asked | None:
+def _refer(visit: Visit, draw: Draw) -> TaskText | None:
     if (found := _one_region(visit, draw)) is None:
         return None
     phrase, region = found
-    return Asked(("ARef:",), (phrase, ":", region.bbox), truth=region.bbox, given=2)
+    return TaskText(("ARef:",), (phrase, ":", region.bbox), truth=region.bbox, given=2)
 
 
-def _describe(visit: Visit, draw: Draw) -> Asked | None:
+def _describe(visit: Visit, draw: Draw) -> TaskText | None:
     if (found := _one_region(visit, draw)) is None:
         return None
     phrase, region = found
-    return Asked(("GCap:",), (region.bbox, ":", phrase), truth=phrase, given=2)
+    return TaskText(("GCap:",), (region.bbox, ":", phrase), truth=phrase, given=2)
 
 
 def things(visit: Visit) -> dict[str, list[Box]]:
@@ -49,7 +49,7 @@ def things(visit: Visit) -> dict[str, list[Box]]:
     return {name: boxes for name, boxes in found.items() if wanted[name] in (0, len(boxes))}
 
 
-def _detect(visit: Visit, draw: Draw) -> Asked | None:
+def _detect(visit: Visit, draw: Draw) -> TaskText | None:
     seen = {name: boxes for name, boxes in things(visit).items() if ";" not in name}  # which parts names
     if not seen:
         return None
@@ -60,7 +60,7 @@ def _detect(visit: Visit, draw: Draw) -> Asked | None:
     truth = [(name, box) for name in asked for box in sorted(seen[name], key=lambda box: (box[1], box[0]))]
     prompt: tuple[Part, ...] = tuple(part for name in asked for part in (name, ";"))[:-1]
     answer: tuple[Part, ...] = tuple(part for name, box in truth for part in (box, name, ";"))[:-1]
-    return Asked(("detect", *prompt), answer, truth=truth)
+    return TaskText(("detect", *prompt), answer, truth=truth)
 
 
 def _read_detections(text: str, form: Form) -> list[tuple[str, Box]]:
@@ -91,7 +91,7 @@ def _masks(visit: Visit) -> list[tuple[str, Any]]:
     return [(phrase, mask) for phrase, mask in found if said.count(phrase) == 1]
 
 
-def _segment(visit: Visit, draw: Draw) -> Asked | None:
+def _segment(visit: Visit, draw: Draw) -> TaskText | None:
     masks = _masks(visit)
     if not masks:
         return None
@@ -99,7 +99,7 @@ def _segment(visit: Visit, draw: Draw) -> Asked | None:
     if (points := outline(mask)) is None:
         return None
     whole = Polygon(tuple(visit.point(point) for point in points))
-    return Asked(("segment", phrase), (Polygon(simplify(whole.points, CORNERS)),), truth=whole)
+    return TaskText(("segment", phrase), (Polygon(simplify(whole.points, CORNERS)),), truth=whole)
 
 
 def _read_polygon(text: str, form: Form) -> Polygon | None:

@@ -11,7 +11,7 @@ SLOT = re.compile(r"\b[A-Z]{3,}\b")  # in how a task is spelled: what a question
 
 
 class Question(NamedTuple):
-    """What is asked, and what is given of the answer (LocCa's "phrase :"), in the parts of `Asked`."""
+    """What is asked, and what is given of the answer (LocCa's "phrase :"), in the parts of `TaskText`."""
 
     task: Task
     prefix: tuple[Part, ...]

@@ -21,7 +21,7 @@ Part = str | Box | Polygon  # of a text: words, or a place that is written in th
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskText:
     """One question and its answer, in parts: `prefix` is visible and carries no loss, `target` carries it.
 
     Where the target repeats what is asked (LocCa's "phrase : box"), its first `given` parts are given in evaluation.
@@ -59,11 +59,12 @@ class Task:
     measure: "caption", "exact", "words", "box", "boxes" or "mask", see evaluation/benchmarks/text_tasks.py.
     words: what stands in every sequence, to be one token each where the tokenizer is made for the run.
     places: does it write boxes or outlines? cut: may a target that is too long lose its end?
-    prefix, given: how a question of it is spelled, in the parts of `Asked`; words in capitals stand for what is asked.
+    prefix, given: how a question of it is spelled, in the parts of `TaskText`; words in capitals are
+        filled in by the question.
     """
 
     name: str
-    ask: Callable[[Visit, Draw], Asked | None]
+    ask: Callable[[Visit, Draw], TaskText | None]
     read: Callable[[str, Form], Any]
     measure: str
     words: str = ""

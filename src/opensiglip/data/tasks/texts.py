@@ -9,7 +9,7 @@ from opensiglip.data.fields.field import Visit
 from opensiglip.data.scenes.languages import indefinite
 from opensiglip.data.scenes.phrases import part_of_image, relation
 from opensiglip.data.tasks.places import things
-from opensiglip.data.tasks.task import Asked, Draw, Form, Task, in_language, language_of, plain
+from opensiglip.data.tasks.task import Draw, Form, Task, TaskText, in_language, language_of, plain
 
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
@@ -19,16 +19,16 @@ def _captions(visit: Visit) -> tuple[str, ...]:
     return tuple(c.text for c in visit.example.captions if c.language == language_of(visit))
 
 
-def _cap(visit: Visit, draw: Draw) -> Asked | None:
+def _cap(visit: Visit, draw: Draw) -> TaskText | None:
     if visit.caption is None:
         return None
-    return Asked(("Cap:",), (visit.caption.text,), truth=_captions(visit))
+    return TaskText(("Cap:",), (visit.caption.text,), truth=_captions(visit))
 
 
-def _caption(visit: Visit, draw: Draw) -> Asked | None:
+def _caption(visit: Visit, draw: Draw) -> TaskText | None:
     if visit.caption is None:
         return None
-    return Asked((f"caption {visit.caption.language}",), (visit.caption.text,), truth=_captions(visit))
+    return TaskText((f"caption {visit.caption.language}",), (visit.caption.text,), truth=_captions(visit))
 
 
 def questions(visit: Visit) -> list[tuple[str, str]]:
@@ -66,24 +66,24 @@ def _strings(visit: Visit, column: str, *keys: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def _answer(visit: Visit, draw: Draw) -> Asked | None:
+def _answer(visit: Visit, draw: Draw) -> TaskText | None:
     asked = questions(visit)
     if not asked:
         return None
     question, answer = asked[int(draw() * len(asked))]
-    return Asked(("answer en", question), (answer,), truth=answer)
+    return TaskText(("answer en", question), (answer,), truth=answer)
 
 
-def _question(visit: Visit, draw: Draw) -> Asked | None:
+def _question(visit: Visit, draw: Draw) -> TaskText | None:
     asked = questions(visit)
     if not asked:
         return None
     question, answer = asked[int(draw() * len(asked))]
     right = tuple(dict.fromkeys(other for other, its in asked if its == answer))
-    return Asked(("question en", answer), (question,), truth=right)
+    return TaskText(("question en", answer), (question,), truth=right)
 
 
-def _count(visit: Visit, draw: Draw) -> Asked | None:
+def _count(visit: Visit, draw: Draw) -> TaskText | None:
     """How often a thing is seen; of scenes also of one that is not there."""
     counts = {name: len(boxes) for name, boxes in things(visit).items()}
     if absent := visit.example.extras.get("absent"):
@@ -91,16 +91,16 @@ def _count(visit: Visit, draw: Draw) -> Asked | None:
     if not counts:
         return None
     name = list(counts)[int(draw() * len(counts))]
-    return Asked(("count", name), (str(counts[name]),), truth=str(counts[name]))
+    return TaskText(("count", name), (str(counts[name]),), truth=str(counts[name]))
 
 
-def _ocr(visit: Visit, draw: Draw) -> Asked | None:
+def _ocr(visit: Visit, draw: Draw) -> TaskText | None:
     """What is written, in the source's order."""
     words = [text for (text,) in _strings(visit, "ocr", "text")]
     if not words:
         return None
     text = " ".join(words)
-    return Asked(("ocr",), (text,), truth=text)
+    return TaskText(("ocr",), (text,), truth=text)
 
 
 def _number(text: str, form: Form) -> str:

@@ -32,7 +32,7 @@ def compositionality(model: Predictor, examples: EncodedExamples, context: Conte
             "the model has neither a text tower beside its image tower nor a decoder that writes captions"
         )
     languages = context.caption_languages(examples)
-    drawn = [example.extras["told"][0] for example in examples.examples if "told" in example.extras]
+    drawn = [example.extras["scene_plan"][0] for example in examples.examples if "scene_plan" in example.extras]
     elsewhere = list({placed.code: placed for scene in drawn for placed in scene}.values())[:ELSEWHERE]
     pairs = [
         (place, pair)

@@ -27,8 +27,8 @@ def contrasts(example: Example, elsewhere: Sequence[Placed], languages: Sequence
 
     `elsewhere`: drawings of other scenes, one of which takes the place of one that stands here.
     """
-    if "told" in example.extras:
-        scene, plan = example.extras["told"]
+    if "scene_plan" in example.extras:
+        scene, plan = example.extras["scene_plan"]
         return list(of_scene(scene, plan, elsewhere, languages, seed))
     given = example.extras.get("negative_caption")
     negatives = [given] if isinstance(given, str) else given if isinstance(given, list) else []

@@ -7,7 +7,7 @@ import numpy as np
 
 from opensiglip.data.fields.captions import Ids
 from opensiglip.data.fields.field import Visit
-from opensiglip.data.tasks import TASKS, Asked, Form, Task, find_task
+from opensiglip.data.tasks import TASKS, Form, Task, TaskText, find_task
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import BenchmarkResult, Context, NotApplicable, Sample
 from opensiglip.evaluation.encode import BATCH, EncodedExamples
@@ -68,7 +68,7 @@ def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) ->
     return BenchmarkResult(metrics, samples)
 
 
-def _ask(task: Task, examples: EncodedExamples) -> list[Asked | None]:
+def _ask(task: Task, examples: EncodedExamples) -> list[TaskText | None]:
     visits = []
     for example in examples.examples:
         caption = example.captions[0] if example.captions else None
