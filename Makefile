@@ -3,10 +3,12 @@
 PYTHON ?= python3
 # More flags for `make train`, as in: make train FLAGS="--steps 50"
 FLAGS ?=
+# Cases of each torture test, as in: make torture COUNT=5000
+COUNT ?= 100
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser lint format train clean
+.PHONY: help setup test test-browser torture lint format train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +22,9 @@ test: .venv/.installed  ## run the tests
 
 test-browser: .venv/.installed  ## click through the demo (needs chromium and chromedriver)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
+
+torture: .venv/.installed  ## kills, damage and hostile files, COUNT of each (make test runs a few)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/torture -s --torture-count $(COUNT)
 
 lint: .venv/.installed  ## check format, style and types
 	.venv/bin/ruff format --check

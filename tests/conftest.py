@@ -73,6 +73,16 @@ for _file in sorted(Path(__file__).parent.glob("*/recipe.py")):
     RECIPES[_file.parent.name] = find_recipe(f"{_file}:{_file.parent.name}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture-count", type=int, help="cases of each test in tests/torture; by default a few")
+
+
+@pytest.fixture(scope="session")
+def torture_count(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How many cases a torture test tries: what `make torture COUNT=N` asks for, else the few that it names."""
+    return lambda few: request.config.getoption("--torture-count") or few
+
+
 def distinct_recipes() -> list[str]:
     """One recipe of each set of objectives and kinds of network: the first of those that a step computes alike."""
     found: dict[Any, str] = {}
