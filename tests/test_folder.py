@@ -84,7 +84,7 @@ def test_lang_is_the_language_of_plain_captions_and_phrases(tmp_path: Path) -> N
     row = {"file_name": "a.png", "caption": "ein Bild", "lang": "de", "regions": [region]}
     example = Folder(write(tmp_path, [row])).example(0)
     assert example.captions == (Caption("ein Bild", "de"),)
-    assert example.regions == (Region((1.0, 2.0, 9.0, 8.0), {"de": "ein Hund", "en": "a dog"}, 2),)
+    assert example.regions == (Region((1.0, 2.0, 9.0, 8.0), {"de": "ein Hund", "en": "a dog"}, 2, score=0.5),)
 
 
 def test_an_example_asked_in_one_language_has_that_language_or_else_all(tmp_path: Path) -> None:

@@ -73,9 +73,13 @@ def beside_the_package(module: str) -> None:
 
 def shown(words: Sequence[str]) -> dict[str, Runnable]:
     """What `opensiglip data` has."""
-    return {
-        "show": Command("what is in a source, and a contact sheet with boxes drawn", "opensiglip.apps.data", "show")
+    told = {
+        "show": "what is in a source, and a contact sheet with boxes drawn",
+        "index": "index all tars of a source, in parallel",
+        "convert": "write a source anew as tars, parquet or a folder",
+        "split": "the same with train, val and test drawn by a hash",
     }
+    return {name: Command(help, "opensiglip.apps.data", name) for name, help in told.items()}
 
 
 def measured(words: Sequence[str]) -> dict[str, Runnable]:
@@ -91,7 +95,7 @@ COMMANDS: dict[str, Command | Group] = {
     "compare": Command("models side by side, with paired intervals", "opensiglip.apps.evaluate", "compare"),
     "export": Command("write a model as a transformers folder or as ONNX", "opensiglip.checkpoints.export", "export"),
     "recipes": Command("the table of recipes: paper, objectives, tasks", "opensiglip.apps.recipes", "recipes"),
-    "data": Group("look at data", "data command", shown),
+    "data": Group("look at data, count it, write it anew", "data command", shown),
     "predict": Command("captions, boxes, labels, answers for image files", "opensiglip.apps.predict", "predict"),
     "demo": Command("the same in a web page, on this machine", "opensiglip.apps.demo.demo", "demo"),
     "annotate": Command(

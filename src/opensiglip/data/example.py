@@ -26,7 +26,7 @@ class Region:
     """A box, and what stands in it, in one or more languages. `n_boxes` > 1: the phrase names several boxes.
 
     `names`, where the source knows them: what kind of thing it is, whatever else a phrase says of it. `mask`: its place
-    in the extra column "masks".
+    in the extra column "masks". `score`, 0 to 1: of the detector that found it; None where nobody says.
     """
 
     bbox: Box
@@ -34,6 +34,7 @@ class Region:
     n_boxes: int = 1
     names: dict[str, str] = field(default_factory=dict)  # language -> name
     mask: int | None = None
+    score: float | None = None
 
     @property
     def is_referable(self) -> bool:
@@ -78,6 +79,13 @@ class Source(ABC):
 
         Raises BrokenExample if the row's image can't be read.
         """
+
+    def encoded(self, index: int) -> bytes | None:
+        """The image of example `index` as its file has it; None where the source has no file of it.
+
+        Raises BrokenExample.
+        """
+        return None
 
     def group(self, index: int) -> str:
         """What image example `index` shows, without reading it: two of one group are the same image, or as good as."""

@@ -17,7 +17,7 @@ from opensiglip.data.example import Box, Caption, Example, Region, Source
 from opensiglip.data.scenes.drawings import Drawing, Raster, drawings, label, raster
 from opensiglip.data.scenes.phrases import Draw, Placed, plan, render_caption, render_phrase
 from opensiglip.data.scenes.spec import PIXELS, ScenesSpec, parse_spec, resolve_languages
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 SPLITS = ("train", "val", "val_drawings")  # a scene's split is part of its seed: only append
 HELD_OUT_SCENES = 2000  # in each of the two held-out splits
@@ -201,7 +201,7 @@ def open_scenes(spec: str, *, split: str = "train", languages: Sequence[str] | N
     """
     parsed = parse_spec(spec)
     if split not in SPLITS:
-        raise UserError(f"split {split!r}: scenes have {', '.join(SPLITS)}.")
+        raise EmptySplit(f"split {split!r}: scenes have {', '.join(SPLITS)}.")
     spoken = parsed.languages if languages is None else resolve_languages(languages)
     side = parsed.pixels or pixels
     if not PIXELS[0] <= side <= PIXELS[1]:

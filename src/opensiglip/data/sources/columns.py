@@ -1,11 +1,12 @@
 """Which columns of a table are the image, the texts and the class; and its rows as rows of metadata.jsonl."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opensiglip.data.example import BrokenExample
-from opensiglip.data.sources.metadata import EXTRAS
+from opensiglip.data.sources.metadata import EXTRAS, MAX_LINE
 from opensiglip.data.sources.spec import Spec
 from opensiglip.errors import UserError
 
@@ -15,7 +16,7 @@ TEXTS = ("captions", "caption", "text", "txt", "title", "sentences", "alt_text",
 LABELS = ("label", "labels", "class", "cls", "category", "fine_label")
 LANGUAGES = ("lang", "language")
 # Columns that mean in a table what they mean in metadata.jsonl.
-SAME = ("captions_i18n", "captions_synthetic", "regions", "objects", "width", "height", *EXTRAS)
+SAME = ("key", "captions_i18n", "captions_synthetic", "regions", "objects", "width", "height", *EXTRAS)
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Columns:
     label: str | None
     language: str | None
     same: tuple[str, ...]
+    json: str | None = None  # a row of metadata.jsonl as text, for what is not in columns of its own
 
     @property
     def names(self) -> list[str]:
         """Every column but the image, each once."""
-        named = [*self.texts, *self.same, *(name for name in (self.label, self.language) if name is not None)]
+        single = (self.label, self.language, self.json)
+        named = [*self.texts, *self.same, *(name for name in single if name is not None)]
         return list(dict.fromkeys(named))
 
     def __str__(self) -> str:
@@ -40,7 +43,10 @@ class Columns:
 
     def row(self, values: dict[str, Any]) -> dict[str, Any]:
         """A table's row as metadata.jsonl would have it. Raises BrokenExample for texts that are none."""
-        row: dict[str, Any] = {name: values[name] for name in self.same if values.get(name) is not None}
+        row: dict[str, Any] = {}
+        if self.json is not None and (text := values.get(self.json)) is not None:
+            row = {name: value for name, value in parse_json(text).items() if name in SAME or name == "lang"}
+        row |= {name: values[name] for name in self.same if values.get(name) is not None}
         if texts := [text for name in self.texts for text in texts_of(values.get(name), name)]:
             row["captions"] = texts
         if self.language is not None and values.get(self.language):
@@ -63,7 +69,23 @@ def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Col
     texts = spec.several("text") or tuple(name for name in names if name.lower() in TEXTS and name != found)
     label = spec.options.get("label") or usual(names, LABELS)
     same = tuple(name for name in names if name in SAME and name not in (*texts, label, found))
-    return Columns(found, texts, label, spec.options.get("lang") or usual(names, LANGUAGES), same)
+    language = spec.options.get("lang") or usual(names, LANGUAGES)
+    return Columns(found, texts, label, language, same, "json" if "json" in names else None)
+
+
+def parse_json(data: Any) -> dict[str, Any]:
+    """A JSON object of texts or bytes, or one already read. Raises BrokenExample."""
+    if isinstance(data, dict):
+        return data
+    if not isinstance(data, str | bytes) or len(data) > MAX_LINE:
+        raise BrokenExample("json is not JSON")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BrokenExample("json is not JSON") from None
+    if not isinstance(values, dict):
+        raise BrokenExample("json is not an object")
+    return values
 
 
 def usual(names: Collection[str], wanted: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from opensiglip.data.sources.metadata import SPLITS
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose
 from opensiglip.data.sources.table import Table
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 
 class Tabled(Table):
@@ -37,7 +37,7 @@ class Tabled(Table):
         chosen, part = choose([SPLITS.get(name or "train", name) for name in names], split)
         if not chosen:
             have = ", ".join(str(name) for name in names)
-            raise UserError(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
+            raise EmptySplit(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
         rows = parts[chosen[0]] if len(chosen) == 1 else datasets.concatenate_datasets([parts[at] for at in chosen])
         columns = find_columns(rows.column_names, spec)
         if isinstance(rows.features[columns.image], datasets.Image):

@@ -14,10 +14,10 @@ from datasets import Image as ImageColumn
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
 from opensiglip.data.sources.box_layout import BoxLayout, check_layout
 from opensiglip.data.sources.files import Files, below
-from opensiglip.data.sources.images import read_image
+from opensiglip.data.sources.images import read_file, read_image
 from opensiglip.data.sources.metadata import MAX_LINE, NOTHING, Row, parse_row
 from opensiglip.data.sources.values import resolve_codes, speaks
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 BROKEN_LINES = 0.1  # a larger share of unusable lines is a mistake in the file, not a few bad rows
 HELD_OUT = 50  # one in so many is val where no row names a split
@@ -31,7 +31,17 @@ COLUMNS = Features(
         "group": Value("string"),
         "captions": CAPTIONS,
         "captions_synthetic": CAPTIONS,
-        "regions": List({"bbox": List(Value("float64")), "phrases": PHRASES, "n_boxes": Value("int32")}),
+        "name": Value("string"),
+        "regions": List(
+            {
+                "bbox": List(Value("float64")),
+                "phrases": PHRASES,
+                "n_boxes": Value("int32"),
+                "names": PHRASES,
+                "mask": Value("int32"),
+                "score": Value("float64"),
+            }
+        ),
         "extras": Value("large_string"),  # JSON: their shapes differ from folder to folder
     }
 )
@@ -73,7 +83,7 @@ class Folder(Source):
         if not rows:
             have = ", ".join(f"{count} {name}" for name, count in self.splits.items())
             texts = "" if wanted is None else f" with texts in {', '.join(wanted)}"
-            raise UserError(f"{spec} has no row{texts} in split {split!r} (it has {have}); choose another.")
+            raise EmptySplit(f"{spec} has no row{texts} in split {split!r} (it has {have}); choose another.")
         self.captions, self.phrases = count_captions(rows), count_phrases(rows)
         self.languages = tuple(self.captions or self.phrases)
         self.rows = Dataset.from_dict(to_columns(root, rows), features=COLUMNS)
@@ -95,10 +105,13 @@ class Folder(Source):
             image,
             tuple(caption for caption in captions if caption.language == language) or captions,
             tuple(to_regions(row["regions"], self.layout, image.shape[2], image.shape[1], language)),
-            row["file_name"],
+            row["name"],
             extras,
             row["group"],
         )
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(Path(self.rows[index]["image"]["path"]))
 
     def group(self, index: int) -> str:
         return str(self.rows["group"][index])
@@ -221,6 +234,7 @@ def to_columns(root: Path, rows: list[Row]) -> dict[str, list[Any]]:
     return {
         "image": [str(root / row.path) for row in rows],
         "file_name": [row.file_name for row in rows],
+        "name": [row.key or row.file_name for row in rows],
         "group": [f"{root}/{groups[row.path]}" for row in rows],
         "captions": [[vars(caption) for caption in row.captions] for row in rows],
         "captions_synthetic": [[vars(caption) for caption in row.synthetic] for row in rows],
@@ -230,8 +244,11 @@ def to_columns(root: Path, rows: list[Row]) -> dict[str, list[Any]]:
 
 
 def from_region(region: Region) -> dict[str, Any]:
-    phrases = [{"language": code, "text": text} for code, text in region.phrases.items()]
-    return {"bbox": region.bbox, "phrases": phrases, "n_boxes": region.n_boxes}
+    spoken = {
+        column: [{"language": code, "text": text} for code, text in texts.items()]
+        for column, texts in (("phrases", region.phrases), ("names", region.names))
+    }
+    return {"bbox": region.bbox, **spoken, "n_boxes": region.n_boxes, "mask": region.mask, "score": region.score}
 
 
 def to_regions(
@@ -239,10 +256,13 @@ def to_regions(
 ) -> Iterator[Region]:
     """The regions whose box lies in the decoded image, each with its phrase in `language` where it has one."""
     for column in columns:
-        phrases = {phrase["language"]: phrase["text"] for phrase in column["phrases"]}
+        phrases, names = (
+            {phrase["language"]: phrase["text"] for phrase in column[spoken]} for spoken in ("phrases", "names")
+        )
         if language is not None and language in phrases:
             phrases = {language: phrases[language]}
         try:
-            yield Region(layout.fit(column["bbox"], width, height), phrases, column["n_boxes"])
+            box = layout.fit(column["bbox"], width, height)
         except BrokenExample:
             continue
+        yield Region(box, phrases, column["n_boxes"], names, column["mask"], column["score"])

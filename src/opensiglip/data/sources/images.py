@@ -24,13 +24,17 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") 
 
 def read_image(path: Path) -> Tensor:
     """The image of a file: [3, H, W] uint8, upright, of an animation the first frame. Raises BrokenExample."""
+    return decode_image_bytes(read_file(path))
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes. Raises BrokenExample where it is not there or holds more than an image."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BrokenExample(f"image file over {MAX_BYTES // 1_000_000} MB")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError:
         raise BrokenExample("image can't be decoded") from None
-    return decode_image_bytes(data)
 
 
 def decode_image_bytes(data: bytes) -> Tensor:
@@ -41,7 +45,7 @@ def decode_image_bytes(data: bytes) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's remarks on odd metadata, and on sizes: ours is the bound
-            with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+            with Image.open(io.BytesIO(data), formats=known_formats(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if image.format not in ("JPEG", "MPO", "PNG") or image.mode not in ("RGB", "L"):
@@ -71,7 +75,7 @@ def from_pil(image: Image.Image) -> Tensor:
     return functional.pil_to_tensor(image.convert("RGB"))
 
 
-def _formats(data: bytes) -> tuple[str, ...]:
+def known_formats(data: bytes) -> tuple[str, ...]:
     """What PIL may take these bytes for. Raises BrokenExample for HEIC where nothing here reads it."""
     if data[4:8] != b"ftyp" or data[8:12] not in HEIC or b"avif" in data[8:64]:
         return FORMATS

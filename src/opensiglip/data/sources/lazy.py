@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from opensiglip.data.example import BrokenExample, Example, Region, Source
 from opensiglip.data.sources.box_layout import BoxLayout
-from opensiglip.data.sources.images import decode_image_bytes, from_pil, read_image
+from opensiglip.data.sources.files import below
+from opensiglip.data.sources.images import decode_image_bytes, from_pil, read_file, read_image
 from opensiglip.data.sources.metadata import Row, parse_record
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Rows
 from opensiglip.data.sources.values import resolve_codes
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 SAMPLE = 64  # rows read at the start, for the languages and to see whether anything can be read
 TEXT_ROWS = 100_000  # rows whose texts a tokenizer is trained on
@@ -32,6 +34,7 @@ class LazySource(Source):
 
     kind: str
     alone = False  # are images without any text or class what the source has?
+    root: Path  # what names of files in its columns are relative to
 
     def __init__(
         self, spec: Spec, split: str, languages: Sequence[str] | None, rows: Rows, classes: Sequence[str] = ()
@@ -40,10 +43,11 @@ class LazySource(Source):
         self.name, self.split, self.rows = spec.name, split, rows
         self.layout, self.classes = spec.layout, read_classes(spec) or list(classes)
         if not len(rows):
-            raise UserError(f"{spec.name} has no row in split {split!r}; choose another, or give it more rows.")
+            raise EmptySplit(f"{spec.name} has no row in split {split!r}; choose another, or give it more rows.")
         self.wanted = resolve_codes(languages)
         self.skipped = Counter[str]()
         self.found = Counter[str]()  # captions per language in the rows tried
+        self.with_image_ids = False
         self._try_rows()
         self.languages = tuple(code for code, _ in self.found.most_common())
 
@@ -70,11 +74,30 @@ class LazySource(Source):
         checked = self._checked(row)
         pixels = decode(self.image(row))
         extras = dict(checked.extras)
+        if "depth" in extras:
+            extras["depth"] = below(self.root.resolve(), extras["depth"])
         if checked.synthetic:
             extras["captions_synthetic"] = checked.synthetic
         captions = tuple(caption for caption in checked.captions if caption.language == language) or checked.captions
         regions = tuple(regions_in(checked.regions, self.layout or BoxLayout(), pixels, language))
-        return Example(pixels, captions, regions, self.key(row), extras, self.group(index))
+        return Example(pixels, captions, regions, checked.key or self.key(row), extras, self.group(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        image = self.image(self.rows.row(index))
+        if isinstance(image, Path):
+            return read_file(image)
+        return image if isinstance(image, bytes) else None
+
+    def group(self, index: int) -> str:
+        """By `image_id` where the rows tried at the start have one: then the row's text is read."""
+        if self.with_image_ids:
+            try:
+                image_id = self._checked(self.rows.row(index)).image_id
+            except BrokenExample:
+                image_id = None
+            if image_id is not None:
+                return f"{self.root}/: {image_id}"
+        return super().group(index)
 
     def texts(self) -> Iterator[str]:
         """Captions and phrases of up to 100,000 rows, evenly spread."""
@@ -134,6 +157,7 @@ class LazySource(Source):
             except BrokenExample as reason:
                 broken[str(reason)] += 1
                 continue
+            self.with_image_ids |= checked.image_id is not None
             codes = [caption.language for caption in checked.captions]
             codes += [code for region in checked.regions for code in region.phrases] if not codes else []
             self.found.update(codes)
@@ -162,7 +186,7 @@ def regions_in(regions: Sequence[Region], layout: BoxLayout, pixels: Tensor, lan
         if language is not None and language in phrases:
             phrases = {language: phrases[language]}
         try:
-            yield Region(layout.fit(region.bbox, pixels.shape[2], pixels.shape[1]), phrases, region.n_boxes)
+            yield replace(region, bbox=layout.fit(region.bbox, pixels.shape[2], pixels.shape[1]), phrases=phrases)
         except BrokenExample:
             continue
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class Row:
     dropped: Counter[str]
     boxes: Counter[str]  # what `box_facts` says of them
     path: str = ""  # of the image below the folder, as the disk spells it
+    key: str = ""  # what the example is called, where that is not its file's name
 
     def is_usable(self) -> bool:
         """Is there anything to learn or measure?"""
@@ -59,11 +60,16 @@ class Row:
             self,
             captions=tuple(dict.fromkeys(self.captions + other.captions)),
             synthetic=tuple(dict.fromkeys(self.synthetic + other.synthetic)),
-            regions=self.regions + tuple(region for region in other.regions if region not in self.regions),
+            regions=self.regions + tuple(region for region in self._moved(other) if region not in self.regions),
             split=other.split if other.split in ("val", "test") else self.split or other.split,
             extras=self.extras | {column: value for column, value in lists.items() if value},
             boxes=self.boxes + other.boxes,
         )
+
+    def _moved(self, other: "Row") -> Iterator[Region]:
+        """The regions of another row; their masks come after this row's."""
+        first = len(self._list("masks"))
+        yield from (r if r.mask is None else replace(r, mask=r.mask + first) for r in other.regions)
 
     def _list(self, column: str) -> list[Any]:
         value = self.extras.get(column, [])
@@ -111,20 +117,23 @@ def parse_record(row: dict[str, Any], file_name: str, layout: BoxLayout | None =
     regions, dropped = parse_regions(row, language, size, layout or BoxLayout())
     objects, lost = parse_objects(row, language, size, layout or BoxLayout("xywh"))
     extras = parse_extras(row)
+    lost_masks = False
     if "masks" in extras:
         masks, spoilt = parse_masks(extras.pop("masks"))
         lost += spoilt
+        lost_masks = bool(spoilt)
         if masks:
             extras["masks"] = masks
     parsed = Row(
         file_name,
         parse_captions(row, language),
-        tuple(Caption(text, language, "synthetic") for text in parse_texts(row, "captions_synthetic") if text),
-        regions + objects,
+        parse_synthetic(row, language),
+        unmasked(regions + objects) if "masks" in row and lost_masks else regions + objects,
         parse_split(row.get("split")),
         extras,
         dropped + lost,
         facts_of(row),
+        key=checked_text(row["key"]) if isinstance(row.get("key"), str) else "",
     )
     if not alone and not parsed.is_usable():
         raise BrokenExample(NOTHING)
@@ -150,21 +159,38 @@ def parse_size(row: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def parse_captions(row: dict[str, Any], language: str) -> tuple[Caption, ...]:
-    """The captions of every caption column, each once, in the row's order. Synthetic ones are extras."""
+    """The captions of every caption column, each once, in the row's order. Synthetic ones are extras.
+
+    `captions_i18n` knows a text's language and source: what it repeats with others of them than the row's is its own.
+    """
     captions = [Caption(text, language) for text in parse_texts(row, "captions")]
     for column in ("caption", "text"):
         text = row.get(column)
         if text is not None and not isinstance(text, str):
             raise BrokenExample(f"{column} is not a string")
         captions.append(Caption(checked_text(text or ""), language))
-    for item in parse_list(row, "captions_i18n"):
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            raise BrokenExample("captions_i18n is not a list of {lang, text, source}")
-        source = item.get("source") or "human"
-        if not isinstance(source, str):
-            raise BrokenExample("captions_i18n is not a list of {lang, text, source}")
-        captions.append(Caption(checked_text(item["text"]), parse_language(item.get("lang")), checked_text(source)))
-    return tuple(dict.fromkeys(caption for caption in captions if caption.text))
+    known = [parse_caption(item, "captions_i18n") for item in parse_list(row, "captions_i18n")]
+    others = {caption.text for caption in known} - {one.text for one in known if one in captions}
+    kept = [*(caption for caption in captions if caption.text not in others), *known]
+    return tuple(dict.fromkeys(caption for caption in kept if caption.text))
+
+
+def parse_caption(item: Any, column: str) -> Caption:
+    """A text with its language and source. Raises BrokenExample."""
+    source = (item.get("source") or "human") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or not isinstance(item.get("text"), str) or not isinstance(source, str):
+        raise BrokenExample(f"{column} is not a list of {{lang, text, source}}")
+    return Caption(checked_text(item["text"]), parse_language(item.get("lang")), checked_text(source))
+
+
+def parse_synthetic(row: dict[str, Any], language: str) -> tuple[Caption, ...]:
+    """The column `captions_synthetic`: texts in the row's language, or {lang, text, source}."""
+    items = parse_list(row, "captions_synthetic")
+    if any(isinstance(item, dict) for item in items):
+        captions = [parse_caption(item, "captions_synthetic") for item in items]
+    else:
+        captions = [Caption(text, language, "synthetic") for text in parse_texts(row, "captions_synthetic")]
+    return tuple(caption for caption in captions if caption.text)
 
 
 def parse_extras(row: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +299,36 @@ def parse_region(item: Any, language: str, size: Size, layout: BoxLayout) -> Reg
     if size is not None:
         fitted = layout.fit(box, *size)
         box = box if layout.relative else fitted  # shares become pixels once the image is read
-    return Region(box, texts, int(n_boxes))
+    return Region(box, texts, int(n_boxes), parse_names(item), parse_mask(item), parse_score(item))
+
+
+def parse_names(item: dict[str, Any]) -> dict[str, str]:
+    """What kind of thing a region is, by language."""
+    names = item.get("names") or {}
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise BrokenExample("names is not an object of texts")
+    return {parse_language(code): text for code, name in names.items() if (text := checked_text(name))}
+
+
+def parse_mask(item: dict[str, Any]) -> int | None:
+    """A region's place in the row's masks."""
+    mask = item.get("mask")
+    if mask is not None and not (isinstance(mask, int) and not isinstance(mask, bool) and 0 <= mask < MAX_COUNT):
+        raise BrokenExample("mask is not the number of a mask")
+    return mask
+
+
+def parse_score(item: dict[str, Any]) -> float | None:
+    """How sure a detector was, 0 to 1."""
+    score = item.get("score")
+    if score is not None and not (is_number(score) and 0 <= score <= 1):
+        raise BrokenExample("score is not a number from 0 to 1")
+    return None if score is None else float(score)
+
+
+def unmasked(regions: tuple[Region, ...]) -> tuple[Region, ...]:
+    """The regions without their masks' places, which no longer hold where a mask was left out."""
+    return tuple(replace(region, mask=None) for region in regions)
 
 
 def parse_list(row: dict[str, Any], column: str) -> list[Any]:

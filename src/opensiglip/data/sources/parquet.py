@@ -17,7 +17,7 @@ from opensiglip.data.sources.shards import find_shards
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose, split_in
 from opensiglip.data.sources.table import Table
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 KEPT_BYTES = 1 << 29  # of decoded row groups that a process keeps
 MAX_LANES = 64
@@ -51,7 +51,7 @@ class Parquet(Table):
         self.texts_read = Recent(self._read_values, 2 * self.lanes)
         self.images_read = Recent(self._read_images, 2 * self.lanes)
         if not groups:
-            raise UserError(f"{spec.name} has no row in split {split!r}; choose another.")
+            raise EmptySplit(f"{spec.name} has no row in split {split!r}; choose another.")
         columns = find_columns(names, spec)
         super().__init__(spec, split, languages, rows, columns, files[0].parent, classes.get(columns.label or "", ()))
 

@@ -10,10 +10,11 @@ from opensiglip.data.example import BrokenExample, Example, Source
 from opensiglip.data.sources.columns import Columns, find_columns
 from opensiglip.data.sources.dataset import Tabled
 from opensiglip.data.sources.metadata import SPLITS
+from opensiglip.data.sources.row import row_of
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose
 from opensiglip.data.sources.table import Table
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 from opensiglip.user_file import load
 
 handed_over: dict[str, Any] = {}  # objects of this process by the spec that names them
@@ -47,7 +48,7 @@ def open_object(spec: Spec, *, split: str = "train", languages: Sequence[str] | 
         chosen, part = choose([SPLITS.get(str(name), str(name)) for name in data], split)
         if not chosen:
             have = ", ".join(map(str, data))
-            raise UserError(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
+            raise EmptySplit(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
         return Objects(spec, list(data.values())[chosen[0]], split, languages, part)
     return Objects(spec, data, split, languages, choose([None], split)[1])
 
@@ -110,10 +111,3 @@ class Objects(Table):
         if not isinstance(item, Example | Mapping) and not (isinstance(item, list | tuple) and len(item) == 2):
             raise BrokenExample("row is neither an Example nor a dict nor a pair")
         return item
-
-
-def row_of(example: Example) -> dict[str, Any]:
-    """An example's texts, regions and optional columns as a row of metadata.jsonl."""
-    captions = [{"lang": one.language, "text": one.text, "source": one.source} for one in example.captions]
-    regions = [{"bbox": list(one.bbox), "phrases": one.phrases, "n_boxes": one.n_boxes} for one in example.regions]
-    return example.extras | {"captions_i18n": captions, "regions": regions}

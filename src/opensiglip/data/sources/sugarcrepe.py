@@ -10,7 +10,7 @@ from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.sources.files import Files, parse_file_name
 from opensiglip.data.sources.images import read_image
 from opensiglip.data.sources.values import checked_text, resolve_codes
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 LARGEST = 200_000_000  # bytes of the file
 
@@ -26,7 +26,7 @@ class Pairs(Source):
         """Read and check the file. Raises UserError where it is none of that shape, or its images are not there."""
         path = Path(spec).expanduser().resolve()
         if split == "train":
-            raise UserError(f"{spec} is a test set, so it has no split 'train'; judge on it with `opensiglip eval`.")
+            raise EmptySplit(f"{spec} is a test set, so it has no split 'train'; judge on it with `opensiglip eval`.")
         wanted = resolve_codes(languages)
         if wanted is not None and "en" not in wanted:
             raise UserError(f"{spec} has no texts in {', '.join(wanted)}; its language is en.")

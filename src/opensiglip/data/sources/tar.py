@@ -1,6 +1,5 @@
 """Tars of samples, as img2dataset and DataComp write them for WebDataset, with random access by an index."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opensiglip.data.example import BrokenExample
-from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns
+from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns, parse_json
 from opensiglip.data.sources.images import MAX_BYTES
 from opensiglip.data.sources.lazy import LazySource
 from opensiglip.data.sources.metadata import MAX_LINE
@@ -74,6 +73,7 @@ class Tars(LazySource):
         rows = Part(self.sizes.tolist(), part)
         self.shards = rows.sizes.tolist()
         self.opened = Recent(self._open, OPEN, OpenTar.close)
+        self.root = Path(spec.options["root"]).expanduser() if "root" in spec.options else files[0].parent
         super().__init__(spec, split, languages, rows)
         for _, _, skipped in indexes:
             self.skipped.update(skipped)
@@ -125,17 +125,6 @@ def bounded(member: tuple[int, int], most: int) -> tuple[int, int]:
     if member[1] > most:
         raise BrokenExample(f"tar member over {most // 1_000_000} MB")
     return member
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A sample's JSON object. Raises BrokenExample."""
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BrokenExample("json is not JSON") from None
-    if not isinstance(values, dict):
-        raise BrokenExample("json is not an object")
-    return values
 
 
 def decode_text(data: bytes) -> str:
