@@ -1,12 +1,13 @@
 """Which columns of a table are the image, the texts and the class; and its rows as rows of metadata.jsonl."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.metadata import EXTRAS, MAX_LINE
+from opensiglip.data.sources.objects import category_names, normalise_objects
 from opensiglip.data.sources.spec import Spec
 from opensiglip.errors import UserError
 
@@ -29,6 +30,7 @@ class Columns:
     language: str | None
     same: tuple[str, ...]
     json: str | None = None  # a row of metadata.jsonl as text, for what is not in columns of its own
+    categories: tuple[str, ...] = ()  # names of the numbers in `objects`
 
     @property
     def names(self) -> list[str]:
@@ -47,6 +49,8 @@ class Columns:
         if self.json is not None and (text := values.get(self.json)) is not None:
             row = {name: value for name, value in parse_json(text).items() if name in SAME or name == "lang"}
         row |= {name: values[name] for name in self.same if values.get(name) is not None}
+        if "objects" in row:
+            row["objects"] = normalise_objects(row["objects"], self.categories)
         if texts := [text for name in self.texts for text in texts_of(values.get(name), name)]:
             row["captions"] = texts
         if self.language is not None and values.get(self.language):
@@ -56,12 +60,15 @@ class Columns:
         return row
 
 
-def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Columns:
-    """The columns that the spec names, else those with usual names. Raises UserError where they are not there."""
+def find_columns(names: Sequence[str], spec: Spec, features: Mapping[str, Any] | None = None) -> Columns:
+    """The columns that the spec names, else those with usual names; `features`: what `datasets` says of them.
+
+    Raises UserError where they are not there.
+    """
     for option in ("image", "text", "label", "lang"):
         if missing := [name for name in spec.several(option) if name not in names]:
             raise UserError(f"--data {spec.name}: there is no column {missing[0]!r}; there are {', '.join(names)}.")
-    found = spec.options.get("image") or (usual(names, IMAGES) or usual(names, PATHS) if image else "")
+    found = spec.options.get("image") or usual(names, IMAGES) or usual(names, PATHS)
     if found is None:
         raise UserError(
             f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of {', '.join(names)}."
@@ -70,7 +77,8 @@ def find_columns(names: Sequence[str], spec: Spec, *, image: bool = True) -> Col
     label = spec.options.get("label") or usual(names, LABELS)
     same = tuple(name for name in names if name in SAME and name not in (*texts, label, found))
     language = spec.options.get("lang") or usual(names, LANGUAGES)
-    return Columns(found, texts, label, language, same, "json" if "json" in names else None)
+    categories = category_names((features or {}).get("objects"))
+    return Columns(found, texts, label, language, same, "json" if "json" in names else None, categories)
 
 
 def parse_json(data: Any) -> dict[str, Any]:

@@ -63,8 +63,11 @@ class Csv(Table):
             raise BrokenExample("text is not UTF-8") from None
 
 
-def read_csv(file: Path) -> tuple[pa.Table, int]:
-    """A table of bytes, since any cell may be anything; and how many lines don't fit the header. Raises UserError."""
+def read_csv(file: Path, wanted: Sequence[str] = ()) -> tuple[pa.Table, int]:
+    """A table of bytes, since any cell may be anything; and how many lines don't fit the header. Raises UserError.
+
+    `wanted`: the columns to keep, those of them that are there; by default all.
+    """
     broken = []
 
     def skip(line: Any) -> str:
@@ -79,7 +82,11 @@ def read_csv(file: Path) -> tuple[pa.Table, int]:
         read = pa.csv.ReadOptions(use_threads=False)
         names = pa.csv.open_csv(file, parse_options=parse, read_options=read).schema.names
         broken.clear()
-        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_binary()), strings_can_be_null=False)
+        convert = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.large_binary()),
+            strings_can_be_null=False,
+            include_columns=[name for name in names if not wanted or name in wanted],
+        )
         table = pa.csv.read_csv(file, parse_options=parse, read_options=read, convert_options=convert)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); give a CSV with a header.") from None

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 
 from opensiglip.data.sources.columns import find_columns
 from opensiglip.data.sources.metadata import SPLITS
+from opensiglip.data.sources.objects import category_names
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose
 from opensiglip.data.sources.table import Table
@@ -39,13 +40,13 @@ class Tabled(Table):
             have = ", ".join(str(name) for name in names)
             raise EmptySplit(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
         rows = parts[chosen[0]] if len(chosen) == 1 else datasets.concatenate_datasets([parts[at] for at in chosen])
-        columns = find_columns(rows.column_names, spec)
+        features = rows.features.to_dict()
+        columns = find_columns(rows.column_names, spec, features)
         if isinstance(rows.features[columns.image], datasets.Image):
             rows = rows.cast_column(columns.image, datasets.Image(decode=False))
-        label = rows.features.get(columns.label)
         self.values_of, self.cells = rows.select_columns(columns.names), rows.select_columns([columns.image])
         root = Path(spec.path).expanduser() if spec.path and Path(spec.path).expanduser().is_dir() else None
-        classes = label.names if isinstance(label, ClassLabel) else ()
+        classes = category_names(features.get(columns.label))
         super().__init__(spec, split, languages, Part([len(rows)], part), columns, root, classes)
 
     def values(self, row: int) -> dict[str, Any]:

@@ -35,13 +35,14 @@ class LazySource(Source):
     kind: str
     alone = False  # are images without any text or class what the source has?
     root: Path  # what names of files in its columns are relative to
+    fixed_layout: BoxLayout | None = None  # of the boxes, where the kind of data says it
 
     def __init__(
         self, spec: Spec, split: str, languages: Sequence[str] | None, rows: Rows, classes: Sequence[str] = ()
     ) -> None:
         """Raises UserError where the split is empty, or none of the rows tried can be used."""
         self.name, self.split, self.rows = spec.name, split, rows
-        self.layout, self.classes = spec.layout, read_classes(spec) or list(classes)
+        self.layout, self.classes = self.fixed_layout or spec.layout, read_classes(spec) or list(classes)
         if not len(rows):
             raise EmptySplit(f"{spec.name} has no row in split {split!r}; choose another, or give it more rows.")
         self.wanted = resolve_codes(languages)

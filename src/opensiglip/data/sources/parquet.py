@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.columns import find_columns
+from opensiglip.data.sources.objects import category_names
 from opensiglip.data.sources.recent import Recent
 from opensiglip.data.sources.shards import find_shards
 from opensiglip.data.sources.spec import Spec
@@ -32,12 +33,12 @@ class Parquet(Table):
         """Reads the footers. Raises UserError where a file can't be read or the columns are not there."""
         files = find_shards(spec, ".parquet")
         chosen, part = choose([split_in(file) for file in files], split)
-        groups, widest, names, classes = [], 1, list[str](), dict[str, list[str]]()
+        groups, widest, names, features = [], 1, list[str](), dict[str, Any]()
         for file in (files[at] for at in chosen):
             footer, schema = read_footer(file)
             if names and schema.names != names:
                 raise UserError(f"--data {spec.name}: {file} has other columns than the files before it.")
-            names, classes = schema.names, class_names(schema)
+            names, features = schema.names, features_of(schema)
             for group in range(footer.num_row_groups):
                 facts = footer.row_group(group)
                 groups.append((file, group, facts.num_rows))
@@ -52,8 +53,9 @@ class Parquet(Table):
         self.images_read = Recent(self._read_images, 2 * self.lanes)
         if not groups:
             raise EmptySplit(f"{spec.name} has no row in split {split!r}; choose another.")
-        columns = find_columns(names, spec)
-        super().__init__(spec, split, languages, rows, columns, files[0].parent, classes.get(columns.label or "", ()))
+        columns = find_columns(names, spec, features)
+        classes = category_names(features.get(columns.label or ""))
+        super().__init__(spec, split, languages, rows, columns, files[0].parent, classes)
 
     def values(self, row: int) -> dict[str, Any]:
         return self._cells(self.texts_read, row)
@@ -105,11 +107,10 @@ def read_footer(file: Path) -> tuple[pq.FileMetaData, pa.Schema]:
         raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); mend or leave out the file.") from None
 
 
-def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of the classes of each column that `datasets` stored as numbers of classes."""
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` wrote of each column; nothing where another program wrote the file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        found = {name: feature["names"] for name, feature in features.items() if isinstance(feature.get("names"), list)}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
-    return {name: [str(one) for one in names] for name, names in found.items()}
+    return features if isinstance(features, dict) else {}

@@ -10,13 +10,21 @@ from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.coco import Coco, is_coco
 from opensiglip.data.sources.csv import Csv
 from opensiglip.data.sources.dataset import Tabled
+from opensiglip.data.sources.flickr30k import Flickr30kEntities
 from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.image_folder import ClassFolder, ImageFolder, recognise_images
+from opensiglip.data.sources.metadata_parquet import MetadataParquet
+from opensiglip.data.sources.narratives import Narratives, is_narratives
+from opensiglip.data.sources.openimages import OpenImages, is_openimages
 from opensiglip.data.sources.parquet import Parquet
 from opensiglip.data.sources.python import open_object, spec_of
+from opensiglip.data.sources.refcoco import RefCoco
 from opensiglip.data.sources.spec import BOX_FORMAT, Spec, parse_spec, split_weight
 from opensiglip.data.sources.sugarcrepe import Pairs
 from opensiglip.data.sources.tar import Tars
+from opensiglip.data.sources.visual_genome import VisualGenome
+from opensiglip.data.sources.voc import Voc
+from opensiglip.data.sources.yolo import Yolo
 from opensiglip.errors import UserError
 
 
@@ -62,9 +70,18 @@ KINDS: dict[str, Callable[..., Source]] = {
     "parquet": Parquet,
     "csv": Csv,
     "tsv": Csv,
+    "metadata": MetadataParquet,
     "images": ImageFolder,
     "classes": ClassFolder,
     "coco": Coco,
+    "lvis": Coco,
+    "refcoco": RefCoco,
+    "vg": VisualGenome,
+    "flickr30k_entities": Flickr30kEntities,
+    "openimages": OpenImages,
+    "narratives": Narratives,
+    "yolo": Yolo,
+    "voc": Voc,
     "sugarcrepe": _pairs,
     "dataset": Tabled,
     "hf": Tabled,
@@ -73,11 +90,18 @@ KINDS: dict[str, Callable[..., Source]] = {
 }
 FUNCTION = re.compile(r"\.py:\w+$")
 SUFFIXES = {".tar": "tar", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".arrow": "dataset"}
-MARKS = {  # files that tell what a folder is
-    "metadata.jsonl": "folder",
-    "metadata.csv": "csv",
-    "dataset_dict.json": "dataset",
-    "state.json": "dataset",
+SUFFIXES |= {".yaml": "yolo", ".yml": "yolo"}
+MARKS = {  # files and folders that tell what a folder is: all that stand before a kind
+    ("metadata.jsonl",): "folder",
+    ("metadata.csv",): "csv",
+    ("metadata.parquet",): "metadata",
+    ("dataset_dict.json",): "dataset",
+    ("state.json",): "dataset",
+    ("instances.json", "refs(*).*"): "refcoco",
+    ("region_descriptions.json",): "vg",
+    ("Annotations", "Sentences"): "flickr30k_entities",
+    ("Annotations", "JPEGImages"): "voc",
+    ("data.yaml",): "yolo",
 }
 
 
@@ -91,15 +115,20 @@ def recognise(spec: Spec) -> str | None:
     if FUNCTION.search(spec.path):
         return "python"
     suffix = path.suffix.lower()
-    if suffix == ".json" and path.is_file():
-        return "coco" if is_coco(path) else "sugarcrepe"
+    if path.is_file():
+        if suffix == ".json":
+            return "vg" if path.name == "region_descriptions.json" else "coco" if is_coco(path) else "sugarcrepe"
+        if suffix == ".jsonl" and is_narratives(path):
+            return "narratives"
+        if suffix == ".csv" and is_openimages(path):
+            return "openimages"
     return SUFFIXES.get(suffix)
 
 
 def recognise_folder(path: Path) -> str:
     """The kind of a folder; `folder`, which says what one looks like, where it holds nothing known."""
-    for file, kind in MARKS.items():
-        if (path / file).is_file():
+    for marks, kind in MARKS.items():
+        if all(any(path.glob(mark)) for mark in marks):
             return kind
     for suffix in (".tar", ".parquet"):
         if any(path.glob(f"*{suffix}")) or any(path.glob(f"*/*{suffix}")):

@@ -16,6 +16,9 @@ OPTIONS = {  # after a question mark, joined by &; those that name several join 
     "classes": "a text file with the name of a class a line",
     "revision": "of a dataset on the hub",
     "config": "of a dataset on the hub",
+    "by": "whose splits of RefCOCO: unc, umd or google",
+    "pool": "RefCOCO's train: clean or full",
+    "lanes": "shards read side by side",
 }
 _OPTIONS = re.compile(r"\?(\w+=[^&?]*(?:&\w+=[^&?]*)*)$")
 _WEIGHT = re.compile(r"=(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)$")

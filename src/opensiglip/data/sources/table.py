@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.columns import Columns
 from opensiglip.data.sources.files import Files, parse_file_name
 from opensiglip.data.sources.images import MAX_BYTES, MAX_PIXELS
-from opensiglip.data.sources.lazy import Encoded, LazySource
+from opensiglip.data.sources.lazy import Encoded, LazySource, read_classes
 from opensiglip.data.sources.metadata import SPLITS
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Chosen, Rows, is_held_out
@@ -35,7 +36,7 @@ class Table(LazySource):
         classes: Sequence[str] = (),
     ) -> None:
         """`root`: what paths of images are relative to and stay below; `classes`: names of labels that are numbers."""
-        self.named = columns
+        self.named = columns if columns.categories else replace(columns, categories=tuple(read_classes(spec)))
         self.root = (Path(spec.options["root"]).expanduser() if "root" in spec.options else root or Path()).resolve()
         self.files = Files(self.root)
         super().__init__(spec, split, languages, rows, classes)
@@ -104,7 +105,7 @@ class Listed(Table):
 def choose_rows(names: Sequence[str], splits: Sequence[str | None] | None, split: str) -> Chosen:
     """The rows of a split: those that name it, or by a hash of their image's name where none names any."""
     if splits is not None and any(splits):
-        known = [SPLITS.get(name or "train", "") for name in splits]
+        known = [SPLITS.get(name or "train", name) for name in splits]
         held_out = {name for name, own in zip(names, known, strict=True) if own in ("val", "test")}
         # An image that any row holds out never trains, whatever its other rows say.
         chosen = [
