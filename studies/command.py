@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from transformers.utils import logging
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.results import FILE
@@ -51,8 +50,6 @@ def study(
         seeds: how many times all runs are repeated, from seed 0 on.
         budget: cpu-hour or gpu-10min: all runs at one seed within an hour on two CPU cores, or ten minutes on a GPU.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     chosen = find(name)
     try:
         jobs = carry_out(chosen, out, data=data, seeds=seeds, budget=budget, places=places())

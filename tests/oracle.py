@@ -43,8 +43,14 @@ class Oracle:
         real = Predictor(Pretrained.of(model, pipeline, **known))
         text = real.encode_texts if real.has_text else None
         towers = (real.autocast, model.vision, text, real.to_text)
-        decoding = (real.decoder, pipeline, real.boxes, real.pali, real.tasks, real.languages)
-        return cls(real.name, real.frame, real.device, *towers, *decoding)
+        return cls(
+            *(real.name, real.frame, real.device, *towers, real.decoder),
+            pipeline=pipeline,
+            boxes=real.boxes,
+            pali=real.pali,
+            tasks=real.tasks,
+            languages=real.languages,
+        )
 
     @property
     def has_text(self) -> bool:

@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from oracle import Oracle
 from PIL import Image
 
 from opensiglip.data.example import Box, Caption, Example
@@ -16,6 +19,9 @@ from opensiglip.data.scenes.source import open_scenes
 from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts, negatives
+from opensiglip.evaluation.run import run_evaluation
+from opensiglip.models.model import Model
+from opensiglip.types import Features
 
 SIDE = 64
 KINDS = {"replace relation", "swap objects", "replace place", "change count", "replace object"}
@@ -137,6 +143,32 @@ def test_sugar_crepes_files_are_sources(tmp_path: Path) -> None:
         open_source(source.name, split="train")
 
 
+SCORES = {"a red box": 0.7, "red a box": 0.1, "box a red": 0.6, "box red a": 0.5, "a box red": 0.2, "a green box": 0.8}
+
+
+@pytest.mark.parametrize(("worst", "right"), [(0.6, 1.0), (0.7, 0.0), (0.9, 0.0)])
+def test_of_several_negatives_a_caption_has_to_beat_each(
+    worst: float, right: float, tmp_path: Path, small: Any, pipeline: Any
+) -> None:
+    """ARO-Order's four, from the file to the figure: one negative as likely as the caption, not the last, is enough."""
+    oracle = Oracle.of(Model.new(small("siglip").architecture, len(pipeline)), pipeline, name="by hand")
+
+    def angle(text: str) -> torch.Tensor:
+        cosine = torch.tensor(worst if text == "box a red" else SCORES[text])
+        return torch.stack([cosine, (1 - cosine**2).sqrt()])
+
+    judged = replace(
+        oracle,
+        vision=lambda images: Features(torch.tensor([[1.0, 0.0]] * len(images)), torch.zeros(len(images), 16, 2)),
+        text=lambda texts: torch.stack([angle(text) for text in texts]),
+    )
+    order = ["red a box", "box a red", "box red a", "a box red"]
+    found = run_evaluation(judged, sugar_crepe(tmp_path, negative_caption=order), ["compositionality"], count=2)
+    figures, values = (found.record[name]["compositionality"] for name in ("tasks", "values"))
+    assert figures["pairs"] == 2 and figures["chance"] == pytest.approx((1 / 5 + 1 / 2) / 2)
+    assert values["similarity"]["scores"] == [right, 0.0], "the second pair's only negative is likelier"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -145,6 +177,7 @@ def test_sugar_crepes_files_are_sources(tmp_path: Path) -> None:
         ({"filename": "7.png"}, "image file is missing"),
         ({"caption": 7}, "no caption or no negative_caption"),
         ({"negative_caption": " "}, "no caption or no negative_caption"),
+        ({"negative_caption": ["a green box", 3]}, "negative_caption is neither a string nor a list of strings"),
     ],
 )
 def test_a_pair_that_can_not_be_used_is_counted(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

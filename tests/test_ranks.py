@@ -31,7 +31,8 @@ from opensiglip.training.log import read_lines
 from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
-NAMES = distinct_recipes()
+CAPTIONS = "siglip, captions of one image as positives"
+NAMES = [*distinct_recipes(), CAPTIONS]
 Seen = dict[str, dict[str, Tensor]]
 
 
@@ -91,8 +92,9 @@ def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
 def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str, Case]:
     made = {}
     for name in NAMES:
-        recipe = small(name)
-        drawn = draw(recipe, uneven, pipeline)
+        recipe = small("siglip", multi_positive=True) if name == CAPTIONS else small(name)
+        grouped = [replace(visit, group=place % 3) for place, visit in enumerate(uneven)]  # of an image on both ranks
+        drawn = draw(recipe, grouped if name == CAPTIONS else uneven, pipeline)
 
         def some(first: int, count: int, recipe: Recipe = recipe, drawn: Any = drawn) -> Batch:
             return exact(collate(recipe, drawn[first : first + count], pipeline))

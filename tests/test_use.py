@@ -238,6 +238,17 @@ def test_proposals_are_phrases_with_boxes_best_first_without_doubles(predictor: 
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
 
 
+def test_where_no_phrase_is_written_nothing_is_proposed(
+    predictor: Predictor, pipeline: TextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every beam ends at the colon, before which stands nothing, or what is no text."""
+    colon = pipeline.ids(" :")[:-1]  # a beam leaves out the token that it ends at
+    written = [[colon], [colon, (pipeline.policy.pad_id, *colon)], [(*pipeline.ids(" fox"), *colon)]]
+    monkeypatch.setattr("opensiglip.inference.predictor.beam_search", lambda *_, **__: written)
+    one, two, three = predictor.propose(PICTURES)
+    assert one == two == [] and [found.phrase for found in three] == ["fox"]
+
+
 def test_of_overlapping_proposals_the_better_one_stays() -> None:
     near, far = Found("fox", (0, 0, 10, 10), 0.5), Found("apple", (50, 50, 60, 60), 0.4)
     assert without_overlaps([far, Found("red fox", (1, 0, 11, 10), 0.3), near]) == [near, far]

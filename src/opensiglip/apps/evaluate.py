@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from transformers.utils import logging
 
 from opensiglip.data.sources.registry import with_box_format
 from opensiglip.evaluation import compare as comparing
@@ -95,7 +94,6 @@ def command(
         probe_steps: of decoder_probe's training, of 64 images each.
         probe_tasks: what its decoder learns to write, of cap, aref and gcap.
     """
-    _quiet_transformers()
     record = evaluate(
         model,
         with_box_format([data], box_format)[0],
@@ -142,7 +140,6 @@ def compare(
         seed: of what probes draw.
         raw_class_names: put class names into prompts as they stand; by default lower-cased, without punctuation.
     """
-    _quiet_transformers()
     names, rows = comparing.compare(
         models,
         data,
@@ -162,8 +159,3 @@ def compare(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
-
-
-def _quiet_transformers() -> None:
-    logging.set_verbosity_error()  # it warns of its own default configs
-    logging.disable_progress_bar()

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import tyro
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging
 
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.errors import UserError
@@ -71,7 +70,6 @@ def predict(
     labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
     if classify is not None and not labels:
         raise UserError("--classify has no label; give some with commas between.")
-    logging.disable_progress_bar()
     files, predictor = find_files(images), load(model)
     questions: dict[str, Question] = {}
     if caption or language is not None or not (locate or box or labels or propose or ask):

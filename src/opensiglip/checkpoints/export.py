@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from transformers.utils import logging
 
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.source import first_line
@@ -27,8 +26,6 @@ def export(
         tokenizer: folder or hub id, for weights that come without their own.
         push_to_hub: OWNER/NAME of the hub's repository that the folder is sent to as well.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a folder that is empty or not there.")
     pretrained = Pretrained.open(source)
@@ -39,7 +36,10 @@ def export(
             pretrained = pretrained.with_tokenizer(tokenizer)
         else:
             print(f"{source} has no tokenizer and neither has the export; --tokenizer names the one it needs.")
-    pretrained.save(out, "onnx" if format == "onnx" else "transformers", repository=push_to_hub or out.name)
+    try:
+        pretrained.save(out, "onnx" if format == "onnx" else "transformers", repository=push_to_hub or out.name)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written ({error.strerror or error}); name another folder.") from error
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if push_to_hub is not None:
         _push(out, push_to_hub)

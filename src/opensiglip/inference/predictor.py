@@ -127,6 +127,9 @@ class Predictor(TextGenerator):
             # Of a colon of several ids only the last ended the phrase.
             ended = [ids[: len(ids) + 1 - len(colon)] if ids[1 - len(colon) :] == colon[:-1] else ids for ids in some]
             texts = {text: ids for ids in reversed(ended) if (text := self._pipeline.text(ids))}
+            if not texts:  # an untrained decoder may write nothing but the colon
+                answers.append([])
+                continue
             asked = [(text, Prompt(start.prefix, (*ids, *colon))) for text, ids in texts.items()]
             alone = select_rows(features, [number])
             found = self._locate(alone, asked, [image] * len(asked), GREEDY, [0] * len(asked))

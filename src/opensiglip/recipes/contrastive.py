@@ -18,6 +18,7 @@ def siglip(
     length: Annotated[int, Bounds(at_least=8)] = 64,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
+    multi_positive: bool = False,
 ) -> Recipe:
     """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
 
@@ -28,6 +29,8 @@ def siglip(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
+        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
+            only no negatives.
     """
     networks = architecture(size, resolution, length=length, text=True)
     frame = data.Frame(networks.resolution, crop_area)
@@ -35,7 +38,7 @@ def siglip(
         networks,
         frame,
         fields=[data.Images(frame), data.Texts()],
-        objectives=[objectives.Sigmoid(logit_bias=logit_bias)],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive)],
     )
 
 

@@ -14,6 +14,7 @@ def silc(
     resolution: Annotated[int | None, Bounds(at_least=1)] = None,
     length: Annotated[int, Bounds(at_least=8)] = 64,
     logit_bias: str = "-10",
+    multi_positive: bool = False,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
 ) -> Recipe:
@@ -26,6 +27,8 @@ def silc(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text.
         logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
+            only no negatives.
         momentum: of the teacher, fixed, as the paper insists; the value is recalled, not established.
         prototypes: of the projection head; by default 65536 (recalled), for tiny 1024 (ours).
     """
@@ -36,7 +39,7 @@ def silc(
         data.Frame(side),
         fields=[data.Texts(), data.Views(side, patch, wholes=2, locals=8)],
         objectives=[
-            objectives.Sigmoid(image="global", logit_bias=logit_bias),
+            objectives.Sigmoid(image="global", logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.LocalToGlobal(
                 width, head(size, prototypes), weight=1.0, start=0.0, momentum=objectives.Momentum(momentum)
             ),
@@ -51,6 +54,7 @@ def tips(
     length: Annotated[int, Bounds(at_least=8)] = 64,
     mask: Annotated[float, Bounds(more_than=0, at_most=1)] = 0.75,
     logit_bias: str = "-10",
+    multi_positive: bool = False,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.994,
     momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
@@ -66,6 +70,8 @@ def tips(
         length: tokens of a text.
         mask: share of the patches that is hidden from the student.
         logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
+            only no negatives.
         momentum: of the teacher at the start (recalled, not established).
         momentum_end: of the teacher at the end, along a cosine (recalled, not established).
         prototypes: of each projection head; by default the paper's 32768, for tiny 1024 (ours).
@@ -84,7 +90,7 @@ def tips(
             data.PatchMask(side, patch, ratio=mask),
         ],
         objectives=[
-            objectives.Sigmoid(image="global", weight=0.5, logit_bias=logit_bias),
+            objectives.Sigmoid(image="global", weight=0.5, logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Sigmoid(
                 image="global",
                 text="second_text",
@@ -92,6 +98,7 @@ def tips(
                 name="second_sigmoid",
                 weight=0.5,
                 logit_bias=logit_bias,
+                multi_positive=multi_positive,
             ),
             objectives.LocalToGlobal(width, shape, weight=1.0, start=0.0, momentum=teacher),
             objectives.MaskedPatches(width, shape, weight=2.0, start=0.0, momentum=teacher),

@@ -24,6 +24,7 @@ def siglip2_naflex(
     decoder_bias: bool = False,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
+    multi_positive: bool = False,
     budgets: Annotated[tuple[int, ...] | None, Bounds(at_least=1)] = None,
 ) -> Recipe:
     """SigLIP 2 NaFlex: SigLIP + LocCa on images of their own aspect ratio, at many sizes.    (arXiv:2502.14786)
@@ -43,6 +44,8 @@ def siglip2_naflex(
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts if no run is continued: -10, another number, or auto.
+        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
+            only no negatives.
         budgets: patches of an image, one drawn for each batch; by default the paper's 128 256 576 784 1024, for tiny,
             whose squares have 64 patches instead of 256, a quarter of these. The largest has half the batch.
     """
@@ -66,7 +69,7 @@ def siglip2_naflex(
         replace(networks, naflex=True),
         frame,
         fields=[data.Images(frame), data.Texts(), data.Captions(tasks, parallel=parallel, boxes=written)],
-        objectives=[objectives.Sigmoid(logit_bias=logit_bias), objectives.Caption()],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive), objectives.Caption()],
         tasks=tasks,
         boxes=written,
         # The schedule counts examples, and the largest budget takes two steps for a batch of them.

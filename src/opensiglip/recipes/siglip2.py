@@ -20,6 +20,7 @@ def siglip2(
     decoder_bias: bool = False,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
+    multi_positive: bool = False,
     distill_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.8,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
@@ -42,6 +43,8 @@ def siglip2(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
+        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
+            only no negatives.
         distill_start: share of training after which self-distillation and masked prediction begin; 1 is never.
         momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
         prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
@@ -72,7 +75,7 @@ def siglip2(
             data.PatchMask(side, patch, ratio=0.5, start=start),
         ],
         objectives=[
-            objectives.Sigmoid(logit_bias=logit_bias),
+            objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Caption(),
             objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
             objectives.MaskedPatches(width, shape, weight=r / 4, start=start, momentum=teacher),

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import write_png
 from tqdm import tqdm
-from transformers.utils import logging
 
 from opensiglip.apps.annotate.choose import Limits, as_columns, choose
 from opensiglip.apps.annotate.detector import TEMPLATES, Detector, load_detector
@@ -102,8 +101,6 @@ def annotate(
         workers: processes that read images.
         device: auto, cpu, cuda, cuda:1, ...
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if not (0 < threshold < 1 and 0 < overlap <= 1):
         raise UserError(f"--threshold {threshold} and --overlap {overlap} are shares; give numbers between 0 and 1.")
     if min(boxes, queries, batch_size, 1 if limit is None else limit) < 1 or workers < 0:

@@ -5,7 +5,6 @@ import socket
 from typing import Annotated, Any
 
 import tyro
-from transformers.utils import logging
 
 from opensiglip.apps.demo.layout import CSS, build, library
 from opensiglip.apps.demo.page import Page
@@ -32,7 +31,6 @@ def demo(
     """
     library()
     check_port(host, port)
-    logging.disable_progress_bar()
     predictor = load(model)
     index = None if images is None else predictor.index(images)
     if index is not None:

@@ -9,7 +9,14 @@ from typing import Any
 from opensiglip.data.example import BrokenExample, Caption, Region
 from opensiglip.data.sources.box_layout import BoxLayout, box_facts
 from opensiglip.data.sources.files import parse_file_name
-from opensiglip.data.sources.values import check_nested, checked_text, is_number, parse_language, speaks
+from opensiglip.data.sources.values import (
+    check_nested,
+    checked_text,
+    is_number,
+    negative_captions,
+    parse_language,
+    speaks,
+)
 
 NOTHING = "no caption, region, label or answer"
 MAX_LINE = 4_000_000  # bytes; a photo's row is some thousands
@@ -203,11 +210,7 @@ def parse_extras(row: dict[str, Any]) -> dict[str, Any]:
     if not is_number(image_id) and not (isinstance(image_id, str) and image_id.strip()):
         raise BrokenExample("image_id is neither a text nor a number")
     if "negative_caption" in extras:
-        given = extras.pop("negative_caption")
-        negatives = given if isinstance(given, list) else [given]
-        if not all(isinstance(text, str) for text in negatives):
-            raise BrokenExample("negative_caption is neither a string nor a list of strings")
-        if texts := list(dict.fromkeys(text for text in map(checked_text, negatives) if text)):
+        if texts := negative_captions(extras.pop("negative_caption")):
             extras["negative_caption"] = texts
     return extras
 

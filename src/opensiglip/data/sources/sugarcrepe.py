@@ -1,4 +1,4 @@
-"""A file in SugarCrepe's shape as a source: images, each with a caption and one that is not true of it."""
+"""A file in SugarCrepe's shape as a source: images, each with a caption and others that are not true of it."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.sources.files import Files, parse_file_name
 from opensiglip.data.sources.images import read_image
-from opensiglip.data.sources.values import checked_text, resolve_codes
+from opensiglip.data.sources.values import checked_text, negative_captions, resolve_codes
 from opensiglip.errors import EmptySplit, UserError
 
 LARGEST = 200_000_000  # bytes of the file
@@ -18,7 +18,8 @@ LARGEST = 200_000_000  # bytes of the file
 class Pairs(Source):
     """{"0": {"filename": ..., "caption": ..., "negative_caption": ...}, ...}, or a list of such; English.
 
-    (SugarCrepe, arXiv:2306.14610, data/*.json.) Images lie beside the file, or in a folder `images` beside it. It is a
+    (SugarCrepe, arXiv:2306.14610, data/*.json.) `negative_caption` is a text or, as ARO-Order needs it, a list of them:
+    the caption is to beat each. Images lie beside the file, or in a folder `images` beside it. It is a
     test set: there is nothing to train on.
     """
 
@@ -31,7 +32,7 @@ class Pairs(Source):
         if wanted is not None and "en" not in wanted:
             raise UserError(f"{spec} has no texts in {', '.join(wanted)}; its language is en.")
         self.name, self.languages, self.skipped, self.kind = spec, ("en",), Counter(), path.stem
-        self.rows: list[tuple[Path, str, str]] = []
+        self.rows: list[tuple[Path, str, list[str]]] = []
         files = Files(path.parent)
         for item in read_items(path):
             try:
@@ -47,8 +48,8 @@ class Pairs(Source):
 
     def example(self, index: int, language: str | None = None) -> Example:
         """Example `index`. Raises BrokenExample if its image can't be decoded."""
-        path, caption, negative = self.rows[index]
-        extras = {"negative_caption": negative, "label": self.kind}
+        path, caption, negatives = self.rows[index]
+        extras = {"negative_caption": negatives, "label": self.kind}
         return Example(read_image(path), (Caption(caption),), (), path.name, extras, self.group(index))
 
     def group(self, index: int) -> str:
@@ -76,17 +77,18 @@ def read_items(path: Path) -> list[Any]:
     return stored
 
 
-def parse(item: Any, files: Files) -> tuple[Path, str, str]:
-    """Image, caption and negative. Raises BrokenExample."""
+def parse(item: Any, files: Files) -> tuple[Path, str, list[str]]:
+    """Image, caption and its negatives. Raises BrokenExample."""
     if not isinstance(item, dict):
         raise BrokenExample("not an object")
-    texts = [item.get(name) for name in ("caption", "negative_caption")]
-    caption, negative = (checked_text(text) if isinstance(text, str) else "" for text in texts)
-    if not caption or not negative:
+    given = item.get("caption")
+    caption = checked_text(given) if isinstance(given, str) else ""
+    negatives = negative_captions(item.get("negative_caption", ""))
+    if not caption or not negatives:
         raise BrokenExample("no caption or no negative_caption")
     name = parse_file_name(item.get("filename"))
     try:
         found = files.find(name)
     except BrokenExample:
         found = files.find(f"images/{name}")
-    return files.root / found, caption, negative
+    return files.root / found, caption, negatives

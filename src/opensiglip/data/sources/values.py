@@ -57,6 +57,14 @@ def checked_text(text: str) -> str:
     return text.strip()
 
 
+def negative_captions(value: Any) -> list[str]:
+    """`negative_caption`, one text or a list of them, as texts that say something, each once. Raises BrokenExample."""
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in given):
+        raise BrokenExample("negative_caption is neither a string nor a list of strings")
+    return list(dict.fromkeys(text for text in map(checked_text, given) if text))
+
+
 def is_number(value: Any) -> bool:
     """Is it a finite number a float can hold? JSON in Python knows NaN, Infinity and 400-digit integers."""
     if isinstance(value, bool) or not isinstance(value, int | float):

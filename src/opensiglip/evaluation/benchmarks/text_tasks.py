@@ -47,8 +47,7 @@ def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) ->
         prompts = [
             model.prompt(one.prefix, one.target[: one.given], *examples.size(place)) for place, one in asked.items()
         ]
-        with model.autocast():
-            texts = [pipeline.text(ids) for ids in write(model, examples, places, prompts)]
+        texts = [pipeline.text(ids) for ids in write(model, examples, places, prompts)]
         predictions = [task.read(text, forms[place]) for place, text in zip(places, texts, strict=True)]
         sizes = [examples.size(place) for place in places]
         metrics[f"{task.name}_asked"] = len(asked)
