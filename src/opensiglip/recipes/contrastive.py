@@ -29,8 +29,8 @@ def siglip(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
-        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
-            only no negatives.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
     """
     networks = architecture(size, resolution, length=length, text=True)
     frame = data.Frame(networks.resolution, crop_area)

@@ -27,8 +27,8 @@ def silc(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text.
         logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
-            only no negatives.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
         momentum: of the teacher, fixed, as the paper insists; the value is recalled, not established.
         prototypes: of the projection head; by default 65536 (recalled), for tiny 1024 (ours).
     """
@@ -70,8 +70,8 @@ def tips(
         length: tokens of a text.
         mask: share of the patches that is hidden from the student.
         logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
-            only no negatives.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
         momentum: of the teacher at the start (recalled, not established).
         momentum_end: of the teacher at the end, along a cosine (recalled, not established).
         prototypes: of each projection head; by default the paper's 32768, for tiny 1024 (ours).

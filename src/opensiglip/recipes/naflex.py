@@ -44,8 +44,8 @@ def siglip2_naflex(
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts if no run is continued: -10, another number, or auto.
-        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
-            only no negatives.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
         budgets: patches of an image, one drawn for each batch; by default the paper's 128 256 576 784 1024, for tiny,
             whose squares have 64 patches instead of 256, a quarter of these. The largest has half the batch.
     """

@@ -43,8 +43,8 @@ def siglip2(
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
-        multi_positive: captions of one image are each other's positives, each of weight 1/k of the k; by default they are
-            only no negatives.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
         distill_start: share of training after which self-distillation and masked prediction begin; 1 is never.
         momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
         prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).

@@ -209,9 +209,8 @@ def parse_extras(row: dict[str, Any]) -> dict[str, Any]:
     image_id = extras.get("image_id", 0)
     if not is_number(image_id) and not (isinstance(image_id, str) and image_id.strip()):
         raise BrokenExample("image_id is neither a text nor a number")
-    if "negative_caption" in extras:
-        if texts := negative_captions(extras.pop("negative_caption")):
-            extras["negative_caption"] = texts
+    if "negative_caption" in extras and (texts := negative_captions(extras.pop("negative_caption"))):
+        extras["negative_caption"] = texts
     return extras
 
 
