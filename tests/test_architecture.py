@@ -18,6 +18,7 @@ ROOMS = [
     "errors",
     "types",
     "bounds",
+    "disk",
     "json_file",
     "lazy",
     "user_file",

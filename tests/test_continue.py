@@ -257,9 +257,9 @@ def test_naflex_leaves_a_plain_transformers_folder(after: Path) -> None:
         max_num_patches=16,
         return_tensors="pt",
     )
-    ids = [read_pipeline(RunFolder(after)).fixed(text) for text in ("a red square", "blue")]
+    ids = [read_pipeline(RunFolder(after).start).fixed(text) for text in ("a red square", "blue")]
     assert torch.equal(inputs["input_ids"], torch.from_numpy(np.stack(ids)))
-    assert len(read_pipeline(RunFolder(after))) == ours.vocabulary
+    assert len(read_pipeline(RunFolder(after).start)) == ours.vocabulary
     output = theirs(**inputs)
     image = Patches(inputs["pixel_values"], inputs["spatial_shapes"], inputs["pixel_attention_mask"].bool())
     assert all(rows * columns <= 16 for rows, columns in image.shapes.tolist())

@@ -57,7 +57,7 @@ def without_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model", "stages")
+        *("config.json", "metrics.jsonl", "summary.json", "report.html", "start", "checkpoints", "model", "stages")
     }
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert (out / "model" / "model.safetensors").is_file()

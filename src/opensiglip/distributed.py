@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world() -> tuple[int, int]:
@@ -44,6 +47,15 @@ def sum_counters(number: int, counter: Counter[str]) -> tuple[int, Counter[str]]
     gathered: list[tuple[int, Counter[str]]] = [(number, counter)] * ranks
     dist.all_gather_object(gathered, (number, counter))
     return sum(n for n, _ in gathered), sum((c for _, c in gathered), Counter())
+
+
+def from_first(value: T) -> T:
+    """The first rank's value, on all ranks."""
+    if world()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def ring(

@@ -21,12 +21,12 @@ from opensiglip.checkpoints.formats import (
     siglip,
     timm_vit,
 )
-from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.checkpoints.source import locate, read_json
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
+from opensiglip.disk import whole_files
 from opensiglip.errors import UserError
-from opensiglip.models.model import SIDECAR, Model
+from opensiglip.models.model import Model
 
 FORMATS = (
     "a run, a transformers folder of SiglipModel, Siglip2Model or CLIPModel, an open_clip SigLIP or CoCa, a timm "
@@ -85,13 +85,16 @@ class Pretrained(Contents):
     ) -> None:
         """Write a folder with weights, tokenizer, processor, sidecar and card; `repository` is what its example loads.
 
+        A reader meets it whole or not at all.
+
         Raises UserError where the networks are another library's.
         """
         if not isinstance(self.model, Model):
             raise UserError(
                 f"{self.name} is a {self.format}, whose networks are not ours to write; save it by its own library."
             )
-        folder.write(Path(place), self, onnx=format == "onnx", repository=repository)
+        with whole_files(Path(place), last="config.json") as part:
+            folder.write(part, self, onnx=format == "onnx", repository=repository)
 
 
 def _read(place: Path, name: str) -> Contents:
@@ -99,9 +102,8 @@ def _read(place: Path, name: str) -> Contents:
         if place.suffix != ".npz":
             raise UserError(f"{name} is no .npz file; give {FORMATS}.")
         return big_vision.read(place, name)
-    for ours in (place, RunFolder(place).model):
-        if (ours / SIDECAR).is_file():
-            return own.read(ours, name)
+    if (ours := own.find(place)) is not None:
+        return own.read(ours, name)
     if (place / adapter.CONFIG).is_file():
         base = adapter.base_of(place, name)
         found = _read(locate(base), base)

@@ -1,16 +1,17 @@
 """A run's folder: the one place that knows the names in it, and which of its checkpoints are whole."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensiglip.errors import UserError
+PART = ".part"  # ends the name of what is being written
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN/: config.json, metrics.jsonl, checkpoints/, stages/, and at the end model/, summary.json and report.html.
+    """RUN/: config.json, metrics.jsonl, start/, checkpoints/, stages/; at the end model/, summary.json and report.html.
 
-    `model` holds the tokenizer and its sidecar from the start, so that a run that was killed can be opened.
+    `lock` is there while a process trains in the folder.
     """
 
     path: Path
@@ -24,6 +25,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """A row of numbers a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Who trains here now."""
+        return self.path / "lock.json"
+
+    @property
+    def start(self) -> Path:
+        """Text pipeline and description of the networks, which every rank begins by; a checkpoint has its own copy."""
+        return self.path / "start"
 
     @property
     def model(self) -> Path:
@@ -51,6 +62,14 @@ class RunFolder:
         return self.path / "stages"
 
     @property
+    def begun(self) -> bool:
+        """Is this the folder of a run?"""
+        try:
+            return "train" in json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return False
+
+    @property
     def ended(self) -> bool:
         """Has its model been written?"""
         return (self.model / "config.json").is_file()
@@ -70,26 +89,12 @@ class RunFolder:
     def complete(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
         found = self.checkpoints.glob("step-*")
-        return sorted(path for path in found if path.suffix != ".part" and state_of(path).is_file())
+        whole = (path for path in found if path.suffix != PART)
+        return sorted(path for path in whole if manifest_of(path).is_file() or state_of(path).is_file())
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
         return next(reversed(self.complete()), None)
-
-    def killed(self) -> Path | None:
-        """The newest whole checkpoint of a run that has not ended; None where it has, or where this is no run.
-
-        Raises UserError where the run has no checkpoint yet.
-        """
-        if self.ended or not self.config.is_file():
-            return None
-        newest = self.newest()
-        if newest is None:
-            raise UserError(
-                f"{self.path} is a run that has not ended and has no checkpoint yet: let it go on with --resume, "
-                "or train it again with a smaller --save-every."
-            )
-        return newest
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
@@ -113,5 +118,10 @@ def optimizer_of(checkpoint: Path) -> Path:
 
 
 def state_of(checkpoint: Path) -> Path:
-    """How far a checkpoint is; written last."""
+    """How far a checkpoint is."""
     return checkpoint / "state.json"
+
+
+def manifest_of(checkpoint: Path) -> Path:
+    """Size and hash of every file of a checkpoint; older versions wrote none."""
+    return checkpoint / "manifest.json"

@@ -2,26 +2,31 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.fit import Fitted, fit
-from opensiglip.checkpoints.formats.own import begin as begin_model
-from opensiglip.checkpoints.formats.own import read_pipeline
+from opensiglip.checkpoints.formats.own import describe, described, read_pipeline
+from opensiglip.checkpoints.manifest import sound, verify
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.text import TextPipeline
+from opensiglip.disk import refusals, whole_folder
+from opensiglip.distributed import from_first
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.optim import adamw
+from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
+from opensiglip.training.checkpoint import sweep
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin, take_over
 from opensiglip.training.finish import of_run
@@ -76,26 +81,30 @@ def build(job: Job) -> Built:
     specs = with_box_format(config.data, config.box_format)
     sources = [open_source(spec, split="train", languages=languages, pixels=pixels) for spec in specs]
     schedule = schedule_of(job, sum(len(source) for source in sources))
-    held_out = None
+    held_out, saved, run = None, None, RunFolder(folder)
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
         check(folder, job.record, resume=config.resume, changed=config.changed)
         if config.held_out:
             held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
-        if not config.resume:
-            write_model_folder(job, sources, schedule.origin)
-    accelerator.wait_for_everyone()
+        sweep(run)
+        saved = sound(run) if config.resume else None
+        if saved is None:
+            if config.resume:
+                print(f"resume      {folder} has no checkpoint yet: it begins again", flush=True)
+            write_start(job, sources, schedule.origin)
+    saved = from_first(saved)
 
     set_seed(config.seed)
-    pipeline = read_pipeline(RunFolder(folder))
+    pipeline = read_pipeline(run.start if saved is None else described(saved))
     learner, fitted = build_learner(job, pipeline)
     accelerator.init_trackers("opensiglip", config={"command": command(job.record, folder)})
     learner = learner.to(accelerator.device)
     loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
     if held_out is not None:
         loop.evaluate = partial(held_out.row, of_run(folder, loop, recipe), learner)
-    if config.resume:
-        loop.restore()
+    if saved is not None:
+        loop.restore(saved)
     elif schedule.origin is not None:
         resized = take_over(schedule.origin, learner, loop.optimizer)
         text = f"continues   {schedule.origin.checkpoint}; resized: {', '.join(resized) or 'nothing'}"
@@ -145,18 +154,26 @@ def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | Non
         ) from error
 
 
-def write_model_folder(job: Job, sources: Sequence[Source], before: Origin | None) -> None:
-    """Make the run's folder with model/: text pipeline, box format and networks, to export a killed run by."""
+def write_start(job: Job, sources: Sequence[Source], before: Origin | None) -> None:
+    """Make the run's folder with what every rank begins by: text pipeline, box format and networks."""
     folder, recipe = job.config.out, job.recipe
     if before is None:
         pipeline = new_pipeline(job.start, recipe, sources, job.config.tokenizer, job.config.vocabulary)
     else:
         for difference in differences(stored(before.run), job.record):
             print(f"changed: {difference}", flush=True)
-        pipeline = read_pipeline(RunFolder(before.run))
+        verify(before.checkpoint)
+        pipeline = read_pipeline(described(before.checkpoint))
     claim(folder)
+    start = RunFolder(folder).start
+    with refusals(start, "make room and start the run again as it is"), whole_folder(start) as part:
+        describer(recipe, pipeline)(part)
+
+
+def describer(recipe: Recipe, pipeline: TextPipeline) -> Callable[[Path], None]:
+    """Writes into a folder what a model of this recipe and text pipeline is opened by."""
     networks = replace(recipe.architecture, pad_id=pipeline.policy.pad_id)
-    begin_model(RunFolder(folder), networks, pipeline, recipe.boxes, recipe.tasks)
+    return partial(describe, architecture=networks, pipeline=pipeline, boxes=recipe.boxes, tasks=recipe.tasks)
 
 
 def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | None]:
@@ -215,6 +232,8 @@ def build_loop(
         save_every=config.save_every,
         log_every=config.log_every,
         eval_every=config.eval_every,
+        describe=describer(job.recipe, pipeline),
+        keep_last=config.keep_last,
         keep=frozenset(begin + math.floor((share * steps - begin) * schedule.stretch + 1e-9) for share in config.keep),
         compile=config.compile,
         step=begin,

@@ -1,9 +1,8 @@
-"""Checkpoints: every tensor in safetensors by name, the rest in JSON; no pickle. Written whole or not at all."""
+"""Checkpoints: every tensor in safetensors by name, the rest in JSON; no pickle. Written whole, with a manifest."""
 
-import json
-import os
+import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,92 +12,160 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of, state_of
+from opensiglip.checkpoints.manifest import damaged, read_state, write_manifest
+from opensiglip.checkpoints.run_folder import PART, RunFolder, learner_of, optimizer_of, state_of
+from opensiglip.checkpoints.source import first_line
+from opensiglip.disk import refusals, whole_file, whole_folder
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner
 
-KEPT = 2  # newest checkpoints that stay
+Tensors = dict[str, Tensor]
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
 
 
 def save(
     run: RunFolder,
     step: int,
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: Collection[int] = (),
+    weights: Tensors,
+    moments: Tensors,
+    state: Mapping[str, Any],
+    describe: Callable[[Path], None],
 ) -> Path:
-    """Write the run's checkpoint after `step` steps.
+    """Write the run's checkpoint after `step` steps: the tensors of `tensors`, and by `describe` tokenizer and sidecar.
 
-    Older ones beyond the newest two are removed after, but for those of the steps in `keep`.
+    Raises UserError where the disk refuses it; what is there already stays as it is.
     """
-    final = run.checkpoint(step)
-    part = final.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(_own_storage(learner.state_dict()), learner_of(part))
-    save_file(_own_storage(_moments(learner, optimizer)), optimizer_of(part))
-    write_json(state_of(part), {"step": step} | state)
-    for file in part.iterdir():  # the rename must not reach the disk before the content
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    kept = [run.checkpoint(step) for step in keep]
-    for old in run.complete()[:-KEPT]:
-        if old not in kept:
-            shutil.rmtree(old)
+    final, newest = run.checkpoint(step), run.newest()
+    need = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
+    mend = (
+        f"make room and go on with --resume, from {newest}" if newest else "make room and start the run again as it is"
+    )
+    with refusals(final, mend, need), whole_folder(final) as part:
+        save_file(weights, learner_of(part))
+        save_file(moments, optimizer_of(part))
+        describe(part)
+        write_json(state_of(part), {"step": step} | dict(state))
+        write_manifest(part, step)
     return final
 
 
-def save_stage(run: RunFolder, step: int, model: Model) -> None:
-    """Write the model as it is when a later part of the recipe begins."""
-    path = run.stage(step)
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(_own_storage(merged(model).state_dict()), part)
-    part.replace(path)
-
-
-def stages(run: RunFolder, model: Model) -> dict[str, Model]:
-    """The models that `save_stage` wrote, by how far they had come; `model` says how they are built."""
-    found = {}
-    for step, path in run.written_stages().items():
-        found[f"after {step} steps"] = stage = deepcopy(model)
-        stage.load_state_dict(load_file(path))
-    return found
-
-
-def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore weights and optimizer in place; return the state. Raises UserError naming what does not fit."""
-    try:
-        state: dict[str, Any] = json.loads(state_of(path).read_text(encoding="utf-8"))
-        learner.load_state_dict(load_file(learner_of(path)))
-        moments = load_file(optimizer_of(path))
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"checkpoint {path} can't be read ({reason}); delete that folder to resume before it."
-        ) from error
-    for name, parameter in learner.named_parameters():
-        own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
-        if own:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
-            }
-    return state
-
-
-def _moments(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
+def tensors(learner: Learner, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
+    """Weights, and the optimizer's state by PARAMETER/KEY, on the CPU."""
+    moments = {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in learner.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    return _own_storage(learner.state_dict()), _own_storage(moments)
 
 
-def _own_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def prune(run: RunFolder, last: int, keep: Collection[int]) -> None:
+    """Remove all checkpoints but the newest `last` and those of the steps in `keep`."""
+    kept = [run.checkpoint(step) for step in keep]
+    for old in run.complete()[:-last]:
+        if old not in kept:
+            shutil.rmtree(old)
+
+
+def sweep(run: RunFolder) -> None:
+    """Remove what a killed process had half written."""
+    for place in (run.path, run.checkpoints, run.stages):
+        for part in place.glob(f"*{PART}"):
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
+
+
+def save_stage(run: RunFolder, step: int, model: Model) -> None:
+    """Write the model as it is when a later part of the recipe begins."""
+    path, weights = run.stage(step), _own_storage(merged(model).state_dict())
+    path.parent.mkdir(exist_ok=True)
+    need = sum(tensor.nbytes for tensor in weights.values())
+    with refusals(path, "make room and go on with --resume", need), whole_file(path) as part:
+        save_file(weights, part)
+
+
+def stages(run: RunFolder, model: Model) -> dict[str, Model]:
+    """The models that `save_stage` wrote, by how far they had come; `model` says how they are built.
+
+    One that can't be read is left out, which is said.
+    """
+    found = {}
+    for step, path in run.written_stages().items():
+        stage = deepcopy(model)
+        try:
+            stage.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            print(f"{path} can't be read ({first_line(error)}): the report does without it.", flush=True)
+            continue
+        found[f"after {step} steps"] = stage
+    return found
+
+
+def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: int = 0) -> dict[str, Any]:
+    """Restore weights and optimizer in place, once all names, shapes and steps fit; return the state.
+
+    begin: the step at which the run took over another's optimizer, whose steps it counts on. Raises UserError naming
+    what does not fit, and Damaged on files that can't be read.
+    """
+    state = read_state(path)
+    try:
+        weights, moments = load_file(learner_of(path)), load_file(optimizer_of(path))
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, first_line(error)) from error
+    own = learner.state_dict()
+    _check_names(path, weights.keys(), own.keys())
+    for name, tensor in own.items():
+        _check_shape(path, name, weights[name], tensor)
+    parameters = dict(learner.named_parameters())
+    states = by_parameter(moments)
+    _check_names(path, states.keys() | parameters.keys(), parameters.keys())
+    for name, found in states.items():
+        _check_names(path, [f"{name}/{key}" for key in found], [f"{name}/{key}" for key in MOMENTS])
+        for key, tensor in found.items():
+            _check_shape(path, f"{name}/{key}", tensor, torch.zeros(()) if key == "step" else parameters[name])
+        if not 1 <= float(found["step"]) <= (math.inf if begin else state["step"]):
+            raise UserError(
+                f"checkpoint {path} is of step {state['step']}, its {name}/step of {float(found['step']):g}."
+            )
+    if not states and state["step"] > state["skipped_steps"]:
+        raise UserError(
+            f"checkpoint {path} has an optimizer without state after {state['step']} steps; go on from another."
+        )
+    learner.load_state_dict(weights)
+    for name, found in states.items():
+        device = parameters[name].device
+        optimizer.state[parameters[name]] = {k: x if k == "step" else x.to(device) for k, x in found.items()}
+    return state
+
+
+def by_parameter(moments: Tensors) -> dict[str, Tensors]:
+    """The optimizer's tensors of each parameter, from their names PARAMETER/KEY."""
+    states: dict[str, Tensors] = {}
+    for key, tensor in moments.items():
+        name, _, what = key.rpartition("/")
+        states.setdefault(name, {})[what] = tensor
+    return states
+
+
+def _check_names(path: Path, found: Collection[str], wanted: Collection[str]) -> None:
+    lacks, more = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if lacks or more:
+        wrong = f"lacks {lacks[0]}" if lacks else f"has {more[0]}, which these networks have not"
+        raise UserError(f"checkpoint {path} {wrong}: it is of another recipe or size; give the run's own arguments.")
+
+
+def _check_shape(path: Path, name: str, found: Tensor, like: Tensor) -> None:
+    if found.shape != like.shape:
+        raise UserError(
+            f"checkpoint {path} has {name} as {list(found.shape)}, here it is {list(like.shape)}: it is of another "
+            "size or vocabulary; give the run's own arguments."
+        )
+
+
+def _own_storage(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

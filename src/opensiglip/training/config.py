@@ -47,6 +47,7 @@ class TrainConfig:
         resume: go on from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
         keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
+        keep_last: newest checkpoints that stay.
         save_every: steps between checkpoints.
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
@@ -82,6 +83,7 @@ class TrainConfig:
     resume: bool = False
     changed: bool = False
     keep: Annotated[tuple[float, ...], Bounds(more_than=0, less_than=1)] = ()
+    keep_last: Annotated[int, Bounds(at_least=1)] = 2
     save_every: Annotated[int, Bounds(at_least=1)] = 1000
     log_every: Annotated[int, Bounds(at_least=1)] = 10
     held_out: Annotated[int, Bounds(at_least=0)] = 500

@@ -4,7 +4,6 @@ SigLIP 2 resumes at 95 % of training for each higher resolution, with all losses
 (Sec. 2.4.2): a low learning rate after the end "did not lead to good results across all sizes".
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of, state_of
+from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
+from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
+from opensiglip.checkpoints.source import first_line
 from opensiglip.errors import UserError
 from opensiglip.models.resize import resize_tensor
+from opensiglip.training.checkpoint import by_parameter
 from opensiglip.training.learner import Learner
 from opensiglip.training.record import run_of
 
@@ -56,7 +58,7 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
         old = load_file(learner_of(origin.checkpoint))
         moments = load_file(optimizer_of(origin.checkpoint))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {origin.checkpoint} can't be read ({error}); name another one.") from error
+        raise damaged(origin.checkpoint, first_line(error)) from error
     wanted = learner.state_dict()
     missing = next((name for name in wanted if name not in old), None)
     if missing is not None:
@@ -65,8 +67,9 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
             "run, or fewer."
         )
     learner.load_state_dict({name: fitted(name, old[name], like) for name, like in wanted.items()})
+    states = by_parameter(moments)
     for name, parameter in learner.named_parameters():
-        own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+        own = states.get(name, {})
         if own and own["exp_avg"].numel() == parameter.numel():
             optimizer.state[parameter] = {
                 key: value if key == "step" else fitted(name, value, parameter).to(parameter.device)
@@ -89,10 +92,7 @@ def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 def _state(checkpoint: Path) -> tuple[int, float]:
     """Steps taken, and the share of training they are."""
     try:
-        state = json.loads(state_of(checkpoint).read_text(encoding="utf-8"))
-        step, progress = int(state["step"]), float(state["progress"])
-        if step < 1 or not 0 < progress <= 1:
-            raise ValueError(f"step {step}, progress {progress}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = read_state(checkpoint)
+        return state["step"], state["progress"]
+    except (Damaged, KeyError) as error:
         raise UserError(f"checkpoint {checkpoint} does not say how far it is ({error}); name another one.") from error
-    return step, progress

@@ -11,19 +11,27 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from opensiglip.disk import whole_file
+from opensiglip.errors import UserError
+
 EVERY_STEP_BELOW = 200
 
 
 class Log:
     """Rows of numbers by step. Only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, first: int, steps: int, every: int) -> None:
-        """`first`: the step to go on from; rows of later steps, of a run cut short, go."""
+    def __init__(
+        self, accelerator: Accelerator, path: Path, first: int, steps: int, every: int, resumed: bool = False
+    ) -> None:
+        """`first`: the step to go on from; rows of later steps, of a run cut short, go. Says what of them is lost."""
         self.accelerator, self.path, self.every, self.steps = accelerator, path, every, steps
         self.writes = accelerator.is_main_process
         if self.writes:
-            kept = [line for line in read_lines(path) if line["step"] < first]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            if resumed and not path.is_file():
+                print(f"{path} is missing: the rows of the steps before {first} are lost.", flush=True)
+            kept = [line for line in read_lines(path, say=True) if line["step"] < first]
+            with whole_file(path) as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self.bar = tqdm(
             total=steps, initial=first, unit="step", disable=not (self.writes and sys.stderr.isatty()), smoothing=0.05
         )
@@ -71,16 +79,27 @@ class Log:
         self.bar.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; a line cut short by a kill is passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+def read_lines(path: Path, say: bool = False) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file. Those that can't be read are passed over; `say`: and counted aloud.
+
+    The last one, cut short by a kill, is not worth a word. Raises UserError where the file can't be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}); move it away, and the run goes on.") from error
+    rows, lost = [], 0
+    for line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+        except (ValueError, RecursionError):
+            row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
+        else:
+            lost += line.endswith("\n")
+    if say and lost:
+        print(f"{path}: {lost} of {len(lines)} rows can't be read and are left out.", flush=True)
     return rows
 
 

@@ -64,7 +64,9 @@ class Loop:
     log_every: int
     eval_every: int = 0
     evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
+    describe: Callable[[Path], None] = lambda folder: None  # writes tokenizer and sidecar into a checkpoint
     keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
+    keep_last: int = 2  # newest checkpoints that stay
     compile: bool = False
     step: int = 0  # steps taken
     images_seen: int = 0  # by all ranks
@@ -83,24 +85,21 @@ class Loop:
         """The share of training that lies before a step."""
         return self.plan.schedule_step(step) / self.steps
 
-    def restore(self) -> None:
-        """Go on from the newest checkpoint, or from the first step where none was saved; says so."""
-        newest = RunFolder(self.folder).newest()
-        if newest is None:
-            self.accelerator.print(f"resume      {self.folder} has no checkpoint yet: it begins again", flush=True)
-            return
-        state = checkpoint.load(newest, self.learner, self.optimizer)
-        self.step, self.skipped_steps = int(state["step"]), int(state["skipped_steps"])
+    def restore(self, saved: Path) -> None:
+        """Go on from a checkpoint."""
+        state = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
+        self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         self.rules = int(state.get("rules", 1))
         keep_rules(self.optimizer, self.rules)
         self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
-            self.broken.read, self.broken.skipped = int(state["read"]), Counter(state["skipped_examples"])
+            self.broken.read, self.broken.skipped = state["read"], Counter(state["skipped_examples"])
 
     def run(self) -> dict[str, Any]:
         """Train to the last step. Returns the rate and what was skipped."""
         device, started = self.accelerator.device, time.perf_counter()
-        log = Log(self.accelerator, RunFolder(self.folder).metrics, self.step, self.last, self.log_every)
+        metrics, resumed = RunFolder(self.folder).metrics, self.step > self.plan.begin
+        log = Log(self.accelerator, metrics, self.step, self.last, self.log_every, resumed)
         if self.compile:
             self.learner.compile()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
@@ -143,7 +142,9 @@ class Loop:
                 "read": read,
                 "skipped_examples": dict(skipped),
             }
-            checkpoint.save(RunFolder(self.folder), self.step, self.learner, self.optimizer, state, self.keep)
+            run, tensors = RunFolder(self.folder), checkpoint.tensors(self.learner, self.optimizer)
+            checkpoint.save(run, self.step, *tensors, state, self.describe)
+            checkpoint.prune(run, self.keep_last, self.keep)
         self.accelerator.wait_for_everyone()
 
     def _wrap(self) -> nn.Module:

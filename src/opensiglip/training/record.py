@@ -21,7 +21,7 @@ from opensiglip.recipes import find_recipe
 from opensiglip.training.config import TrainConfig
 
 # What a resumed run may change.
-FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}
+FREE = {"checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep", "keep_last"}
 OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
 FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 
@@ -57,9 +57,12 @@ def command(record: dict[str, Any], out: Path) -> str:
 
 def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) -> None:
     """Raises UserError rather than lose or mix what the run's folder holds."""
-    path = RunFolder(folder).config
+    run = RunFolder(folder)
+    path = run.config
     if path.is_file() and not resume:
-        raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
+        if run.complete() or run.ended:
+            raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
+        print(f"again       the run in {folder} came to no checkpoint: it begins anew", flush=True)
     if resume:
         if not path.is_file():
             raise UserError(f"--out {folder} holds no run to --resume.")

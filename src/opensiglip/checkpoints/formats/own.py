@@ -1,4 +1,4 @@
-"""Our own: RUN, its model/ folder, or an export; of a run that has not ended, its newest whole checkpoint."""
+"""Our own: RUN, its model/ folder, a checkpoint, or an export; of a run that has not ended, its newest checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from opensiglip.checkpoints.contents import Contents, frame_of, most_patches
 from opensiglip.checkpoints.fit import OURS
-from opensiglip.checkpoints.run_folder import RunFolder, learner_of, state_of
+from opensiglip.checkpoints.manifest import read_state, sound, verify
+from opensiglip.checkpoints.run_folder import RunFolder, learner_of
 from opensiglip.checkpoints.source import first_line, read_json
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
@@ -21,11 +22,48 @@ from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.sizes import Architecture
 
 
-def read(folder: Path, name: str) -> Contents:
-    """What lies in a folder with opensiglip.json. Raises UserError on a sidecar that lacks what its model needs."""
-    facts, run = read_sidecar(folder), RunFolder.of_model(folder)
-    newest = run.killed() if folder.name == run.model.name else None
-    model = Model.from_pretrained(folder) if newest is None else of_checkpoint(newest, folder, facts)
+def find(place: Path) -> Path | None:
+    """The folder to read at `place`: itself, the model/ of a run, or a checkpoint; None where nothing there is ours.
+
+    Raises UserError where a run has neither ended nor a checkpoint.
+    """
+    run = RunFolder(place)
+    if run.begun and not run.ended:
+        return newest(run)
+    if learner_of(place).is_file():
+        verify(place)
+        return place
+    folder = next((folder for folder in (place, run.model) if (folder / SIDECAR).is_file()), None)
+    owner = RunFolder.of_model(place)
+    if folder == place and place.name == owner.model.name and owner.begun and not owner.ended:
+        return newest(owner)
+    return folder
+
+
+def newest(run: RunFolder) -> Path:
+    """The newest checkpoint that is as it was written. Raises UserError where there is none."""
+    found = sound(run)
+    if found is None:
+        raise UserError(
+            f"{run.path} is a run that has not ended and has no checkpoint yet: let it go on with --resume, "
+            "or train it again with a smaller --save-every."
+        )
+    return found
+
+
+def described(checkpoint: Path) -> Path:
+    """The folder with sidecar and tokenizer of a checkpoint: itself, or one of its run for those of older versions."""
+    run = RunFolder.of_checkpoint(checkpoint)
+    return next((place for place in (checkpoint, run.start) if (place / SIDECAR).is_file()), run.model)
+
+
+def read(place: Path, name: str) -> Contents:
+    """What lies where `find` says. Raises UserError on a sidecar that lacks what its model needs."""
+    checkpoint = place if learner_of(place).is_file() else None
+    folder = place if checkpoint is None else described(place)
+    run = RunFolder.of_model(place) if checkpoint is None else RunFolder.of_checkpoint(checkpoint)
+    facts = read_sidecar(folder)
+    model = Model.from_pretrained(folder) if checkpoint is None else of_checkpoint(checkpoint, folder, facts)
     if model.architecture.encoder is not None:  # the weights are here, not where they once came from
         model.architecture = replace(model.architecture, encoder=str(folder))
     try:
@@ -38,12 +76,12 @@ def read(folder: Path, name: str) -> Contents:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
     frame = frame_of(model.architecture, most_patches(folder) if model.architecture.naflex else None)
-    card = card_of(run, newest) | ({"recipe": facts["recipe"]} if "recipe" in facts else {})
+    card = card_of(run, checkpoint) | ({"recipe": facts["recipe"]} if "recipe" in facts else {})
     return Contents(name, model.eval(), frame, OURS, pipeline, boxes, tasks, languages, card)
 
 
 def of_checkpoint(checkpoint: Path, folder: Path, facts: dict[str, Any]) -> Model:
-    """The model in a checkpoint of a run whose model/ has the sidecar `facts`, low-rank matrices merged.
+    """The model in a checkpoint that is described by the sidecar `facts` of `folder`, low-rank matrices merged.
 
     Raises UserError where it can't be read.
     """
@@ -69,19 +107,20 @@ def of_checkpoint(checkpoint: Path, folder: Path, facts: dict[str, Any]) -> Mode
     return model
 
 
-def card_of(run: RunFolder, newest: Path | None = None) -> dict[str, Any]:
-    """What a model card says of a run, as its newest checkpoint has it where it has not ended; empty without a run.
+def card_of(run: RunFolder, checkpoint: Path | None = None) -> dict[str, Any]:
+    """What a model card says of a run, as a checkpoint has it where one is given; empty without a run.
 
     Raises UserError on JSON that can't be read.
     """
     config, summary = read_json(run.config), read_json(run.summary)
     if "train" not in config:
         return {}
-    if newest is not None:
-        state = read_json(state_of(newest))
-        steps = f"{state['step']} (the run had not ended)"
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        steps = state["step"] if run.ended else f"{state['step']} (the run had not ended)"
         summary = {"command": config["command"], "steps": steps, "images_seen": state["read"], "figures": {}}
-        return training_card(config, summary) | {"unfinished": state["step"]}
+        unfinished = {} if run.ended else {"unfinished": state["step"]}
+        return training_card(config, summary) | unfinished
     return training_card(config, summary) if "figures" in summary else {}
 
 
@@ -99,19 +138,18 @@ def training_card(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, 
     }
 
 
-def begin(
-    run: RunFolder, architecture: Architecture, pipeline: TextPipeline, boxes: BoxFormat, tasks: tuple[str, ...]
+def describe(
+    folder: Path, architecture: Architecture, pipeline: TextPipeline, boxes: BoxFormat, tasks: tuple[str, ...]
 ) -> None:
-    """Write what a killed run is opened by: the tokenizer, and the sidecar that describes model and texts."""
-    run.model.mkdir(parents=True, exist_ok=True)
+    """Write into a folder what a checkpoint is opened by: the tokenizer, and the sidecar on model and texts."""
     facts = {"architecture": architecture.to_json(), "vocabulary": len(pipeline)}
-    facts |= {"text": pipeline.save_pretrained(run.model), "boxes": str(boxes), "tasks": list(tasks)}
-    write_json(run.model / SIDECAR, facts)
+    facts |= {"text": pipeline.save_pretrained(folder), "boxes": str(boxes), "tasks": list(tasks)}
+    write_json(folder / SIDECAR, facts)
 
 
-def read_pipeline(run: RunFolder) -> TextPipeline:
-    """The text pipeline of a run, ended or not. Raises UserError."""
-    facts = read_sidecar(run.model)
+def read_pipeline(folder: Path) -> TextPipeline:
+    """The text pipeline of a folder with sidecar and tokenizer. Raises UserError."""
+    facts = read_sidecar(folder)
     if "text" not in facts:
-        raise UserError(f"{run.model / SIDECAR} lacks 'text'; name another run.")
-    return TextPipeline.from_pretrained(run.model, facts["text"])
+        raise UserError(f"{folder / SIDECAR} lacks 'text'; name another run.")
+    return TextPipeline.from_pretrained(folder, facts["text"])
