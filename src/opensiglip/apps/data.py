@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 import tyro
 
 from opensiglip.data.indexing import make_indexes
+from opensiglip.data.parallel import default_workers
 from opensiglip.data.sources.metadata import EXTRAS
-from opensiglip.data.sources.registry import with_box_format
+from opensiglip.data.sources.registry import open_source, splits_of, with_box_format
+from opensiglip.data.stats.collect import collect
+from opensiglip.data.stats.counts import Wish
+from opensiglip.data.text import TextPipeline
 from opensiglip.data.writing import convert as writing
 from opensiglip.errors import UserError
-from opensiglip.reports import contact_sheet
+from opensiglip.reports import contact_sheet, data_page
 
 Format = Literal["tar", "parquet", "folder"]
 
@@ -36,6 +40,43 @@ def show(
     print(contact_sheet.show(spec, out, split, None if languages is None else languages.split(",")))
 
 
+def stats(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Path | None = None,
+    split: str = "all",
+    tokenizer: str | None = None,
+    detect_languages: bool = False,
+    duplicates: bool = True,
+    sample: int | None = None,
+    box_format: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Count all that a source holds: sizes, lengths, languages, boxes, tokens, copies, and broken rows by reason.
+
+    Args:
+        source: any that --data of train takes.
+        out: a folder for stats.json and stats.html, a page with plots and pictures.
+        split: train, val or test; by default all that there are, so that copies of held-out images in train are found.
+        tokenizer: count the tokens of captions by it: a folder, a tokenizer.json or a hub id.
+        detect_languages: guess each caption's language too (needs the extra `languages`).
+        duplicates: compare images; without, memory does not grow with the rows at all.
+        sample: count so many rows only, evenly spread.
+        box_format: how a folder writes boxes, as `data show` has it.
+        workers: processes; by default one a CPU, 0 for this one alone.
+    """
+    if sample is not None and sample < 1:
+        raise UserError(f"--sample {sample} is out of range; give 1 or more.")
+    (spec,) = with_box_format([source], box_format)
+    splits = splits_of(spec) if split == "all" else {split: open_source(spec, split=split)}
+    pipeline = None if tokenizer is None else TextPipeline.load(tokenizer, 64)
+    wish = Wish(pipeline, detect_languages, duplicates)
+    found = collect(splits, wish, sample, default_workers() if workers is None else workers)
+    print(data_page.as_text(found))
+    if out is not None:
+        data_page.write_page(out, source, found, splits)
+        print(f"page: {out / 'stats.html'}\nfigures: {out / 'stats.json'}")
+
+
 def index(source: Annotated[str, tyro.conf.Positional], workers: int | None = None) -> None:
     """Index all tars of a source at once, in parallel; those that have an index of their size and time are passed over.
 
@@ -43,7 +84,7 @@ def index(source: Annotated[str, tyro.conf.Positional], workers: int | None = No
         source: a folder, glob, range or list of tars.
         workers: processes; by default one a CPU, 0 for this one alone.
     """
-    print(make_indexes(source, writing.default_workers() if workers is None else workers))
+    print(make_indexes(source, default_workers() if workers is None else workers))
 
 
 def convert(

@@ -1,5 +1,6 @@
 """The same task for many numbers, in processes, with the results in order: what indexes, converts and counts."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -59,6 +60,12 @@ def _outcomes(task: Callable[[int], Result], count: int, workers: int) -> Iterat
         if "exited unexpectedly" not in str(error):
             raise
         raise UserError("a worker process was ended from outside; give fewer --workers if memory ran out.") from None
+
+
+def default_workers() -> int:
+    """The CPUs that this process may use; 0, this process alone, for one."""
+    count = len(os.sched_getaffinity(0))
+    return count if count > 1 else 0
 
 
 def same(value: Any) -> Any:

@@ -50,7 +50,10 @@ def open_object(spec: Spec, *, split: str = "train", languages: Sequence[str] | 
             have = ", ".join(map(str, data))
             raise EmptySplit(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
         return Objects(spec, list(data.values())[chosen[0]], split, languages, part)
-    return Objects(spec, data, split, languages, choose([None], split)[1])
+    chosen, part = choose([None], split)
+    if not chosen:
+        raise EmptySplit(f"{spec.name} has no split {split!r}; give a dict of data sets by split for that.")
+    return Objects(spec, data, split, languages, part)
 
 
 def call(spec: Spec) -> Any:

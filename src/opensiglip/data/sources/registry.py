@@ -25,7 +25,7 @@ from opensiglip.data.sources.tar import Tars
 from opensiglip.data.sources.visual_genome import VisualGenome
 from opensiglip.data.sources.voc import Voc
 from opensiglip.data.sources.yolo import Yolo
-from opensiglip.errors import UserError
+from opensiglip.errors import EmptySplit, UserError
 
 
 def open_source(spec: Any, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
@@ -39,6 +39,20 @@ def open_source(spec: Any, *, split: str = "train", languages: Sequence[str] | N
     source = _open(name, split, languages, pixels)
     source.weight = weight
     return source
+
+
+def splits_of(spec: str) -> dict[str, Source]:
+    """The splits that a source has. Raises UserError where it has none."""
+    found: dict[str, Source] = {}
+    missing: EmptySplit | None = None
+    for split in ("train", "val", "test"):
+        try:
+            found[split] = open_source(spec, split=split)
+        except EmptySplit as error:
+            missing = missing or error
+    if not found:
+        raise UserError(str(missing))
+    return found
 
 
 def _open(name: str, split: str, languages: Sequence[str] | None, pixels: int) -> Source:

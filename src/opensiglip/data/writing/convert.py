@@ -1,7 +1,6 @@
 """`opensiglip data convert` and `split`: a source written anew, example for example."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opensiglip.data.example import BrokenExample, Source
-from opensiglip.data.sources.registry import open_source
+from opensiglip.data.parallel import default_workers
+from opensiglip.data.sources.registry import splits_of
 from opensiglip.data.writing.formats import FORMATS
 from opensiglip.data.writing.record import Picture, Record, record_of
 from opensiglip.data.writing.shards import Done, Rows, write_shards
-from opensiglip.errors import EmptySplit, UserError
+from opensiglip.errors import UserError
 
-SPLITS = ("train", "val", "test")
 SAMPLE = 64  # examples that tell the size of all
 VERSION = 1  # of what is written: a folder begun by another is not gone on with
 
@@ -118,20 +117,6 @@ def convert(
     return write_shards(out, plan, to, stretches, counts, default_workers() if workers is None else workers)
 
 
-def splits_of(spec: str) -> dict[str, Source]:
-    """The splits that a source has. Raises UserError where it has none."""
-    found: dict[str, Source] = {}
-    missing: EmptySplit | None = None
-    for split in SPLITS:
-        try:
-            found[split] = open_source(spec, split=split)
-        except EmptySplit as error:
-            missing = missing or error
-    if not found:
-        raise UserError(str(missing))
-    return found
-
-
 def mean_bytes(source: Source, picture: Picture) -> float:
     """Bytes of an example's image, of a sample evenly spread."""
     sizes = []
@@ -142,12 +127,6 @@ def mean_bytes(source: Source, picture: Picture) -> float:
             continue
         sizes.append(len(record.image) + 600)  # two or three headers and the row
     return sum(sizes) / len(sizes) if sizes else 1e5
-
-
-def default_workers() -> int:
-    """The CPUs that this process may use; 0, this process alone, for one."""
-    count = len(os.sched_getaffinity(0))
-    return count if count > 1 else 0
 
 
 def sentence(done: Done, out: Path) -> str:
