@@ -53,6 +53,7 @@ LATE_LIBRARIES = {
     "pillow_heif": "of no extra: only where a HEIC image is read",
     "timm": "of the extra `timm`",
     "open_clip": "of no extra: only where its weights are read",
+    "py3langid": "of the extra `languages`",
     "huggingface_hub": "only where the hub is reached",
     "matplotlib": "only where a plot is drawn, and slow",
     "torchvision": "the detector's list of classes, slow",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from opensiglip.apps.cli import main
-from opensiglip.data.example import BrokenExample, Caption, Example, Region
+from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.sources.python import spec_of
 from opensiglip.data.sources.registry import open_source, splits_of
 from opensiglip.data.stats.collect import Statistics, collect
@@ -122,7 +122,9 @@ def test_languages_are_given_and_detected(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_spread_over_all(tmp_path: Path) -> None:
-    splits = splits_of(spec_of([Example(torch.full((3, 8, 8), i, dtype=torch.uint8), (Caption("a"),)) for i in range(200)]))
+    splits = splits_of(
+        spec_of([Example(torch.full((3, 8, 8), i, dtype=torch.uint8), (Caption("a"),)) for i in range(200)])
+    )
     found = collect(splits, Wish(), 20, 0)
     assert 20 <= found.counts.rows <= 22 and found.counts.indices.max() >= 180
 
@@ -192,10 +194,14 @@ def test_the_hash_of_what_is_seen_outlives_size_and_quality() -> None:
     def seen(picture: Image.Image, **options: int) -> int:
         file = io.BytesIO()
         picture.save(file, "JPEG" if options else "PNG", **options)
-        return perceptual_hash(torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).contiguous())
+        return perceptual_hash(
+            torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).contiguous()
+        )
 
     own = seen(photo(7))
-    assert (own ^ seen(photo(7), quality=50)).bit_count() <= 3 and (own ^ seen(photo(7).resize((96, 72)))).bit_count() <= 3
+    assert (own ^ seen(photo(7), quality=50)).bit_count() <= 3 and (
+        own ^ seen(photo(7).resize((96, 72)))
+    ).bit_count() <= 3
     assert (own ^ seen(photo(8))).bit_count() > 8
 
 

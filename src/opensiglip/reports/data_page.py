@@ -1,6 +1,7 @@
 """What `opensiglip data stats` shows: lines for the terminal, and stats.html with plots and pictures, in one file."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -175,15 +176,13 @@ def bars(name: str, histogram: Histogram) -> str:
 
 
 def pictures(splits: dict[str, Source], rows: Sequence[int], *, boxes: bool = False) -> Iterator[Picture]:
-    """The images of rows, numbered on over the splits, with name and caption; those that can't be read are not there."""
+    """The images of rows, numbered on over the splits, with name and caption; those that can be read."""
     for row in rows:
         at = row
         for split, source in splits.items():
             if at < len(source):
-                try:
+                with suppress(BrokenExample):
                     yield picture(split, source.example(at), boxes)
-                except BrokenExample:
-                    pass
                 break
             at -= len(source)
 

@@ -140,7 +140,7 @@ def count_rows(source: Source, rows: range, wish: Wish, first: int) -> Counts:
 
 
 def digest(data: bytes) -> int:
-    """64 bits that two different files of a million share by chance once in 37 million such sets."""
+    """64 bits: any two of a million different files share theirs by a chance of 3 in 100 million."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
