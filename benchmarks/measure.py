@@ -176,6 +176,12 @@ def _peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
 
 
+def resident() -> float:
+    """Bytes of this process in memory, after what is free is given back."""
+    return_freed_memory()
+    return _status("VmRSS")
+
+
 def _status(name: str) -> float:
     """A size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()

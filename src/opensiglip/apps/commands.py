@@ -77,6 +77,7 @@ def shown(words: Sequence[str]) -> dict[str, Runnable]:
         "show": "what is in a source, and a contact sheet with boxes drawn",
         "stats": "sizes, lengths, languages, boxes, copies, broken rows; as a page with --out",
         "index": "index all tars of a source, in parallel",
+        "fetch": "fetch a list of links into tars; dead ones are counted",
         "convert": "write a source anew as tars, parquet or a folder",
         "split": "the same with train, val and test drawn by a hash",
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from opensiglip.data.fetch import Limits, fetch_list
 from opensiglip.data.indexing import make_indexes
 from opensiglip.data.parallel import default_workers
 from opensiglip.data.sources.metadata import EXTRAS
@@ -75,6 +76,43 @@ def stats(
     if out is not None:
         data_page.write_page(out, source, found, splits)
         print(f"page: {out / 'stats.html'}\nfigures: {out / 'stats.json'}")
+
+
+def fetch(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Path,
+    text: str | None = None,
+    resize: int | None = None,
+    quality: int = 90,
+    rows_per_shard: int = 10_000,
+    threads: int = 32,
+    seconds: float = 10.0,
+    megabytes: float = 20.0,
+    retries: int = 2,
+    private: bool = False,
+) -> None:
+    """Fetch the images of a CSV or TSV of links into tars, with their texts; dead links are counted, never fatal.
+
+    The same command goes on where a killed one ended.
+
+    Args:
+        source: a CSV or TSV with a header; a column `url` and one of texts, such as `caption`.
+        out: the folder to write to, empty or of the same command.
+        text: the column of texts, where it has another name.
+        resize: pixels of an image's shorter side, for those that are larger; all are then encoded as JPEG.
+        quality: of the JPEGs that --resize makes.
+        rows_per_shard: links of a tar.
+        threads: links fetched at a time.
+        seconds: that one try may take.
+        megabytes: that an image may have.
+        retries: after a link that did not answer, with longer and longer waits.
+        private: fetch from addresses of this machine and its own network too.
+    """
+    limits, picture = Limits(seconds, megabytes, retries, private), writing.checked_picture(resize, quality)
+    done = fetch_list(
+        Path(source), out, rows_per_shard=rows_per_shard, threads=threads, picture=picture, limits=limits, text=text
+    )
+    print(writing.sentence(done, out))
 
 
 def index(source: Annotated[str, tyro.conf.Positional], workers: int | None = None) -> None:

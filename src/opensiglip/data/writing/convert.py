@@ -103,11 +103,8 @@ def convert(
         raise UserError(f"--to {to!r} is unknown; give {', '.join(FORMATS)}.")
     if not shard_mb > 0:
         raise UserError(f"--shard-mb {shard_mb} is out of range; give a number of more than 0.")
-    if resize is not None and not 1 <= resize <= 8192:
-        raise UserError(f"--resize {resize} is out of range; give 1 to 8192 pixels of the shorter side.")
-    if not 1 <= quality <= 100:
-        raise UserError(f"--quality {quality} is out of range; give 1 to 100.")
-    sources, picture = splits_of(spec), Picture(resize, quality)
+    picture = checked_picture(resize, quality)
+    sources = splits_of(spec)
     plan: dict[str, Any] = {"version": VERSION, "source": spec, "to": to, "shard_mb": shard_mb}
     plan |= {"splits": {split: len(source) for split, source in sources.items()}, "picture": asdict(picture)}
     plan |= {"draw": None if draw is None else asdict(draw)}
@@ -115,6 +112,15 @@ def convert(
     stretches = Stretches(sources, max(1, int(shard_mb * 1e6 / mean)), picture, draw)
     counts = [last - first for _, first, last in stretches.places]
     return write_shards(out, plan, to, stretches, counts, default_workers() if workers is None else workers)
+
+
+def checked_picture(resize: int | None, quality: int) -> Picture:
+    """Raises UserError for sizes and qualities that are none."""
+    if resize is not None and not 1 <= resize <= 8192:
+        raise UserError(f"--resize {resize} is out of range; give 1 to 8192 pixels of the shorter side.")
+    if not 1 <= quality <= 100:
+        raise UserError(f"--quality {quality} is out of range; give 1 to 100.")
+    return Picture(resize, quality)
 
 
 def mean_bytes(source: Source, picture: Picture) -> float:

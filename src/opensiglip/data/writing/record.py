@@ -47,13 +47,11 @@ def record_of(source: Source, index: int, picture: Picture) -> Record:
     if not row.keys() - {"key"} - ABOUT:
         raise BrokenExample(NOTHING)
     height, width = example.image.shape[1:]
-    scale = min(1.0, picture.side / min(height, width)) if picture.side is not None else 1.0
     if picture.side is not None:
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        smaller = functional.resize(example.image, size, antialias=True) if scale < 1 else example.image
-        resize_row(row, size[1] / width, size[0] / height)
+        smaller = resized(example.image, picture.side)
+        resize_row(row, smaller.shape[2] / width, smaller.shape[1] / height)
         image, extension = jpeg(smaller, picture.quality), "jpg"
-        height, width = size
+        height, width = smaller.shape[1:]
     else:
         image, extension = as_it_is(source, index, example)
     return Record(image, extension, row | {"width": width, "height": height}, lost)
@@ -84,6 +82,15 @@ def extension_of(data: bytes) -> str | None:
         raise
     except Exception:  # decoders raise all sorts over hostile bytes
         raise BrokenExample("image can't be decoded") from None
+
+
+def resized(image: Tensor, side: int | None) -> Tensor:
+    """The image [3, H, W] with its shorter side made so many pixels; a smaller one as it is."""
+    height, width = image.shape[1:]
+    if side is None or min(height, width) <= side:
+        return image
+    scale = side / min(height, width)
+    return functional.resize(image, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
 
 
 def png(image: Tensor) -> bytes:
