@@ -89,6 +89,7 @@ def refusals(path: Path, mend: str, need: int = 0) -> Iterator[None]:
 
     need: bytes that were to be written there, where they are known.
     """
+    place = path.absolute()
     try:
         yield
     except UserError:
@@ -98,6 +99,8 @@ def refusals(path: Path, mend: str, need: int = 0) -> Iterator[None]:
         if code is None:
             raise
         named = getattr(error, "filename", None)
+        if named is not None and code not in FULL and not Path(os.fsdecode(named)).absolute().is_relative_to(place):
+            raise  # of another place, which was perhaps to be read
         raise UserError(
             f"{named or path} can't be written ({os.strerror(code)}{_room(path, need, code)}); {mend}."
         ) from error

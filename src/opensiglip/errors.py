@@ -1,4 +1,4 @@
-"""The one error a user meets: a sentence that names the file, field or flag and the mend."""
+"""The one error a user meets, a sentence that names the file, field or flag and the mend; and a stop as asked for."""
 
 
 class UserError(Exception):
@@ -7,3 +7,9 @@ class UserError(Exception):
 
 class EmptySplit(UserError):
     """A source has no example in the split that was asked for; it may have other splits."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop and has. The command line says where it goes on from, and exits with `code`."""
+
+    code = 75  # sysexits.h's EX_TEMPFAIL, by which schedulers queue a job again

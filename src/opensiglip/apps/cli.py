@@ -16,7 +16,7 @@ from opensiglip import __version__
 from opensiglip.apps.commands import COMMANDS, Group, Runnable
 from opensiglip.apps.sentence import rejected_flags, rejected_word
 from opensiglip.apps.signature import like
-from opensiglip.errors import UserError
+from opensiglip.errors import Stopped, UserError
 
 PROGRAM = "opensiglip"
 TOP = Group("Open pretraining of vision-language encoders.", "command", lambda words: COMMANDS)
@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(str(error))
         return 2
+    except Stopped as stop:
+        say(str(stop))
+        return stop.code
     except KeyboardInterrupt as stop:
         say(str(stop) or "stopped.")
         return 130

@@ -58,6 +58,13 @@ class Train:
         print()
         for name, figure in summary["figures"].items():
             print(f"{name:<48} {figure}")
+        if summary["skipped_steps"]:
+            print(f"{'skipped steps':<48} {summary['skipped_steps']} of {summary['steps']}")
+        best = summary.get("best", {})
+        if best.get("step") is not None:
+            print(f"{'best ' + best['metric']:<48} {best['value']:.3f} after {best['step']} steps")
+        if "advice" in summary:
+            print(f"\n{summary['advice']}")
         run = RunFolder(Path(summary["folder"]))
         print(f"\nreport      {run.report}\nmodel       {run.model}\nmetrics     {run.metrics}")
         print(f"checkpoint  {run.checkpoints}\nsummary     {run.summary}")

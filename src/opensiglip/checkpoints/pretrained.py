@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import nn
+
 from opensiglip.checkpoints.contents import Contents, frame_of
 from opensiglip.checkpoints.fit import OURS
 from opensiglip.checkpoints.formats import (
@@ -34,6 +37,15 @@ FORMATS = (
 )
 
 
+def refuse_not_finite(model: Any, name: str) -> None:
+    """Raises UserError on the first weight that is NaN or infinite: its answers would be noise, or nothing."""
+    for key, weight in model.state_dict().items() if isinstance(model, nn.Module) else ():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise UserError(
+                f"{name} has weights that are not finite, in {key}; take an earlier checkpoint, or fetch it again."
+            )
+
+
 class Pretrained(Contents):
     """A trained model and what it takes to use it, as `Contents` lists it."""
 
@@ -44,7 +56,12 @@ class Pretrained(Contents):
 
         Raises UserError naming what can't be read.
         """
-        name = str(spec)
+        found = cls._found(str(spec))
+        refuse_not_finite(found.model, found.name)
+        return found
+
+    @classmethod
+    def _found(cls, name: str) -> "Pretrained":
         prefix, _, rest = name.partition(":")
         if prefix == "open_clip" and rest:
             return cls(**vars(open_clip_library.read(rest, name)))

@@ -1,6 +1,8 @@
 """Batches: the global batch of a step is a pure function of (seed, step); rank r of W takes its slice of it."""
 
 import os
+import re
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from opensiglip.data.example import BrokenExample, Source
 from opensiglip.data.fields.field import Field, Visit, group_id
@@ -22,6 +24,11 @@ from opensiglip.types import Batch
 VISIT = 1  # what a generator is for; first word of its seed (0: the order)
 BROKEN_LIMIT = 0.1  # of the examples read may be broken
 BROKEN_PATIENCE = 50  # reads before that share is judged
+
+# What torch says of a worker that is gone: its process, and the signal if it knows it.
+LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+)|exited unexpectedly)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +152,55 @@ class BrokenLimit:
 def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
     """The batches of steps first..last-1, made in `workers` processes (0: in this one), in order."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    steps: DataLoader[StepBatch] = DataLoader(
-        Steps(plan),
+    killed, batches = kills_for_memory(), Told(Steps(plan))
+    steps: DataLoader[StepBatch | str] = DataLoader(
+        batches,
         batch_size=None,
         sampler=range(first, last),
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
-    return iter(steps)
+    try:
+        for item in steps:
+            if isinstance(item, str):
+                raise UserError(item)
+            yield item
+    except RuntimeError as error:
+        if (found := LOST_WORKER.search(str(error))) is None:
+            raise
+        memory = kills_for_memory() > killed
+        why = "memory ran out" if memory else "it does so where memory runs out; somebody else may have, too"
+        raise UserError(
+            f"data worker (process {found[1]}) was ended by the system ({found[2] or 'SIGKILL'}): {why}; give fewer "
+            "--workers, a smaller --batch-size, or more memory."
+        ) from error
+
+
+class Told(Dataset[StepBatch | str]):
+    """The same batches; a UserError of a data worker comes as its sentence, not as a traceback of two processes."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> StepBatch | str:
+        try:
+            return self.steps[step]
+        except UserError as error:
+            worker = get_worker_info()
+            if worker is None:
+                raise
+            return f"{str(error).removesuffix('.')} (data worker {worker.id})."
+
+
+def kills_for_memory() -> int:
+    """Processes of this machine that the system has ended for want of memory; 0 where it does not say."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counts.get("oom_kill", 0))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -172,5 +218,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    """One thread; what a scheduler or Ctrl-C asks of all processes is the main one's to answer, which ends these."""
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

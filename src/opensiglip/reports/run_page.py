@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from opensiglip.data.example import Source
 from opensiglip.data.scenes.source import Scenes
+from opensiglip.disk import whole_file
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
@@ -89,7 +90,8 @@ def write_report(
         scenes=isinstance(held_out, Scenes),
         style=style(),
     )
-    path.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
+    with whole_file(path) as part:
+        part.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
 
 
 def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Chart]:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,14 @@ from opensiglip.models.model import Model
 from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
+from opensiglip.training.best import Best
 from opensiglip.training.checkpoint import sweep
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin, take_over
 from opensiglip.training.finish import of_run
 from opensiglip.training.held_out import HeldOut
 from opensiglip.training.learner import Learner
+from opensiglip.training.lock import held
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.record import (
@@ -66,8 +69,8 @@ class Built:
     held_out: HeldOut | None
 
 
-def build(job: Job) -> Built:
-    """Open the data, make networks and optimizer, claim the folder, print the start-up lines.
+def build(job: Job, until_end: ExitStack) -> Built:
+    """Open the data, make networks and optimizer, claim and lock the folder until the end, print the start-up lines.
 
     Raises UserError, before anything is written, on what does not fit together.
     """
@@ -84,9 +87,11 @@ def build(job: Job) -> Built:
     held_out, saved, run = None, None, RunFolder(folder)
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
-        check(folder, job.record, resume=config.resume, changed=config.changed)
         if config.held_out:
             held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
+        claim(folder, resume=config.resume)
+        until_end.enter_context(held(run))
+        check(folder, job.record, resume=config.resume, changed=config.changed)
         sweep(run)
         saved = sound(run) if config.resume else None
         if saved is None:
@@ -164,7 +169,6 @@ def write_start(job: Job, sources: Sequence[Source], before: Origin | None) -> N
             print(f"changed: {difference}", flush=True)
         verify(before.checkpoint)
         pipeline = read_pipeline(described(before.checkpoint))
-    claim(folder)
     start = RunFolder(folder).start
     with refusals(start, "make room and start the run again as it is"), whole_folder(start) as part:
         describer(recipe, pipeline)(part)
@@ -234,6 +238,7 @@ def build_loop(
         eval_every=config.eval_every,
         describe=describer(job.recipe, pipeline),
         keep_last=config.keep_last,
+        best=None if config.keep_best is None else Best(config.keep_best, config.patience),
         keep=frozenset(begin + math.floor((share * steps - begin) * schedule.stretch + 1e-9) for share in config.keep),
         compile=config.compile,
         step=begin,

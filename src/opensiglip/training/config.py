@@ -48,7 +48,9 @@ class TrainConfig:
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
         keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
         keep_last: newest checkpoints that stay.
-        save_every: steps between checkpoints.
+        keep_best: the metric, such as eval/retrieval/image_to_text_r1, whose best judgement's checkpoint stays too.
+        patience: judgements without a better `keep_best` after which training ends.
+        save_every: steps between checkpoints; one is also saved whenever ten minutes have passed.
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
         eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
@@ -84,6 +86,8 @@ class TrainConfig:
     changed: bool = False
     keep: Annotated[tuple[float, ...], Bounds(more_than=0, less_than=1)] = ()
     keep_last: Annotated[int, Bounds(at_least=1)] = 2
+    keep_best: str | None = None
+    patience: Annotated[int | None, Bounds(at_least=1)] = None
     save_every: Annotated[int, Bounds(at_least=1)] = 1000
     log_every: Annotated[int, Bounds(at_least=1)] = 10
     held_out: Annotated[int, Bounds(at_least=0)] = 500
@@ -102,6 +106,10 @@ class TrainConfig:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
         if self.eval_every and not self.held_out:
             raise UserError("--eval-every needs examples to judge on; give --held-out too.")
+        if self.keep_best is not None and not self.eval_every:
+            raise UserError("--keep-best needs judgements while training; give --eval-every too.")
+        if self.patience is not None and self.keep_best is None:
+            raise UserError("--patience waits for a better --keep-best; give it too.")
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both say how long to train; give one.")
         if self.init is not None and self.continue_from is not None:

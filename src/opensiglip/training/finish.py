@@ -21,6 +21,8 @@ from opensiglip.training.log import read_lines
 from opensiglip.training.loop import Loop
 from opensiglip.training.record import command
 
+MANY_SKIPPED = 0.1  # of the steps
+
 
 def finish(
     folder: Path,
@@ -44,6 +46,8 @@ def finish(
         "precision": loop.accelerator.mixed_precision,
         "parameters": count_parameters(loop.learner),
     } | result
+    if advice := skipped_advice(result["skipped_steps"], result["steps"]):
+        summary["advice"] = advice
     names = [name for name in rows[-1] if name.startswith("loss")] if rows else []
     left_out = sum((source.skipped for source in loop.plan.sources), Counter(result["skipped_examples"]))
     summary["skipped_examples"] = dict(left_out.most_common())  # when the sources were opened, and when read
@@ -58,6 +62,16 @@ def finish(
     before, held_out = stages(run, model), None if evaluated_on is None else evaluated_on.source
     write_report(run.report, summary, rows, subject, model.architecture, held_out, before)
     return summary
+
+
+def skipped_advice(skipped: int, steps: int) -> str | None:
+    """What to do where too many steps were skipped; None where they were few."""
+    if skipped <= MANY_SKIPPED * steps:
+        return None
+    return (
+        f"{skipped} of {steps} steps were skipped, as their loss or gradient was not finite: train again with a lower "
+        "--lr, a longer --warmup, or --precision fp32."
+    )
 
 
 def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Predictor:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -14,25 +14,35 @@ from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
-from opensiglip.distributed import average, sum_counters
-from opensiglip.errors import UserError
+from opensiglip.distributed import average, from_first, sum_counters
+from opensiglip.errors import Stopped, UserError
 from opensiglip.objectives.base import Notes, Signal
 from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
+from opensiglip.training.best import Best
 from opensiglip.training.health import Alarms, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, finite
 from opensiglip.training.memory import return_freed_memory
+from opensiglip.training.stop import Stop
 from opensiglip.types import Batch
 
 PATIENCE = 5  # non-finite steps in a row that end a run
+SAVE_SECONDS = 600  # after which a checkpoint is due, whatever --save-every says
 
 Row = dict[str, float | None]
 
 
 class Diverged(UserError):
     """The loss or its gradient stayed non-finite."""
+
+
+class Wishes(NamedTuple):
+    """What any rank would have done after a step, so all do: be stopped, save a checkpoint."""
+
+    stop: bool
+    save: bool
 
 
 class TrainStep(nn.Module):
@@ -67,6 +77,9 @@ class Loop:
     describe: Callable[[Path], None] = lambda folder: None  # writes tokenizer and sidecar into a checkpoint
     keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
     keep_last: int = 2  # newest checkpoints that stay
+    best: Best | None = None  # by what the best checkpoint is known, which stays
+    stop: Stop = field(default_factory=Stop)
+    saved_at: float = field(default_factory=time.monotonic)
     compile: bool = False
     step: int = 0  # steps taken
     images_seen: int = 0  # by all ranks
@@ -91,6 +104,8 @@ class Loop:
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         self.rules = int(state.get("rules", 1))
         keep_rules(self.optimizer, self.rules)
+        if self.best is not None:
+            self.best.restore(state.get("best"))
         self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
             self.broken.read, self.broken.skipped = state["read"], Counter(state["skipped_examples"])
@@ -105,7 +120,8 @@ class Loop:
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
         begun = self.learner.activate(self.progress(self.step - 1)) if self.step else set()
         wrapped: nn.Module | None = None
-        for batch in loader(self.plan, self.step, self.last, self.workers, pin=device.type == "cuda"):
+        last = self.step if self.best is not None and self.best.exhausted else self.last
+        for batch in loader(self.plan, self.step, last, self.workers, pin=device.type == "cuda"):
             new = self.learner.activate(self.progress(self.step)) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
                 if new and self.step and self.accelerator.is_main_process:
@@ -114,14 +130,20 @@ class Loop:
                 begun |= new
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
                 wrapped = self._wrap()
-            row, found = self._train_step(wrapped, batch)
+            row, found, wishes = self._train_step(wrapped, batch)
             log.step(self.step, row, self.plan.step_slice(self.step).size)
             self._check_finite(row)
             healthy = self.alarms.check(self.step, found)
             self.step += 1
-            self._evaluate_and_save(log, healthy)
+            self._evaluate_and_save(log, healthy, wishes)
+            if wishes.stop:
+                log.close()
+                raise Stopped
+            if self.best is not None and self.best.exhausted:
+                break
         log.close()
-        return {
+        judged = {} if self.best is None else {"best": self.best.state()}
+        return judged | {
             "steps": self.step,
             "images_seen": self.images_seen,
             "training_seconds": round(time.perf_counter() - started, 1),
@@ -142,9 +164,13 @@ class Loop:
                 "read": read,
                 "skipped_examples": dict(skipped),
             }
+            if self.best is not None:
+                state["best"] = self.best.state()
             run, tensors = RunFolder(self.folder), checkpoint.tensors(self.learner, self.optimizer)
             checkpoint.save(run, self.step, *tensors, state, self.describe)
-            checkpoint.prune(run, self.keep_last, self.keep)
+            best = set() if self.best is None or self.best.step is None else {self.best.step}
+            checkpoint.prune(run, self.keep_last, self.keep | best)
+        self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
     def _wrap(self) -> nn.Module:
@@ -153,14 +179,14 @@ class Loop:
         ready: nn.Module = self.accelerator.prepare_model(TrainStep(self.learner))
         return ready.train()
 
-    def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal]]:
-        """One optimizer step, skipped where a number is not finite; the row for the log, and the signals in it."""
+    def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal], Wishes]:
+        """One optimizer step, skipped where a number is not finite; the row for the log, the signals in it, wishes."""
         images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
         parts = [to_device(part, self.accelerator.device) for part in batch.parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
-        losses, notes, norm = self._gradient(wrapped, parts)
+        losses, notes, norm, wishes = self._gradient(wrapped, parts)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
@@ -172,19 +198,27 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)}, found
+        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)}, found, wishes
 
-    def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float]:
-        """Leave the clipped gradient of the global batch; return losses, notes and its norm, equal on all ranks."""
+    def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
+        """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""
         live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
         backward, no_sync = self.accelerator.backward, self.accelerator.no_sync
         losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
         trained = [p for p in self.learner.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
         # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
-        means: dict[str, Tensor] = average({f"loss {name}": loss for name, loss in losses.items()} | notes)
+        means: dict[str, Tensor] = average(
+            {f"loss {name}": loss for name, loss in losses.items()} | notes | self._wishes()
+        )
         numbers = torch.stack([means.pop(f"loss {name}") for name in losses]).tolist()
-        return dict(zip(losses, numbers, strict=True)), means, float(norm)
+        wishes = Wishes(*(means.pop("wishes") > 0).tolist())
+        return dict(zip(losses, numbers, strict=True)), means, float(norm), wishes
+
+    def _wishes(self) -> dict[str, Tensor]:
+        """What this rank would have done after the step; the first one's clock says when a checkpoint is due."""
+        due = self.accelerator.is_main_process and time.monotonic() - self.saved_at > SAVE_SECONDS
+        return {"wishes": torch.tensor([self.stop.by is not None, due], device=self.accelerator.device)}
 
     def _check_finite(self, row: Row) -> None:
         """Raises Diverged after `PATIENCE` steps in a row that were skipped."""
@@ -195,14 +229,19 @@ class Loop:
                 f"{self.step}: lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
             )
 
-    def _evaluate_and_save(self, log: Log, healthy: bool) -> None:
+    def _evaluate_and_save(self, log: Log, healthy: bool, wishes: Wishes) -> None:
         """What is due after a step; its time does not count against the rate. No unhealthy checkpoint but the last."""
         before = time.perf_counter()
-        if self.eval_every and self.step % self.eval_every == 0 and self.step < self.last:  # the end has its own
+        due = self.step % self.save_every == 0 or self.step in self.keep or wishes.stop or wishes.save
+        judged = self.step < self.last or self.best is not None  # else the end has its own
+        if self.eval_every and self.step % self.eval_every == 0 and judged:
+            figures = {} if self.evaluate is None else self.evaluate()
             if self.evaluate is not None:
-                log.write(self.step - 1, self.evaluate())
+                log.write(self.step - 1, figures)
+            if self.best is not None:
+                figures = from_first(figures)
+                due = self.best.judge(self.step, figures) or self.best.exhausted or due
             self.accelerator.wait_for_everyone()
-        due = self.step % self.save_every == 0 or self.step in self.keep
         if (due and healthy) or self.step == self.last:
             self.save()
             if self.accelerator.device.type == "cpu":

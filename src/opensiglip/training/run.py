@@ -1,19 +1,17 @@
 """`train`: a recipe and data in, a run folder out."""
 
 import inspect
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.disk import refusals
 from opensiglip.models import lora
 from opensiglip.training.build import build
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.finish import finish
 from opensiglip.training.resolve import resolve
+from opensiglip.training.stop import stopping
 
 
 def train(recipe: str, **keywords: Any) -> dict[str, Any]:
@@ -27,36 +25,21 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
         **keywords: those of `TrainConfig` (data and out are needed), and the recipe's own, such as size and resolution.
     """
     job = resolve(recipe, keywords)
-    built = build(job)
-    loop, folder = built.loop, job.config.out
-    with stops_said(folder, job.config.save_every):
-        result = loop.run()
-    lora.merge(loop.learner.model)
-    summary: dict[str, Any] = {}
-    if loop.accelerator.is_main_process:
-        summary = finish(folder, job.record, loop, job.recipe, result, built.held_out)
-    loop.accelerator.wait_for_everyone()
-    loop.accelerator.end_training()
+    folder = job.config.out
+    again = "make room, or mend the permission, and go on with --resume"
+    with stopping(RunFolder(folder)) as stop, refusals(folder, again), ExitStack() as until_end:
+        built = build(job, until_end)
+        loop = built.loop
+        loop.stop = stop
+        with stop.waits():
+            result = loop.run()
+        lora.merge(loop.learner.model)
+        summary: dict[str, Any] = {}
+        if loop.accelerator.is_main_process:
+            summary = finish(folder, job.record, loop, job.recipe, result, built.held_out)
+        loop.accelerator.wait_for_everyone()
+        loop.accelerator.end_training()
     return summary
-
-
-@contextmanager
-def stops_said(folder: Path, save_every: int) -> Iterator[None]:
-    """Turn Ctrl-C, and a scheduler's SIGTERM, into a KeyboardInterrupt that says what is saved."""
-    main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
-    if main:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        newest = RunFolder(folder).newest()
-        if newest is None:
-            unsaved = f"stopped before the first checkpoint (--save-every {save_every}): nothing is saved"
-            raise KeyboardInterrupt(f"{unsaved}, and --resume begins anew.") from None
-        raise KeyboardInterrupt(f"stopped; --resume goes on from {newest}.") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 # Help and editors show every keyword: those of `TrainConfig`, then whatever the recipe has.
