@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deadline import deadline
 from hypothesis import settings
 from PIL import Image
 
@@ -27,6 +28,7 @@ from opensiglip.types import Batch
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("ci" if "CI" in os.environ else "patient")  # Hypothesis' own "ci" is derandomised
 
+SECONDS = 400  # that a test may take on a busy machine; none waits longer for anything
 SIDE, LENGTH = 32, 48
 SHAPE = Shape(width=32, depth=2, mlp=64, heads=2)
 
@@ -75,6 +77,13 @@ for _file in sorted(Path(__file__).parent.glob("*/recipe.py")):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture-count", type=int, help="cases of each test in tests/torture; by default a few")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Every wait has a deadline, also those in fixtures; `make torture COUNT=N` may take as long as it takes."""
+    with deadline(0 if item.config.getoption("--torture-count") else SECONDS):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from prefixes import grounded_prefix, referring_prefix
 from toys import rectangle
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region
-from opensiglip.data.fields.captions import Captions, Target, box_ids, grounded_prefix, pack, referring_prefix
+from opensiglip.data.fields.captions import Captions, Target, box_ids, pack
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 

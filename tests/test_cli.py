@@ -1,6 +1,7 @@
 """The command line: bad input is one sentence and exit code 2, before anything is written."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,6 +19,8 @@ from opensiglip import __version__
 from opensiglip.apps import signature
 from opensiglip.apps.cli import main, say
 from opensiglip.apps.commands import COMMANDS, Command
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES, find_recipe
 
 OURS = {"PYTHONPATH": str(Path(opensiglip.__file__).parents[1])}
@@ -45,8 +49,8 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("fly", "no such command: 'fly'; there are train, eval,"),
         ("trian", "no such command: 'trian', the nearest is train;"),
         ("--data scenes train siglip2", "name a command first: train, eval,"),
-        ("data", "name a data command first: show."),
-        ("data sow", "no such data command: 'sow', the nearest is show; there is show."),
+        ("data", "name a data command first: show, index,"),
+        ("data sow", "no such data command: 'sow', the nearest is show; there are show,"),
         ("data show", "SOURCE is missing; `opensiglip data show --help` lists the flags."),
         ("data show scenes more", "unexpected word: 'more'"),
         ("data show nowhere", "no such source: nowhere"),
@@ -152,6 +156,44 @@ def test_an_existing_run_is_not_overwritten(place: Path, capsys: pytest.CaptureF
     assert (place / "run" / "config.json").read_text() == "{}"
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of somebody else's: it is there, and nothing can be written in it."""
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (place / "theirs").mkdir()
+    monkeypatch.setattr(Path, "touch", refused)
+    words = [
+        "train",
+        "siglip",
+        "--size",
+        "tiny",
+        "--data",
+        "scenes:drawings=9,objects=1",
+        "--out",
+        "theirs",
+        "--batch-size",
+        "4",
+        "--steps",
+        "1",
+    ]
+    said = "--out theirs can't be written to (Permission denied); name another folder."
+    assert complaint([*words, "--held-out", "0", "--workers", "0"], capsys) == said
+    assert list((place / "theirs").iterdir()) == []
+
+
+def test_an_export_that_cannot_be_written_is_one_sentence(
+    place: Path, small: Any, pipeline: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model.new(small("siglip").architecture, len(pipeline))
+    Pretrained.of(model, pipeline, name="tiny").save(place / "tiny")
+    (place / "file").write_text("mine")
+    assert "--out file/out can't be written (" in complaint(["export", "tiny", "--out", "file/out"], capsys)
+
+
 def test_a_function_that_the_file_has_not_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "mine.py").write_text("x = 1\n")
     for name in ("y", "x"):
@@ -230,6 +272,7 @@ def test_an_interrupted_command_says_so_in_one_line(
     assert capsys.readouterr().err == "opensiglip: stopped.\n"
 
 
+CONTINUED = "train siglip2 --continue-from old"
 QUICK = [
     "--help",
     "train --help",
@@ -240,6 +283,9 @@ QUICK = [
     "trian",
     "train siglp2",
     "train siglip2 --dat scenes",
+    f"{CONTINUED} --help",
+    f"{CONTINUED} --out run --dat scenes",
+    f"{CONTINUED} --out run --parallel 2",
     "train siglip2 --data scenes --out run --lr 0",
     "train siglip2 --data scenes --out run --parallel 2",
     "train mine.py:heavy --data scenes --out run --parallel 3",
@@ -263,6 +309,10 @@ def heavy(*, parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = SHARE) 
 
 def test_help_and_what_is_mistyped_are_answered_without_torch(place: Path) -> None:
     (place / "mine.py").write_text(MINE)
+    (place / "old").mkdir()
+    (place / "old" / "config.json").write_text(
+        json.dumps({"recipe": "siglip2", "train": {"data": ["scenes"]}, "keywords": {}})
+    )
     script = (
         "import sys; from opensiglip.apps.cli import main; slow = {'torch', 'transformers', 'datasets', 'numpy'}\n"
         f"for words in {QUICK}:\n"
@@ -347,6 +397,5 @@ def test_a_reader_that_has_enough_gets_no_traceback() -> None:
     )  # fmt: skip
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
-    with command.stderr:
-        assert command.stderr.read() == ""
-    assert command.wait(60) == 141
+    assert command.communicate(timeout=60)[1] == ""
+    assert command.returncode == 141

@@ -113,7 +113,7 @@ def test_what_is_converted_is_read_back_equal_in_every_field(tmp_path: Path, for
 def test_files_are_copied_byte_for_byte_and_checksums_hold(tmp_path: Path) -> None:
     spec, out = write_source(tmp_path / "source"), tmp_path / "out"
     convert(spec, out, to="folder", workers=0)
-    assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out).returncode == 0
+    assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=out, timeout=60).returncode == 0
     listed = {line[66:] for line in (out / "SHA256SUMS").read_text().splitlines()}
     assert listed == {
         file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file() and "convert" not in file.name

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefixes import referring_prefix
 from toys import like_gpt2, small_model
 
 from opensiglip.data.boxes import ORDERS, SEPARATORS, BoxFormat
-from opensiglip.data.fields.captions import Ids, box_ids, referring_prefix
+from opensiglip.data.fields.captions import Ids, box_ids
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.errors import UserError
 from opensiglip.inference.box_grammar import BoxGrammar, State

@@ -11,8 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import Drawn, Small, collate, draw
+from prefixes import referring_prefix
 
-from opensiglip.data.fields.captions import PREFIXES, Captions, referring_prefix
+from opensiglip.data.fields.captions import PREFIXES, Captions
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.loader import DataPlan, StepBatch, to_device
 from opensiglip.data.text import TextPipeline

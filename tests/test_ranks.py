@@ -110,7 +110,7 @@ def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str
 @pytest.fixture(scope="module")
 def ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder), cases), nprocs=RANKS)
+    mp.spawn(work, (str(folder), cases), nprocs=RANKS, daemon=True)
     return [torch.load(folder / f"rank{rank}") for rank in range(RANKS)]
 
 

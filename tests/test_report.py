@@ -15,9 +15,10 @@ import torch
 from conftest import Small
 from oracle import Oracle
 from PIL import Image
+from prefixes import caption_prefix
 
 from opensiglip.data.example import Caption, Example, Source
-from opensiglip.data.fields.captions import Captions, Ids, caption_prefix
+from opensiglip.data.fields.captions import Captions, Ids
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.encode import encode_examples

@@ -51,7 +51,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 @pytest.fixture(scope="module", params=[2, 3], ids=["two ranks", "three ranks"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
     folder = tmp_path_factory.mktemp("ring")
-    mp.spawn(work, (request.param, str(folder)), nprocs=request.param)
+    mp.spawn(work, (request.param, str(folder)), nprocs=request.param, daemon=True)
     return [torch.load(Path(folder) / f"rank{rank}") for rank in range(request.param)]
 
 

@@ -75,7 +75,7 @@ def test_drawings_are_blended_as_pillow_blends_them():
 
 
 def test_an_example_is_the_same_in_any_process_and_any_order():
-    result = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True, timeout=120)
     ours = []
     for split in ("train", "val", "val_drawings"):
         source = open_scenes("scenes:languages=all", split=split)

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from prefixes import caption_prefix, grounded_prefix, referring_prefix
 from torch import Tensor
 
 import opensiglip
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
-from opensiglip.data.fields.captions import caption_prefix, grounded_prefix, referring_prefix
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer, Found

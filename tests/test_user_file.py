@@ -33,7 +33,7 @@ def test_an_object_of_the_file_reaches_a_process_that_has_not_read_it(name: str,
     make = load("recipe", str(tmp_path / name), "make")
     context = get_context("spawn")
     answers = context.Queue()
-    process = context.Process(target=call, args=(make(21), answers))
+    process = context.Process(target=call, args=(make(21), answers), daemon=True)
     process.start()
     try:
         assert answers.get(timeout=60) == 42

@@ -70,8 +70,6 @@ def fit(model: Model, checkpoint: Contents) -> Fitted:
 
     Positions of an official checkpoint of fixed resolution are resized as big_vision does it, all others as NaFlex.
     """
-    if not isinstance(checkpoint.model, Model):
-        raise UserError(f"--init {checkpoint.name} is a {checkpoint.format}, whose networks are not ours to train.")
     own, state, resized = model.state_dict(), checkpoint.model.state_dict(), []
     corner_aligned = checkpoint.format != OURS and not checkpoint.model.architecture.naflex
     ours, theirs = ({part_of(name) for name in names} for names in (own, state))

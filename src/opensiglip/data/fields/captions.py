@@ -27,26 +27,6 @@ class Target:
     parallel: bool = False
 
 
-def caption_prefix(pipeline: TextPipeline, tasks: tuple[str, ...], language: str = "en") -> Ids:
-    """What stands before a caption: nothing where captions are the only task (Cap, CapPa), else "Cap:" (LocCa).
-
-    Of tasks by PaLI's interface, "caption en" or another language.
-    """
-    if "caption" in tasks:
-        return pipeline.ids(f" caption {language}")
-    return () if tasks == ("cap",) else pipeline.ids(PREFIXES["cap"])
-
-
-def referring_prefix(pipeline: TextPipeline, phrase: str) -> Ids:
-    """What stands before the box in "ARef: phrase : box"; decoding goes on from it."""
-    return pipeline.ids(PREFIXES["aref"]) + pipeline.ids(f" {phrase}") + pipeline.ids(" :")
-
-
-def grounded_prefix(pipeline: TextPipeline, box_text: str) -> Ids:
-    """What stands before the phrase in "GCap: box : phrase"."""
-    return pipeline.ids(PREFIXES["gcap"]) + box_ids(pipeline, box_text) + pipeline.ids(" :")
-
-
 def box_ids(pipeline: TextPipeline, box_text: str) -> Ids:
     """A box's ids, part by part, so that training and constrained decoding agree whatever the tokenizer merges.
 
