@@ -1,13 +1,16 @@
 """The order of training: every row once an epoch, the same at any number of ranks, mixtures exact to within one."""
 
+import time
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from opensiglip.data.order import CYCLE, Joined, Lanes, Mixture, cycle_of, order_of
+from opensiglip.data.order import CYCLE, Joined, Lanes, Mixture, cycle_of, order_of, shares_of
 from opensiglip.data.sources.spec import split_weight
+from opensiglip.data.weights import parse_weights, weigh
 from opensiglip.errors import UserError
 
 
@@ -89,3 +92,61 @@ def test_a_weight_stands_after_the_last_equals_sign(spec: str, expected: tuple[s
 def test_a_weight_of_zero_is_refused() -> None:
     with pytest.raises(UserError, match="a number above 0"):
         split_weight("scenes=0")
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("size", [0.8, 0.2]), ("equal", [0.5, 0.5]), ("temperature:0.5", [2 / 3, 1 / 3])]
+)
+def test_a_rule_gives_each_source_its_share(rule: str, expected: list[float]) -> None:
+    sources = [rows(400), rows(100)]
+    weigh(sources, rule)
+    assert shares_of(sources) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["temperature:2", "temperature", "temperature:x", "nan", "temperature:nan"])
+def test_a_rule_that_is_none_is_refused_and_so_is_one_beside_a_weight(rule: str) -> None:
+    with pytest.raises(UserError, match="is not size, equal or temperature:A"):
+        parse_weights(rule)
+    with pytest.raises(UserError, match="both say a share"):
+        parse_weights("size", ["a", "b=2"])
+
+
+def test_a_thousand_million_rows_in_a_hundred_thousand_shards_are_found_in_memory_of_the_shards() -> None:
+    order = Lanes(np.full(100_000, 10_000), 1, 64)
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, order.rows, 200_000)
+    order.find(positions[:1000])
+    tracemalloc.start()
+    began = time.process_time()
+    found = order.find(positions)
+    seconds = time.process_time() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(found)) == len(np.unique(positions)) and found.max() < order.rows
+    assert peak < 100_000_000, "some words for each position asked for and each shard, none for each row"
+    assert len(positions) / seconds > 100_000  # 10^6 and more on a core of its own: benchmarks print it
+
+
+def test_a_source_sorted_by_class_is_mixed() -> None:
+    shards, size = 200, 500  # one class a shard
+    order = Lanes([size] * shards, 0, 64)
+    batches = order.find(np.arange(40 * 1024)).reshape(40, 1024) // size
+    classes = [len(np.unique(batch)) for batch in batches]
+    assert min(classes) >= 60, classes
+    assert len(np.unique(Lanes([size] * shards, 0, 1).find(np.arange(1024)) // size)) > 190
+    opened = [len(np.unique(batches[at : at + 2])) for at in range(39)]
+    assert max(opened) <= 4 * order.lanes, "and yet few shards are open"
+
+
+def test_the_next_window_of_each_source_is_known_ahead() -> None:
+    sources = [rows(500, shards=[100] * 5, lanes=2, weight=2.0), rows(70, weight=1.0)]
+    mixture = order_of(sources, 5)
+    assert isinstance(mixture, Mixture)
+    positions = np.arange(30)
+    numbers, now = mixture.find(positions)
+    same, later = mixture.find(positions, windows=1)
+    own = mixture.orders[0]
+    assert np.array_equal(numbers, same) and own.window == own.lanes * own.slice > 0
+    places = np.flatnonzero(numbers == 0)
+    assert np.array_equal(later[places], own.find(np.arange(len(places)) + own.window))
+    assert np.array_equal(now[places], own.find(np.arange(len(places))))

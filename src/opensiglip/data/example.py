@@ -68,6 +68,7 @@ class Source(ABC):
     weight: float | None = None  # its share of what is read, as the user gave it
     shards: Sequence[int] | None = None  # rows of each; None where rows are as cheap in any order
     lanes: int = 1  # shards to read side by side
+    fetches: bool = False  # are its shards fetched from elsewhere, so that it helps to know which come next?
 
     @abstractmethod
     def __len__(self) -> int:
@@ -90,6 +91,9 @@ class Source(ABC):
     def group(self, index: int) -> str:
         """What image example `index` shows, without reading it: two of one group are the same image, or as good as."""
         return f"{self.name}/{index}"
+
+    def prepare(self, indices: Sequence[int]) -> None:  # noqa: B027 - most sources have nothing to prepare
+        """These examples will be asked for soon; fetching what they lie in may begin."""
 
     @abstractmethod
     def texts(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from opensiglip.data.example import BrokenExample, Source
 from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
-from opensiglip.data.order import order_of
+from opensiglip.data.order import Mixture, order_of, shares_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
@@ -47,6 +48,15 @@ class DataPlan:
     steps: int = 1  # of the schedule: fields begin at a share of it
     begin: int = 0  # the step of it at which this run begins, if it continues another
     stretch: float = 1.0  # how many steps this run takes for each one of the schedule
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """The share of the stream that each source has."""
+        return shares_of(self.sources)
+
+    def epochs(self, images: int) -> list[float]:
+        """How often each source has been read once so many images were."""
+        return [share * images / len(source) for share, source in zip(self.shares, self.sources, strict=True)]
 
     def schedule_step(self, step: int) -> float:
         """Where a step stands in the schedule."""
@@ -83,6 +93,7 @@ class Steps(Dataset[StepBatch]):
         first += plan.rank * share
         fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
         places = self._places(first, share)
+        self._prepare(places, first, share)
         rows = [self._draw(first + at, place, skipped, frame, fields)[1] for at, place in enumerate(places)]
         size = share // plan.parts
         parts: list[Batch] = []
@@ -117,6 +128,16 @@ class Steps(Dataset[StepBatch]):
             except Exception as error:
                 skipped[_reason(error)] += 1
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
+
+    def _prepare(self, places: Sequence[tuple[Source, int]], first: int, count: int) -> None:
+        """Tell sources that fetch what this step reads, and what a step at its place in the next window will."""
+        if not isinstance(self.order, Mixture) or not any(source.fetches for source in self.plan.sources):
+            return
+        numbers, indices = self.order.find(np.arange(first, first + count), windows=1)
+        for number, source in enumerate(self.plan.sources):
+            if source.fetches:
+                source.prepare([index for one, index in places if one is source])
+                source.prepare(indices[numbers == number].tolist())
 
     def negatives(self, step: int) -> float:
         """How many others of a step's global batch show another image than an example does, on average."""

@@ -34,6 +34,7 @@ class Order(ABC):
     """Which row stands at each position of an endless stream over `rows` rows, each once in every epoch."""
 
     rows: int
+    window: int = 0  # positions after which other shards are open
 
     @abstractmethod
     def find(self, positions: Ints) -> Ints:
@@ -72,6 +73,7 @@ class Lanes(Order):
         most = self.rows // (2 * shards) if shards > self.lanes else self.lane_rows
         self.slice = max(1, min(WINDOW_ROWS // self.lanes, most)) if self.lanes > 1 else self.lane_rows
         self.windows = self.lane_rows // self.slice
+        self.window = self.lanes * self.slice
         self._epoch, self._line = -1, (self.starts, self.starts)
 
     def find(self, positions: Ints) -> Ints:
@@ -115,15 +117,15 @@ class Mixture:
         for number, count in enumerate(self.counts):
             self.earlier[self.pattern == number] = np.arange(count)
 
-    def find(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Number of the source [N], and the row of it [N], at each position [N]."""
+    def find(self, positions: Ints, *, windows: int = 0) -> tuple[Ints, Ints]:
+        """Number of the source [N], and the row of it [N], at each position [N]; `windows`: as many windows later."""
         cycles, places = np.divmod(positions, len(self.pattern))
         numbers = self.pattern[places]
         own = cycles * self.counts[numbers] + self.earlier[places]
         rows = np.empty_like(own)
         for number, order in enumerate(self.orders):
             chosen = numbers == number
-            rows[chosen] = order.find(own[chosen])
+            rows[chosen] = order.find(own[chosen] + windows * order.window)
         return numbers, rows
 
 
@@ -155,6 +157,13 @@ def order_of(sources: Sequence[Source], seed: int) -> Joined | Mixture:
     ]
     weighted = any(source.weight is not None for source in sources)
     return Mixture(orders, [(source.weight or 1.0) if weighted else float(len(source)) for source in sources])
+
+
+def shares_of(sources: Sequence[Source]) -> list[float]:
+    """The share of the stream that each source has."""
+    order = order_of(sources, 0)
+    counts = order.counts if isinstance(order, Mixture) else np.asarray([len(source) for source in sources])
+    return [float(share) for share in counts / counts.sum()]
 
 
 def cycle_of(weights: Sequence[float]) -> tuple[Ints, Ints]:

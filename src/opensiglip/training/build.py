@@ -20,6 +20,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.text import TextPipeline
+from opensiglip.data.weights import weigh
 from opensiglip.disk import refusals, whole_folder
 from opensiglip.distributed import from_first
 from opensiglip.errors import UserError
@@ -82,7 +83,10 @@ def build(job: Job, until_end: ExitStack) -> Built:
     languages = None if config.languages is None else config.languages.split(",")
     pixels = recipe.frame.pixels
     specs = with_box_format(config.data, config.box_format)
-    sources = [open_source(spec, split="train", languages=languages, pixels=pixels) for spec in specs]
+    cache = config.cache_gb
+    sources = [open_source(spec, languages=languages, pixels=pixels, cache_gb=cache) for spec in specs]
+    if config.data_weights is not None:
+        weigh(sources, config.data_weights)
     schedule = schedule_of(job, sum(len(source) for source in sources))
     held_out, saved, run = None, None, RunFolder(folder)
     if accelerator.is_main_process:
@@ -151,7 +155,7 @@ def schedule_of(job: Job, examples: int) -> Schedule:
 def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | None, pixels: int) -> Source:
     """The held-out split of the first source. Raises UserError where it has none."""
     try:
-        return open_source(spec, split="val", languages=languages, pixels=pixels)
+        return open_source(spec, split="val", languages=languages, pixels=pixels, cache_gb=config.cache_gb)
     except UserError as error:
         reason = str(error).partition(";")[0]
         raise UserError(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from opensiglip.bounds import Bounds, check_bounds
+from opensiglip.data.sources.spec import CACHE_GB
+from opensiglip.data.weights import parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
@@ -46,6 +48,9 @@ class TrainConfig:
             90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
         resume: go on from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
+        cache_gb: gigabytes of this node's disk for shards that are fetched from object stores and web servers.
+        data_weights: shares of the sources, where no --data says =WEIGHT: size (of each its number of examples), equal,
+            or temperature:A (that number to the power of A, 0 to 1; 0.5 is between the two).
         keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
         keep_last: newest checkpoints that stay.
         keep_best: the metric, such as eval/retrieval/image_to_text_r1, whose best judgement's checkpoint stays too.
@@ -84,6 +89,8 @@ class TrainConfig:
     continue_from: str | None = None
     resume: bool = False
     changed: bool = False
+    cache_gb: Annotated[float, Bounds(more_than=0)] = CACHE_GB
+    data_weights: str | None = None
     keep: Annotated[tuple[float, ...], Bounds(more_than=0, less_than=1)] = ()
     keep_last: Annotated[int, Bounds(at_least=1)] = 2
     keep_best: str | None = None
@@ -102,6 +109,8 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "out", Path(self.out))
         check_bounds(TrainConfig, vars(self))
+        if self.data_weights is not None:
+            parse_weights(self.data_weights, self.data)
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
         if self.eval_every and not self.held_out:

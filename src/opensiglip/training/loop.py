@@ -198,7 +198,14 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)}, found, wishes
+        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | self._epochs(), found, wishes
+
+    def _epochs(self) -> Row:
+        """How often each source has been read, where there are several."""
+        if len(self.plan.sources) == 1:
+            return {}
+        epochs = self.plan.epochs(self.images_seen)
+        return {f"epochs/{source.name}": value for source, value in zip(self.plan.sources, epochs, strict=True)}
 
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
         """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""

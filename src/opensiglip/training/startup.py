@@ -2,7 +2,7 @@
 
 import torch
 
-from opensiglip.data.loader import Steps
+from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
@@ -31,6 +31,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         + (f", {regions} regions" if regions else "")
         + (f", 1 to {drawn} regions in each scene" if drawn else "")
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
+        *source_lines(plan, plan.step_slice(loop.last).first),
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
         f"images      {recipe.frame}",
@@ -42,3 +43,11 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     if skipped:
         lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
     return "\n".join(lines)
+
+
+def source_lines(plan: DataPlan, images: int) -> list[str]:
+    """A line a source, where there are several: its share of a run of so many images, its rows and epochs."""
+    if len(plan.sources) == 1:
+        return []
+    found = zip(plan.sources, plan.shares, plan.epochs(images), strict=True)
+    return [f"source      {s.name}: {share:.2%}, {len(s)} rows, {epochs:.3g} epochs" for s, share, epochs in found]

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.columns import Columns
+from opensiglip.data.sources.disk_cache import cache_folder
 from opensiglip.data.sources.files import Files
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.table import Table, choose_rows, relative
@@ -98,11 +99,6 @@ def stat_of(file: Path) -> tuple[str, int, int]:
     if facts.st_size > MAX_FILE:
         raise UserError(f"{file} is over {MAX_FILE >> 30} GB; give annotations in smaller files.")
     return str(file.resolve()), facts.st_size, facts.st_mtime_ns
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept for this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opensiglip"
 
 
 def write(sink: Any, parse: Parse) -> None:

@@ -19,24 +19,33 @@ from opensiglip.data.sources.openimages import OpenImages, is_openimages
 from opensiglip.data.sources.parquet import Parquet
 from opensiglip.data.sources.python import open_object, spec_of
 from opensiglip.data.sources.refcoco import RefCoco
-from opensiglip.data.sources.spec import BOX_FORMAT, Spec, parse_spec, split_weight
+from opensiglip.data.sources.spec import BOX_FORMAT, CACHE_GB, Spec, parse_spec, split_weight
 from opensiglip.data.sources.sugarcrepe import Pairs
 from opensiglip.data.sources.tar import Tars
+from opensiglip.data.sources.url import is_remote
 from opensiglip.data.sources.visual_genome import VisualGenome
 from opensiglip.data.sources.voc import Voc
 from opensiglip.data.sources.yolo import Yolo
 from opensiglip.errors import EmptySplit, UserError
 
 
-def open_source(spec: Any, *, split: str = "train", languages: Sequence[str] | None = None, pixels: int = 64) -> Source:
+def open_source(
+    spec: Any,
+    *,
+    split: str = "train",
+    languages: Sequence[str] | None = None,
+    pixels: int = 64,
+    cache_gb: float = CACHE_GB,
+) -> Source:
     """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of
     `KINDS`, named or recognised; or an object with `len` and rows: a torch data set, one of `datasets`, a list.
 
-    `languages`: None or ["all"] for all it has. Raises UserError for what is not there, or has no such split or texts.
+    `languages`: None or ["all"] for all it has. `cache_gb`: of this node's disk, for shards that lie elsewhere. Raises
+    UserError for what is not there, or has no such split or texts.
     """
     spec = spec_of(spec)
     name, weight = (spec, None) if Path(spec).expanduser().exists() else split_weight(spec)
-    source = _open(name, split, languages, pixels)
+    source = _open(name, split, languages, pixels, cache_gb)
     source.weight = weight
     return source
 
@@ -55,18 +64,20 @@ def splits_of(spec: str) -> dict[str, Source]:
     return found
 
 
-def _open(name: str, split: str, languages: Sequence[str] | None, pixels: int) -> Source:
+def _open(name: str, split: str, languages: Sequence[str] | None, pixels: int, cache_gb: float) -> Source:
     if name == "scenes" or name.startswith("scenes:"):
         from opensiglip.data.scenes.source import open_scenes  # a folder does without the drawings and what draws them
 
         return open_scenes(name, split=split, languages=languages, pixels=pixels)
-    spec = parse_spec(name, tuple(KINDS))
+    spec = parse_spec(name, tuple(KINDS), cache_gb)
     kind = spec.kind or recognise(spec)
     if kind is None:
         raise UserError(
             f"no such source: {name}; give 'scenes', a folder with metadata.jsonl, or KIND:PATH with KIND among "
             f"{', '.join(KINDS)}."
         )
+    if is_remote(spec.path) and kind not in ("tar", "parquet"):
+        raise UserError(f"--data {name}: only tars and parquet files are read where they lie; copy the others here.")
     return KINDS[kind](spec, split=split, languages=languages)
 
 
@@ -124,6 +135,8 @@ def recognise(spec: Spec) -> str | None:
     if not spec.path.strip():
         return None
     path = Path(spec.path).expanduser()
+    if is_remote(spec.path):
+        return SUFFIXES.get(path.suffix.lower(), "folder")
     if path.is_dir():
         return recognise_folder(path)
     if FUNCTION.search(spec.path):

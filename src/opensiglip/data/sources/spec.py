@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from opensiglip.data.sources.box_layout import BoxLayout
+from opensiglip.data.sources.url import check_no_credentials, is_remote
 from opensiglip.errors import UserError
 
 BOX_FORMAT = ":box_format="  # stands between a source and the layout of its boxes
@@ -20,6 +21,7 @@ OPTIONS = {  # after a question mark, joined by &; those that name several join 
     "pool": "RefCOCO's train: clean or full",
     "lanes": "shards read side by side",
 }
+CACHE_GB = 100.0
 _OPTIONS = re.compile(r"\?(\w+=[^&?]*(?:&\w+=[^&?]*)*)$")
 _WEIGHT = re.compile(r"=(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)$")
 
@@ -33,6 +35,7 @@ class Spec:
     path: str
     options: dict[str, str] = field(default_factory=dict)
     layout: BoxLayout | None = None
+    cache_gb: float = CACHE_GB  # of this node's disk, for shards that lie elsewhere
 
     def several(self, option: str) -> tuple[str, ...]:
         """An option's names."""
@@ -57,8 +60,9 @@ def split_weight(spec: str) -> tuple[str, float | None]:
     return rest, weight
 
 
-def parse_spec(spec: str, kinds: tuple[str, ...]) -> Spec:
-    """A source without its weight. Raises UserError for options and layouts that are not known."""
+def parse_spec(spec: str, kinds: tuple[str, ...], cache_gb: float = CACHE_GB) -> Spec:
+    """A source without its weight. Raises UserError for options and layouts that are not known, and for passwords."""
+    check_no_credentials(spec, OPTIONS)
     rest, layout = spec, None
     if BOX_FORMAT in spec:
         rest, _, text = spec.rpartition(BOX_FORMAT)
@@ -70,6 +74,6 @@ def parse_spec(spec: str, kinds: tuple[str, ...]) -> Spec:
         if unknown := [name for name in options if name not in OPTIONS]:
             raise UserError(f"--data {spec}: {unknown[0]!r} is no option of a source; there are {', '.join(OPTIONS)}.")
     kind, colon, path = rest.partition(":")
-    if not colon or kind not in kinds:
+    if not colon or kind not in kinds or is_remote(rest):
         kind, path = "", rest
-    return Spec(spec, kind, path, options, layout)
+    return Spec(spec, kind, path, options, layout, cache_gb)

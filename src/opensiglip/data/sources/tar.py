@@ -2,33 +2,40 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opensiglip.data.example import BrokenExample
+from opensiglip.data.sources.ahead import fetch_ahead
 from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns, parse_json
 from opensiglip.data.sources.images import MAX_BYTES
 from opensiglip.data.sources.lazy import LazySource
 from opensiglip.data.sources.metadata import MAX_LINE
 from opensiglip.data.sources.recent import Recent
-from opensiglip.data.sources.shards import find_shards
+from opensiglip.data.sources.remote import RemoteFile
+from opensiglip.data.sources.shards import check_cache, find_files, folder_of, lanes_of, shards_of
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose, split_in
-from opensiglip.data.sources.tar_index import TarIndex, tar_index
+from opensiglip.data.sources.tar_index import TarIndex, remote_index, tar_index
 from opensiglip.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")
 LABELS = ("cls", "label", "cls.txt")
 LANES, OPEN = 64, 256  # a window opens up to two tars a lane
+INDEXED_AT_ONCE = 8
 
 
 class OpenTar:
     """A tar and its index, open."""
 
-    def __init__(self, path: Path, stamp: tuple[int, int]) -> None:
+    def __init__(self, path: Path | RemoteFile, stamp: tuple[int, int]) -> None:
         """Raises BrokenExample where the tar is gone, or its size and time are not those given."""
+        if isinstance(path, RemoteFile):
+            self.file, self.index = path.open(), remote_index(path)
+            return
         try:
             self.file = os.open(path, os.O_RDONLY)
         except OSError:
@@ -61,19 +68,25 @@ class Tars(LazySource):
 
     def __init__(self, spec: Spec, *, split: str = "train", languages: Sequence[str] | None = None) -> None:
         """Index what has no index yet. Raises UserError where tars are missing or none of their samples can be used."""
-        files = find_shards(spec, ".tar")
+        files = find_files(spec, ".tar")
         chosen, part = choose([split_in(file) for file in files], split)
         self.files = [files[at] for at in chosen]
         self.texts_in, self.image_in, self.label_in = spec.several("text"), spec.several("image"), spec.several("label")
         self.language_in = spec.options.get("lang")
-        indexes = [open_index(file) for file in self.files]
+        self.lanes = lanes_of(spec, LANES)
+        check_cache(spec, self.files, self.lanes)
+        with ThreadPoolExecutor(
+            INDEXED_AT_ONCE
+        ) as pool:  # of one here, a moment's work; the threads wait for those far
+            indexes = list(pool.map(open_index, self.files))
         self.stamps = [stamp for stamp, _, _ in indexes]
         self.sizes = np.array([rows for _, rows, _ in indexes], np.int64)
         self.ends = np.cumsum(self.sizes)
         rows = Part(self.sizes.tolist(), part)
         self.shards = rows.sizes.tolist()
-        self.opened = Recent(self._open, OPEN, OpenTar.close)
-        self.root = Path(spec.options["root"]).expanduser() if "root" in spec.options else files[0].parent
+        self.opened = Recent(self._open, max(OPEN, 2 * self.lanes), OpenTar.close)
+        self.fetches = any(isinstance(file, RemoteFile) for file in self.files)
+        self.root = Path(spec.options.get("root") or folder_of(files[0])).expanduser()
         super().__init__(spec, split, languages, rows)
         for _, _, skipped in indexes:
             self.skipped.update(skipped)
@@ -102,6 +115,9 @@ class Tars(LazySource):
     def facts(self) -> dict[str, Any]:
         return {"first_shard": self.files[0].name, "texts": list(self.texts_in) or "usual members and JSON keys"}
 
+    def prepare(self, indices: Sequence[int]) -> None:
+        fetch_ahead(shards_of(indices, self.rows, self.ends, self.files))
+
     def _sample(self, row: int) -> tuple[OpenTar, str, dict[str, tuple[int, int]]]:
         shard = int(np.searchsorted(self.ends, row, side="right"))
         tar = self.opened[shard]
@@ -111,8 +127,14 @@ class Tars(LazySource):
         return OpenTar(self.files[shard], self.stamps[shard])
 
 
-def open_index(file: Path) -> tuple[tuple[int, int], int, dict[str, int]]:
+def open_index(file: Path | RemoteFile) -> tuple[tuple[int, int], int, dict[str, int]]:
     """Size in bytes and time in ns of a tar, number of its samples, and what its index leaves out. Raises UserError."""
+    if isinstance(file, RemoteFile):
+        try:
+            index = remote_index(file)
+        except BrokenExample as reason:
+            raise UserError(f"{file} can't be read ({reason}); mend or leave out the tar.") from None
+        return (file.size, file.version), len(index), index.skipped
     try:
         facts, index = file.stat(), tar_index(file)
     except OSError as error:

@@ -7,12 +7,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
+
+from opensiglip.data.example import BrokenExample
+from opensiglip.data.sources.disk_cache import cache_folder
+from opensiglip.data.sources.remote import RemoteFile, facts_of
 
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
@@ -65,27 +69,64 @@ def tar_index(path: Path) -> TarIndex:
         if (index := read_index(place, stamp, facts.st_size)) is not None:
             return index
     index = scan(path)
+    keep_index(index, stamp, places(path))
+    return index
+
+
+def remote_index(tar: RemoteFile) -> TarIndex:
+    """The index of a tar elsewhere: from the user's cache, from `NAME.tar.index` beside it, or of its fetched copy.
+
+    Raises BrokenExample where it can't be fetched.
+    """
+    stamp = {"version": VERSION, "size": str(tar.size), "mtime_ns": str(tar.version)}
+    place = in_cache(str(tar))
+    if (index := read_index(place, stamp, tar.size)) is not None:
+        return index
+    index = sidecar(tar)
+    if index is None:
+        with os.fdopen(tar.open(), "rb", buffering=BLOCK) as copy:
+            index = scan_open(copy, tar.size)
+    keep_index(index, stamp, [place])
+    return index
+
+
+def sidecar(tar: RemoteFile) -> TarIndex | None:
+    """The index that was uploaded beside a tar, if it is of one of its size: uploading changes a file's time."""
+    try:
+        beside = facts_of(f"{tar}.index", tar.cache)
+        descriptor = beside.open()
+    except BrokenExample:
+        return None
+    with os.fdopen(descriptor, "rb") as copy:
+        return read_index(pa.PythonFile(copy, "r"), {"version": VERSION, "size": str(tar.size)}, tar.size)
+
+
+def keep_index(index: TarIndex, stamp: dict[str, str], where: Sequence[Path]) -> None:
+    """Write an index to the first of these places that can be written to."""
     stamp["skipped"] = json.dumps(index.skipped)
-    for place in places(path):
+    for place in where:
         try:
             write_index(index.table.replace_schema_metadata(stamp), place)
         except OSError:  # a read-only folder: the user's cache is next
             continue
         break
-    return index
 
 
 def places(path: Path) -> tuple[Path, Path]:
     """Where an index may lie: beside the tar, or in the user's cache where that folder can't be written to."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opensiglip" / "tar-index"
-    digest = hashlib.blake2b(str(path.resolve()).encode(errors="surrogateescape"), digest_size=16).hexdigest()
-    return path.with_name(f"{path.name}.index"), cache / digest
+    return path.with_name(f"{path.name}.index"), in_cache(str(path.resolve()))
 
 
-def read_index(place: Path, stamp: dict[str, str], size: int) -> TarIndex | None:
+def in_cache(name: str) -> Path:
+    """Where the index of a tar of this path or URL may lie in the user's cache."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return cache_folder() / "tar-index" / digest
+
+
+def read_index(place: Path | pa.NativeFile, stamp: dict[str, str], size: int) -> TarIndex | None:
     """The index at a place; None where there is none, or it is of another file or damaged."""
     try:
-        with pa.memory_map(str(place)) as mapped:
+        with pa.memory_map(str(place)) if isinstance(place, Path) else place as mapped:
             table = pa.ipc.open_file(mapped).read_all().combine_chunks()
         found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if table.schema.remove_metadata() != SCHEMA or stamp.items() - found.items():
@@ -122,19 +163,24 @@ def scan(path: Path) -> TarIndex:
     WebDataset's rule: the key of a member is its name up to the first dot of the last part, the rest its extension.
     Members of a sample need not be neighbours; of two with one name the first counts. Raises OSError.
     """
+    with path.open("rb", buffering=BLOCK) as file:
+        return scan_open(file, path.stat().st_size)
+
+
+def scan_open(file: BinaryIO, length: int) -> TarIndex:
+    """The same of an open tar of so many bytes."""
     samples: dict[str, dict[str, Member]] = {}
     skipped = Counter[str]()
     try:
-        with path.open("rb", buffering=BLOCK) as file:
-            for member in members_of(file, path.stat().st_size):
-                folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                stem, dot, extension = name.partition(".")
-                if not stem or not dot:
-                    skipped["tar member without key or extension"] += 1
-                elif extension.lower() in (parts := samples.setdefault(folder + slash + stem, {})):
-                    skipped[NAMED_TWICE] += 1
-                else:
-                    parts[extension.lower()] = member
+        for member in members_of(file, length):
+            folder, slash, name = member.name.removeprefix("./").rpartition("/")
+            stem, dot, extension = name.partition(".")
+            if not stem or not dot:
+                skipped["tar member without key or extension"] += 1
+            elif extension.lower() in (parts := samples.setdefault(folder + slash + stem, {})):
+                skipped[NAMED_TWICE] += 1
+            else:
+                parts[extension.lower()] = member
     except BrokenTar as error:
         skipped[str(error)] += 1
     rows = [[{"ext": e, "offset": m.offset, "size": m.size} for e, m in parts.items()] for parts in samples.values()]
