@@ -21,8 +21,8 @@ from opensiglip.recipes import find_recipe
 from opensiglip.training.config import TrainConfig
 
 # What a resumed run may change.
-FREE = {"cache_gb", "checkpointing", "resume", "changed", "workers", "trackers", "save_every", "log_every", "keep"}
-FREE |= {"keep_last"}
+FREE = {"resume", "changed", "trackers", "checkpointing", "workers", "cache_gb"}
+FREE |= {"save_every", "log_every", "keep", "keep_last"}
 OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
 FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 

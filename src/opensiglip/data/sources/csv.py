@@ -1,5 +1,6 @@
 """CSV and TSV files of paths and texts, as open_clip's `filepath` and `title`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,4 +91,6 @@ def read_csv(file: Path, wanted: Sequence[str] = ()) -> tuple[pa.Table, int]:
         table = pa.csv.read_csv(file, parse_options=parse, read_options=read, convert_options=convert)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); give a CSV with a header.") from None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{file} has two columns {twice[0]!r}; name them apart.")
     return table.combine_chunks(), len(broken)

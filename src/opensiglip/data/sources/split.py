@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Literal, Protocol
 
 import numpy as np
@@ -65,7 +65,17 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(digest) % HELD_OUT == 0
 
 
-def split_in(file: Path) -> str | None:
+class Named(Protocol):
+    """A file, wherever it lies."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parent(self) -> PurePath: ...
+
+
+def split_in(file: Named) -> str | None:
     """The split that a file's name says, or its folder's whole name: `train-00000-of-00004.parquet`, `val/0.tar`."""
     found = NAMES.findall(file.name.lower())
     return SPLITS[found[-1]] if found else SPLITS.get(file.parent.name.lower())
