@@ -33,6 +33,7 @@ class OpenTar:
 
     def __init__(self, path: Path | RemoteFile, stamp: tuple[int, int]) -> None:
         """Raises BrokenExample where the tar is gone, or its size and time are not those given."""
+        self.index: TarIndex
         if isinstance(path, RemoteFile):
             self.file, self.index = path.open(), remote_index(path)
             return
@@ -44,7 +45,7 @@ class OpenTar:
         if (facts.st_size, facts.st_mtime_ns) != stamp:
             os.close(self.file)
             raise BrokenExample(f"{path.name} has changed")
-        self.index: TarIndex = tar_index(path)
+        self.index = tar_index(path)
 
     def read(self, offset: int, size: int) -> bytes:
         """A member. Raises BrokenExample."""
