@@ -39,6 +39,9 @@ def test_mask_iou_counts_pixels() -> None:
     square, half = (Polygon(((0, 0), (8, 0), (8, y), (0, y))) for y in (8, 4))
     assert mask_iou(square, square, 10, 10) == 1 and mask_iou(half, square, 10, 10) == 0.5
     assert mask_iou(None, square, 10, 10) == 0
+    beside = Polygon(((4, 0), (12, 0), (12, 8), (4, 8)))  # half of each lies on half of the other
+    assert mask_iou(square, beside, 12, 10) == mask_iou(beside, square, 12, 10) == pytest.approx(32 / 96)
+    assert mask_iou(square, half, 10, 10) == 0.5, "what is drawn too much counts"
 
 
 def test_detection_is_coco_s_ap() -> None:

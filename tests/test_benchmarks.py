@@ -76,6 +76,11 @@ def test_what_training_writes_scores_best_whatever_its_case(pipeline: TextPipeli
     ligature, letters = "a ﬁne ½ fox", pipeline.canonical("a ﬁne ½ fox")
     assert "ﬁ" not in letters
     assert measure(TASKS["count"], [letters], [ligature], **how)["count_exact_match"] == 1
+    captions = ["A ﬁne Fox sits HERE", "two big owls ﬂy home"]
+    canonical, how = list(map(pipeline.canonical, captions)), how | {"places": [0, 1], "sizes": [(32, 32)] * 2}
+    for some, others in ((captions, canonical), (canonical, captions)):
+        found = measure(TASKS["caption"], some, [[other] for other in others], **how)
+        assert found["caption_cider"] == pytest.approx(10), "every n-gram is found, and no other image has it"
 
 
 def test_the_caption_has_to_beat_every_negative() -> None:
