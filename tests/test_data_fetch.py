@@ -1,4 +1,4 @@
-"""`data fetch`, against a server of this machine: dead, slow and huge links, and those that lead inside, are counted."""
+"""`data fetch`, against a server of this machine: dead, slow and huge links, and those that lead inside, counted."""
 
 import io
 import threading

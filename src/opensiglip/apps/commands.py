@@ -98,6 +98,11 @@ COMMANDS: dict[str, Command | Group] = {
     "export": Command("write a model as a transformers folder or as ONNX", "opensiglip.checkpoints.export", "export"),
     "recipes": Command("the table of recipes: paper, objectives, tasks", "opensiglip.apps.recipes", "recipes"),
     "data": Group("look at data, count it, write it anew", "data command", shown),
+    "tokenizer": Group(
+        "make a tokenizer",
+        "tokenizer command",
+        lambda words: {"train": Command("of the texts of sources", "opensiglip.apps.tokenizer", "train")},
+    ),
     "predict": Command("captions, boxes, labels, answers for image files", "opensiglip.apps.predict", "predict"),
     "demo": Command("the same in a web page, on this machine", "opensiglip.apps.demo.demo", "demo"),
     "annotate": Command(

@@ -10,6 +10,7 @@ from opensiglip.data.indexing import make_indexes
 from opensiglip.data.parallel import default_workers
 from opensiglip.data.sources.metadata import EXTRAS
 from opensiglip.data.sources.registry import open_source, splits_of, with_box_format
+from opensiglip.data.sources.spec import with_clean
 from opensiglip.data.stats.collect import collect
 from opensiglip.data.stats.counts import Wish
 from opensiglip.data.text import TextPipeline
@@ -18,6 +19,7 @@ from opensiglip.errors import UserError
 from opensiglip.reports import contact_sheet, data_page
 
 Format = Literal["tar", "parquet", "folder"]
+Clean = Literal["alt-text"]
 
 
 def show(
@@ -49,6 +51,7 @@ def stats(
     detect_languages: bool = False,
     duplicates: bool = True,
     sample: int | None = None,
+    clean: Clean | None = None,
     box_format: str | None = None,
     workers: int | None = None,
 ) -> None:
@@ -62,12 +65,13 @@ def stats(
         detect_languages: guess each caption's language too (needs the extra `languages`).
         duplicates: compare images; without, memory does not grow with the rows at all.
         sample: count so many rows only, evenly spread.
+        clean: alt-text takes out of texts what is no description, and counts it; see docs/how-to/data.md.
         box_format: how a folder writes boxes, as `data show` has it.
         workers: processes; by default one a CPU, 0 for this one alone.
     """
     if sample is not None and sample < 1:
         raise UserError(f"--sample {sample} is out of range; give 1 or more.")
-    (spec,) = with_box_format([source], box_format)
+    (spec,) = with_box_format([with_clean(source, clean)], box_format)
     splits = splits_of(spec) if split == "all" else {split: open_source(spec, split=split)}
     pipeline = None if tokenizer is None else TextPipeline.load(tokenizer, 64)
     wish = Wish(pipeline, detect_languages, duplicates)
@@ -132,6 +136,7 @@ def convert(
     shard_mb: float = 500,
     resize: int | None = None,
     quality: int = 90,
+    clean: Clean | None = None,
     workers: int | None = None,
 ) -> None:
     """Write a source anew as tars, parquet files or a folder: every split, all texts, boxes and columns.
@@ -146,9 +151,11 @@ def convert(
         resize: pixels of an image's shorter side, for those that are larger; all are then encoded as JPEG. By default
             files are copied byte for byte.
         quality: of the JPEGs that --resize makes.
+        clean: alt-text takes out of texts what is no description, and counts it; see docs/how-to/data.md.
         workers: processes; by default one a CPU, 0 for this one alone.
     """
-    done = writing.convert(source, out, to=to, shard_mb=shard_mb, resize=resize, quality=quality, workers=workers)
+    spec = with_clean(source, clean)
+    done = writing.convert(spec, out, to=to, shard_mb=shard_mb, resize=resize, quality=quality, workers=workers)
     print(writing.sentence(done, out))
 
 

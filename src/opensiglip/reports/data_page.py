@@ -90,6 +90,7 @@ def lines(statistics: Statistics) -> list[tuple[str, str]]:
         ("captions by source", fact_text(dict(counts.sources.most_common()))),
         ("captions that repeat another", f"{statistics.repeated_texts:,}"),
     ]
+    found += [(name, f"{count:,}") for name, count in counts.cleaned.most_common()]
     for name, of in (("letters", counts.letters), ("words", counts.words), ("tokens", counts.tokens)):
         found += [(f"{name} of a caption, {code}", figures(h)) for code, h in by_size(of)]
     found += [(f"tokens over 64, {code}", f"{100 * h.above(64) / len(h):.2f} %") for code, h in by_size(counts.tokens)]

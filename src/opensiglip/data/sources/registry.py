@@ -7,6 +7,7 @@ from typing import Any
 
 from opensiglip.data.example import Source
 from opensiglip.data.sources.box_layout import BoxLayout
+from opensiglip.data.sources.cleaned import Cleaned
 from opensiglip.data.sources.coco import Coco, is_coco
 from opensiglip.data.sources.csv import Csv
 from opensiglip.data.sources.dataset import Tabled
@@ -78,7 +79,11 @@ def _open(name: str, split: str, languages: Sequence[str] | None, pixels: int, c
         )
     if is_remote(spec.path) and kind not in ("tar", "parquet"):
         raise UserError(f"--data {name}: only tars and parquet files are read where they lie; copy the others here.")
-    return KINDS[kind](spec, split=split, languages=languages)
+    source = KINDS[kind](spec, split=split, languages=languages)
+    clean = spec.options.get("clean")
+    if clean not in (None, "alt-text"):
+        raise UserError(f"--data {name}: clean={clean} is unknown; give clean=alt-text.")
+    return Cleaned(source) if clean else source
 
 
 def _folder(spec: Spec, *, split: str, languages: Sequence[str] | None) -> Source:

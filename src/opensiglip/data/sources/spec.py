@@ -15,6 +15,7 @@ OPTIONS = {  # after a question mark, joined by &; those that name several join 
     "lang": "the column of the language",
     "root": "the folder that image paths are relative to",
     "classes": "a text file with the name of a class a line",
+    "clean": "alt-text: take out of texts what is no description",
     "revision": "of a dataset on the hub",
     "config": "of a dataset on the hub",
     "by": "whose splits of RefCOCO: unc, umd or google",
@@ -58,6 +59,19 @@ def split_weight(spec: str) -> tuple[str, float | None]:
     if not 0 < weight < 1e9:
         raise UserError(f"--data {spec}: a weight is a number above 0; leave the source out instead.")
     return rest, weight
+
+
+def with_clean(spec: str, clean: str | None) -> str:
+    """The spec with its texts cleaned so; as it is for None."""
+    if clean is None:
+        return spec
+    name, weight = split_weight(spec)
+    rest, layout = name, ""
+    if BOX_FORMAT in name:
+        rest, _, text = name.rpartition(BOX_FORMAT)
+        layout = f"{BOX_FORMAT}{text}"
+    joint = "&" if _OPTIONS.search(rest) else "?"
+    return f"{rest}{joint}clean={clean}{layout}" + ("" if weight is None else f"={weight!r}")
 
 
 def parse_spec(spec: str, kinds: tuple[str, ...], cache_gb: float = CACHE_GB) -> Spec:

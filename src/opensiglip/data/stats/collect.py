@@ -74,6 +74,7 @@ class Statistics:
                 "score": counts.score.facts(),
                 "phrase_letters": {code: histogram.facts() for code, histogram in counts.phrases.items()},
             },
+            "cleaned": dict(counts.cleaned.most_common()),
             "columns": dict(counts.columns.most_common()),
             "labels": dict(counts.labels.most_common()),
             "duplicates": {

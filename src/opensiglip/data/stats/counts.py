@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.sources.cleaned import Cleaned
 from opensiglip.data.stats.duplicates import perceptual_hash
 from opensiglip.data.stats.histogram import Histogram
 from opensiglip.data.stats.language import detect
@@ -71,7 +72,7 @@ class Counts:
     rows: int = 0
     broken: Counter[str] = field(default_factory=Counter)
     broken_names: dict[str, list[str]] = field(default_factory=dict)
-    formats: Counter[str] = field(default_factory=Counter)
+    cleaned: Counter[str] = field(default_factory=Counter)
     width: Histogram = field(default_factory=Histogram)
     height: Histogram = field(default_factory=Histogram)
     aspect: Histogram = field(default_factory=Histogram)  # width / height
@@ -126,6 +127,8 @@ def count_rows(source: Source, rows: range, wish: Wish, first: int) -> Counts:
             if len(names) < NAMES:
                 names.append(f"row {row}")
             continue
+        if isinstance(source, Cleaned):
+            counts.cleaned.update(source.latest)
         _count_image(counts, example, data, first + row)
         _count_texts(counts, example, wish)
         _count_regions(counts, example)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.sources.cleaned import Cleaned
 from opensiglip.data.sources.images import MAX_PIXELS, known_formats
 from opensiglip.data.sources.metadata import ABOUT, NOTHING
 from opensiglip.data.sources.row import plain_row
@@ -44,6 +45,8 @@ def record_of(source: Source, index: int, picture: Picture) -> Record:
     """
     example = source.example(index)
     row, lost = plain_row(example)
+    if isinstance(source, Cleaned):
+        lost.update(source.latest)
     if not row.keys() - {"key"} - ABOUT:
         raise BrokenExample(NOTHING)
     height, width = example.image.shape[1:]
