@@ -228,3 +228,22 @@ def test_nothing_unpickles() -> None:
         assert loads == [], name
         numpy = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
         assert all(isinstance(node.value, ast.Constant) and node.value.value is False for node in numpy), name
+
+
+def test_transformers_runs_no_code_of_a_model_and_unpickles_nothing() -> None:
+    """Every Auto class is told not to (by default it asks "[y/N]"), and every model that weights are safetensors."""
+    kinds = set()
+    for file in ROOT.rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match call:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="from_pretrained")):
+                    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                case _:
+                    continue
+            where = f"{file.relative_to(ROOT)}:{call.lineno} {name}"
+            if name.startswith("Auto"):
+                assert given.get("trust_remote_code") == "False", where
+            if name.startswith(("AutoModel", "TimmWrapperModel")):
+                assert given.get("use_safetensors") == "True", where
+            kinds.add(name)
+    assert {"AutoConfig", "AutoTokenizer", "TimmWrapperModel"} <= kinds

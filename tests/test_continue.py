@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from opensiglip import user_file
 from opensiglip.apps import cli
 from opensiglip.checkpoints.formats.own import read_pipeline
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.fields.naflex import pack
+from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_positions
 from opensiglip.models.sizes import SHAPES, Shape
@@ -316,3 +318,36 @@ def test_what_can_not_be_continued_is_one_sentence(
     assert cli.main(["train", recipes(name), *rest, "--out", "out"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("opensiglip: ") and said.count("\n") == 1 and part in said
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("keywords", "tasks", "{file}:mine:2,cap"), ("train", "data", ["scenes", "python:{file}:rows?text=a"])],
+)
+def test_a_run_names_no_file_to_run_unless_it_is_trusted(
+    part: str, key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run may come from anyone: its config.json names the file, and the command names the run alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("theirs.py").write_text("from pathlib import Path; Path('ran').touch()\n")
+    record: dict[str, Any] = {"recipe": "tasks", "keywords": {}, "train": {"data": ["scenes"], "trust": True}}
+    record[part][key] = json.loads(json.dumps(value).replace("{file}", "theirs.py"))
+    Path("run").mkdir()
+    Path("run/config.json").write_text(json.dumps(record))
+    words = ["train", "tasks", "--continue-from", "run", "--out", "out", "--size", "tiny"]
+    assert cli.main(words) == 2 and not Path("ran").exists()
+    said = capsys.readouterr().err
+    assert f"run's --{key} is " in said and said.rstrip().endswith(f"give --trust, or give --{key} yourself.")
+    own = {"tasks": "cap", "data": "scenes"}[key]
+    assert cli.main([*words, f"--{key}", own]) == 2 and not Path("ran").exists()  # it has no checkpoints
+    assert "that run has checkpoints at nowhere" in capsys.readouterr().err
+    assert cli.main([*words, "--trust"]) == 2 and Path("ran").exists()
+
+
+def test_only_files_named_py_are_run(tmp_path: Path) -> None:
+    """What a run names is looked for by that suffix: a link, or a folder's slash, must not hide it."""
+    (tmp_path / "theirs.py").write_text("x = 1\n")
+    (tmp_path / "link.txt").symlink_to("theirs.py")
+    for name in ("link.txt", "theirs.py/"):
+        with pytest.raises(UserError, match="is not named FILE.py"):
+            user_file.check("data", f"{tmp_path}/{name}")

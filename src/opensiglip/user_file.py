@@ -38,6 +38,8 @@ sys.meta_path.append(_Finder())
 def check(what: str, file: str) -> Path:
     """The file's whole path. Raises UserError if it does not exist or is not Python; `what` it should be."""
     path = Path(file).resolve()
+    if not file.endswith(".py") or path.suffix != ".py":  # also of a link: the importer takes compiled code, too
+        raise UserError(f"{what} file {file} is not named FILE.py; name a Python source file.")
     if not path.is_file():
         raise UserError(f"{what} file {file} does not exist.")
     try:
@@ -45,6 +47,12 @@ def check(what: str, file: str) -> Path:
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{what} file {file} is not Python: {error}.") from None
     return path
+
+
+def named_in(value: Any) -> str | None:
+    """The first of a value's texts that names an object in FILE.py, which `load` would run; None if none does."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return next((text for text in texts if isinstance(text, str) and ".py:" in text), None)
 
 
 def load(what: str, file: str, name: str) -> Any:

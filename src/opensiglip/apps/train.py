@@ -110,10 +110,10 @@ def continued(words: Sequence[str]) -> dict[str, Any]:
         return {}
     from opensiglip.training.record import inherited
 
-    defaults = inherited(run)
-    if value_of("--data", words) is not None:  # else what is given would be added to what the other run had
-        defaults.pop("data", None)
-    return defaults
+    # What is given stays away from what the other run had: --data would be added to it.
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+    return inherited(run, given, trust="--trust" in flags)
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:

@@ -108,7 +108,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
             return of_sentencepiece(pieces)
         if kind == CANONICAL:
             return PreTrainedTokenizerFast(tokenizer_file=str(whole), **_special(named))
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen types for one cause
@@ -275,7 +275,7 @@ def exact(
 
 def saved(folder: str | Path, clean: str) -> PreTrainedTokenizerBase:
     """The tokenizer that `TextPipeline.save_pretrained` wrote, without the cleaning that the decoder's text lacks."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return without_cleaning(tokenizer)[0] if clean == "canonical" else tokenizer
 
 

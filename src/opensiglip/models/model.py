@@ -148,7 +148,9 @@ class Model(nn.Module):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
         try:
-            host, report = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+            host, report = AutoModel.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error

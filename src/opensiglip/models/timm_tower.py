@@ -35,7 +35,7 @@ class TimmVision(nn.Module):
 def load(name: str, what: str | None = None) -> TimmWrapperModel:
     """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
     try:
-        made: Any = TimmWrapperModel.from_pretrained(name, output_loading_info=True)
+        made: Any = TimmWrapperModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # hub, file and timm errors of a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(

@@ -46,6 +46,7 @@ class TrainConfig:
         workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
         continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
             90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
+        trust: run the Python files that the run of `continue_from` names as its tasks or data.
         resume: go on from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
         cache_gb: gigabytes of this node's disk for shards that are fetched from object stores and web servers.
@@ -87,6 +88,7 @@ class TrainConfig:
     checkpointing: bool = False
     workers: Annotated[int | None, Bounds(at_least=0)] = None
     continue_from: str | None = None
+    trust: bool = False
     resume: bool = False
     changed: bool = False
     cache_gb: Annotated[float, Bounds(more_than=0)] = CACHE_GB

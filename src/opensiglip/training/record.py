@@ -5,14 +5,14 @@ import inspect
 import json
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from opensiglip import __version__
+from opensiglip import __version__, user_file
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.errors import UserError
@@ -21,9 +21,10 @@ from opensiglip.recipes import find_recipe
 from opensiglip.training.config import TrainConfig
 
 # What a resumed run may change.
-FREE = {"resume", "changed", "trackers", "checkpointing", "workers", "cache_gb"}
+FREE = {"resume", "changed", "trackers", "checkpointing", "workers", "cache_gb", "trust"}
 FREE |= {"save_every", "log_every", "keep", "keep_last"}
-OWN = {"resume", "changed", "keep", "continue_from", "trackers"}  # a run that continues another says these itself
+# A run that continues another says these itself.
+OWN = {"resume", "changed", "keep", "continue_from", "trackers", "trust"}
 FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 
 
@@ -104,13 +105,24 @@ def stored(run: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def inherited(name: str | None) -> dict[str, Any]:
-    """The arguments of the run to continue, which hold where the one that goes on from it says nothing else."""
+def inherited(name: str | None, given: Collection[str] = (), *, trust: bool = False) -> dict[str, Any]:
+    """The arguments of the run to continue, which hold where the one that goes on from it says nothing else.
+
+    `given`: those that it does say, left out. Raises UserError where one of the others names a Python file, a task's
+    or a data set's, unless it is to `trust` the run: a run may come from anyone, and the file would be run.
+    """
     if name is None:
         return {}
     record = stored(run_of(name))
-    values = {**record["train"], **record["keywords"]}
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in OWN}
+    values = {key: v for key, v in {**record["train"], **record["keywords"]}.items() if key not in {*OWN, *given}}
+    for key, value in values.items():
+        if not trust and (file := user_file.named_in(value)) is not None:
+            flag = f"--{key.replace('_', '-')}"
+            raise UserError(
+                f"--continue-from {name}: that run's {flag} is {file}, a Python file that would be run; read the file "
+                f"and give --trust, or give {flag} yourself."
+            )
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def run_of(name: str) -> Path:

@@ -138,14 +138,16 @@ class GroundingDino(Detector):
 def load_detector(name: str, device: torch.device) -> Detector:
     """The detector of a folder or hub id. Raises UserError if it can't be loaded or is of another kind."""
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind not in ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino"):
             raise UserError(
                 f"--detector {name} is a {kind}; give an OWL-ViT, an OWLv2 or a Grounding DINO, such as "
                 "google/owlv2-base-patch16-ensemble."
             )
-        model = AutoModelForZeroShotObjectDetection.from_pretrained(name, use_safetensors=True).eval().to(device)
-        images, tokenizer = AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        model = AutoModelForZeroShotObjectDetection.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        model = model.eval().to(device)
+        images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # hub, file and weights errors of a dozen types

@@ -30,7 +30,7 @@ def read(folder: Path, name: str) -> Contents:
             "was fine-tuned from, or save its image tower alone as a SiglipVisionModel."
         )
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{name} has a config.json that can't be read ({first_line(error)}); fetch it again."
