@@ -224,6 +224,7 @@ def test_what_is_missing_or_broken_is_named(exported: dict[str, Exported], tmp_p
     decoder.unlink()
     with pytest.raises(UserError, match=r"decoder\.safetensors is missing"):
         Model.from_pretrained(tmp_path)
+    exported["cappa"].model.save_pretrained(tmp_path)
     towers.write_bytes(b"")
     with pytest.raises(UserError, match=r"weights in .* can't be read"):
         Model.from_pretrained(tmp_path)

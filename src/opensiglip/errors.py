@@ -1,6 +1,9 @@
 """The one error a user meets, a sentence that names the file, field or flag and the mend; and a stop as asked for."""
 
 
+LETTERS = 300  # of what a library says
+
+
 class UserError(Exception):
     """Bad input. The command line prints the message as one sentence and exits with code 2; Python sees it raised."""
 
@@ -13,3 +16,8 @@ class Stopped(KeyboardInterrupt):
     """A run was asked to stop and has. The command line says where it goes on from, and exits with `code`."""
 
     code = 75  # sysexits.h's EX_TEMPFAIL, by which schedulers queue a job again
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to its first line: the files that it speaks of are somebody else's."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:LETTERS]

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.checkpoints.source import first_line
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 
 
 def export(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opensiglip.checkpoints.contents import Contents
 from opensiglip.errors import UserError
+from opensiglip.models.limits import check_sizes
 from opensiglip.models.model import Model
 from opensiglip.models.resize import resize_tensor
 from opensiglip.models.sizes import Architecture
@@ -31,9 +32,10 @@ def assemble(name: str, state: Mapping[str, Tensor], architecture: Architecture,
 
     Raises UserError naming the first tensor that is missing or of another shape.
     """
-    with torch.random.fork_rng(devices=[]):  # whoever opens a model keeps their own random numbers
-        model = Model.new(architecture, vocabulary)
-    own = model.state_dict()
+    check_sizes(architecture.to_json() | {"vocabulary": vocabulary}, name)
+    with torch.device("meta"):
+        skeleton = Model.new(architecture, vocabulary)
+    own = skeleton.state_dict()
     if missing := [key for key in own if key not in state]:
         raise UserError(
             f"{name} has no {missing[0]}, which {PARTS[part_of(missing[0])]} needs ({len(missing)} of {len(own)} "
@@ -44,6 +46,9 @@ def assemble(name: str, state: Mapping[str, Tensor], architecture: Architecture,
             raise UserError(
                 f"{name}: {key} is {list(state[key].shape)}, and its config says {list(value.shape)}; fetch it again."
             )
+    with torch.random.fork_rng(devices=[]):  # whoever opens a model keeps their own random numbers
+        model = Model.new(architecture, vocabulary)
+    for key, value in model.state_dict().items():
         value.copy_(state[key])
     if extra := [key for key in state if key not in own]:
         warnings.warn(

@@ -24,11 +24,11 @@ from opensiglip.checkpoints.formats import (
     siglip,
     timm_vit,
 )
-from opensiglip.checkpoints.source import locate, read_json
+from opensiglip.checkpoints.source import locate, read_config
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.disk import whole_files
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models.model import Model
 
 FORMATS = (
@@ -63,11 +63,18 @@ class Pretrained(Contents):
     @classmethod
     def _found(cls, name: str) -> "Pretrained":
         prefix, _, rest = name.partition(":")
-        if prefix == "open_clip" and rest:
-            return cls(**vars(open_clip_library.read(rest, name)))
-        if prefix == "timm" and rest:
-            return cls(**vars(timm_vit.read(rest, name)))
-        return cls(**vars(_read(locate(name), name)))
+        try:
+            if prefix == "open_clip" and rest:
+                return cls(**vars(open_clip_library.read(rest, name)))
+            if prefix == "timm" and rest:
+                return cls(**vars(timm_vit.read(rest, name)))
+            return cls(**vars(_read(locate(name), name)))
+        except UserError:
+            raise
+        except Exception as error:  # a model is somebody else's, and each library has its own errors over a damaged one
+            raise UserError(
+                f"{name} can't be read ({type(error).__name__}: {first_line(error)}); fetch or export it again, whole."
+            ) from error
 
     @classmethod
     def of(
@@ -123,14 +130,17 @@ def _read(place: Path, name: str) -> Contents:
         return own.read(ours, name)
     if (place / adapter.CONFIG).is_file():
         base = adapter.base_of(place, name)
-        found = _read(locate(base), base)
+        under = locate(base)
+        if (under / adapter.CONFIG).is_file():
+            raise UserError(f"{name} is an adapter of {base}, which is an adapter too; merge that one with peft first.")
+        found = _read(under, base)
         if not isinstance(found.model, Model):
             raise UserError(f"{name} is an adapter of {base}, a {found.format}, whose networks are not ours.")
         count = adapter.merge(place, name, found.model.host[0])
         return replace(found, name=name, format=f"{found.format}, a LoRA adapter of {count} matrices merged")
     if (place / open_clip.CONFIG).is_file():
         return open_clip.read(place, name)
-    config = read_json(place / "config.json")
+    config = read_config(place / "config.json")
     if config.get("model_type") in siglip.TYPES:
         return siglip.read(place, name)
     if config.get("model_type") == "clip":

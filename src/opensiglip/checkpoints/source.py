@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import check_sizes
 
 # What is fetched of a hub id: weights as safetensors, and text files. Nothing that could run, nothing pickled.
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.npz", "*.model", "*.txt")
@@ -40,11 +41,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); fetch the checkpoint again.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({first_line(error)}); fetch the checkpoint again.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; fetch the checkpoint again.")
     return facts
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config, each of its numbers within bounds; empty where there is no such file. Raises UserError."""
+    config = read_json(path)
+    check_sizes(config, path)
+    return config
 
 
 def image_processor(folder: Path) -> dict[str, Any]:
@@ -67,6 +75,8 @@ def read_tensors(folder: Path, file: str, name: str) -> dict[str, Tensor]:
                 raise UserError(
                     f"{name}: {file}.index.json names {part!r}, which may lie outside its folder; fetch it again."
                 )
+            if not (folder / part).is_file():  # to open a pipe would wait for ever
+                raise FileNotFoundError(f"there is no file {part}")
             tensors |= load_file(folder / part)
     except (OSError, SafetensorError, TypeError) as error:
         raise UserError(
@@ -80,8 +90,3 @@ def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, cut to its first line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

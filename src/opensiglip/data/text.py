@@ -14,7 +14,7 @@ import numpy as np
 
 from opensiglip.data import tokenizers as make
 from opensiglip.data.tokenizers import CLEANING, FAMILIES
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class TextPipeline:
         except UserError:
             raise
         except Exception as error:  # the library raises a dozen types for one cause
-            raise UserError(f"the tokenizer in {folder} can't be read ({error}); export the run again.") from error
+            reason = first_line(error)
+            raise UserError(f"the tokenizer in {folder} can't be read ({reason}); export the run again.") from error
 
     @classmethod
     def load(cls, name: str, length: int) -> "TextPipeline":

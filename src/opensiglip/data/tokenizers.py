@@ -23,7 +23,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opensiglip.data.sentencepiece import read_sentencepiece
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 
 PAD, EOS = "<pad>", "</s>"
 FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
@@ -112,7 +112,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen types for one cause
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{what} can't be read ({reason}); give a folder or a hub id.") from error
 
 

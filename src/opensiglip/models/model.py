@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import checkpoint as activations
 from transformers import (
+    AutoConfig,
     AutoModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -33,17 +34,19 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
 from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimodal
 from opensiglip.models.decoder import Decoder
+from opensiglip.models.limits import check_room, check_sizes, stored_in
 from opensiglip.models.pali import Pali
 from opensiglip.models.short_start import short_start
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.models.timm_tower import TimmVision
 from opensiglip.models.towers import Text, Vision, initialise
 
+HOSTS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "clip_vision_model", "timm_wrapper")
 SIDECAR = "opensiglip.json"  # what a transformers config has no place for: architecture, text pipeline, box format
 
 
@@ -146,13 +149,24 @@ class Model(nn.Module):
         try:
             architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); export the run again.") from error
+            raise UserError(
+                f"{folder / SIDECAR} does not describe a model ({first_line(error)}); export the run again."
+            ) from error
+        check_host(folder)
         try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with torch.device("meta"):
+                skeleton = cls(AutoModel.from_config(config), architecture, vocabulary)
+            if skeleton.beside():
+                _check_there(folder / "beside.safetensors", skeleton.beside())
+            if skeleton.decoder is not None:
+                _check_there(folder / "decoder.safetensors", skeleton.decoder.state_dict())
+            check_room(folder, skeleton, stored_in(folder))
             host, report = AutoModel.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"the weights in {folder} have no {missing[0]}; export the run again.")
@@ -170,10 +184,14 @@ class Model(nn.Module):
         return model
 
 
-def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool = True) -> None:
-    """Load exactly the tensors `names` of a file. Raises UserError."""
+def _check_there(path: Path, names: Collection[str]) -> None:
+    """Raises UserError where a file of the tensors `names` is missing."""
     if not path.is_file():
         raise UserError(f"{path} is missing; it has {next(iter(names))} and what else {SIDECAR} speaks of.")
+
+
+def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool = True) -> None:
+    """Load exactly the tensors `names` of a file. Raises UserError."""
     try:
         state = load_file(path)
         if state.keys() != set(names):
@@ -181,6 +199,15 @@ def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool
         module.load_state_dict(state, strict=strict)
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} can't be read or does not fit {SIDECAR}; export the run again.") from error
+
+
+def check_host(folder: Path) -> None:
+    """Raises UserError where config.json is not of a host of ours, or has a size that none has."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or config.get("model_type", "timm_wrapper") not in HOSTS:
+        raise UserError(f"{path} is of no model that a run writes ({', '.join(HOSTS)}); export the run again.")
+    check_sizes(config, path)
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -194,6 +221,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON ({error}); export the run again.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; export the run again.")
+    check_sizes(facts, path)
     return facts
 
 

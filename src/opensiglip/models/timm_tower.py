@@ -1,12 +1,15 @@
 """A timm encoder as the image tower: any ViT that returns its tokens, in transformers' wrapper, so it exports too."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TimmWrapperModel
+from transformers import TimmWrapperConfig, TimmWrapperModel
 
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import check_room, check_sizes, stored_in
 from opensiglip.types import Features
 
 
@@ -35,9 +38,12 @@ class TimmVision(nn.Module):
 def load(name: str, what: str | None = None) -> TimmWrapperModel:
     """The encoder of a folder or hub id such as timm/vit_base_patch16_224.augreg_in21k. Raises UserError."""
     try:
+        check_size(name)
         made: Any = TimmWrapperModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    except UserError:
+        raise
     except Exception as error:  # hub, file and timm errors of a dozen types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"{what or f'--encoder {name!r}'} can't be loaded ({reason}); give a timm hub id or a saved folder."
         ) from error
@@ -46,3 +52,15 @@ def load(name: str, what: str | None = None) -> TimmWrapperModel:
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{what or name} has no {missing[0]}, which its encoder needs; fetch or save it again, whole.")
     return tower
+
+
+def check_size(name: str) -> None:
+    """Raises UserError where the config of a folder has a size that no encoder has, or more weights than its files."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    config = folder / "config.json"
+    check_sizes(json.loads(config.read_text(encoding="utf-8")), config)
+    with torch.device("meta"):
+        encoder = TimmWrapperModel(TimmWrapperConfig.from_pretrained(folder))
+    check_room(name, encoder, stored_in(folder))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 
 # The ensemble of OWL-ST has seven templates (A.2), of which only the first is established; the others are ours.
 TEMPLATES = (
@@ -151,6 +151,6 @@ def load_detector(name: str, device: torch.device) -> Detector:
     except UserError:
         raise
     except Exception as error:  # hub, file and weights errors of a dozen types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"--detector {name!r} can't be loaded ({reason}); give a hub id or a saved folder.") from error
     return Owl(model, images, tokenizer) if kind.startswith("owl") else GroundingDino(model, images, tokenizer)

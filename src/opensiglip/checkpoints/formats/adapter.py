@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensiglip.checkpoints.source import read_json, read_tensors
+from opensiglip.checkpoints.source import read_config, read_json, read_tensors
 from opensiglip.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SIMPLE = re.compile(r"[\w.\\^$-]*([*+][\w.\\^$-]*){0,3}")  # others may take hours to search for
 
 
 def base_of(folder: Path, name: str) -> str:
@@ -34,7 +35,7 @@ def merge(folder: Path, name: str, host: nn.Module) -> int:
     arXiv:2312.03732). Modules that were trained whole take their place. Raises UserError on another kind of adapter,
     and naming a tensor that the model has no place for.
     """
-    config, tensors = read_json(folder / CONFIG), read_tensors(folder, WEIGHTS, name)
+    config, tensors = read_config(folder / CONFIG), read_tensors(folder, WEIGHTS, name)
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise UserError(f"{name} is an adapter of kind {kind}; of adapters, LoRA's can be read: merge it with peft.")
@@ -68,6 +69,10 @@ def merge(folder: Path, name: str, host: nn.Module) -> int:
 def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
     """What a layer's product counts, by its own alpha where the config has one for it."""
     patterns = config.get("alpha_pattern") or {}
+    if slow := [pattern for pattern in patterns if not SIMPLE.fullmatch(pattern)]:
+        raise UserError(
+            f"{CONFIG} has the alpha_pattern {slow[0][:40]!r}; of patterns, names with up to 3 * can be read."
+        )
     found = (value for pattern, value in patterns.items() if re.search(rf"(^|\.){pattern}$", layer))
     alpha = float(next(found, config.get("lora_alpha", 8)))
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

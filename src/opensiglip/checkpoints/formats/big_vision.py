@@ -1,5 +1,6 @@
 """big_vision's .npz files: SigLIP's two towers and CapPa's encoder and decoder.    (two_towers.py, cappa.py)"""
 
+import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from opensiglip.checkpoints.contents import Contents, frame_of
 from opensiglip.checkpoints.fit import assemble
 from opensiglip.checkpoints.source import rename
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import MOST_LAYERS
 from opensiglip.models.sizes import Architecture, Shape
 
 # flax's path -> ours, applied in turn. Arrays that meet in one name are stacked, in the order of `FUSED`.
@@ -56,26 +59,49 @@ RENAMES = (
     (r"attention/(key|value)/", "attention/key_value/"),
     (r"/(kernel|scale)$", "/weight"),
 )
+MOST_UNPACKED, SLACK = 4, 1 << 24  # weights hardly compress; bytes that a small file of zeros may unpack to
+MOST_AXES = 8  # of an array
 FUSED = ("query", "key", "value")
 
 
 def read(path: Path, name: str) -> Contents:
     """What lies in a .npz file, which has no tokenizer. Raises UserError if it can't be read or holds neither model."""
     try:
+        check_members(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             root = "params/" if any(key.startswith("params/") for key in file.files) else ""
             arrays = {key.removeprefix(root): file[key] for key in file.files if key.startswith(root)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{name} is not a readable .npz file ({error}); fetch it again.") from error
+        raise UserError(f"{name} is not a readable .npz file ({first_line(error)}); fetch it again.") from error
     try:
         state, networks, vocabulary = to_ours(arrays), architecture(arrays), _vocabulary(arrays)
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"{name} holds neither SigLIP's towers nor CapPa's (no {error}); their trees begin with "
+            f"{name} holds neither SigLIP's towers nor CapPa's (no {first_line(error)}); their trees begin with "
             "params/img, params/txt or params/encoder."
         ) from error
     model = assemble(name, state, networks, vocabulary)
     return Contents(name, model, frame_of(networks), "big_vision", tasks=("cap",) if networks.decoder else ())
+
+
+def check_members(path: Path) -> None:
+    """Raises ValueError on a .npz that unpacks to far more than it is, or whose arrays are not what it holds.
+
+    All is read from headers: nothing is unpacked.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members, size = archive.infolist(), path.stat().st_size
+        if sum(member.file_size for member in members) > MOST_UNPACKED * size + SLACK:
+            raise ValueError(f"it unpacks to more than {MOST_UNPACKED} times its {size:,} bytes")
+        for member in members:
+            with archive.open(member) as stream:
+                read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(stream)]
+                shape, _, dtype = read(stream)
+                held = member.file_size - stream.tell()
+            if dtype.hasobject:
+                raise ValueError(f"{member.filename} holds Python objects, which would be unpickled")
+            if len(shape) > MOST_AXES or min(shape, default=1) < 1 or math.prod(shape) * dtype.itemsize != held:
+                raise ValueError(f"{member.filename} has {held:,} bytes for an array of {shape}")
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -131,6 +157,8 @@ def _unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     single: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
         if "/encoderblock/" in path:
+            if len(array) > MOST_LAYERS:
+                raise ValueError(f"{path} has {len(array)} layers")
             single |= {path.replace("/encoderblock/", f"/encoderblock_{n}/"): part for n, part in enumerate(array)}
         else:
             single[path] = array

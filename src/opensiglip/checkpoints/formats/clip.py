@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from opensiglip.checkpoints.contents import Contents, frame_of
-from opensiglip.checkpoints.source import first_line, image_processor, read_tensors
+from opensiglip.checkpoints.source import image_processor, read_tensors
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import check_room
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.types import Features
 
@@ -78,6 +79,8 @@ def read(folder: Path, name: str) -> Contents:
     state = read_tensors(folder, "model.safetensors", name)
     try:
         config = CLIPConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            check_room(name, CLIPModel(config), sum(tensor.numel() for tensor in state.values()))
         made: Any = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors.") from error

@@ -12,7 +12,7 @@ from opensiglip.checkpoints.contents import Contents, frame_of, shape
 from opensiglip.checkpoints.fit import assemble
 from opensiglip.checkpoints.formats import open_clip_coca as coca
 from opensiglip.checkpoints.formats import timm_vit
-from opensiglip.checkpoints.source import read_json, read_tensors
+from opensiglip.checkpoints.source import read_config, read_tensors
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import Architecture
@@ -35,7 +35,7 @@ SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 def read(folder: Path, name: str) -> Contents:
     """What lies in a folder with open_clip_config.json. Raises UserError."""
-    config = read_json(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     config = config.get("model_cfg", config)
     networks = None if "multimodal_cfg" in config else architecture(config, name)
     state = read_tensors(folder, WEIGHTS, name)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from opensiglip.checkpoints.contents import Contents, frame_of
-from opensiglip.checkpoints.source import first_line
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.types import Features
 

@@ -12,12 +12,13 @@ from opensiglip.checkpoints.contents import Contents, frame_of, most_patches
 from opensiglip.checkpoints.fit import OURS
 from opensiglip.checkpoints.manifest import read_state, sound, verify
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of
-from opensiglip.checkpoints.source import first_line, read_json
+from opensiglip.checkpoints.source import read_json
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
 from opensiglip.models import lora
+from opensiglip.models.limits import check_room, stored_in
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.sizes import Architecture
 
@@ -74,7 +75,7 @@ def read(place: Path, name: str) -> Contents:
         if "text" in facts or model.text or tasks:
             pipeline = TextPipeline.from_pretrained(folder, facts["text"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / SIDECAR} lacks {error}; export the run again.") from error
+        raise UserError(f"{folder / SIDECAR} lacks {first_line(error)}; export the run again.") from error
     frame = frame_of(model.architecture, most_patches(folder) if model.architecture.naflex else None)
     card = card_of(run, checkpoint) | ({"recipe": facts["recipe"]} if "recipe" in facts else {})
     return Contents(name, model.eval(), frame, OURS, pipeline, boxes, tasks, languages, card)
@@ -88,7 +89,12 @@ def of_checkpoint(checkpoint: Path, folder: Path, facts: dict[str, Any]) -> Mode
     try:
         architecture, vocabulary = Architecture.from_json(facts["architecture"]), int(facts["vocabulary"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / SIDECAR} does not describe a model ({error}); --resume the run.") from error
+        raise UserError(
+            f"{folder / SIDECAR} does not describe a model ({first_line(error)}); --resume the run."
+        ) from error
+    with torch.device("meta"):  # without the encoder of another library, which checks its own size
+        skeleton = Model.new(replace(architecture, encoder=None), vocabulary)
+    check_room(folder / SIDECAR, skeleton, stored_in(checkpoint))
     with torch.random.fork_rng(devices=[]):
         model = Model.new(architecture, vocabulary)
     try:

@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 from opensiglip.checkpoints.contents import Contents, frame_of, most_patches, shape
 from opensiglip.checkpoints.fit import assemble
-from opensiglip.checkpoints.source import first_line, image_processor, read_json, read_tensors
+from opensiglip.checkpoints.source import image_processor, read_json, read_tensors
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models.sizes import Architecture, Shape
 
 NAFLEX = ("siglip2", "siglip2_vision_model")  # the fixed-resolution SigLIP 2 is a SiglipModel

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from opensiglip.checkpoints.contents import Contents, frame_of, shape
 from opensiglip.checkpoints.fit import assemble
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models import timm_tower
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
@@ -120,7 +120,7 @@ def skeleton(variant: str, side: int, name: str) -> Architecture:
     except ImportError as error:
         raise UserError("open_clip's image towers are timm's: pip install \"opensiglip[timm]\".") from error
     except Exception as error:  # timm's errors of many types
-        raise UserError(f"{name}: timm can't make its image tower {variant!r} ({error}).") from error
+        raise UserError(f"{name}: timm can't make its image tower {variant!r} ({first_line(error)}).") from error
     networks = architecture(encoder, name)
     if networks is None:
         raise UserError(f"{name} has the image tower {variant!r}, which is not SigLIP's ViT.")
