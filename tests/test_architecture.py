@@ -45,6 +45,7 @@ ROOMS = [
 # Imports inside functions, each with its reason.
 LATE_LIBRARIES = {
     "gradio": "of the extra `demo`",
+    "starlette": "gradio's server",
     "onnxruntime": "of the extra `onnx`",
     "onnxscript": "of the extra `onnx`",
     "peft": "of the extra `lora`",

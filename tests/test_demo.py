@@ -5,6 +5,7 @@ import gc
 import io
 import socket
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from opensiglip.apps.cli import main
 from opensiglip.apps.demo.demo import check_port, launch
+from opensiglip.apps.demo.guard import RATE, WAITING, Guard
 from opensiglip.apps.demo.layout import build, shown_errors
 from opensiglip.apps.demo.page import Page, drawn
 from opensiglip.checkpoints.pretrained import Pretrained
@@ -201,3 +203,92 @@ def test_boxes_are_drawn_where_they_lie(photos: Path) -> None:
     )
     changed = np.argwhere((plain != boxed).any(-1))
     assert changed.min(0).tolist() == [80, 160] and changed.max(0).tolist() == [240, 480]
+
+
+def scope(method: str = "GET", path: str = "/", client: str = "1.2.3.4", **headers: str) -> dict[str, Any]:
+    """A request as ASGI has it."""
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return {"type": "http", "method": method, "path": path, "headers": raw, "client": (client, 1)}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "passes"),
+    [
+        ("127.0.0.1:7860", None, True),
+        ("localhost:7860", "http://localhost:7860", True),
+        ("[::1]:7860", "http://127.0.0.1:7860", True),
+        ("evil.example:7860", None, False),
+        ("127.0.0.1:7860", "https://evil.example", False),
+        ("127.0.0.1:7860", "null", False),
+        ("127.0.0.1.evil.example", None, False),
+        ("[", None, False),
+        ("", None, False),
+    ],
+)
+def test_a_page_of_this_machine_answers_no_other_host_or_origin(host: str, origin: str | None, passes: bool) -> None:
+    """A website that is open in the same browser can point its name here, or send requests across."""
+    given = scope(host=host) if origin is None else scope(host=host, origin=origin)
+    refused = Guard(None, local=True, largest=10).refusal(given)
+    assert (refused is None) == passes and (passes or refused[0] == 403)
+    assert Guard(None, local=False, largest=10).refusal(given) is None
+
+
+def test_an_address_that_asks_too_often_and_a_file_too_large_are_refused() -> None:
+    now = [0.0]
+    guard = Guard(None, local=False, largest=100_000_000, clock=lambda: now[0])
+    ask = scope("POST", "/gradio_api/queue/join", host="x")
+    assert [guard.refusal(ask) for _ in range(RATE)] == [None] * RATE
+    status, sentence = guard.refusal(ask) or (0, "")
+    assert status == 429 and f"{RATE} questions and files a minute" in sentence
+    assert guard.refusal(scope("POST", "/gradio_api/queue/join", client="other")) is None
+    assert guard.refusal(scope("GET", "/")) is None
+    now[0] = 61.0
+    assert guard.refusal(ask) is None
+    upload = scope("POST", "/gradio_api/upload", client="third", content_length="100000001")
+    assert (guard.refusal(upload) or (0, ""))[0] == 413
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_served_page_is_guarded_and_calls_nobody(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[Any] = []
+    connect = socket.socket.connect
+
+    def watched(self: socket.socket, address: Any) -> None:
+        called.append(address)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = launch(page, host="127.0.0.1", port=port, wait=False)
+    try:
+        httpx = pytest.importorskip("httpx")
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(url).status_code == 200
+        refused = httpx.get(url, headers={"host": "evil.example"})
+        assert refused.status_code == 403 and refused.json()["detail"].startswith("this page is for the machine")
+        large = HTTPConnection("127.0.0.1", port)
+        large.putrequest("POST", "/gradio_api/upload")
+        large.putheader("content-length", "200000000")
+        large.endheaders()
+        answer = large.getresponse()
+        assert answer.status == 413 and b"the page takes 100" in answer.read()
+        large.close()
+        assert blocks._queue.max_size == WAITING and not blocks.api_open
+    finally:
+        blocks.close(verbose=False)
+    assert {address[0] for address in called if isinstance(address, tuple)} <= {"127.0.0.1", "::1"}
+
+
+def test_a_fault_of_ours_and_an_upload_that_is_gone_are_sentences(page: Page, photos: Path) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("inner words")
+
+    with pytest.raises(gradio.Error, match=r"can't answer this \(ZeroDivisionError\)") as error:
+        shown_errors(fails)(page)
+    assert "inner words" not in error.value.message
+    with pytest.raises(UserError, match="no longer here"):
+        page.caption(str(photos / "gone.png"))

@@ -2,8 +2,8 @@
 
 import shutil
 import warnings
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -48,12 +48,18 @@ def test_a_mutated_model_opens_or_is_one_sentence(
         if outcome.kind not in ("opened", "refused"):
             bad.append(f"{case} {name}; {done}: {outcome.kind}: {outcome.words}")
             print(bad[-1], flush=True)
-    print(f"{'format':<22}{'cases':>6}{'opened':>8}{'refused':>9}{'crashes':>9}{'hangs':>7}{'memory':>8}"
-          f"{'slowest':>10}{'most':>9}")  # fmt: skip
-    for name, found in outcomes.items():
-        kinds = [outcome.kind for outcome in found]
-        counts = [kinds.count(kind) for kind in ("opened", "refused", "crash", "hang", "memory")]
-        slowest, most_memory = max(one.seconds for one in found), max(one.memory for one in found)
-        print(f"{name:<22}{len(found):>6}{counts[0]:>8}{counts[1]:>9}{counts[2]:>9}{counts[3]:>7}{counts[4]:>8}"
-              f"{slowest:>8.1f} s{most_memory >> 20:>6} MB")  # fmt: skip
+        if (case + 1) % 500 == 0 and case + 1 < count:
+            show(outcomes)
+    show(outcomes)
     assert not bad, f"{len(bad)} of {count}\n" + "\n".join(bad[:200])
+
+
+def show(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+    """A line for each format, and one for all."""
+    titles = f"{'crashes':>9}{'hangs':>7}{'memory':>8}{'slowest':>9}{'most':>9}"
+    print(f"{'format':<22}{'cases':>6}{'opened':>8}{'refused':>9}{titles}")
+    for name, found in [*outcomes.items(), ("all", [one for some in outcomes.values() for one in some])]:
+        kinds = Counter(outcome.kind for outcome in found)
+        counts = f"{kinds['opened']:>8}{kinds['refused']:>9}{kinds['crash']:>9}{kinds['hang']:>7}{kinds['memory']:>8}"
+        slowest, most = max(one.seconds for one in found), max(one.memory for one in found)
+        print(f"{name:<22}{len(found):>6}{counts}{slowest:>7.1f} s{most >> 20:>6} MB", flush=True)

@@ -147,7 +147,7 @@ def _read(place: Path, name: str) -> Contents:
         return clip.read(place, name)
     if "architecture" in config:
         return timm_vit.read(str(place), name)
-    files = sorted(place.glob("*.npz"))
+    files = sorted(file for file in place.glob("*.npz") if file.is_file())
     if len(files) == 1:
         return big_vision.read(files[0], name)
     raise UserError(f"{name} is of a kind that can't be read; give {FORMATS}.")

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from opensiglip.apps.demo.guard import LOOPBACK, RATE, WAITING, Guard
 from opensiglip.apps.demo.layout import CSS, build, library
 from opensiglip.apps.demo.page import Page
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import load
 
-UPLOAD = "100mb"  # the server takes no more of a file; `page.FILE` is what it reads
+UPLOAD = 100_000_000  # bytes; the server takes no more of a file; `page.FILE` is what it reads
 
 
 def demo(
@@ -42,7 +43,16 @@ def launch(page: Page, *, host: str, port: int, wait: bool) -> Any:
     """Serve the page; returns gradio's Blocks. Raises UserError if the port is taken."""
     check_port(host, port)
     gr = library()
+    from starlette.middleware import Middleware
+
     blocks = build(page)
+    blocks.queue(max_size=WAITING, api_open=False)  # nothing passes the queue by
+    if wait:
+        print(
+            f"questions are answered one at a time; {WAITING} may wait, and one address may send {RATE} a minute.",
+            flush=True,
+        )
+    guard = Middleware(Guard, local=host in LOOPBACK, largest=UPLOAD)
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -51,6 +61,7 @@ def launch(page: Page, *, host: str, port: int, wait: bool) -> Any:
         quiet=not wait,
         show_error=True,
         max_file_size=UPLOAD,
+        app_kwargs={"middleware": [guard]},
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,

@@ -173,11 +173,12 @@ def connect(event: Any, answer: Callable[..., Any], inputs: list[Any], outputs: 
         outputs,
         api_name=answer.__name__ if listed else None,
         api_visibility="public" if listed else "private",
+        concurrency_id="model",
     )
 
 
 def shown_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """The answer; a UserError becomes a message on the page."""
+    """The answer; whatever goes wrong becomes a sentence on the page."""
     gr = library()
 
     @wraps(answer)
@@ -186,5 +187,8 @@ def shown_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
             return answer(*arguments)
         except UserError as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+        except Exception as error:  # the visitor is told no more of a fault of ours; the terminal has all of it
+            sentence = f"the page can't answer this ({type(error).__name__}); the terminal that it runs in says why."
+            raise gr.Error(sentence) from error
 
     return wrapped

@@ -140,7 +140,11 @@ def opened(image: str | None) -> Tensor:
     if image is None:
         raise UserError("give an image first: drop one on the field, or choose a file.")
     path = Path(image)
-    if (size := path.stat().st_size) > FILE:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise UserError("the image is no longer here (uploads are kept for an hour); give it again.") from None
+    if size > FILE:
         raise UserError(f"{path.name} has {size / 1e6:.1f} MB; the page takes {FILE // 1_000_000}, make it smaller.")
     try:
         return load_image(path)
