@@ -1,6 +1,5 @@
 """The one error a user meets, a sentence that names the file, field or flag and the mend; and a stop as asked for."""
 
-
 LETTERS = 300  # of what a library says
 
 

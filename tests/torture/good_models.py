@@ -23,9 +23,9 @@ from transformers import (
     TimmWrapperModel,
 )
 
-from opensiglip.checkpoints.formats.own import begin
+from opensiglip.checkpoints.formats.own import describe
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.checkpoints.run_folder import RunFolder, learner_of, state_of
+from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of, state_of
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
@@ -48,17 +48,19 @@ def ours(networks: Architecture) -> Callable[[Path], object]:
 
 
 def killed(folder: Path) -> None:
-    """A run that has not ended, with one checkpoint."""
+    """A run that has not ended, with one checkpoint; no checksums, which whoever damages it could write anew."""
     pipeline = TextPipeline.around(peers.tokenizer(), peers.LENGTH)
     networks, run = replace(PLAIN, pad_id=pipeline.policy.pad_id), RunFolder(folder)
-    begin(run, networks, pipeline, BoxFormat(), ("cap",))
-    config = {"recipe": "siglip2", "keywords": {"size": "tiny"}, "train": {"data": ["scenes"]}, "command": "opensiglip"}
-    run.config.write_text(json.dumps(config))
     place = run.checkpoint(5)
     place.mkdir(parents=True)
+    describe(place, networks, pipeline, BoxFormat(), ("cap",))
+    config = {"recipe": "siglip2", "keywords": {"size": "tiny"}, "train": {"data": ["scenes"]}, "command": "opensiglip"}
+    run.config.write_text(json.dumps(config))
     state = {f"model.{name}": x for name, x in Model.new(networks, len(pipeline)).state_dict().items()}
     save_file(state, learner_of(place))
-    state_of(place).write_text(json.dumps({"step": 5, "progress": 0.5, "read": 40}))
+    save_file({"x": torch.zeros(1)}, optimizer_of(place))
+    counts = {"step": 5, "skipped_steps": 0, "read": 40, "progress": 0.5, "skipped_examples": {}}
+    state_of(place).write_text(json.dumps(counts))
 
 
 def clip(folder: Path) -> None:

@@ -12,8 +12,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, manifest_of, optimizer_of, state_of
-from opensiglip.checkpoints.source import first_line
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
 
 BLOCK = 2**24  # bytes that are hashed at a time

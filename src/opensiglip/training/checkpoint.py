@@ -14,9 +14,8 @@ from torch import Tensor
 
 from opensiglip.checkpoints.manifest import damaged, read_state, write_manifest
 from opensiglip.checkpoints.run_folder import PART, RunFolder, learner_of, optimizer_of, state_of
-from opensiglip.checkpoints.source import first_line
 from opensiglip.disk import refusals, whole_file, whole_folder
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
-from opensiglip.checkpoints.source import first_line
-from opensiglip.errors import UserError
+from opensiglip.errors import UserError, first_line
 from opensiglip.models.resize import resize_tensor
 from opensiglip.training.checkpoint import by_parameter
 from opensiglip.training.learner import Learner
