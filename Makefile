@@ -8,7 +8,7 @@ COUNT ?= 100
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser torture lint format train clean
+.PHONY: help setup test test-browser torture audit lint format train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,13 @@ lint: .venv/.installed  ## check format, style and types
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+
+# pip-audit has an environment of its own: it is no part of what is audited.
+audit: .venv/.installed  ## look the pins up in the lists of known vulnerabilities (needs the network)
+	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -qq pip-audit 2>.venv/audit/log || { \
+		echo 'The pins were not audited: the package index in use has no pip-audit, or can not be reached' \
+			'(.venv/audit/log); run make audit where https://pypi.org can be.' >&2; exit 2; }
+	.venv/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.txt
 
 format: .venv/.installed  ## rewrite the code in the one format
 	.venv/bin/ruff check --fix

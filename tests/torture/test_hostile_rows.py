@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toys import Rectangles
 
 from opensiglip import data
+from opensiglip.data.example import Example, reason_of
 from opensiglip.data.fields.field import SecondTexts, Texts
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.sources import folder as folder_module
@@ -20,6 +23,7 @@ from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.metadata import EXTRAS
 from opensiglip.data.tasks import TASKS
 from opensiglip.data.text import TextPipeline
+from opensiglip.evaluation.encode import framed_examples, readable_examples
 
 BATCH = 50
 COLUMNS = [
@@ -117,3 +121,19 @@ def test_whatever_stands_in_a_column_costs_at_most_its_row(
         f"refused for {len(source.skipped):>2} reasons, {drawn.total():>5} passed over when drawn, {faults or 'none'} "
         "by an exception"
     )
+
+
+def test_whatever_a_row_raises_is_that_rows_in_evaluation_too(pipeline: TextPipeline) -> None:
+    class Raising(Rectangles):
+        def example(self, index: int, language: str | None = None) -> Example:
+            if index % 4 == 1:
+                raise RuntimeError("somebody's own words")
+            return super().example(index, language)
+
+    source = Raising(40)
+    assert len(list(readable_examples(source, 40))) == len(list(framed_examples(source, data.Frame(16), 40))) == 30
+    plan = DataPlan(sources=[source], frame=data.Frame(16), fields=[Texts()], pipeline=pipeline, batch_size=30, seed=0)
+    skipped = Steps(plan)[0].skipped
+    assert skipped.total() > 0 and all(re.fullmatch(r"RuntimeError in \w+\.py:\d+", reason) for reason in skipped)
+    with pytest.raises(MemoryError):
+        reason_of(MemoryError())

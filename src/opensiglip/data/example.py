@@ -1,10 +1,14 @@
 """An example: one image with its texts and boxes, as every source hands it over."""
 
+import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from opensiglip.errors import UserError
 
 if TYPE_CHECKING:  # so that what reads flags need not wait for torch
     from torch import Tensor
@@ -56,6 +60,19 @@ class Example:
 
 class BrokenExample(Exception):
     """This row can't be used; the message is the reason, in a few words that do not name the row (it is counted)."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a row can't be used: a BrokenExample's words; else what was raised and where, without the row's own values.
+
+    "ValueError in outline.py:31". Raises `error` again where it is the run's affair: a UserError, or no memory left.
+    """
+    if isinstance(error, UserError | MemoryError):
+        raise error
+    if isinstance(error, BrokenExample):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
 
 
 class Source(ABC):

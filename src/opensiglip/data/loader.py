@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from opensiglip.data.example import BrokenExample, Source
+from opensiglip.data.example import Source, reason_of
 from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.data.order import Mixture, order_of, shares_of
@@ -121,12 +120,8 @@ class Steps(Dataset[StepBatch]):
                 visit = Visit.draw(source.example(index, language), frame, rng, language)
                 visit = replace(visit, group=group_id(source.group(index)))
                 return visit, [field.draw(visit, rng, self.plan.pipeline) for field in fields]
-            except (UserError, MemoryError):
-                raise  # of the run, not of the row
-            except BrokenExample as error:
-                skipped[str(error)] += 1
             except Exception as error:
-                skipped[_reason(error)] += 1
+                skipped[reason_of(error)] += 1
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
     def _prepare(self, places: Sequence[tuple[Source, int]], first: int, count: int) -> None:
@@ -231,12 +226,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: field.float().div_(127.5).sub_(1) if field.dtype == torch.uint8 else field
         for name, field in moved.items()
     }
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong and where, without the row's own values: "ValueError in outline.py:31"."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
 
 
 def _begin_worker(worker: int) -> None:

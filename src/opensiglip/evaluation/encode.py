@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from opensiglip.data.example import BrokenExample, Example, Region, Source
+from opensiglip.data.example import Example, Region, Source, reason_of
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import Predictor
@@ -109,9 +109,10 @@ def framed_examples(source: Source, frame: Geometry, count: int) -> Iterator[Exa
     def read(index: int) -> Example | None:
         try:
             example = source.example(index)
-        except BrokenExample:
+            image, regions = frame.apply(example, None)
+        except Exception as error:
+            reason_of(error)
             return None
-        image, regions = frame.apply(example, None)
         size = (example.image.shape[2], example.image.shape[1])
         return replace(example, image=image, regions=regions, extras=example.extras | {"size": size})
 
@@ -136,7 +137,9 @@ def readable_examples(source: Source, count: int) -> Iterator[Example]:
         if found == count:
             return
         try:
-            yield source.example(index)
-        except BrokenExample:
+            example = source.example(index)
+        except Exception as error:
+            reason_of(error)
             continue
+        yield example
         found += 1

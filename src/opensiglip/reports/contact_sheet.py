@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from opensiglip.data.example import Box, BrokenExample, Example, Source
+from opensiglip.data.example import Box, Example, Source, reason_of
 from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
 from opensiglip.reports.drawing import COLORS, can_draw, caption_strip, draw_boxes
@@ -123,9 +123,11 @@ def read_spread(source: Source, count: int, broken: Counter[str]) -> Iterator[Ex
     count = min(count, len(source))
     for step in range(count):
         try:
-            yield source.example(step * len(source) // count)
-        except BrokenExample as reason:
-            broken[str(reason)] += 1
+            example = source.example(step * len(source) // count)
+        except Exception as error:
+            broken[reason_of(error)] += 1
+            continue
+        yield example
 
 
 def fact_text(fact: Any) -> str:

@@ -25,7 +25,7 @@ from opensiglip.apps.annotate.choose import Limits, as_columns, choose
 from opensiglip.apps.annotate.detector import TEMPLATES, Detector, load_detector
 from opensiglip.apps.annotate.ledger import Ledger
 from opensiglip.apps.annotate.queries import MOST, ask_for, read_categories
-from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.example import Example, Source, reason_of
 from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.metadata import EXTRAS
 from opensiglip.data.sources.registry import open_source
@@ -64,8 +64,8 @@ class Batches(Dataset[Batch]):
         for place in places:
             try:
                 examples[place] = self.sources[split].example(place)
-            except BrokenExample as reason:
-                broken[place] = str(reason)
+            except Exception as error:
+                broken[place] = reason_of(error)
         pixels = [example.image for example in examples.values()]
         return Batch(split, examples, broken, dict(self.images(pixels, return_tensors="pt")) if pixels else {})
 
