@@ -32,7 +32,7 @@ lint: .venv/.installed  ## check format, style and types
 	.venv/bin/mypy
 
 # pip-audit has an environment of its own: it is no part of what is audited.
-audit: .venv/.installed  ## look the pins up in the lists of known vulnerabilities (needs the network)
+audit:  ## look the pins up in the lists of known vulnerabilities (needs the network)
 	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -qq pip-audit 2>.venv/audit/log || { \
 		echo 'The pins were not audited: the package index in use has no pip-audit, or can not be reached' \
 			'(.venv/audit/log); run make audit where https://pypi.org can be.' >&2; exit 2; }
