@@ -1,4 +1,16 @@
 """`opensiglip bench`: the measurements behind this project's claims on speed, each beside its peers."""
 
 # A file each, whose function `bench` is the command.
-BENCHES = ("sigmoid", "lm-head", "decoder", "step", "input", "ranks", "attention", "decoding", "embed", "memory")
+BENCHES = (
+    "sigmoid",
+    "lm-head",
+    "decoder",
+    "step",
+    "input",
+    "ranks",
+    "attention",
+    "decoding",
+    "embed",
+    "memory",
+    "plan",
+)

@@ -209,6 +209,7 @@ def run(recipe: str, folder: str) -> Run:
             "workers": 0,
             "held_out": 0,
             "precision": "fp32",
+            "memory_check": False,  # a second for each run
             "vocabulary": 300,
         }
         return train(recipe, out=out, **settings | changes)

@@ -62,7 +62,8 @@ LATE_LIBRARIES = {
     "transformers": "a processor, slow",
 }
 LATE_ROOMS = {
-    "apps.train": "flags are parsed before torch is imported",
+    "apps.plan": "flags are parsed before torch is imported",
+    "apps.train": "the same",
     "data.sources.registry": "scenes read the drawings' package, which a folder does not need",
     "evaluation.labels": "the same",
 }

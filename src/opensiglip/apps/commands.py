@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opensiglip.apps import signature
+from opensiglip.apps.plan import plans
 from opensiglip.apps.train import recipes
 from opensiglip.errors import UserError
 
@@ -93,6 +94,7 @@ def measured(words: Sequence[str]) -> dict[str, Runnable]:
 
 COMMANDS: dict[str, Command | Group] = {
     "train": Group("train a recipe", "recipe", recipes, also="FILE.py:FUNCTION"),
+    "plan": Group("what a run will need: memory, FLOP, days", "recipe", plans, also="FILE.py:FUNCTION"),
     "eval": Command("judge a model: retrieval, zero-shot, probes, ...", "opensiglip.apps.evaluate", "command"),
     "compare": Command("models side by side, with paired intervals", "opensiglip.apps.evaluate", "compare"),
     "export": Command("write a model as a transformers folder or as ONNX", "opensiglip.checkpoints.export", "export"),

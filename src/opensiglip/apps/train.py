@@ -72,10 +72,15 @@ class Train:
 
 def recipes(words: Sequence[str]) -> dict[str, Train]:
     """`train` with each recipe, and with FILE.py:FUNCTION where that is the first word. Raises UserError."""
+    return {name: Train(name, own[1].partition("\n")[0], own) for name, own in read_recipes(words).items()}
+
+
+def read_recipes(words: Sequence[str]) -> dict[str, tuple[inspect.Signature, str]]:
+    """Signature and docstring of each recipe, and of the FILE.py:FUNCTION that is the first word. Raises UserError."""
     read = {name: (inspect.signature(own), inspect.getdoc(own) or "") for name, own in RECIPES.items()}
     if words and ".py:" in words[0]:
         read[words[0]] = of_file(words[0])
-    return {name: Train(name, own[1].partition("\n")[0], own) for name, own in read.items()}
+    return read
 
 
 def of_file(recipe: str) -> tuple[inspect.Signature, str]:

@@ -91,9 +91,7 @@ class Steps(Dataset[StepBatch]):
         share = count // plan.ranks
         first += plan.rank * share
         fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
-        places = self._places(first, share)
-        self._prepare(places, first, share)
-        rows = [self._draw(first + at, place, skipped, frame, fields)[1] for at, place in enumerate(places)]
+        rows = self.rows(first, share, skipped, frame, fields)
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
@@ -102,6 +100,14 @@ class Steps(Dataset[StepBatch]):
                 batch |= field.collate([row[index] for row in rows[at : at + size]], plan.pipeline)
             parts.append(batch)
         return StepBatch(parts, skipped)
+
+    def rows(
+        self, first: int, count: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
+    ) -> list[list[object]]:
+        """What each of `fields` draws at `count` positions of the endless stream, a list for each."""
+        places = self._places(first, count)
+        self._prepare(places, first, count)
+        return [self._draw(first + at, place, skipped, frame, fields)[1] for at, place in enumerate(places)]
 
     def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> Visit:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""

@@ -1,5 +1,8 @@
 """Attention, the one function that all towers and the decoder call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -8,6 +11,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 NAME = "opensiglip"  # under which Hugging Face's modules find it
+_FUSED = ContextVar("fused", default=False)
+
+
+@contextmanager
+def always_fused() -> Iterator[None]:
+    """Inside, attention is torch's fused kernel on CPUs too, as it is on GPUs: for estimates of what a GPU holds."""
+    before = _FUSED.set(True)
+    try:
+        yield
+    finally:
+        _FUSED.reset(before)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -18,7 +32,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     torch's fused kernel, but not for bfloat16 on CPUs: there plain products are twice as fast
     (`opensiglip bench attention`), which oneDNN runs at full bfloat16 speed.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or _FUSED.get():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scale = query.shape[-1] ** -0.5
     if mask is None:

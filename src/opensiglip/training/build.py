@@ -38,6 +38,7 @@ from opensiglip.training.learner import Learner
 from opensiglip.training.lock import held
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
+from opensiglip.training.planning.check import memory_line
 from opensiglip.training.record import (
     check,
     claim,
@@ -89,6 +90,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         weigh(sources, config.data_weights)
     schedule = schedule_of(job, sum(len(source) for source in sources))
     held_out, saved, run = None, None, RunFolder(folder)
+    need = "not estimated (--no-memory-check)"
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
         if config.held_out:
@@ -102,6 +104,10 @@ def build(job: Job, until_end: ExitStack) -> Built:
             if config.resume:
                 print(f"resume      {folder} has no checkpoint yet: it begins again", flush=True)
             write_start(job, sources, schedule.origin)
+        if config.memory_check:
+            pipeline = read_pipeline(run.start if saved is None else described(saved))
+            plan = data_plan(job, accelerator, sources, pipeline, schedule)
+            need = memory_line(job, plan, accelerator.device, accelerator.mixed_precision)
     saved = from_first(saved)
 
     set_seed(config.seed)
@@ -120,7 +126,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         accelerator.print(text, flush=True)
     if accelerator.is_main_process:
         write_record(folder, job.record)
-    accelerator.print(startup_lines(loop, recipe, precision), flush=True)
+    accelerator.print(f"{startup_lines(loop, recipe, precision)}\nmemory      {need}", flush=True)
     if job.start is not None and fitted is not None:
         line = start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)
         accelerator.print(f"start       {line}", flush=True)
@@ -197,6 +203,26 @@ def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | N
     return Learner.of(model, recipe, pipeline), fitted
 
 
+def data_plan(
+    job: Job, accelerator: Accelerator, sources: Sequence[Source], pipeline: TextPipeline, schedule: Schedule
+) -> DataPlan:
+    """What this rank reads and how."""
+    return DataPlan(
+        sources=sources,
+        frame=job.recipe.frame,
+        fields=job.recipe.fields,
+        pipeline=pipeline,
+        batch_size=job.config.batch_size,
+        seed=job.config.seed,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        parts=job.config.accumulate,
+        steps=schedule.steps,
+        begin=schedule.begin,
+        stretch=schedule.stretch,
+    )
+
+
 def build_loop(
     job: Job,
     accelerator: Accelerator,
@@ -209,20 +235,7 @@ def build_loop(
     """The loop, with optimizer and data plan, at the first step of the run."""
     config, ranks = job.config, accelerator.num_processes
     cores = torch.get_num_threads() if accelerator.device.type == "cpu" else os.cpu_count() or 2
-    plan = DataPlan(
-        sources=sources,
-        frame=job.recipe.frame,
-        fields=job.recipe.fields,
-        pipeline=pipeline,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        ranks=ranks,
-        parts=config.accumulate,
-        steps=schedule.steps,
-        begin=schedule.begin,
-        stretch=schedule.stretch,
-    )
+    plan = data_plan(job, accelerator, sources, pipeline, schedule)
     steps, begin = schedule.steps, schedule.begin
     return Loop(
         accelerator=accelerator,

@@ -42,6 +42,7 @@ class TrainConfig:
         seed: of weights and of every random choice in the data.
         precision: auto, fp32 or bf16.
         compile: the step by torch.compile: minutes at the start, worth it on GPUs; CPUs gain a few per cent.
+        memory_check: refuse a run that needs more memory than is free, by estimate.
         checkpointing: keep no activations inside layers: a third more arithmetic, a fraction of the memory.
         workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
         continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
@@ -85,6 +86,7 @@ class TrainConfig:
     seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
     precision: str = "auto"
     compile: bool = False
+    memory_check: bool = True
     checkpointing: bool = False
     workers: Annotated[int | None, Bounds(at_least=0)] = None
     continue_from: str | None = None

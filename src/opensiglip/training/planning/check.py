@@ -1,0 +1,43 @@
+"""`train`'s line on memory, before anything large is built: what the run needs and what the machine has."""
+
+import os
+from typing import Literal
+
+import torch
+
+from opensiglip.data.loader import DataPlan
+from opensiglip.errors import UserError
+from opensiglip.training.planning.machines import free_memory
+from opensiglip.training.planning.networks import meta_learner
+from opensiglip.training.planning.plan import fullest, gib, mends
+from opensiglip.training.planning.shapes import batch_shapes
+from opensiglip.training.planning.step import Setting
+from opensiglip.training.resolve import Job
+
+
+def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> str:
+    """The estimate of the last stage, which holds most, beside what is free. Raises UserError where it is too large.
+
+    Ranks of one machine share a CPU's memory.
+    """
+    config = job.config
+    kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
+    setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing)
+    learner = meta_learner(job.recipe, data.pipeline, config.freeze, config.lora)
+    last = max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0)
+    kinds = batch_shapes(data, last)
+    try:
+        need = fullest(learner, kinds, setting).total
+    except UserError as error:
+        return f"not estimated: {error}"
+    free, local = free_memory(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" else 1
+    if free is None:
+        return f"{gib(need)} a rank by estimate; this {device.type} does not tell what is free"
+    if need * local <= free:
+        return f"{gib(need)} a rank by estimate, {gib(free / local)} free"
+    ways = " or ".join(mends(learner, kinds, setting, free // local))
+    advice = ways or "a smaller --batch-size (--accumulate and --checkpointing do not suffice)"
+    raise UserError(
+        f"this run needs {gib(need)} a rank by estimate, and {gib(free / local)} is free: give {advice}, or "
+        "--no-memory-check to try it as it is."
+    )
