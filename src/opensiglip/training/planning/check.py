@@ -23,12 +23,11 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
     config = job.config
     kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing)
-    learner = meta_learner(job.recipe, data.pipeline, config.freeze, config.lora)
-    last = max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0)
-    kinds = batch_shapes(data, last)
     try:
+        learner = meta_learner(job.recipe, data.pipeline, config.freeze, config.lora)
+        kinds = batch_shapes(data, max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0))
         need = fullest(learner, kinds, setting).total
-    except UserError as error:
+    except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
         return f"not estimated: {error}"
     free, local = free_memory(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" else 1
     if free is None:
