@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from opensiglip.apps.evaluate import evaluate
@@ -54,7 +55,9 @@ def carry_out(
     ]
     left = [job for job in jobs if not job.done]
     print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
-    for number, job in enumerate(spread(carry_out_one, left, places), len(jobs) - len(left) + 1):
+    waves = [[job for job in left if (job.run.after is None) == first] for first in (True, False)]
+    done = chain.from_iterable(spread(carry_out_one, wave, places) for wave in waves)
+    for number, job in enumerate(done, len(jobs) - len(left) + 1):
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
     return jobs
 
@@ -81,9 +84,16 @@ def carry_out_one(job: Job) -> Job:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)
+        if job.run.after is not None:
+            flags["continue_from"] = str(kept(folder.parent / job.run.after))
         train(job.run.recipe, data=[job.data], out=folder, seed=job.seed, resume=resume, **flags)
     part = folder / f"{JUDGED}.part"
     shutil.rmtree(part, ignore_errors=True)
     evaluate(str(folder), job.data, job.tasks, part, seed=job.seed, trust=True, **job.budget.judge)
     part.rename(folder / JUDGED)
     return job
+
+
+def kept(folder: Path) -> Path:
+    """The earliest checkpoint that a finished run has kept: what the runs `after` it go on from."""
+    return RunFolder(folder).complete()[0]

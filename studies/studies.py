@@ -133,4 +133,30 @@ ENCODERS = Study(
     budgets=budgets(2000, 800, ("cap", "aref")),
 )
 
-STUDIES = {study.name: study for study in (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS)}
+STAGE = 0.8  # share of training after which SigLIP 2's last stage begins
+STAGED: dict[str, Any] = SMALL | AUTO | {"resolution": 64, "steps": 500, "keep": (STAGE,)}
+DISTILLATION = Study(
+    name="distillation",
+    question="Does the last stage of SigLIP 2 help the patches?",
+    about=(
+        "`without` is SigLIP 2 with the sigmoid and the captions alone. `with` goes on from its checkpoint at 80 % of "
+        "training, and adds self-distillation and masked prediction for the same steps on the same images. Both are "
+        "read by nearest neighbours, which learn nothing: the class of each patch of a held-out scene is voted by the "
+        "20 most similar patches of training scenes."
+    ),
+    data=EASY.format(1),
+    runs=(
+        Run("without", "siglip2", {"distill_start": 1.0}),
+        Run("with", "siglip2", {"distill_start": STAGE}, after="without"),
+    ),
+    figures=(
+        Figure("probes", "segmentation: knn_iou", "patches by k-NN, IoU", ("without", "with"), "SigLIP 2 (Sec. 2.3)"),
+        Figure("probes", "segmentation: knn_accuracy", "patches by k-NN, accuracy", ("without", "with")),
+    ),
+    budgets={
+        "cpu-hour": Budget(STAGED, {"count": 500, "train_count": 500}),
+        "gpu-10min": Budget(STAGED | {"batch_size": 256, "steps": 2000}, {"count": 500, "train_count": 1000}),
+    },
+)
+
+STUDIES = {study.name: study for study in (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION)}

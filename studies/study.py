@@ -12,6 +12,7 @@ class Run:
     name: str
     recipe: str
     flags: Mapping[str, Any] = field(default_factory=dict)
+    after: str | None = None  # an earlier run that this goes on from, where its one checkpoint of `keep` stands
 
 
 @dataclass(frozen=True)

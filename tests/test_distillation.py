@@ -255,6 +255,16 @@ def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learne
     assert gap(learner.teacher) > 0 and gap(term.slow_head) > 0 and term.centre.any()
 
 
+def test_the_centre_begins_as_the_first_mean_and_then_averages(learner: Learner) -> None:
+    term = learner.objectives["masked_patches"]
+    assert isinstance(term, Distilled)
+    first, second = torch.randn(2, len(term.centre), dtype=torch.float64)
+    term.after_step({"masked_patches/centre": first})
+    assert torch.equal(term.centre, first)
+    term.after_step({"masked_patches/centre": second})
+    assert torch.allclose(term.centre, 0.9 * first + 0.1 * second, atol=1e-12)
+
+
 @pytest.mark.parametrize(("start", "end", "expected"), [(0.9, 1.0, [0.9, 0.95, 1.0]), (0.7, None, [0.7, 0.7, 0.7])])
 def test_the_momentum_is_fixed_or_goes_along_a_cosine_from_the_teachers_start_to_the_end(
     start: float, end: float | None, expected: list[float], learner: Learner

@@ -25,7 +25,7 @@ from opensiglip.evaluation.benchmark import Context, NotApplicable, hits_and_mis
 from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
 from opensiglip.evaluation.benchmarks.probes import probes
 from opensiglip.evaluation.benchmarks.retrieval import retrieval
-from opensiglip.evaluation.benchmarks.segmentation_probe import most_frequent, patches
+from opensiglip.evaluation.benchmarks.segmentation_probe import by_nearest_patches, most_frequent, patches
 from opensiglip.evaluation.benchmarks.token_variance import token_variance
 from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
 from opensiglip.evaluation.class_names import canonical, class_embeddings, class_name, templates
@@ -218,9 +218,21 @@ def test_probes_read_what_is_in_the_features(tmp_path: Path) -> None:
     assert image["knn"] == image["linear"] == image["shots_5"] == 1 and image["chance"] == pytest.approx(1 / 3)
     assert image["shots_10"] == 1 and "shots_25" not in image  # there are twelve of each
     assert segmentation["miou"] > 0.7 > 0.3 > segmentation["miou_ground_everywhere"]  # logits are blurred at edges
+    assert segmentation["knn_iou"] > 0.9
     assert depth["rmse_metres_mean_depth"] == pytest.approx(np.sqrt(9 / 12), rel=0.1)  # of a uniform ramp of 3 m
     assert depth["rmse_metres"] < depth["rmse_metres_mean_depth"] + 1e-6  # the squares say nothing of it
     assert set(probes(subject, seen, Context()).metrics) == {"token_variance"}, "all else needs a training split"
+
+
+def test_patches_take_the_class_of_the_nearest_patches_of_training() -> None:
+    """By hand: two images of four patches; what is unknown or padding (-1) neither votes nor counts."""
+    a, b, c = torch.eye(3)
+    known, classes = torch.stack([a, b, c])[None], torch.tensor([[0, 1, -1]])
+    test = torch.stack([torch.stack([a, b, a, c]), torch.stack([a, b, c, c])])
+    found = by_nearest_patches(known, classes, test, torch.tensor([[0, 1, 1, -1], [0, 0, -1, -1]]))
+    assert found["knn_accuracy_values"]["scores"] == pytest.approx([2 / 3, 1 / 2])
+    assert found["knn_iou_values"]["scores"] == pytest.approx([(1 / 2 + 1 / 2) / 2, 1 / 2]), "true classes alone"
+    assert found["knn_iou"] == pytest.approx(0.5) and found["knn_accuracy"] == pytest.approx(7 / 12)
 
 
 def test_the_variance_of_tokens_is_shared_out() -> None:

@@ -16,6 +16,7 @@ import torch
 from test_resume import cut_short
 
 from opensiglip.apps.cli import main
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import ProbeConfig
 from opensiglip.evaluation.benchmarks import decoder_probe
@@ -29,6 +30,7 @@ from opensiglip.evaluation.metrics.intervals import (
 from opensiglip.evaluation.run import BENCHMARKS
 from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES, build_recipe
+from opensiglip.training.log import read_lines
 from studies import command, engine
 from studies.answer import Column
 from studies.command import find
@@ -113,6 +115,30 @@ def test_a_study_stopped_anywhere_goes_on_and_ends_the_same(
     assert began == [("siglip", 1)], "seed 0 is not trained again"
 
 
+def test_a_run_goes_on_from_the_checkpoint_that_another_has_kept(tmp_path: Path) -> None:
+    """Equal up to there, bit for bit; with a term more from there on, at the same steps of the same schedule."""
+    flags = TINY | {"workers": 0, "vocabulary": 700, "logit_bias": "auto", "keep": (0.5,), "prototypes": 8}
+    study = Study(
+        name="staged",
+        question="?",
+        about="",
+        data="scenes:drawings=24,objects=1",
+        runs=(
+            Run("with", "siglip2", {"distill_start": 0.5}, after="without"),
+            Run("without", "siglip2", {"distill_start": 1.0}),
+        ),
+        figures=(),
+        budgets={"cpu-hour": Budget(flags | {"save_every": 1}, {"count": 8})},
+    )
+    (with_, without) = carry_out(study, tmp_path, data=None, seeds=1, budget="cpu-hour")
+    assert [path.name for path in RunFolder(without.folder).complete()] == [f"step-{n:08}" for n in (2, 3, 4)]
+    assert json.loads((with_.folder / "config.json").read_text())["train"]["continue_from"].endswith("step-00000002")
+    rows, others = (read_lines(RunFolder(job.folder).metrics) for job in (with_, without))
+    assert [row["step"] for row in rows] == [2, 3] and {"loss/masked_patches"} <= set(rows[0]) - set(others[2])
+    assert all(rows[0][name] == others[2][name] for name in ("loss/sigmoid", "loss/caption", "lr"))
+    assert rows[1]["loss/caption"] != others[3]["loss/caption"]
+
+
 def test_the_command_writes_question_answer_table_and_plot(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,9 +197,10 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
         assert set(figure.order) <= set(names)
-    trainer = {"steps", "batch_size", "lr"}
+    trainer = {"steps", "batch_size", "lr", "keep"}
     for budget in study.budgets.values():
-        for run in study.runs:
+        for number, run in enumerate(study.runs):
+            assert run.after is None or run.after in names[:number] and budget.train["keep"]
             flags = {**budget.train, **run.flags}
             build_recipe(RECIPES[run.recipe], {name: value for name, value in flags.items() if name not in trainer})
     assert set(study.budgets) == {"cpu-hour", "gpu-10min"}

@@ -1,6 +1,7 @@
 """Segmentation probe: the class of every pixel, read linearly off frozen patch features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from opensiglip.evaluation.class_names import key
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import things
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
-from opensiglip.evaluation.metrics.linear import fit_classifier
+from opensiglip.evaluation.metrics.linear import fit_classifier, knn
 from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
 from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
@@ -28,7 +29,8 @@ def segmentation_probe(model: Predictor, examples: EncodedExamples, context: Con
 
     A linear layer on each patch's feature, the pooled one beside it (SigLIP 2, Sec. 3.3.1, after TIPS, Sec. 4.1); its
     logits are resized bilinearly to pixels. Fitted to each training patch's most frequent class by logistic
-    regression (ours: the papers do not give their protocol in detail). Beside it: ground everywhere.
+    regression (ours: the papers do not give their protocol in detail). Beside it: ground everywhere, and what nearest
+    patches say (`by_nearest_patches`).
     """
     training = context.training_examples(model)
     known = [place for place, example in enumerate(training.examples) if things(example)]
@@ -37,11 +39,7 @@ def segmentation_probe(model: Predictor, examples: EncodedExamples, context: Con
         raise NotApplicable("no masks both in training and held out (folders: a column `masks`)")
     names = sorted({key(thing.names) for place in known for thing in things(training.examples[place])})
     order = {name: number for number, name in enumerate([GROUND, *names])}
-    targets = torch.full((len(known), training.tokens.shape[1]), -1)  # [E, N]; -1 where a token is padding
-    for number, place in enumerate(known):
-        example = training.examples[place]
-        down, across = model.frame.grid(example.image, targets.shape[1])
-        targets[number, : down * across] = most_frequent(class_map(example, order), down, across)
+    targets = patch_classes(model, training, known, order)  # [E, N]
     rows = (targets >= 0).nonzero()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed))[:ROWS]]
     x = patch_features(training, torch.tensor(known)[rows[:, 0]], rows[:, 1])
@@ -69,8 +67,41 @@ def segmentation_probe(model: Predictor, examples: EncodedExamples, context: Con
         **mean_iou("miou", torch.stack(areas)),
         **mean_iou("miou_ground_everywhere", torch.stack(nothing)),
         **mean_with_interval("pixel_accuracy", hits, range(len(hits))),
+        **by_nearest_patches(
+            training.tokens[known], targets, examples.tokens[asked], patch_classes(model, examples, asked, order)
+        ),
     }
     return BenchmarkResult(metrics, samples)
+
+
+def by_nearest_patches(x: Tensor, y: Tensor, test: Tensor, targets: Tensor) -> dict[str, Any]:
+    """k-NN on patch tokens x [E, N, D] of the classes y [E, N], -1 where unknown: nothing is fitted.
+
+    Of each image of `test` [I, N, D]: the share of its patches that are of the class voted, and the mean over its true
+    classes of intersection over union. `image_probes` has the same votes of whole images.
+    """
+    classes, known = int(torch.cat([y.flatten(), targets.flatten()]).max()) + 1, y >= 0
+    x, y = x[known].cpu(), y[known]
+    accuracies, ious = [], []
+    for tokens, true in zip(test.cpu(), targets, strict=True):
+        counted = true >= 0
+        found, true = knn(x, y, tokens[counted], classes).argmax(1), true[counted]
+        shared, predicted, here = class_areas(found, true, classes)
+        seen = here > 0
+        accuracies.append(float(widen(found == true).mean()) if len(true) else 0.0)
+        ious.append(float((widen(shared) / (predicted + here - shared))[seen].mean()) if len(true) else 0.0)
+    images = range(len(ious))
+    return mean_with_interval("knn_accuracy", accuracies, images) | mean_with_interval("knn_iou", ious, images)
+
+
+def patch_classes(model: Predictor, examples: EncodedExamples, places: Sequence[int], order: dict[str, int]) -> Tensor:
+    """[len(places), N] int64: each patch's most frequent class; -1 where that is of no known class, and at padding."""
+    targets = torch.full((len(places), examples.tokens.shape[1]), -1)
+    for number, place in enumerate(places):
+        example = examples.examples[place]
+        down, across = model.frame.grid(example.image, targets.shape[1])
+        targets[number, : down * across] = most_frequent(class_map(example, order), down, across)
+    return targets
 
 
 def patch_features(examples: EncodedExamples, places: Tensor, patches: Tensor) -> Tensor:
