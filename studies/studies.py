@@ -154,8 +154,8 @@ DISTILLATION = Study(
         Figure("probes", "segmentation: knn_accuracy", "patches by k-NN, accuracy", ("without", "with")),
     ),
     budgets={
-        "cpu-hour": Budget(STAGED, {"count": 500, "train_count": 500}),
-        "gpu-10min": Budget(STAGED | {"batch_size": 256, "steps": 2000}, {"count": 500, "train_count": 1000}),
+        "cpu-hour": Budget(STAGED, {"count": 1000, "train_count": 300}),
+        "gpu-10min": Budget(STAGED | {"batch_size": 256, "steps": 2000}, {"count": 1000, "train_count": 1000}),
     },
 )
 

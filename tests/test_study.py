@@ -127,7 +127,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_another_has_kept(tmp_path: Path)
             Run("with", "siglip2", {"distill_start": 0.5}, after="without"),
             Run("without", "siglip2", {"distill_start": 1.0}),
         ),
-        figures=(),
+        figures=SMALLEST.figures[1:],
         budgets={"cpu-hour": Budget(flags | {"save_every": 1}, {"count": 8})},
     )
     (with_, without) = carry_out(study, tmp_path, data=None, seeds=1, budget="cpu-hour")

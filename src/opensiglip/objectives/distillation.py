@@ -26,7 +26,7 @@ class Distilled(PerExample):
     loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
 
     c begins as the first batch's mean (ours; DINOv2 begins at 0). From 0 it takes tens of steps to reach what the
-    scores of all images share. Until then the teacher gives nearly all of them one answer, which the heads then learn.
+    scores of all images share, which is half of a short run's stage.
     """
 
     least_information = 0.2  # share of what the teacher could say about a row, under which it teaches nothing
