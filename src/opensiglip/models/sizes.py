@@ -60,7 +60,7 @@ SHAPES = {
     "g": Shape(1536, 40, 6144, 16),
 }
 # What self-distillation and masked prediction weigh in SigLIP 2: r and r / 4, Sec. 2.3 giving r for B, L, So400m and g.
-# Ours: S takes B's; tiny, whose last stage is a hundred steps, more (docs/studies/distillation.md).
+# Ours: other sizes take B's; tiny, whose last stage is a hundred steps, more (docs/studies/distillation.md).
 DISTILLATION = defaultdict(
     lambda: (1 / 4, 1 / 16),
     {"L": (1 / 2, 1 / 8), "So400m": (1.0, 1 / 4), "g": (1 / 2, 1 / 8), "tiny": (1.0, 1.0)},
