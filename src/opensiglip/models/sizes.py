@@ -59,12 +59,8 @@ SHAPES = {
     "So400m": Shape(1152, 27, 4304, 16),
     "g": Shape(1536, 40, 6144, 16),
 }
-# What self-distillation and masked prediction weigh in SigLIP 2: r and r / 4, Sec. 2.3 giving r for B, L, So400m and g.
-# Ours: other sizes take B's; tiny, whose last stage is a hundred steps, more (docs/studies/distillation.md).
-DISTILLATION = defaultdict(
-    lambda: (1 / 4, 1 / 16),
-    {"L": (1 / 2, 1 / 8), "So400m": (1.0, 1 / 4), "g": (1 / 2, 1 / 8), "tiny": (1.0, 1.0)},
-)
+# How much self-distillation weighs: SigLIP 2, Sec. 2.3 gives B, L, So400m and g; all other sizes take B's (ours).
+DISTILLATION = defaultdict(lambda: 0.25, {"L": 0.5, "So400m": 1.0, "g": 0.5})
 SPELLED = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,2}x[1-9]\d{0,5}x[1-9]\d{0,2}")
 SIZES = ("tiny", "S/16", "B/16", "B/32", "L/14", "L/16", "So400m/14", "So400m/16", "g/16")
 

@@ -24,9 +24,6 @@ class Distilled(PerExample):
 
     Teacher: p_t = softmax((z_t - c) / tau_t); c <- 0.9 c + 0.1 mean(z_t) after it was used.    (DINOv2
     loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
-
-    c begins as the first batch's mean (ours; DINOv2 begins at 0). From 0 it takes tens of steps to reach what the
-    scores of all images share, which is half of a short run's stage.
     """
 
     least_information = 0.2  # share of what the teacher could say about a row, under which it teaches nothing
@@ -62,7 +59,7 @@ class Distilled(PerExample):
     @torch.no_grad()
     def after_step(self, notes: Notes) -> None:
         mean = notes[f"{self.name}/centre"]  # over all ranks and parts
-        self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM if self.centre.any() else 1.0)
+        self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
 
     def health(self, notes: Notes) -> list[Signal]:
         """Norm of the centre; the teacher's entropy and information, with alarms where images get one answer, or any.

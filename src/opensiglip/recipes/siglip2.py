@@ -28,7 +28,7 @@ def siglip2(
     """SigLIP 2: SigLIP + LocCa; in the last fifth also SILC and TIPS.    (arXiv:2502.14786)
 
     L = L_sigmoid + L_caption + r (L_local_to_global + 1/4 L_masked_patches), Sec. 2.2 and 2.3; r by size: B 1/4, L 1/2,
-    So400m 1, g 1/2; for tiny both weigh 1 (ours). The last two compare additional augmented views with an EMA teacher.
+    So400m 1, g 1/2. The last two compare additional augmented views with an EMA teacher.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
@@ -61,7 +61,7 @@ def siglip2(
     )
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
-    (whole, hidden), shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
+    r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
     teacher = objectives.Momentum(momentum)
     frame = data.Frame(side, crop_area)
     return Recipe(
@@ -77,8 +77,8 @@ def siglip2(
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Caption(),
-            objectives.LocalToGlobal(width, shape, weight=whole, start=start, momentum=teacher),
-            objectives.MaskedPatches(width, shape, weight=hidden, start=start, momentum=teacher),
+            objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
+            objectives.MaskedPatches(width, shape, weight=r / 4, start=start, momentum=teacher),
         ],
         tasks=tasks,
         boxes=written,
