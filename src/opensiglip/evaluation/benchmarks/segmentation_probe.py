@@ -82,7 +82,8 @@ def by_nearest_patches(x: Tensor, y: Tensor, test: Tensor, targets: Tensor) -> d
     """
     classes, known = int(torch.cat([y.flatten(), targets.flatten()]).max()) + 1, y >= 0
     x, y = x[known].cpu(), y[known]
-    accuracies, ious = [], []
+    accuracies: list[float] = []
+    ious: list[float] = []
     for tokens, true in zip(test.cpu(), targets, strict=True):
         counted = true >= 0
         found, true = knn(x, y, tokens[counted], classes).argmax(1), true[counted]
