@@ -36,7 +36,11 @@ audit:  ## look the pins up in the lists of known vulnerabilities (needs the net
 	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -qq pip-audit 2>.venv/audit/log || { \
 		echo 'The pins were not audited: the package index in use has no pip-audit, or can not be reached' \
 			'(.venv/audit/log); run make audit where https://pypi.org can be.' >&2; exit 2; }
-	.venv/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.txt
+	@.venv/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.txt > .venv/audit/report; status=$$?; \
+	cat .venv/audit/report; skipped=$$(grep -c 'could not be audited' .venv/audit/report); \
+	[ "$$skipped" = 0 ] || { echo "$$skipped of $$(grep -c '==' requirements.txt) pins were not audited:" \
+		'pip-audit found no entry of theirs on https://pypi.org, which may be out of reach here.' >&2; exit 2; }; \
+	exit $$status
 
 format: .venv/.installed  ## rewrite the code in the one format
 	.venv/bin/ruff check --fix
