@@ -4,6 +4,7 @@ make torture COUNT=20 kills at so many moments; make test at two.
 """
 
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -16,35 +17,13 @@ import pytest
 from test_sources_tables import write_parquet
 from test_sources_tar import samples, write
 
-from opensiglip.data.sources.registry import open_source
-
-STEPS, BATCH, FEW = 60, 8, 2
-KEYS = """
-import sys
 from opensiglip.data.fields.field import Texts
 from opensiglip.data.fields.frame import Frame
-from opensiglip.data.loader import DataPlan, Steps, loader
+from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 
-out, ranks, steps, batch, *specs = sys.argv[1:]
-sources, read = [open_source(spec) for spec in specs], []
-for source in sources:
-    source.example = lambda index, language=None, own=source, ask=source.example: read.append(
-        f"{own.kind}/{own.key(own.rows.row(index))}") or ask(index, language)
-pipeline = TextPipeline.train(["a picture"])
-plans = [DataPlan(sources=sources, frame=Frame(16), fields=[Texts()], pipeline=pipeline, batch_size=int(batch), seed=3,
-                  rank=rank, ranks=int(ranks), steps=int(steps)) for rank in range(int(ranks))]
-done = sum(1 for _ in open(out)) if __import__("os").path.exists(out) else 0
-orders = [Steps(plan) for plan in plans]
-with open(out, "a") as file:
-    for step in range(done, int(steps)):
-        read.clear()
-        for order in orders:
-            order[step]
-        file.write(" ".join(read) + "\\n")
-        file.flush()
-"""
+STEPS, BATCH, FEW = 60, 8, 2
 
 
 @pytest.fixture(scope="module")
@@ -60,38 +39,59 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
+def write_keys(specs: list[str], out: Path, ranks: int, steps: int = STEPS) -> None:
+    """Add a line of keys for each step that `out` lacks: what all ranks read, in the order of ranks."""
+    read: list[str] = []
+
+    def told(source: Any) -> Any:
+        ask = source.example
+
+        def example(index: int, language: str | None = None) -> Any:
+            read.append(f"{source.kind}/{source.key(source.rows.row(index))}")
+            return ask(index, language)
+
+        source.example = example
+        return source
+
+    facts: dict[str, Any] = {"sources": [told(open_source(spec)) for spec in specs], "frame": Frame(16), "seed": 3}
+    facts |= {"fields": [Texts()], "pipeline": TextPipeline.train(["a picture"]), "batch_size": BATCH, "steps": STEPS}
+    orders = [Steps(DataPlan(**facts, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    with out.open("a") as file:
+        for step in range(written(out), steps):
+            read.clear()
+            for order in orders:
+                order[step]
+            file.write(" ".join(read) + "\n")
+            file.flush()
+
+
 def test_keys_are_the_same_at_any_number_of_ranks_and_after_any_kill(
     specs: list[str], tmp_path: Path, torture_count: Callable[[int], int]
 ) -> None:
-    script, straight = tmp_path / "keys.py", tmp_path / "straight"
-    script.write_text(KEYS)
-
-    def command(out: Path, ranks: int, steps: int = STEPS) -> list[str]:
-        return [sys.executable, str(script), str(out), str(ranks), str(steps), str(BATCH), *specs]
-
-    subprocess.run(command(straight, 1), check=True)
+    straight, growing, killed = (tmp_path / name for name in ("straight", "growing", "killed"))
+    write_keys(specs, straight, 1)
     whole = straight.read_text().splitlines()
     assert len(whole) == STEPS and all(len(line.split()) == BATCH for line in whole)
     share = sum(line.count("tar/") for line in whole) / (STEPS * BATCH)
     assert abs(share - 2 / 3) < 2 / (STEPS * BATCH)
-    growing = tmp_path / "growing"  # 1, then 2, then 4 ranks
     for ranks, steps in ((1, STEPS // 3), (2, 2 * STEPS // 3), (4, STEPS)):
-        subprocess.run(command(growing, ranks, steps), check=True)
+        write_keys(specs, growing, ranks, steps)
     assert growing.read_text().splitlines() == whole
-    lines = tmp_path / "killed"
     rng, moments = random.Random(0), torture_count(FEW)
     for _ in range(moments):
-        running = subprocess.Popen(command(lines, rng.choice((1, 2, 4))))
-        before, deadline = written(lines), time.monotonic() + 60
+        ranks = rng.choice((1, 2, 4))
+        running = multiprocessing.get_context("fork").Process(target=write_keys, args=(specs, killed, ranks))
+        running.start()
+        before, deadline = written(killed), time.monotonic() + 60
         more = rng.randint(1, max(2, STEPS // (moments + 1)))
-        while written(lines) < before + more and running.poll() is None and time.monotonic() < deadline:
+        while written(killed) < before + more and running.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         running.kill()
-        running.wait()
-        text = lines.read_text() if lines.exists() else ""
-        lines.write_text(text[: text.rfind("\n") + 1])  # a line that was cut is a step to take again
-    subprocess.run(command(lines, 1), check=True)
-    assert lines.read_text().splitlines() == whole
+        running.join()
+        text = killed.read_text() if killed.exists() else ""
+        killed.write_text(text[: text.rfind("\n") + 1])  # a line that was cut is a step to take again
+    write_keys(specs, killed, 1)
+    assert killed.read_text().splitlines() == whole
 
 
 def written(path: Path) -> int:
