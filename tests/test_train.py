@@ -294,10 +294,12 @@ def test_the_optimizer_gets_the_rate_of_the_schedule_the_decay_asked_for_and_a_c
 ) -> None:
     """What each step of AdamW sees, not what the log says of it."""
     seen: list[tuple[list[float], list[float], float]] = []
+    betas: set[tuple[float, float]] = set()
     plain = torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, closure: Any = None) -> Any:
         groups = self.param_groups
+        betas.update(tuple(group["betas"]) for group in groups)
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         norm = float(torch.stack([grad.norm() for grad in grads]).norm())
         seen.append(([group["lr"] for group in groups], [group["weight_decay"] for group in groups], norm))
@@ -306,7 +308,7 @@ def test_the_optimizer_gets_the_rate_of_the_schedule_the_decay_asked_for_and_a_c
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     run(tmp_path / "run", lr=2e-3, warmup=2, weight_decay=0.05, clip_norm=0.01, betas=[0.8, 0.9])
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert len(seen) == len(rows) == STEPS
+    assert len(seen) == len(rows) == STEPS and betas == {(0.8, 0.9)}
     for number, (row, (lrs, decays, norm)) in enumerate(zip(rows, seen, strict=True)):
         assert lrs == pytest.approx([2e-3 * rate(number, STEPS, 2)] * 2)
         assert decays == [0.05, 0.0]
