@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opensiglip.apps.plan import UTILISATION
+from opensiglip.apps.train import UTILISATION
 from opensiglip.recipes import build_recipe, find_recipe
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import make_plan

@@ -240,7 +240,7 @@ def test_recipes_lists_every_paper(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", name, "--help"]) == 0
+    assert main(["train", name, "--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     keywords = [*find_recipe(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
     assert all(f"--{keyword.replace('_', '-')}" in said for keyword in keywords)
@@ -340,7 +340,7 @@ def test_what_the_syntax_tree_does_not_say_is_imported(place: Path, capsys: pyte
     (place / "mine.py").write_text(
         "from functools import partial\nfrom opensiglip.recipes import siglip2\nmine = partial(siglip2, length=32)\n"
     )
-    assert main(["train", "mine.py:mine", "--help"]) == 0
+    assert main(["train", "mine.py:mine", "--help-all"]) == 0
     assert "(default: 32)" in capsys.readouterr().out
 
 

@@ -13,9 +13,12 @@ import tyro
 from tyro._errors import ParseErrorEvent, on_parse_error
 
 from opensiglip import __version__
+from opensiglip.apps import completion
 from opensiglip.apps.commands import COMMANDS, Group, Runnable
 from opensiglip.apps.sentence import rejected_flags, rejected_word
 from opensiglip.apps.signature import like
+from opensiglip.apps.train import Train
+from opensiglip.apps.train_help import HELP, HELP_ALL, help_text
 from opensiglip.errors import Stopped, UserError
 
 PROGRAM = "opensiglip"
@@ -51,9 +54,17 @@ def run(words: list[str]) -> None:
     if words == ["--version"]:
         print(__version__)
         return
+    if words[:1] == ["complete"]:  # what the scripts of `completion` ask
+        for name, about in completion.candidates(words[2:], find):
+            print(name, about, sep="\t" if about else "")
+        return
     node, path = find(words)
     program = " ".join([PROGRAM, *path])
     rest = words[len(path) :]
+    if isinstance(node, Train) and (asked := HELP.intersection(rest)):
+        print(help_text(program, *node.flags([]), everything=HELP_ALL in asked))
+        return
+    words = ["--help" if word == HELP_ALL else word for word in words]
     flags = like(*node.flags(rest)) if not isinstance(node, Group) else None
 
     def reject(event: ParseErrorEvent) -> None:

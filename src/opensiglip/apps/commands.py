@@ -36,6 +36,7 @@ class Command:
     help: str
     module: str
     function: str
+    light: bool = False  # it calls no library that is to be quiet
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """The function's own. Raises UserError where its module is not installed."""
@@ -45,7 +46,8 @@ class Command:
     def call(self, flags: Mapping[str, Any]) -> None:
         """Import the module and call the function."""
         function = getattr(import_module(self.module), self.function)
-        import_module("opensiglip.apps.quiet").quiet_libraries()
+        if not self.light:
+            import_module("opensiglip.apps.quiet").quiet_libraries()
         function(**flags)
 
 
@@ -109,6 +111,9 @@ COMMANDS: dict[str, Command | Group] = {
     "demo": Command("the same in a web page, on this machine", "opensiglip.apps.demo.demo", "demo"),
     "annotate": Command(
         "boxes for your own photos, by an open-vocabulary detector", "opensiglip.apps.annotate.annotate", "annotate"
+    ),
+    "completion": Command(
+        "completion of commands and flags for bash, zsh and fish", "opensiglip.apps.completion", "script", light=True
     ),
     "study": Command("recipes compared at equal data, steps and seeds", "studies.command", "study"),
     "bench": Group("the measurements behind claims on speed, each beside its peers", "measurement", measured),

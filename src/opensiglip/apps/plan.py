@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from opensiglip.apps import signature
-from opensiglip.apps.train import joined, keywords, read_recipes
+from opensiglip.apps.train import UTILISATION, joined, keywords, read_recipes
 from opensiglip.bounds import Bounds, check_bounds
-
-UTILISATION = 0.31  # of the peak; at it the costs that papers state come out within 25 % (`opensiglip bench plan`)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,7 @@ def rejected_flags(
         case rejected.UnrecognizedArgs(tokens=[word, *_]):
             fact = f"unexpected word: {word!r}"
         case rejected.MissingArgs(missing_arguments=missing):
-            names = [named(one.arg) for one in missing]
-            fact = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+            fact = "; ".join(f"{named(one.arg)} is missing{about(one.arg)}" for one in missing)
         case rejected.BadValue(argument=argument):
             fact = f"{named(argument)} needs {wanted(argument.field.type_stripped)}"
         case rejected.InvalidChoice(argument=argument, value=value):
@@ -63,6 +62,13 @@ def is_flag(word: str) -> bool:
 def named(argument: Any) -> str:
     """--flag, or the name of a positional in capitals as in the usage."""
     return argument.display_name().upper() if argument.is_positional() else argument.lowered.name_or_flags[-1]
+
+
+def about(argument: Any) -> str:
+    """What an argument is, as a clause: its description up to the first semicolon or full stop."""
+    text = str(argument.field.helptext or "")
+    first = text.partition(";")[0].partition(". ")[0].rstrip(".")
+    return f": {first}" if first else ""
 
 
 def given(names: Sequence[str], words: Sequence[str]) -> list[str]:

@@ -13,8 +13,17 @@ from opensiglip import user_file
 from opensiglip.apps import signature
 from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, find_recipe
 from opensiglip.training.config import TrainConfig
+
+UTILISATION = 0.31  # of the peak; at it the costs that papers state come out within 25 % (`opensiglip bench plan`)
+OWN = (  # flags of the command alone
+    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Path | None, default=None),
+)
+OWN_DOC = """
+        config: config.json of a run of this recipe, or its folder, whose arguments hold where no flag says otherwise.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Train:
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
-        defaults = continued(words)
+        defaults = configured(self.recipe, words) | continued(words)
         types = get_type_hints(TrainConfig, include_extras=True)
         types["data"] = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
         shared = [
@@ -39,13 +48,15 @@ class Train:
             )
             for field in fields(TrainConfig)
         ]
-        parameters = [
-            one.replace(default=defaults.get(one.name, one.default)) for one in [*shared, *keywords(self.own[0])]
-        ]
-        return inspect.Signature(parameters), joined(self.own[1], TrainConfig.__doc__ or "")
+        known = [*shared, *keywords(self.own[0])]
+        if unknown := defaults.keys() - {one.name for one in known}:
+            raise UserError(f"--config: train {self.recipe} has no {min(unknown)!r} in this version; remove it there.")
+        parameters = [*(one.replace(default=defaults.get(one.name, one.default)) for one in known), *OWN]
+        return inspect.Signature(parameters), joined(self.own[1], (TrainConfig.__doc__ or "") + OWN_DOC)
 
     def call(self, flags: Mapping[str, Any]) -> None:
         """Check the values, train, print what came of it. Raises UserError."""
+        flags = {name: value for name, value in flags.items() if name != "config"}
         check_bounds(signature.like(self.own[0]), flags)
         TrainConfig.part(dict(flags))  # for its checks: a wrong value is answered before torch is imported
         from opensiglip.apps.quiet import quiet_libraries
@@ -119,6 +130,19 @@ def continued(words: Sequence[str]) -> dict[str, Any]:
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
     return inherited(run, given, trust="--trust" in flags)
+
+
+def configured(recipe: str, words: Sequence[str]) -> dict[str, Any]:
+    """The arguments in the file that --config names, which are the defaults here. Raises UserError."""
+    file = value_of("--config", words)
+    if file is None:
+        return {}
+    from opensiglip.training.record import of_config
+
+    defaults = of_config(Path(file), recipe)
+    if value_of("--data", words) is not None:  # else what is given would be added
+        defaults.pop("data", None)
+    return defaults
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:

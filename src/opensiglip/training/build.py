@@ -50,7 +50,7 @@ from opensiglip.training.record import (
 )
 from opensiglip.training.resolve import Job
 from opensiglip.training.start import new_pipeline, set_trainable, start_line, tower_parameters
-from opensiglip.training.startup import startup_lines
+from opensiglip.training.startup import few_held_out, startup_lines
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def build(job: Job, until_end: ExitStack) -> Built:
     if accelerator.is_main_process:
         write_record(folder, job.record)
     accelerator.print(f"{startup_lines(loop, recipe, precision)}\nmemory      {need}", flush=True)
+    if held_out is not None and (few := few_held_out(min(held_out.count, len(held_out.source)))):
+        accelerator.print(f"small data  {few}", flush=True)
     if job.start is not None and fitted is not None:
         line = start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)
         accelerator.print(f"start       {line}", flush=True)

@@ -114,6 +114,7 @@ def _count(module: nn.Module | None) -> int:
 def figures(summary: dict[str, Any]) -> dict[str, str]:
     """The figures of a run in words: loss terms first and last, and what held-out examples say."""
     words = {}
+    number = summary.get("held_out", {}).get("examples")
     for name, loss in summary["losses"].items():
         if loss["first"] is not None and loss["last"] is not None:
             words[f"{name}, first and last"] = f"{loss['first']:.3f} -> {loss['last']:.3f}"
@@ -122,7 +123,9 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
         for name, value in measures.items():
             if f"{name}_ci95" in measures:
                 low, high = measures[f"{name}_ci95"]
-                words[f"held-out {task}, {name.replace('_', ' ')}"] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+                words[f"held-out {task}, {name.replace('_', ' ')}"] = (
+                    f"{value:.3f} [{low:.3f}, {high:.3f}], n = {number}"
+                )
             elif name == "chance_r1":
                 words["held-out retrieval, chance"] = f"{value:.3f}"
     words["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"

@@ -94,9 +94,26 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     write_json(RunFolder(folder).config, record | {"command": command(record, folder)})
 
 
+def of_config(path: Path, recipe: str) -> dict[str, Any]:
+    """A run's arguments, by its config.json or folder, for another run of its recipe. Raises UserError."""
+    record = read_record(RunFolder(path).config if path.is_dir() else path)
+    if record.get("recipe") != recipe:
+        raise UserError(
+            f"--config {path} is of the recipe {record.get('recipe')}, not {recipe}; train that, or another file."
+        )
+    values = {**record["train"], **record["keywords"]}
+    return {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in ("resume", "changed")
+    }
+
+
 def stored(run: Path) -> dict[str, Any]:
     """What a run's config.json holds. Raises UserError."""
-    path = RunFolder(run).config
+    return read_record(RunFolder(run).config)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a config.json holds. Raises UserError."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(record["train"], dict) and isinstance(record["keywords"], dict)

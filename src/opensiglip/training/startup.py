@@ -1,11 +1,16 @@
 """The start-up lines of a run: what a wrong run would show at a glance."""
 
+from collections.abc import Sequence
+
 import torch
 
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
+
+FEW = 100  # held-out examples, of which each is a hundredth
+PLACED = ("aref", "gcap")  # tasks that are about regions
 
 
 def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
@@ -39,6 +44,9 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         f"parameters  {parameters}",
         f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.step_slice(loop.last).first} images",
     ]
+    lines += [
+        f"small data  {sentence}" for sentence in small_data(images, plan.batch_size, recipe.tasks, regions + drawn)
+    ]
     skipped = sum((source.skipped for source in plan.sources), start=type(plan.sources[0].skipped)())
     if skipped:
         lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
@@ -51,3 +59,24 @@ def source_lines(plan: DataPlan, images: int) -> list[str]:
         return []
     found = zip(plan.sources, plan.shares, plan.epochs(images), strict=True)
     return [f"source      {s.name}: {share:.2%}, {len(s)} rows, {epochs:.3g} epochs" for s, share, epochs in found]
+
+
+def small_data(images: int, batch_size: int, tasks: Sequence[str], regions: int) -> list[str]:
+    """What is too little of, a sentence each: batches of an epoch, and regions for tasks that are about them."""
+    said = []
+    if images < 2 * batch_size:
+        said.append(
+            f"{images} images are {images / batch_size:.2g} batches of {batch_size}: a step sees nearly all of them, "
+            "with the same negatives again; give a smaller --batch-size"
+        )
+    placed = [task for task in tasks if task in PLACED]
+    if placed and not regions:
+        said.append(f"no regions: {' and '.join(placed)} have nothing to learn from")
+    return said
+
+
+def few_held_out(count: int) -> str | None:
+    """What so few held-out examples mean for the figures."""
+    if count >= FEW:
+        return None
+    return f"{count} held-out examples: one of them is {1 / max(1, count):.3f} of a rate"
