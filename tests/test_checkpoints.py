@@ -81,6 +81,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     run(copy, save_every=2, resume=True)
     said = capsys.readouterr().out
     assert f"{newest(copy)} is damaged (" in said and "the one before, step-00000004, is used." in said
+    assert [path.name for path in RunFolder(copy).checkpoints.iterdir() if path.suffix] == ["step-00000006.damaged"]
     for name in (LEARNER, OPTIMIZER, "state.json", "manifest.json"):
         assert (newest(copy) / name).read_bytes() == (newest(whole) / name).read_bytes()
     assert [row["loss"] for row in read_lines(copy / "metrics.jsonl")] == [

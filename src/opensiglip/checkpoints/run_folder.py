@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PART = ".part"  # ends the name of what is being written
+DAMAGED = ".damaged"  # and of a checkpoint that was passed over
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RunFolder:
     def complete(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
         found = self.checkpoints.glob("step-*")
-        whole = (path for path in found if path.suffix != PART)
+        whole = (path for path in found if path.suffix not in (PART, DAMAGED))
         return sorted(path for path in whole if manifest_of(path).is_file() or state_of(path).is_file())
 
     def newest(self) -> Path | None:

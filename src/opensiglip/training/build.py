@@ -29,7 +29,7 @@ from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
-from opensiglip.training.checkpoint import sweep
+from opensiglip.training.checkpoint import set_aside, sweep
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin, take_over
 from opensiglip.training.finish import of_run
@@ -104,6 +104,8 @@ def build(job: Job, until_end: ExitStack) -> Built:
             if config.resume:
                 print(f"resume      {folder} has no checkpoint yet: it begins again", flush=True)
             write_start(job, sources, schedule.origin)
+        else:
+            set_aside(run, saved)
         if config.memory_check:
             pipeline = read_pipeline(run.start if saved is None else described(saved))
             plan = data_plan(job, accelerator, sources, pipeline, schedule)

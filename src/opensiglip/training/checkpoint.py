@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opensiglip.checkpoints.manifest import damaged, read_state, write_manifest
-from opensiglip.checkpoints.run_folder import PART, RunFolder, learner_of, optimizer_of, state_of
+from opensiglip.checkpoints.run_folder import DAMAGED, PART, RunFolder, learner_of, optimizer_of, state_of
 from opensiglip.disk import refusals, whole_file, whole_folder
 from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
@@ -77,6 +77,15 @@ def sweep(run: RunFolder) -> None:
                 shutil.rmtree(part)
             else:
                 part.unlink()
+
+
+def set_aside(run: RunFolder, saved: Path) -> None:
+    """Give the checkpoints after `saved`, which were passed over, a name by which they count no more."""
+    for path in run.complete():
+        if path.name > saved.name:
+            aside = path.with_name(path.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def save_stage(run: RunFolder, step: int, model: Model) -> None:
