@@ -46,12 +46,12 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("fly", "no such command: 'fly'; there are train, eval,"),
+        ("fly", "no such command: 'fly'; there are train, plan,"),
         ("trian", "no such command: 'trian', the nearest is train;"),
-        ("--data scenes train siglip2", "name a command first: train, eval,"),
+        ("--data scenes train siglip2", "name a command first: train, plan,"),
         ("data", "name a data command first: show, index,"),
         ("data sow", "no such data command: 'sow', the nearest is show; there are show,"),
-        ("data show", "SOURCE is missing; `opensiglip data show --help` lists the flags."),
+        ("data show", "SOURCE is missing: `scenes`, `scenes:key=value,...` or any other that --data of train takes; "),
         ("data show scenes more", "unexpected word: 'more'"),
         ("data show nowhere", "no such source: nowhere"),
         ("data show scenes:objects=0", "objects=0 is not a whole number from 1 to 9"),
