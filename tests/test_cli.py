@@ -49,7 +49,7 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("fly", "no such command: 'fly'; there are train, plan,"),
         ("trian", "no such command: 'trian', the nearest is train;"),
         ("--data scenes train siglip2", "name a command first: train, plan,"),
-        ("data", "name a data command first: show, index,"),
+        ("data", "name a data command first: show, stats,"),
         ("data sow", "no such data command: 'sow', the nearest is show; there are show,"),
         ("data show", "SOURCE is missing: `scenes`, `scenes:key=value,...` or any other that --data of train takes; "),
         ("data show scenes more", "unexpected word: 'more'"),
