@@ -36,6 +36,19 @@ class Patches(NamedTuple):
         return {view: self.values, f"{view}_shapes": self.shapes, f"{view}_valid": self.valid}
 
 
-def pixels(batch: Batch, view: str) -> Tensor | Patches:
+class TowerStates(NamedTuple):
+    """What the head of a frozen tower reads, out of a cache instead of from the tower."""
+
+    values: Tensor  # [B, T, D]
+
+    @classmethod
+    def of(cls, batch: Batch, view: str) -> "TowerStates | None":
+        """Those of a batch's view; None where it has pixels or ids."""
+        return cls(batch[f"{view}_states"]) if f"{view}_states" in batch else None
+
+
+def pixels(batch: Batch, view: str) -> Tensor | Patches | TowerStates:
     """A batch's view as the image tower takes it: patches, or [B, 3, H, W] (of [B, V, 3, H, W] B * V images)."""
+    if (states := TowerStates.of(batch, view)) is not None:
+        return states
     return Patches.of(batch, view) if f"{view}_shapes" in batch else batch[view].flatten(0, -4)

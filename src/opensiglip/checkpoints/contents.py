@@ -42,7 +42,7 @@ def frame_of(networks: Architecture, most: int | None = None) -> Geometry:
     `most`: patches of an image that a NaFlex model sees; by default those of its table of positions.
     """
     if not networks.naflex:
-        return Frame(networks.resolution)
+        return Frame(networks.resolution, interpolation=networks.interpolation)
     most = most or (networks.resolution // networks.patch) ** 2
     return NaFlex(networks.patch, most, (most,))
 

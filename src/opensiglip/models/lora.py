@@ -10,7 +10,8 @@ from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 
 # Of every encoder layer, not of the pooling head: its attention is one fused module, which peft treats otherwise.
-MATRICES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+# SigLIP's and DINOv3's names, then BERT's and DINOv2's.
+MATRICES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "query", "key", "value", "dense"]
 
 
 def add(tower: nn.Module, rank: int) -> None:

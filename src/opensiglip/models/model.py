@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimoda
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.limits import check_room, check_sizes, stored_in
 from opensiglip.models.pali import Pali
+from opensiglip.models.pretrained_towers import PretrainedText, PretrainedVision
 from opensiglip.models.short_start import short_start
-from opensiglip.models.sizes import Architecture, Shape
+from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.models.timm_tower import TimmVision
+from opensiglip.models.tower_host import PARTS, TowerHost, load_tower
 from opensiglip.models.towers import Text, Vision, initialise
 
 HOSTS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "clip_vision_model", "timm_wrapper")
@@ -56,26 +59,32 @@ class Model(nn.Module):
     logit_scale: Tensor
     logit_bias: Tensor
 
-    def __init__(self, host: PreTrainedModel, architecture: Architecture, vocabulary: int) -> None:
-        """`host` is the transformers model that owns the towers: SiglipModel, or its image tower alone, or another's.
+    def __init__(self, host: PreTrainedModel | TowerHost, architecture: Architecture, vocabulary: int) -> None:
+        """`host` owns the towers: transformers' SiglipModel, its image tower alone, another's, or one of each make.
 
         What the host has no place for is ours, and is saved beside it.
         """
         super().__init__()
         self.host, self.architecture, self.vocabulary = [host], architecture, vocabulary  # listed: not a submodule
         self.vision: Any = _vision(host, architecture)
-        self.text: Text | Unimodal | None = None
+        self.text: Text | PretrainedText | Unimodal | None = None
         self.decoder: Decoder | Multimodal | None = None
         self.pali: Pali | None = None
         if isinstance(host, SiglipModel | Siglip2Model):
             self.text = Text(host.text_model)
             self.logit_scale, self.logit_bias = host.logit_scale, host.logit_bias
         elif architecture.text is not None:
-            self.text = _own_text(architecture, vocabulary, self.vision.width)
+            pair = architecture.foreign
+            if pair is not None and isinstance(host, TowerHost) and host.text is not None:
+                self.text = PretrainedText(host.text, pair, architecture.pad_id)
+            else:
+                width = self.vision.width if pair is None or pair.vision is None else pair.embed
+                self.text = _own_text(architecture, vocabulary, width)
             self.logit_scale, self.logit_bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         if self.text is not None:
             self.logit_bias.requires_grad_(architecture.logit_bias)
-        self.vision.requires_grad_(not architecture.frozen)
+        if architecture.frozen:
+            self.vision.requires_grad_(False)
         if architecture.t5 is not None:
             self.pali = Pali(architecture.t5, vocabulary, architecture.length, self.vision.width, architecture.pad_id)
         if isinstance(self.text, Unimodal) and architecture.decoder is not None:
@@ -96,6 +105,8 @@ class Model(nn.Module):
             model = cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
             if model.text is not None:
                 initialise(model.text)
+        elif architecture.foreign is not None:
+            model = cls(_tower_host(architecture, architecture.foreign), architecture, vocabulary)
         else:
             host = _host(architecture, vocabulary)
             initialise(host)
@@ -152,6 +163,11 @@ class Model(nn.Module):
             raise UserError(
                 f"{folder / SIDECAR} does not describe a model ({first_line(error)}); export the run again."
             ) from error
+        if architecture.foreign is not None:
+            pair = {part: str(folder / part) for part in PARTS if getattr(architecture.foreign, part) is not None}
+            here = replace(architecture.foreign, **pair)
+            towers = _tower_host(architecture, here, folder)
+            return cls._with_rest(towers, replace(architecture, pair=here), vocabulary, folder)
         check_host(folder)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -170,6 +186,13 @@ class Model(nn.Module):
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"the weights in {folder} have no {missing[0]}; export the run again.")
+        return cls._with_rest(host, architecture, vocabulary, folder)
+
+    @classmethod
+    def _with_rest(
+        cls, host: PreTrainedModel | TowerHost, architecture: Architecture, vocabulary: int, folder: Path
+    ) -> "Model":
+        """The model over a host at hand, with what lies beside it in the folder."""
         model = cls(host, architecture, vocabulary)
         if names := model.beside().keys():
             _load(model, folder / "beside.safetensors", names, strict=False)
@@ -225,7 +248,17 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _vision(host: PreTrainedModel, architecture: Architecture) -> Vision | TimmVision | PooledVision:
+def _vision(
+    host: PreTrainedModel | TowerHost, architecture: Architecture
+) -> Vision | TimmVision | PooledVision | PretrainedVision:
+    if isinstance(host, TowerHost):
+        pair = architecture.foreign
+        assert pair is not None
+        if pair.vision is None:
+            host.vision.set_attn_implementation(NAME)
+            return Vision(host.vision)  # type: ignore[arg-type] # ours
+        head = None if architecture.text is None else pair
+        return PretrainedVision(host.vision, mean=pair.mean, std=pair.std, pair=head)
     if isinstance(host, TimmWrapperModel):
         return TimmVision(host)
     host.set_attn_implementation(NAME)
@@ -236,6 +269,19 @@ def _vision(host: PreTrainedModel, architecture: Architecture) -> Vision | TimmV
     tower = host.vision_model if isinstance(host, SiglipModel | Siglip2Model) else host
     assert isinstance(tower, SiglipVisionModel | Siglip2VisionModel)
     return Vision(tower) if coca is None else PooledVision(Vision(tower), coca)
+
+
+def _tower_host(architecture: Architecture, pair: PairShape, folder: Path | None = None) -> TowerHost:
+    """The towers of a pair, from where each lies; ours of `folder`, or new."""
+    vision: PreTrainedModel
+    if pair.vision is not None:
+        vision = load_tower(pair.vision, "--vision")
+    elif folder is not None:
+        vision = load_tower(str(folder / "vision"), "the image tower")
+    else:
+        vision = _host(replace(architecture, text=None, pooling=True), 0)
+        initialise(vision)
+    return TowerHost(vision, None if pair.text is None else load_tower(pair.text, "--text"))
 
 
 def _own_text(architecture: Architecture, vocabulary: int, width: int) -> Text | Unimodal:

@@ -43,6 +43,25 @@ class CoCaShape:
 
 
 @dataclass(frozen=True)
+class PairShape:
+    """Pretrained towers of other makes, and the heads that bring them into one space (models/pretrained_towers.py).
+
+    vision, text: folder or hub id of each tower; None: a tower of ours. head: of the images, "map", "mlp" or "linear".
+    embed: width of the space. pooling: of the text tower, "mean", "cls" or "pooler". mean, std: of the image tower's
+    pixels in [0, 1], by colour.
+    """
+
+    vision: str | None = None
+    text: str | None = None
+    head: str = "mlp"
+    embed: int = 384
+    dropout: float = 0.0
+    pooling: str = "mean"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
 class HeadShape:
     """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md)."""
 
@@ -86,6 +105,13 @@ class Architecture:
     pad_id: int = 0  # for networks that mask padding
     coca: CoCaShape | None = None  # poolers, and a text decoder in halves: `text` and `decoder` are their shapes
     t5: Shape | None = None  # PaLI's encoder-decoder; each half so deep
+    pair: PairShape | None = None  # pretrained towers of other makes, and heads over them
+    interpolation: str = "bilinear"  # how images are resized: bilinear or bicubic, as an image tower was trained
+
+    @property
+    def foreign(self) -> PairShape | None:
+        """The pair, where one of its towers is of another make."""
+        return self.pair if self.pair is not None and (self.pair.vision or self.pair.text) else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to store beside the weights."""
@@ -94,11 +120,8 @@ class Architecture:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Architecture":
         """The inverse of `to_json`."""
-        shapes: dict[str, Any] = {
-            key: CoCaShape(**value) if key == "coca" else Shape(**value)
-            for key, value in stored.items()
-            if isinstance(value, dict)
-        }
+        kinds: dict[str, Any] = {"coca": CoCaShape, "pair": PairShape}
+        shapes = {key: kinds.get(key, Shape)(**value) for key, value in stored.items() if isinstance(value, dict)}
         return cls(**{**stored, **shapes})
 
 

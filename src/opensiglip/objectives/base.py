@@ -11,7 +11,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
-from opensiglip.types import Batch, Features, Patches, pixels
+from opensiglip.types import Batch, Features, Patches, TowerStates, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
 
@@ -50,7 +50,7 @@ class Encoded:
 
         def encode() -> Features:
             assert self.model.text is not None, "this recipe's architecture has no text tower"
-            return self.model.text(self[field])
+            return self.model.text(TowerStates.of(self.batch, field) or self[field])
 
         return self._once(f"text:{field}", encode)
 
@@ -59,8 +59,8 @@ class Encoded:
             raise KeyError(f"an objective reads {field!r}; this recipe's batch has {sorted(self.batch)}")
         return self.batch[field]
 
-    def _pixels(self, view: str) -> Tensor | Patches:
-        return pixels({view: self[view]} | self.batch, view)
+    def _pixels(self, view: str) -> Tensor | Patches | TowerStates:
+        return pixels(self.batch if f"{view}_states" in self.batch else {view: self[view]} | self.batch, view)
 
     def _once(self, key: str, encode: Callable[[], Any]) -> Features:
         if key not in self.passes:

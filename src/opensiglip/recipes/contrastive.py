@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from opensiglip import data, objectives
 from opensiglip.bounds import Bounds
 from opensiglip.errors import UserError
-from opensiglip.models.sizes import CoCaShape, architecture
+from opensiglip.models.sizes import CoCaShape, PairShape, architecture
 from opensiglip.recipes.recipe import Recipe
 
 
@@ -39,6 +39,46 @@ def siglip(
         frame,
         fields=[data.Images(frame), data.Texts()],
         objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive)],
+    )
+
+
+def align(
+    *,
+    size: str = "B/16",
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    head: Literal["map", "mlp", "linear"] = "mlp",
+    embed: Annotated[int, Bounds(at_least=1)] = 384,
+    dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    logit_bias: str = "auto",
+) -> Recipe:
+    """Two pretrained towers that stay as they are, and heads that learn to bring them together.    (LiT; SAIL)
+
+    Give the towers by --vision and --text; --freeze vision, text or none trains what is not named. The sigmoid loss is
+    SAIL's choice (arXiv:2412.04616) too; heads and their sizes are ours.
+
+    Args:
+        size: of a tower of ours, where --vision or --text is left out: tiny, S/16, B/16, ...
+        resolution: pixels of a side; by default what the tower of --vision is fed.
+        length: tokens of a text.
+        head: over image tokens: mlp (class token and mean patch), map (attention pooling) or linear (class token).
+        embed: width of the space that both towers are brought into.
+        dropout: in the heads, while training.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        logit_bias: where the sigmoid's bias starts: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
+    """
+    networks = replace(
+        architecture(size, resolution, length=length, text=True),
+        pair=PairShape(head=head, embed=embed, dropout=dropout),
+    )
+    frame = data.Frame(networks.resolution, crop_area)
+    return Recipe(
+        networks,
+        frame,
+        fields=[data.Images(frame), data.Texts()],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias)],
+        freeze_towers=True,
     )
 
 

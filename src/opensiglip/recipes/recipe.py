@@ -32,6 +32,7 @@ class Recipe:
     tasks: tuple[str, ...] = ()  # what the decoder is trained on
     boxes: BoxFormat = BoxFormat()  # how it writes boxes
     continuation: Continuation = Continuation()
+    freeze_towers: bool = False  # are towers of --vision and --text left as they are, unless --freeze says otherwise?
 
 
 RecipeFunction = Callable[..., Recipe]

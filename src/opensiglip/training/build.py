@@ -39,6 +39,7 @@ from opensiglip.training.lock import held
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.planning.check import memory_line
+from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.record import (
     check,
     claim,
@@ -201,7 +202,7 @@ def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | N
     fitted = None if job.start is None else fit(model, job.start)
     for objective in recipe.objectives:
         objective.initialise(model, config.batch_size, frozenset() if fitted is None else fitted.brought)
-    set_trainable(model, config.freeze, config.lora)
+    set_trainable(model, config.freeze or frozen_by_default(recipe), config.lora)
     if config.checkpointing:
         model.checkpoint_activations()
     return Learner.of(model, recipe, pipeline), fitted

@@ -24,7 +24,11 @@ class TrainConfig:
             -relative after it for shares of the image. Of one folder alone: --data DIR:box_format=xywh.
         init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
             networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
-        freeze: towers that are not trained: vision (LiT's), text or both.
+        vision: folder or hub id of an image tower of transformers (DINOv2, DINOv3, ViT, ...), instead of the recipe's.
+        text: folder or hub id of a sentence encoder (BERT, MiniLM, E5, XLM-R, ...), instead of the recipe's text tower.
+        features: folder of cached features of frozen towers, shared by runs; by default FEATURES beside `out`.
+        cache_gb: most gigabytes of features of a run; one that would need more encodes every batch.
+        freeze: towers that are not trained: vision (LiT's), text, both or none; by default none, of `align` both.
         tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
         lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
         languages: all, or codes such as en or de,fr; by default all that a source has.
@@ -68,7 +72,11 @@ class TrainConfig:
     out: Path
     box_format: BoxFormatName | None = None
     init: str | None = None
-    freeze: Literal["vision", "text", "both"] | None = None
+    vision: str | None = None
+    text: str | None = None
+    features: Path | None = None
+    cache_gb: Annotated[float, Bounds(at_least=0)] = 50.0
+    freeze: Literal["vision", "text", "both", "none"] | None = None
     tower_lr: Annotated[float, Bounds(more_than=0)] = 1.0
     lora: Annotated[int | None, Bounds(at_least=1)] = None
     languages: str | None = None
@@ -127,8 +135,10 @@ class TrainConfig:
             raise UserError("--steps and --epochs both say how long to train; give one.")
         if self.init is not None and self.continue_from is not None:
             raise UserError("--init and --continue-from both say where to start from; give one.")
-        if self.init is None and (self.freeze or self.lora or self.tower_lr != 1):
-            raise UserError("--freeze, --tower-lr and --lora are for weights that --init brings; give it too.")
+        if self.init is not None and (self.vision or self.text):
+            raise UserError("--init and --vision or --text both say where towers come from; give one.")
+        if not (self.init or self.vision or self.text) and (self.freeze or self.lora or self.tower_lr != 1):
+            raise UserError("--freeze, --tower-lr and --lora are for weights of --init, --vision or --text; give one.")
 
     @classmethod
     def part(cls, keywords: dict[str, Any]) -> tuple["TrainConfig", dict[str, Any]]:

@@ -118,8 +118,9 @@ class Learner(nn.Module):
         """
         super().train(mode)
         for tower in (self.model.vision, self.model.text):
-            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
+            for part in () if tower is None else (tower, getattr(tower, "tower", None)):
+                if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
+                    part.eval()
         return self
 
     def forward(

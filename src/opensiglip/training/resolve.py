@@ -10,6 +10,7 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.training.config import TrainConfig
+from opensiglip.training.pretrained_towers import tower_keywords, with_towers
 from opensiglip.training.record import resolved
 from opensiglip.training.start import architecture_of, keywords_of, open_start
 
@@ -34,8 +35,10 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     start = None if config.init is None else open_start(config.init)
     if start is not None:
         own = keywords_of(start, function, own)
+    own = tower_keywords(config, function, own)
     set_seed(config.seed)  # heads draw their weights when the recipe is built
     recipe = build_recipe(function, own)
     if start is not None:
         recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
+    recipe = with_towers(config, recipe)
     return Job(config, recipe, resolved(name, own, config), start)

@@ -3,9 +3,11 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from opensiglip.checkpoints.fit import Fitted
+from opensiglip.checkpoints.formats import towers
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import task_words
@@ -16,7 +18,7 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, shapes, spell
 from opensiglip.recipes import Recipe, RecipeFunction
 
-FREEZE = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
+FREEZE = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text"), "none": ()}
 
 
 def open_start(init: str) -> Pretrained:
@@ -68,7 +70,8 @@ def architecture_of(start: Pretrained, networks: Architecture) -> Architecture:
         networks = replace(networks, coca=theirs.coca, decoder=theirs.decoder, short_start=False)
     text = networks.text and replace(networks.text, activation=(theirs.text or networks.text).activation)
     vision = replace(networks.vision, activation=theirs.vision.activation)
-    return replace(networks, vision=vision, text=text, encoder=None)
+    pair, interpolation = theirs.pair, theirs.interpolation
+    return replace(networks, vision=vision, text=text, encoder=None, pair=pair, interpolation=interpolation)
 
 
 def pipeline_of(start: Pretrained, recipe: Recipe, tokenizer: str | None) -> TextPipeline | None:
@@ -94,6 +97,11 @@ def new_pipeline(
     Trained for weights that came without one it has at most as many entries as they have rows; says so.
     """
     length, words, tokens = recipe.architecture.length, task_words(recipe.tasks, recipe.boxes), recipe.boxes.tokens()
+    pair = recipe.architecture.foreign
+    if start is None and pair is not None and pair.text is not None:
+        if tokenizer is not None:
+            raise UserError("--tokenizer is not the one that the tower of --text was trained with; leave it out.")
+        return towers.text_pipeline(Path(pair.text), pair.text, length).with_tokens(tokens)
     found = None if start is None else pipeline_of(start, recipe, tokenizer)
     if found is not None:
         return found
@@ -116,13 +124,14 @@ def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
     """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError."""
     if freeze is not None and freeze not in FREEZE:
         raise UserError(f"--freeze {freeze!r} is unknown; give {', '.join(FREEZE)}.")
-    frozen = FREEZE[freeze] if freeze else ()
+    frozen, pair = FREEZE[freeze] if freeze else (), model.architecture.foreign
     for name in ("vision", "text"):
         tower = getattr(model, name)
         if name in frozen and tower is None:
             raise UserError(f"--freeze {freeze}: the recipe has no {name} tower.")
         if name in frozen:
-            tower.requires_grad_(False)
+            ours = pair is None or getattr(pair, name) is None
+            (tower if ours else tower.tower).requires_grad_(False)  # a head over another's tower learns
         elif rank is not None and tower is not None:
             lora.add(tower.tower, rank)
     if not any(parameter.requires_grad for parameter in model.parameters()):

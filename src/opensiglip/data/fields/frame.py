@@ -49,6 +49,7 @@ class Geometry(ABC):
     """
 
     crop_area: float
+    interpolation: str = "bilinear"  # or bicubic
     batch_multiple: ClassVar[int] = 1  # batch sizes are multiples of this
 
     @abstractmethod
@@ -94,7 +95,8 @@ class Geometry(ABC):
         down, across = self.sides(height, width)
         if image.shape[-2:] == (height, width) == (down, across):  # nothing to do: rendered at this size
             return image, regions
-        image = transform.resized_crop(image, top, left, height, width, [down, across], antialias=True)
+        kind = transform.InterpolationMode(self.interpolation)
+        image = transform.resized_crop(image, top, left, height, width, [down, across], kind, antialias=True)
         if not regions:
             return image, regions
         boxes, corner = np.array([region.bbox for region in regions]), np.array([left, top, left, top])
@@ -118,6 +120,7 @@ class Frame(Geometry):
 
     resolution: int
     crop_area: float = 1.0
+    interpolation: str = "bilinear"
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         return self.resolution, self.resolution

@@ -1,0 +1,54 @@
+"""Fields that read a frozen tower's output from a cache, in the place of pixels and ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opensiglip.data.fields.field import Field, Texts, Visit
+from opensiglip.data.text import TextPipeline
+from opensiglip.types import Batch
+
+IMAGE, TEXTS = "image_states", "text_states"  # extras of an example that a cache gives
+
+
+class ImageStates(Field):
+    """image_states [B, T, D]: what the image head reads, instead of `Images`."""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> np.ndarray:
+        states: np.ndarray = visit.example.extras[IMAGE]
+        return states
+
+    def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
+        return {IMAGE: as_tensor(np.stack(drawn))}
+
+
+class TextStates(Texts):
+    """text_states [B, 1, D]: what the text head reads of the visit's caption, instead of ids; else as `Texts`."""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
+        known: dict[str, np.ndarray] = visit.example.extras[TEXTS]
+        states = known[visit.caption.text] if visit.caption else np.zeros_like(next(iter(known.values())))
+        return states, visit.caption is not None, visit.group
+
+    def collate(self, drawn: Sequence[Any], pipeline: TextPipeline) -> Batch:
+        states, has, groups = zip(*drawn, strict=True)
+        batch = {TEXTS: as_tensor(np.stack(states))[:, None], "has_text": torch.tensor(has)}
+        if all(group is not None for group in groups):
+            batch["group"] = torch.tensor(groups)
+        return batch
+
+
+def as_tensor(states: np.ndarray) -> Tensor:
+    """float32, or bfloat16 where numpy, which has no such type, holds it as uint16."""
+    tensor = torch.from_numpy(states)
+    return tensor.view(torch.bfloat16) if states.dtype == np.uint16 else tensor
+
+
+def as_array(states: Tensor) -> np.ndarray:
+    """The inverse of `as_tensor`."""
+    states = states.cpu().contiguous()
+    array: np.ndarray = (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
+    return array

@@ -1,0 +1,89 @@
+"""A source whose images and texts a frozen tower has encoded: examples without pixels, with the tower's output."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
+from opensiglip.data.fields.states import IMAGE, TEXTS
+
+IMAGES_FILE, TEXTS_FILE, ROWS_FILE = "images.npy", "texts.npy", "rows.jsonl"
+
+
+class CachedSource(Source):
+    """Another source's examples in its order, framed, with `extras` IMAGE [T, D] and TEXTS {caption: [D]}.
+
+    Arrays are memory-mapped: a batch reads its own rows, and processes of a machine share the pages.
+    """
+
+    def __init__(self, source: Source, folder: Path, side: int) -> None:
+        self.source, self.folder, self.side = source, folder, side
+        self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
+        self.weight, self.shards, self.lanes = source.weight, source.shards, source.lanes
+        self.rows = (folder / ROWS_FILE).read_bytes()
+        ends = np.flatnonzero(np.frombuffer(self.rows, np.uint8) == ord("\n"))
+        self.starts = np.concatenate([[0], ends + 1])
+        self._open()
+
+    def _open(self) -> None:
+        self.images, self.texts_of = (
+            np.load(self.folder / file, mmap_mode="r") if (self.folder / file).is_file() else None
+            for file in (IMAGES_FILE, TEXTS_FILE)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("images", "texts_of")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def example(self, index: int, language: str | None = None) -> Example:
+        row = json.loads(self.rows[self.starts[index] : self.starts[index + 1]])
+        if "broken" in row:
+            raise BrokenExample(row["broken"])
+        captions = tuple(Caption(*caption) for caption in row["captions"])
+        first = row["first_text"]
+        extras: dict[str, Any] = {}
+        if self.images is not None:
+            extras[IMAGE] = self.images[index]
+        if self.texts_of is not None:
+            extras[TEXTS] = {c.text: self.texts_of[first + at] for at, c in enumerate(captions)}
+        spoken = tuple(c for c in captions if c.language == language) or captions
+        regions = tuple(Region(**region | {"bbox": tuple(region["bbox"])}) for region in row["regions"])
+        image = torch.zeros(1, dtype=torch.uint8).expand(3, self.side, self.side)  # its pixels are not needed again
+        return Example(image, spoken, regions, row["name"], extras, row["group"])
+
+    def group(self, index: int) -> str:
+        return self.source.group(index)
+
+    def texts(self) -> Iterator[str]:
+        return self.source.texts()
+
+    def describe(self) -> dict[str, Any]:
+        return self.source.describe()
+
+    def labels(self) -> Sequence[Any]:
+        return self.source.labels()
+
+
+def to_row(example: Example | BrokenExample, first_text: int) -> str:
+    """A line of `ROWS_FILE`, of an example in its frame; its captions' states begin at row `first_text`."""
+    if isinstance(example, BrokenExample):
+        return json.dumps({"broken": str(example)})
+    facts = {
+        "name": example.name,
+        "group": example.group,
+        "captions": [[c.text, c.language, c.source] for c in example.captions],
+        "regions": [asdict(region) for region in example.regions],
+        "first_text": first_text,
+    }
+    return json.dumps(facts)

@@ -1,0 +1,159 @@
+"""Pretrained towers of other makes under heads that bring images and texts into one space.    (LiT; SAIL)
+
+LiT (arXiv:2111.07991) locks a self-supervised image tower; SAIL (arXiv:2412.04616) locks a sentence encoder too and
+trains heads alone. A tower is any of transformers' whose image model gives tokens, or whose text model gives states.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from opensiglip.models.initialisation import xavier_uniform_probe_
+from opensiglip.models.sizes import PairShape
+from opensiglip.types import Features, TowerStates
+
+
+class PretrainedVision(nn.Module):
+    """A transformers ViT (DINOv2, DINOv3, ViT, SigLIP, ...) and, with `pair`, a head over its tokens.
+
+    Its prefix (class token, registers) stands before the patch tokens. Images come in [-1, 1] as everywhere here, and
+    are brought to the mean and deviation that the tower was trained with.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        tower: PreTrainedModel,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pair: PairShape | None = None,
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        config: Any = tower.config
+        self.width, self.patch = int(config.hidden_size), int(config.patch_size)
+        self.has_class = any(name.rpartition(".")[2] in ("cls_token", "class_embedding") for name in tower.state_dict())
+        self.prefix = int(self.has_class) + int(getattr(config, "num_register_tokens", 0))
+        self.resizes = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
+        self.head = None if pair is None else ImageHead(pair, self.width, self.has_class)
+        for name, parameter in tower.named_parameters():  # which no forward here reads
+            if "mask_token" in name or name.startswith(("pooler.", "head.")):
+                parameter.requires_grad_(False)
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor | TowerStates) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1], or what `read` made of them -> pooled [B, E], patch tokens [B, N, D]."""
+        if isinstance(image, TowerStates):
+            read = image.values
+            if self.head is None:
+                return Features(None, read[:, self.prefix :])
+            return Features(self.head(read.to(next(self.head.parameters()).dtype)), read)
+        states = self.states(image)
+        pooled = None if self.head is None else self.head(self.head.read(states, self.prefix))
+        return Features(pooled, states[:, self.prefix :])
+
+    def states(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] in [-1, 1] -> class token, registers, patch tokens [B, P + N, D] after the last norm."""
+        x = ((pixels + 1) / 2 - self.mean) / self.std
+        more = {"interpolate_pos_encoding": True} if self.resizes else {}
+        states: Tensor = self.tower(pixel_values=x, **more).last_hidden_state
+        return states
+
+    def read(self, pixels: Tensor) -> Tensor:
+        """What the head reads of images [B, T, D], without a head all states: to be cached where the tower is frozen."""
+        states = self.states(pixels)
+        return states if self.head is None else self.head.read(states, self.prefix)
+
+
+class ImageHead(nn.Module):
+    """From an image tower's states to the common space.
+
+    linear: of the class token. mlp: of class token and mean patch token side by side, as SAIL. map: attention pooling
+    with a learned query, as SigLIP's MAP head, over class token and patch tokens.
+    """
+
+    def __init__(self, pair: PairShape, width: int, has_class: bool) -> None:
+        super().__init__()
+        self.kind, self.has_class = pair.head, has_class
+        parts = 1 + (pair.head == "mlp" and has_class)
+        if pair.head == "map":
+            self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, width)))
+            self.attention = nn.MultiheadAttention(width, max(1, width // 64), batch_first=True)
+        self.out = nn.Linear(width, pair.embed) if pair.head == "linear" else mlp(parts * width, pair)
+
+    def read(self, states: Tensor, prefix: int) -> Tensor:
+        """What this head reads of a tower's states [B, P + N, D]: [B, T, D]."""
+        first = states[:, :1] if self.has_class else states[:, :0]
+        if self.kind == "map":
+            return torch.cat([first, states[:, prefix:]], 1)
+        mean = states[:, prefix:].mean(1, keepdim=True)
+        if self.kind == "mlp":
+            return torch.cat([first, mean], 1)
+        return first if self.has_class else mean
+
+    def forward(self, read: Tensor) -> Tensor:
+        """read [B, T, D] -> [B, E]."""
+        if self.kind == "map":
+            query = self.probe.to(read.dtype).expand(len(read), -1, -1)
+            read = self.attention(query, read, read, need_weights=False)[0]
+        embedded: Tensor = self.out(read.flatten(1))
+        return embedded
+
+
+class PretrainedText(nn.Module):
+    """A BERT-like sentence encoder and a head. Padding is masked; pooling is what the encoder was trained with."""
+
+    def __init__(self, tower: PreTrainedModel, pair: PairShape, pad_id: int) -> None:
+        """pair.pooling: mean (of real tokens), cls (the first token) or pooler (the tower's own)."""
+        super().__init__()
+        self.tower, self.pooling, self.pad_id = tower, pair.pooling, pad_id
+        self.width = int(tower.config.hidden_size)
+        self.head = nn.Linear(self.width, pair.embed) if pair.head == "linear" else mlp(self.width, pair)
+        pooler = getattr(tower, "pooler", None)
+        if pooler is not None and self.pooling != "pooler":
+            pooler.requires_grad_(False)
+
+    def forward(self, ids: Tensor | TowerStates) -> Features:
+        """ids [B, L], or what `read` made of them -> pooled [B, E], tokens [B, L, D] (of cached states [B, 1, D])."""
+        if isinstance(ids, TowerStates):
+            values = ids.values.to(next(self.head.parameters()).dtype)
+            return Features(self.head(values[:, 0]), values)
+        states = self.states(ids)
+        return Features(self.head(self._pool(states, ids)), states.last_hidden_state)
+
+    def states(self, ids: Tensor) -> Any:
+        """The tower's output, padding masked."""
+        return self.tower(input_ids=ids, attention_mask=(ids != self.pad_id).long())
+
+    def read(self, ids: Tensor) -> Tensor:
+        """What the head reads of texts: [B, 1, D], to be cached where the tower is frozen."""
+        return self._pool(self.states(ids), ids)[:, None]
+
+    def _pool(self, states: Any, ids: Tensor) -> Tensor:
+        tokens: Tensor = states.last_hidden_state
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        if self.pooling == "pooler":
+            pooled: Tensor = states.pooler_output
+            return pooled
+        real = (ids != self.pad_id)[..., None]
+        return (tokens * real).sum(1) / real.sum(1)
+
+
+def mlp(width: int, pair: PairShape) -> nn.Sequential:
+    """Norm, hidden layer of four times the space's width, GELU, dropout, output [.., E]."""
+    hidden = 4 * pair.embed
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Dropout(pair.dropout),
+        nn.Linear(hidden, pair.embed),
+    )

@@ -1,0 +1,44 @@
+"""Pretrained towers as they lie on disk: each a transformers folder of its own."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from opensiglip.errors import UserError
+
+PARTS = ("vision", "text")
+
+
+class TowerHost(nn.Module):
+    """The transformers models that own a model's towers, at least one of them of another make."""
+
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel | None) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Each tower as a transformers folder, vision/ and text/, which plain `AutoModel` opens."""
+        for part in PARTS:
+            if getattr(self, part) is not None:
+                getattr(self, part).save_pretrained(Path(folder) / part)
+
+
+def load_tower(place: str, flag: str) -> PreTrainedModel:
+    """A transformers model by folder or hub id, all its weights its own. Raises UserError.
+
+    `flag`: what names it, for messages. No code from a folder runs, and nothing is unpickled.
+    """
+    try:
+        made: Any = AutoModel.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # hub, file and config errors of a dozen types
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{flag} {place} can't be read ({reason}); give a transformers folder or hub id.") from error
+    tower: PreTrainedModel
+    tower, report = made
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(f"{flag} {place} has no {missing[0]}, which its network needs; fetch or save it again, whole.")
+    return tower

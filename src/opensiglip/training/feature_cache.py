@@ -1,0 +1,211 @@
+"""Frozen towers are encoded once: what their heads read lies in memory-mapped files that runs share.
+
+A tower that is not trained gives an image or a text the same states in every epoch. They are written once, in the run's
+precision, and read by every later step; a run that is killed while it writes goes on where it stopped.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.fields.field import Field, Images, Texts
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.states import ImageStates, TextStates, as_array
+from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, to_row
+from opensiglip.data.text import TextPipeline
+from opensiglip.inference.encoder import Autocast
+from opensiglip.json_file import write_json
+from opensiglip.models.model import Model
+from opensiglip.recipes import Recipe
+from opensiglip.training.record import fingerprints
+
+BLOCK = 64  # examples encoded at once, and written before the next
+DONE, PROGRESS = "done.json", "progress.json"
+SAY_EVERY = 30.0  # seconds between lines of progress
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Which towers can be read from a cache."""
+
+    images: bool
+    texts: bool
+
+    @classmethod
+    def of(cls, model: Model, recipe: Recipe) -> "Frozen":
+        """Those of another make that nothing trains; images only where each is always seen the same."""
+        pair = model.architecture.foreign
+        frame = recipe.frame
+        still = isinstance(frame, Frame) and frame.crop_area == 1
+        images = pair is not None and pair.vision is not None and still and _is_frozen(model.vision.tower)
+        texts = pair is not None and pair.text is not None and _is_frozen(getattr(model.text, "tower", None))
+        reads = [type(field) for field in recipe.fields]
+        return cls(images and Images in reads, texts and Texts in reads)
+
+
+def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
+    """The recipe's fields, of which those that a cache serves read states."""
+    swapped: list[Field] = []
+    for field in fields:
+        if frozen.images and type(field) is Images:
+            swapped.append(ImageStates())
+        elif frozen.texts and type(field) is Texts:
+            swapped.append(TextStates())
+        else:
+            swapped.append(field)
+    return swapped
+
+
+def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: Frozen, dtype: torch.dtype) -> float:
+    """What the images' states will take, by the shape of one image's; texts take far less."""
+    side = recipe.frame.pixels
+    with torch.no_grad():
+        one = model.vision.read(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    count = sum(len(source) for source in sources) if frozen.images else 0
+    return float(count * one.numel() * dtype.itemsize / 1e9)
+
+
+def cached(
+    source: Source,
+    root: Path,
+    model: Model,
+    recipe: Recipe,
+    pipeline: TextPipeline,
+    frozen: Frozen,
+    autocast: Autocast,
+    dtype: torch.dtype,
+) -> CachedSource:
+    """The source with states, from `root` where they are whole, else encoded now. On the main process alone."""
+    folder = root / key(source, model, recipe, frozen, dtype)
+    if not (folder / DONE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _Writer(source, folder, model, recipe, pipeline, frozen, autocast, dtype).write()
+    return CachedSource(source, folder, recipe.frame.pixels)
+
+
+def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:
+    """A name of what the states depend on: the towers' weights, the heads' kinds, the frame, the data."""
+    digest = hashlib.sha256()
+    facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
+    pair = replace(model.architecture.foreign, vision=None, text=None, embed=0, dropout=0.0)  # type: ignore[type-var]
+    digest.update(repr([facts, pair, model.architecture.length]).encode())
+    for tower in (model.vision.tower, getattr(model.text, "tower", None)):
+        for tensor in () if tower is None else tower.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]
+
+
+class _Writer:
+    """Encodes a source in blocks of `BLOCK` examples, each written before the next begins."""
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        model: Model,
+        recipe: Recipe,
+        pipeline: TextPipeline,
+        frozen: Frozen,
+        autocast: Autocast,
+        dtype: torch.dtype,
+    ) -> None:
+        self.source, self.folder, self.model, self.frame = source, folder, model, recipe.frame
+        self.pipeline, self.frozen, self.autocast, self.dtype = pipeline, frozen, autocast, dtype
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Go on from the last whole block."""
+        was = self.model.training
+        self.model.eval()
+        done: dict[str, int] = {"examples": 0, "texts": 0, "bytes": 0}
+        if (self.folder / PROGRESS).is_file():
+            done = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+        total, began, said, first = len(self.source), time.perf_counter(), time.perf_counter(), done["examples"]
+        print(f"features    encoding {total} images and their texts once, into {self.folder}", flush=True)
+        with (self.folder / ROWS_FILE).open("ab") as rows:
+            rows.truncate(done["bytes"])
+            for start in range(done["examples"], total, BLOCK):
+                done = self._block(start, min(start + BLOCK, total), done, rows)
+                write_json(self.folder / PROGRESS, done)
+                now = time.perf_counter()
+                if now - said > SAY_EVERY:
+                    said, pace = now, (done["examples"] - first) / (now - began)
+                    left = (total - done["examples"]) / pace / 60
+                    print(
+                        f"features    {done['examples']}/{total}, {pace:.0f} a second, {left:.1f} min left", flush=True
+                    )
+        write_json(self.folder / DONE, done)
+        self.model.train(was)
+
+    def _block(self, start: int, stop: int, done: dict[str, int], rows: Any) -> dict[str, int]:
+        examples: list[Example | BrokenExample] = []
+        lines, texts = [], []
+        for index in range(start, stop):
+            example = self._example(index)
+            lines.append(to_row(example, done["texts"] + len(texts)) + "\n")
+            examples.append(example)
+            if isinstance(example, Example):
+                texts += [caption.text for caption in example.captions]
+        if self.frozen.images:
+            blank = torch.zeros(3, self.frame.pixels, self.frame.pixels, dtype=torch.uint8)
+            images = torch.stack([blank if isinstance(e, BrokenExample) else e.image for e in examples])
+            with self.autocast():
+                states = self.model.vision.read(images.to(self.device).float().div_(127.5).sub_(1))
+            self._put(IMAGES_FILE, start, states, len(self.source))
+        if self.frozen.texts and texts:
+            ids = torch.from_numpy(np.stack([self.pipeline.fixed(text) for text in texts])).to(self.device)
+            assert self.model.text is not None
+            with self.autocast():
+                states = torch.cat([self.model.text.read(part)[:, 0] for part in ids.split(256)])  # type: ignore[operator, union-attr]
+            self._put(TEXTS_FILE, done["texts"], states, done["texts"] + len(texts))
+        for line in lines:
+            rows.write(line.encode())
+        rows.flush()
+        return {"examples": stop, "texts": done["texts"] + len(texts), "bytes": rows.tell()}
+
+    def _example(self, index: int) -> Example | BrokenExample:
+        try:
+            example = self.source.example(index)
+            image, regions = self.frame.apply(example, None)
+            return replace(example, image=image, regions=regions)
+        except BrokenExample as error:
+            return error
+        except Exception as error:  # whatever fails while a row is read is that row's
+            return BrokenExample(type(error).__name__)
+
+    def _put(self, file: str, at: int, states: torch.Tensor, rows: int) -> None:
+        """Write states [n, ...] at row `at` of a file that holds at least `rows`; a full file is doubled."""
+        array = as_array(states.to(self.dtype))
+        path = self.folder / file
+        known = np.load(path, mmap_mode="r+") if path.is_file() else None
+        if known is None or len(known) < rows:
+            grown = path.with_suffix(".grown.npy")
+            size = max(rows, 2 * (0 if known is None else len(known)))
+            new = np.lib.format.open_memmap(grown, "w+", array.dtype, (size, *array.shape[1:]))
+            if known is not None:
+                new[: len(known)] = known
+            grown.replace(path)
+            known = new
+        known[at : at + len(array)] = array
+        known.flush()  # type: ignore[attr-defined] # a memmap
+
+
+def room_for(folder: Path, wanted: float) -> bool:
+    """Has the disk that many gigabytes left, and a tenth more?"""
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(place).free / 1e9 > 1.1 * wanted
+
+
+def _is_frozen(tower: nn.Module | None) -> bool:
+    return tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
