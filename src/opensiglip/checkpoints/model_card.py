@@ -42,6 +42,15 @@ gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length
 both are of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two
 numbers that `opensiglip.json` holds{% endif %}.
 `last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do{% if patches %}, and any N{% endif %}.
+{% elif pair %}
+```python
+import opensiglip
+
+model = opensiglip.load("{{ folder }}")
+cosines = model.embed_images(["photo.jpg"]) @ model.embed_texts(["a red apple"]).T
+```
+`vision/` and `text/` hold the pretrained towers, each a folder that plain transformers opens; the heads that bring both
+into one space are in `beside.safetensors`.
 {% elif has_text %}
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -61,7 +70,7 @@ from transformers import AutoImageProcessor, AutoModel
 model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoImageProcessor.from_pretrained("{{ folder }}")
 tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 ```
-{% endif %}{% if has_text %}
+{% endif %}{% if has_text and not pair %}
 Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
 silently gives other embeddings.
 {% endif %}{% if has_decoder and not onnx %}
@@ -89,6 +98,7 @@ def write_card(folder: Path, contents: Contents, *, repository: str = "model", o
         "folder": repository,
         "onnx": onnx,
         "has_text": isinstance(model.host[0], SiglipModel | Siglip2Model),
+        "pair": model.architecture.foreign is not None,
         "has_decoder": model.decoder is not None,
         "has_more": bool(model.beside()),
         "length": model.architecture.length,

@@ -67,7 +67,7 @@ class PretrainedVision(nn.Module):
         return states
 
     def read(self, pixels: Tensor) -> Tensor:
-        """What the head reads of images [B, T, D], without a head all states: to be cached where the tower is frozen."""
+        """What the head reads of images [B, T, D], all states without one: to be cached where the tower is frozen."""
         states = self.states(pixels)
         return states if self.head is None else self.head.read(states, self.prefix)
 

@@ -32,6 +32,7 @@ from opensiglip.training.best import Best
 from opensiglip.training.checkpoint import set_aside, sweep
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin, take_over
+from opensiglip.training.feature_cache import with_features
 from opensiglip.training.finish import of_run
 from opensiglip.training.held_out import HeldOut
 from opensiglip.training.learner import Learner
@@ -118,7 +119,11 @@ def build(job: Job, until_end: ExitStack) -> Built:
     learner, fitted = build_learner(job, pipeline)
     accelerator.init_trackers("opensiglip", config={"command": command(job.record, folder)})
     learner = learner.to(accelerator.device)
-    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
+    root = config.features or folder.parent / "features"
+    read, sources = with_features(
+        recipe, learner.model, sources, pipeline, root=root, limit=config.cache_gb, accelerator=accelerator
+    )
+    loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
     if held_out is not None:
         loop.evaluate = partial(held_out.row, of_run(folder, loop, recipe), learner)
     if saved is not None:

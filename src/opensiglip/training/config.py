@@ -150,4 +150,5 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values of all fields but `out`, which names the place that they are written to."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "out"}
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from opensiglip.data.example import BrokenExample, Example, Source
@@ -53,6 +54,41 @@ class Frozen:
         return cls(images and Images in reads, texts and Texts in reads)
 
 
+def with_features(
+    recipe: Recipe,
+    model: Model,
+    sources: Sequence[Source],
+    pipeline: TextPipeline,
+    *,
+    root: Path,
+    limit: float,
+    accelerator: Accelerator,
+) -> tuple[Recipe, list[Source]]:
+    """The recipe and its sources, reading states from `root` where towers are frozen; else both as they are.
+
+    `limit`: most gigabytes. The main process encodes what is missing while the other ranks wait.
+    """
+    frozen = Frozen.of(model, recipe)
+    if not (frozen.images or frozen.texts):
+        return recipe, list(sources)
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    wanted = gigabytes(model, recipe, sources, frozen, dtype)
+    if wanted > limit or not room_for(root, wanted):
+        why = f"more than --cache-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
+        accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
+        return recipe, list(sources)
+    places = [root / key(source, model, recipe, frozen, dtype) for source in sources]
+    if accelerator.is_main_process:
+        for source, place in zip(sources, places, strict=True):
+            if not (place / DONE).is_file():
+                place.mkdir(parents=True, exist_ok=True)
+                _Writer(source, place, model, recipe, pipeline, frozen, accelerator.autocast, dtype).write()
+    accelerator.wait_for_everyone()
+    accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
+    read = [CachedSource(source, place, recipe.frame.pixels) for source, place in zip(sources, places, strict=True)]
+    return replace(recipe, fields=with_states(recipe.fields, frozen)), list(read)
+
+
 def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
     """The recipe's fields, of which those that a cache serves read states."""
     swapped: list[Field] = []
@@ -73,24 +109,6 @@ def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: F
         one = model.vision.read(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
     count = sum(len(source) for source in sources) if frozen.images else 0
     return float(count * one.numel() * dtype.itemsize / 1e9)
-
-
-def cached(
-    source: Source,
-    root: Path,
-    model: Model,
-    recipe: Recipe,
-    pipeline: TextPipeline,
-    frozen: Frozen,
-    autocast: Autocast,
-    dtype: torch.dtype,
-) -> CachedSource:
-    """The source with states, from `root` where they are whole, else encoded now. On the main process alone."""
-    folder = root / key(source, model, recipe, frozen, dtype)
-    if not (folder / DONE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _Writer(source, folder, model, recipe, pipeline, frozen, autocast, dtype).write()
-    return CachedSource(source, folder, recipe.frame.pixels)
 
 
 def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:

@@ -8,19 +8,23 @@ from opensiglip.checkpoints.formats import towers
 from opensiglip.checkpoints.source import locate
 from opensiglip.data.fields.frame import Frame
 from opensiglip.errors import UserError
+from opensiglip.models.sizes import shapes
 from opensiglip.recipes import Recipe, RecipeFunction
 from opensiglip.training.config import TrainConfig
 
 
 def tower_keywords(config: TrainConfig, function: RecipeFunction, keywords: dict[str, Any]) -> dict[str, Any]:
     """The recipe's keywords, at the resolution that the tower of `--vision` is fed. Raises UserError."""
-    if config.vision is None or keywords.get("resolution") is not None:
+    if config.vision is None:
         return keywords
     if "resolution" not in inspect.signature(function).parameters:
         raise UserError(f"--vision {config.vision}: the recipe {function.__name__} has no resolution to set.")
     place = locate(config.vision)
-    size = f"S/{towers.image_shape(place, config.vision)[1]}"  # whose patches divide that resolution
-    return {"size": size} | keywords | {"resolution": towers.image_side(place, config.vision)}
+    _, patch = towers.image_shape(place, config.vision)
+    side = keywords.get("resolution") or towers.image_side(place, config.vision)
+    size = keywords.get("size") or inspect.signature(function).parameters["size"].default
+    ours = (f"{t.width}x{t.depth}x{t.mlp}x{t.heads}" for t in shapes(size)[:2])
+    return keywords | {"resolution": side, "size": f"{'+'.join(ours)}/{patch}"}  # with patches that divide it
 
 
 def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:

@@ -22,6 +22,7 @@ from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.timm_tower import TimmVision
 
 KINDS = ("text", "image")
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def write(folder: Path, contents: Contents, *, onnx: bool = False, repository: str = "model") -> None:
@@ -53,8 +54,11 @@ def write_processor(folder: Path, contents: Contents) -> None:
     side, mean, std = networks.resolution, [0.5] * 3, [0.5] * 3
     if isinstance(tower, TimmVision):
         mean, std = tower.mean.flatten().tolist(), tower.std.flatten().tolist()
+    if (pair := networks.foreign) is not None:
+        mean, std = list(pair.mean), list(pair.std)
     images: SiglipImageProcessor | Siglip2ImageProcessor
-    images = SiglipImageProcessor(size={"height": side, "width": side}, resample=2, image_mean=mean, image_std=std)
+    size, resample = {"height": side, "width": side}, RESAMPLE[networks.interpolation]
+    images = SiglipImageProcessor(size=size, resample=resample, image_mean=mean, image_std=std)
     both: type[SiglipProcessor | Siglip2Processor] = SiglipProcessor
     if networks.naflex:
         cut = patches(networks, contents.frame)

@@ -1,0 +1,253 @@
+"""Pretrained towers of other makes: read as their library reads them, frozen, cached, aligned by heads, exported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+import opensiglip
+from opensiglip import UserError
+from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
+from opensiglip.data.fields.states import as_array, as_tensor
+from opensiglip.models.model import Model
+from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
+from opensiglip.models.sizes import Architecture, PairShape, Shape
+from opensiglip.training import feature_cache
+from opensiglip.training.run import train
+
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+TEXTS = ["a fox", "two red apples", "zebra"]
+PLAIN = Architecture(28, 14, 24, Shape(32, 2, 64, 4), text=Shape(32, 2, 64, 4))
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dinov2, registers, vit: random image towers of 28 pixels; bert: a sentence encoder of letters."""
+    root = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    sides: dict[str, Any] = {"image_size": 28, "patch_size": 14} | SHAPE
+    made = {
+        "dinov2": Dinov2Model(Dinov2Config(**sides)),
+        "registers": Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sides, num_register_tokens=3)),
+        "vit": ViTModel(ViTConfig(**sides, intermediate_size=64)),
+    }
+    for name, tower in made.items():
+        for parameter in tower.parameters():  # at 1 and 0 norms would hide what is read from where
+            torch.nn.init.normal_(parameter, std=0.2)
+        tower.save_pretrained(root / name)
+    size = {"height": 28, "width": 28}
+    for name in ("dinov2", "registers"):
+        BitImageProcessor(size=size, do_center_crop=False, resample=3, image_mean=MEAN, image_std=STD).save_pretrained(
+            root / name
+        )
+    ViTImageProcessor(size=size).save_pretrained(root / "vit")
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *letters, *("##" + letter for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **names).save_pretrained(root / "bert")
+    bert = BertModel(BertConfig(vocab_size=len(words), intermediate_size=64, max_position_embeddings=40, **SHAPE))
+    bert.save_pretrained(root / "bert")
+    return root
+
+
+def photo(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (28, 28, 3), dtype=np.uint8))
+
+
+def in_our_range(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("dinov2", 1), ("registers", 4), ("vit", 1)])
+def test_an_image_tower_reads_what_its_own_library_reads(towers: Path, name: str, prefix: int) -> None:
+    networks = with_vision(PLAIN, towers / name, name)
+    assert networks.pair is not None and networks.pair.vision is not None
+    tower = AutoModel.from_pretrained(towers / name).eval()
+    ours = PretrainedVision(tower, mean=networks.pair.mean, std=networks.pair.std, pair=networks.pair)
+    processor = AutoImageProcessor.from_pretrained(towers / name)
+    with torch.no_grad():
+        theirs = tower(**processor(photo(), return_tensors="pt")).last_hidden_state
+        found = ours(in_our_range(photo()))
+    torch.testing.assert_close(found.tokens, theirs[:, prefix:], rtol=0, atol=1e-5)
+    assert found.tokens.shape[1] == 4, "class token and registers are no patches"
+
+
+def test_heads_read_class_token_and_patches_as_they_say() -> None:
+    states = torch.arange(2 * 7 * 4, dtype=torch.float32).reshape(2, 7, 4)  # a class token, two registers, four patches
+    shape = PairShape(embed=4)
+    patches = states[:, 3:]
+    for kind, wanted in {
+        "linear": states[:, :1],
+        "mlp": torch.stack([states[:, 0], patches.mean(1)], 1),
+        "map": torch.cat([states[:, :1], patches], 1),
+    }.items():
+        head = ImageHead(PairShape(head=kind, embed=shape.embed), 4, has_class=True)
+        torch.testing.assert_close(head.read(states, 3), wanted)
+    without = ImageHead(PairShape(head="linear", embed=4), 4, has_class=False)
+    torch.testing.assert_close(without.read(states[:, 3:], 0), patches.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_texts_pool_as_their_encoder_was_trained_and_padding_changes_nothing(towers: Path, pooling: str) -> None:
+    bert, pipeline = AutoModel.from_pretrained(towers / "bert").eval(), text_pipeline(towers / "bert", "bert", 24)
+    ours = PretrainedText(bert, PairShape(pooling=pooling, embed=8), pad_id=0).eval()
+    for text in TEXTS:  # alone, without padding, by the library's own tokenizer
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(towers / "bert")
+        with torch.no_grad():
+            plain = bert(**tokenizer(text, return_tensors="pt"))
+            first = plain.last_hidden_state
+            wanted = {"mean": first.mean(1), "cls": first[:, 0], "pooler": plain.pooler_output}[pooling]
+            found = ours.read(torch.from_numpy(pipeline.fixed(text))[None])[:, 0]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_sentence_transformers_pooling_is_taken_from_its_folder(towers: Path, tmp_path: Path) -> None:
+    assert with_text(PLAIN, towers / "bert", "bert").pair.pooling == "mean"  # type: ignore[union-attr]
+    place = tmp_path / "cls"
+    (place / "1_Pooling").mkdir(parents=True)
+    (place / "config.json").write_bytes((towers / "bert" / "config.json").read_bytes())
+    (place / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    assert with_text(PLAIN, place, "cls").pair.pooling == "cls"  # type: ignore[union-attr]
+
+
+def test_states_keep_their_bits_in_the_cache() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        states = torch.randn(3, 2).to(dtype)
+        assert torch.equal(as_tensor(as_array(states)), states)
+
+
+def arguments(towers: Path, folder: str, out: Path, **more: Any) -> dict[str, Any]:
+    common = {"data": folder, "out": out, "steps": 4, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "workers": 0}
+    pair = {"vision": str(towers / "dinov2"), "text": str(towers / "bert"), "length": 24, "embed": 16, "held_out": 0}
+    return common | pair | more
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def learner(out: Path) -> dict[str, torch.Tensor]:
+    newest = max((out / "checkpoints").iterdir())
+    return load_file(newest / "learner.safetensors")
+
+
+@pytest.mark.parametrize("head", ["mlp", "map"])
+def test_a_run_from_cached_features_equals_one_that_encodes(
+    towers: Path, folder: str, tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "encoded", head=head, cache_gb=0))
+    assert "not cached" in capsys.readouterr().out
+    train("align", **arguments(towers, folder, tmp_path / "cached", head=head))
+    assert "encoding 24 images" in capsys.readouterr().out
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    encoded, cached = learner(tmp_path / "encoded"), learner(tmp_path / "cached")
+    for name, tensor in encoded.items():
+        torch.testing.assert_close(cached[name], tensor, rtol=0, atol=1e-5)
+    tower = load_file(towers / "dinov2" / "model.safetensors")
+    name = "encoder.layer.0.mlp.fc1.weight"
+    assert torch.equal(cached[f"model.vision.tower.{name}"], tower[name]), "a frozen tower stays as it was"
+
+
+def test_an_interrupted_cache_is_finished_with_the_same_bytes(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "BLOCK", 5)
+    train("align", **arguments(towers, folder, tmp_path / "whole", features=tmp_path / "a"))
+    written = feature_cache._Writer._block
+
+    def stops(self: Any, start: int, *rest: Any) -> Any:
+        done = written(self, start, *rest)
+        if start == 10:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(feature_cache._Writer, "_block", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train("align", **arguments(towers, folder, tmp_path / "cut", features=tmp_path / "b"))
+    monkeypatch.setattr(feature_cache._Writer, "_block", written)
+    train("align", **arguments(towers, folder, tmp_path / "again", features=tmp_path / "b"))
+    (whole,), (again,) = (list((tmp_path / name).iterdir()) for name in "ab")
+    assert whole.name == again.name, "the key hangs on weights and data alone"
+    assert (whole / "images.npy").read_bytes() == (again / "images.npy").read_bytes()
+    assert (whole / "rows.jsonl").read_bytes() == (again / "rows.jsonl").read_bytes()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "again")
+
+
+def test_other_weights_or_another_head_have_other_features(towers: Path, folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    for name, more in {"a": {}, "b": {"head": "map"}, "c": {"vision": str(towers / "registers")}, "d": {}}.items():
+        train("align", **arguments(towers, folder, out / name, steps=1, **more))
+    assert len(list((out / "features").iterdir())) == 3, "and the same pair shares them"
+
+
+def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, folder: str, tmp_path: Path) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "run"))
+    model = opensiglip.load(tmp_path / "run")
+    images, texts = model.embed_images([photo(1), photo(2)]), model.embed_texts(TEXTS)
+    assert images.shape == (2, 16) and texts.shape == (3, 16)
+    reread = Model.from_pretrained(tmp_path / "run" / "model").eval()
+    with torch.no_grad():
+        pooled = reread.vision(in_our_range(photo(1))).pooled
+    torch.testing.assert_close(torch.nn.functional.normalize(pooled, dim=-1)[0], torch.as_tensor(images[0]))
+    for part in ("vision", "text"):  # each tower is a plain transformers folder
+        assert AutoModel.from_pretrained(tmp_path / "run" / "model" / part) is not None
+    kept = json.loads((tmp_path / "run" / "model" / "preprocessor_config.json").read_text())
+    assert kept["image_mean"] == MEAN and kept["resample"] == 3, "the processor is that of the tower"
+
+
+def test_a_tuned_tower_moves_and_a_locked_one_does_not(towers: Path, folder: str, tmp_path: Path) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "run", freeze="text"))
+    after, name = learner(tmp_path / "run"), "encoder.layer.0.mlp.fc1.weight"
+    before = load_file(towers / "dinov2" / "model.safetensors")
+    assert not torch.equal(after[f"model.vision.tower.{name}"], before[name])
+    word = "embeddings.word_embeddings.weight"
+    assert torch.equal(after[f"model.text.tower.{word}"], load_file(towers / "bert" / "model.safetensors")[word])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"vision": "/no/such"}, "/no/such: there is no such folder"),
+        ({"resolution": 30}, "--resolution 30 is not a multiple of the patch size 14; try 28"),
+        ({"length": 60}, "--length 60 is longer than .* reads; give at most 40"),
+        ({"tokenizer": "gpt2"}, "--tokenizer is not the one that the tower of --text was trained with"),
+        ({"init": "x"}, "--init and --vision or --text both say where towers come from"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    towers: Path, folder: str, tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train("align", **arguments(towers, folder, tmp_path / "run", **more))
+
+
+def test_a_text_model_is_no_image_tower(towers: Path, folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no image transformer"):
+        train("align", **arguments(towers, folder, tmp_path / "run", vision=str(towers / "bert")))
