@@ -162,7 +162,7 @@ def learner(out: Path) -> dict[str, torch.Tensor]:
 def test_a_run_from_cached_features_equals_one_that_encodes(
     towers: Path, folder: str, tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train("align", **arguments(towers, folder, tmp_path / "encoded", head=head, cache_gb=0))
+    train("align", **arguments(towers, folder, tmp_path / "encoded", head=head, features_gb=0))
     assert "not cached" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "cached", head=head))
     assert "encoding 24 images" in capsys.readouterr().out

@@ -121,7 +121,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
     learner = learner.to(accelerator.device)
     root = config.features or folder.parent / "features"
     read, sources = with_features(
-        recipe, learner.model, sources, pipeline, root=root, limit=config.cache_gb, accelerator=accelerator
+        recipe, learner.model, sources, pipeline, root=root, limit=config.features_gb, accelerator=accelerator
     )
     loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
     if held_out is not None:

@@ -27,7 +27,7 @@ class TrainConfig:
         vision: folder or hub id of an image tower of transformers (DINOv2, DINOv3, ViT, ...), instead of the recipe's.
         text: folder or hub id of a sentence encoder (BERT, MiniLM, E5, XLM-R, ...), instead of the recipe's text tower.
         features: folder of cached features of frozen towers, shared by runs; by default FEATURES beside `out`.
-        cache_gb: most gigabytes of features of a run; one that would need more encodes every batch.
+        features_gb: most gigabytes of features of a run; one that would need more encodes every batch.
         freeze: towers that are not trained: vision (LiT's), text, both or none; by default none, of `align` both.
         tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
         lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
@@ -75,7 +75,7 @@ class TrainConfig:
     vision: str | None = None
     text: str | None = None
     features: Path | None = None
-    cache_gb: Annotated[float, Bounds(at_least=0)] = 50.0
+    features_gb: Annotated[float, Bounds(at_least=0)] = 50.0
     freeze: Literal["vision", "text", "both", "none"] | None = None
     tower_lr: Annotated[float, Bounds(more_than=0)] = 1.0
     lora: Annotated[int | None, Bounds(at_least=1)] = None

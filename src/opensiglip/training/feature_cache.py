@@ -74,7 +74,7 @@ def with_features(
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     wanted = gigabytes(model, recipe, sources, frozen, dtype)
     if wanted > limit or not room_for(root, wanted):
-        why = f"more than --cache-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
+        why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
     places = [root / key(source, model, recipe, frozen, dtype) for source in sources]
