@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from opensiglip.errors import UserError
+from opensiglip.models.limits import check_room, check_sizes, stored_in
 
 PARTS = ("vision", "text")
 
@@ -31,9 +33,19 @@ def load_tower(place: str, flag: str) -> PreTrainedModel:
     `flag`: what names it, for messages. No code from a folder runs, and nothing is unpickled.
     """
     try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        check_sizes(config.to_dict(), place)
+        with torch.device("meta"):
+            skeleton: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)
+        if torch.get_default_device().type == "meta":  # only shapes are wanted
+            return skeleton
+        if Path(place).is_dir():
+            check_room(place, skeleton, stored_in(Path(place)))
         made: Any = AutoModel.from_pretrained(
             place, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+    except UserError:
+        raise
     except Exception as error:  # hub, file and config errors of a dozen types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{flag} {place} can't be read ({reason}); give a transformers folder or hub id.") from error
