@@ -80,8 +80,8 @@ def costs() -> str:
     """The table, and what is left out and why."""
     rows = [["published run", "stated in", "chip-hours", f"planned at {UTILISATION:.0%}", "off"]]
     for run in RUNS:
-        hours = sum(examples * flops(run, *part) for *part, examples in run.parts)
-        hours /= CHIPS[run.chip] * UTILISATION * 3600
+        total = sum(examples * flops(run, recipe, keywords) for recipe, keywords, examples in run.parts)
+        hours = total / (CHIPS[run.chip] * UTILISATION * 3600)
         rows.append(
             [run.name, run.source, f"{run.hours:.0f} {run.chip}", f"{hours:.0f}", f"{hours / run.hours - 1:+.0%}"]
         )

@@ -109,7 +109,7 @@ def _open_clip(folder: Path, resolution: int, size: int, samples: int) -> Iterat
     """The batches of open_clip's own loader, in this process, over and over."""
     from open_clip import get_tokenizer
     from open_clip.transform import image_transform
-    from open_clip_train.data import get_wds_dataset
+    from open_clip_train.data import get_wds_dataset  # type: ignore[import-untyped]
 
     names = sorted(file.stem for file in folder.glob("train-*.tar"))
     shards = (

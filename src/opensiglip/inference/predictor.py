@@ -122,7 +122,7 @@ class Predictor(TextGenerator):
                 most=self._decoder.length - len(starts[0]) - len(colon) - 4 * longest,  # colon and box still have room
                 end=colon[-1], forbidden=[self._pipeline.policy.eos_id],
             )  # fmt: skip
-        answers = []
+        answers: list[Any] = []
         for number, (image, some) in enumerate(zip(pixels, phrases, strict=True)):
             # Of a colon of several ids only the last ended the phrase.
             ended = [ids[: len(ids) + 1 - len(colon)] if ids[1 - len(colon) :] == colon[:-1] else ids for ids in some]

@@ -164,8 +164,8 @@ class Model(nn.Module):
                 f"{folder / SIDECAR} does not describe a model ({first_line(error)}); export the run again."
             ) from error
         if architecture.foreign is not None:
-            pair = {part: str(folder / part) for part in PARTS if getattr(architecture.foreign, part) is not None}
-            here = replace(architecture.foreign, **pair)
+            vision, text = (getattr(architecture.foreign, part) and str(folder / part) for part in PARTS)
+            here = replace(architecture.foreign, vision=vision, text=text)
             towers = _tower_host(architecture, here, folder)
             return cls._with_rest(towers, replace(architecture, pair=here), vocabulary, folder)
         check_host(folder)

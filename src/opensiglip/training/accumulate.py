@@ -5,19 +5,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opensiglip.training.learner import Learner, Losses, Outcome
 from opensiglip.types import Batch
 
 
 def accumulate(
-    step: nn.Module,
+    step: Callable[..., Any],
     learner: Learner,
     parts: list[Batch],
     live: Tensor,
     backward: Callable[[Tensor], None],
-    no_sync: Callable[[nn.Module], AbstractContextManager[Any]],
+    no_sync: Callable[[Any], AbstractContextManager[Any]],
 ) -> Outcome:
     """Leave the gradient of this rank's whole batch in `.grad`; return its losses and notes, averaged over parts.
 
@@ -47,7 +47,7 @@ def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _compare(
-    step: nn.Module, learner: Learner, parts: list[Batch], live: Tensor
+    step: Callable[..., Any], learner: Learner, parts: list[Batch], live: Tensor
 ) -> tuple[Losses, list[list[list[Tensor]]]]:
     """Each pairwise term's loss on the whole batch, and for each part its gradients at that part's features."""
     if not learner.pairwise():

@@ -168,7 +168,8 @@ class _Writer:
 
     def _block(self, start: int, stop: int, done: dict[str, int], rows: Any) -> dict[str, int]:
         examples: list[Example | BrokenExample] = []
-        lines, texts = [], []
+        lines: list[str] = []
+        texts: list[str] = []
         for index in range(start, stop):
             example = self._example(index)
             lines.append(to_row(example, done["texts"] + len(texts)) + "\n")
@@ -185,7 +186,7 @@ class _Writer:
             ids = torch.from_numpy(np.stack([self.pipeline.fixed(text) for text in texts])).to(self.device)
             assert self.model.text is not None
             with self.autocast():
-                states = torch.cat([self.model.text.read(part)[:, 0] for part in ids.split(256)])  # type: ignore[operator, union-attr]
+                states = torch.cat([self.model.text.read(part)[:, 0] for part in ids.split(256)])  # type: ignore[operator]
             self._put(TEXTS_FILE, done["texts"], states, done["texts"] + len(texts))
         for line in lines:
             rows.write(line.encode())
@@ -216,7 +217,7 @@ class _Writer:
             grown.replace(path)
             known = new
         known[at : at + len(array)] = array
-        known.flush()  # type: ignore[attr-defined] # a memmap
+        known.flush()
 
 
 def room_for(folder: Path, wanted: float) -> bool:

@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.model import Model
@@ -20,6 +19,6 @@ def meta_learner(recipe: Recipe, pipeline: TextPipeline, freeze: str | None = No
     with place:
         model = Model.new(networks, len(pipeline))
         set_trainable(model, freeze, lora)
-    objectives = nn.ModuleList(copy.deepcopy(recipe.objectives))
+    objectives = copy.deepcopy(recipe.objectives)
     with torch.device("meta"):
-        return Learner.of(model, replace(recipe, objectives=list(objectives)), pipeline)
+        return Learner.of(model, replace(recipe, objectives=objectives), pipeline)

@@ -10,7 +10,7 @@ import torch
 
 from opensiglip.data.loader import DataPlan
 from opensiglip.errors import UserError
-from opensiglip.objectives.base import Pairwise
+from opensiglip.objectives.base import Objective, Pairwise
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.learner import Learner
 from opensiglip.training.planning.machines import Machine
@@ -144,7 +144,7 @@ def gib(size: float) -> str:
 
 
 def _starts(learner: Learner) -> list[float]:
-    return [float(objective.start) for objective in learner.objectives.values()]
+    return [o.start for o in learner.objectives.values() if isinstance(o, Objective)]
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -25,17 +25,28 @@ SMALLER = 8_192  # entries of it at most
 class Request(Protocol):
     """What a plan is made for: `opensiglip plan`'s flags."""
 
-    batch_size: int
-    gpus: int
-    gpu: str
-    examples: float | None
-    accumulate: int
-    checkpointing: bool
-    shard: bool
-    precision: str
-    vocabulary: int
-    data: tuple[str, ...]
-    utilisation: float
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gpus(self) -> int: ...
+    @property
+    def gpu(self) -> str: ...
+    @property
+    def examples(self) -> float | None: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def checkpointing(self) -> bool: ...
+    @property
+    def shard(self) -> bool: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def data(self) -> tuple[str, ...]: ...
+    @property
+    def utilisation(self) -> float: ...
 
 
 def answer(name: str, keywords: Mapping[str, Any], asked: Request) -> tuple[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Setting:
     """How a step is taken."""
 
     kind: Literal["cpu", "gpu"]
-    precision: Literal["no", "bf16", "fp16"]  # Accelerate's names
+    precision: str  # Accelerate's: no, bf16 or fp16
     ranks: int = 1
     parts: int = 1
     checkpointing: bool = False
@@ -188,7 +188,7 @@ def named_parts(learner: Learner, examples: int) -> Iterator[tuple[nn.Module, Na
         if network is not None:
             named |= dict.fromkeys((m for m in network.modules() if m not in named), _within(label))
             if isinstance(getattr(network, "vocabulary", None), nn.Module):
-                named[network.vocabulary] = lambda part, inputs: "output layer"
+                named[cast(nn.Module, network.vocabulary)] = lambda part, inputs: "output layer"
     for label, tower in {"image tower": model.vision, "EMA teacher": learner.teacher}.items():
         if tower is not None:
             named |= dict.fromkeys(tower.modules(), _within(label))
