@@ -124,7 +124,7 @@ class Case:
         views = {
             "global": torch.randn(self.images, 1, 3, side, side),
             "local": torch.randn(self.images, 8, 3, small, small),
-            "hidden": hidden,
+            "mask_indices": hidden,
         }
         return {name: x.to(self.place) for name, x in views.items()}
 

@@ -48,5 +48,5 @@ def distillation(architecture: Architecture, batch: Batch, head: int) -> float:
     images, crops = batch["local"].shape[:2]
     whole, crop = image(architecture, architecture.resolution), image(architecture, batch["local"].shape[-1])
     views = whole * (1 + TRAINED) + TRAINED * crops * crop  # the teacher has no backward
-    compared = 2 * head * ((crops + batch["hidden"].shape[1]) * TRAINED + 1 + batch["hidden"].shape[1])
+    compared = 2 * head * ((crops + batch["mask_indices"].shape[1]) * TRAINED + 1 + batch["mask_indices"].shape[1])
     return images * float(views + compared)

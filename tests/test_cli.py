@@ -81,7 +81,7 @@ def test_a_command_that_is_none_is_one_sentence(
         ("--lr=fast", "--lr fast can't be read; give a number;"),
         ("--keep 0.5 much", "--keep 0.5 much can't be read; give a number, or several;"),
         ("--lr", "--lr needs a number;"),
-        ("--freeze all", "--freeze 'all' is unknown; give vision, text or both;"),
+        ("--freeze all", "--freeze 'all' is unknown; give vision, text, both or none;"),
         ("--size huge", "--size 'huge' is unknown; sizes are tiny"),
         ("--resolution 60", "--resolution 60 is not a multiple of the patch size 8; try 56"),
         ("--resolution 0", "--resolution 0 is out of range"),
@@ -243,7 +243,8 @@ def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureF
     assert main(["train", name, "--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     keywords = [*find_recipe(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
-    assert all(f"--{keyword.replace('_', '-')}" in said for keyword in keywords)
+    flags = [keyword.replace("_", "-") for keyword in keywords]
+    assert all(f"--{flag}" in said or f"--no-{flag}" in said for flag in flags)
     assert "peak learning rate" in said and "tokens of a text" in said
 
 

@@ -397,7 +397,7 @@ def test_lora_moves_the_towers_layers_alone_and_is_merged(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--freeze vision", "--freeze, --tower-lr and --lora are for weights that --init brings; give it too"),
+        ("--freeze vision", "--freeze, --tower-lr and --lora are for weights of --init, --vision or --text; give one"),
         ("--init {peer} --freeze all", "--freeze"),
         ("--init {peer} --lora 0", "--lora 0 is out of range"),
         ("--init {peer} --tower-lr 0", "--tower-lr 0.0 is out of range"),

@@ -168,7 +168,7 @@ def test_clean_removes_the_environment_and_keeps_the_runs(checkout: Path) -> Non
 
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make(ROOT).stdout.splitlines()}
-    assert listed == {"help", "setup", "test", "test-browser", "lint", "format", "train", "clean"}
+    assert listed == {"help", "setup", "test", "test-browser", "lint", "format", "train", "clean", "audit", "torture"}
 
 
 CHECKS = ["ruff format --check", "ruff check", "mypy"]

@@ -218,7 +218,7 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
     assert "EMA" not in said and "image tower, 1 x 64 px" in said and "GPU-hours" in said
     assert main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["fits"] and facts["stages"][0]["memory"]["total"] == facts["memory_total"]
+    assert facts["fits"] and facts["by_stage"][0]["memory"]["total"] == facts["memory_total"]
     assert facts["gpu_hours"] == pytest.approx(facts["days"] * 48)
     assert main(["plan", "siglip", "--gpu", "t4", "--precision", "bf16"]) == 2
     assert "an t4 has fp32, fp16" in capsys.readouterr().err

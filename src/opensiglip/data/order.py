@@ -161,6 +161,8 @@ def order_of(sources: Sequence[Source], seed: int) -> Joined | Mixture:
 
 def shares_of(sources: Sequence[Source]) -> list[float]:
     """The share of the stream that each source has."""
+    if not sources:
+        return []
     order = order_of(sources, 0)
     counts = order.counts if isinstance(order, Mixture) else np.asarray([len(source) for source in sources])
     return [float(share) for share in counts / counts.sum()]

@@ -97,15 +97,16 @@ def build(job: Job, until_end: ExitStack) -> Built:
         job.record["fingerprints"] = fingerprints(sources)
         if config.held_out:
             held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
+        check(folder, job.record, resume=config.resume, changed=config.changed)
+        first = None if config.resume else first_pipeline(job, sources, schedule.origin)
         claim(folder, resume=config.resume)
         until_end.enter_context(held(run))
-        check(folder, job.record, resume=config.resume, changed=config.changed)
         sweep(run)
         saved = sound(run) if config.resume else None
         if saved is None:
             if config.resume:
                 print(f"resume      {folder} has no checkpoint yet: it begins again", flush=True)
-            write_start(job, sources, schedule.origin)
+            write_start(job, first or first_pipeline(job, sources, schedule.origin))
         else:
             set_aside(run, saved)
         if config.memory_check:
@@ -179,19 +180,21 @@ def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | Non
         ) from error
 
 
-def write_start(job: Job, sources: Sequence[Source], before: Origin | None) -> None:
-    """Make the run's folder with what every rank begins by: text pipeline, box format and networks."""
-    folder, recipe = job.config.out, job.recipe
+def first_pipeline(job: Job, sources: Sequence[Source], before: Origin | None) -> TextPipeline:
+    """The text pipeline of a run that begins: a new one, or that of the run that it continues. Raises UserError."""
     if before is None:
-        pipeline = new_pipeline(job.start, recipe, sources, job.config.tokenizer, job.config.vocabulary)
-    else:
-        for difference in differences(stored(before.run), job.record):
-            print(f"changed: {difference}", flush=True)
-        verify(before.checkpoint)
-        pipeline = read_pipeline(described(before.checkpoint))
-    start = RunFolder(folder).start
+        return new_pipeline(job.start, job.recipe, sources, job.config.tokenizer, job.config.vocabulary)
+    for difference in differences(stored(before.run), job.record):
+        print(f"changed: {difference}", flush=True)
+    verify(before.checkpoint)
+    return read_pipeline(described(before.checkpoint))
+
+
+def write_start(job: Job, pipeline: TextPipeline) -> None:
+    """Write what every rank begins by: text pipeline, box format and networks."""
+    start = RunFolder(job.config.out).start
     with refusals(start, "make room and start the run again as it is"), whole_folder(start) as part:
-        describer(recipe, pipeline)(part)
+        describer(job.recipe, pipeline)(part)
 
 
 def describer(recipe: Recipe, pipeline: TextPipeline) -> Callable[[Path], None]:

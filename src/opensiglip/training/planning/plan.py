@@ -165,7 +165,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "setting": asdict(plan.setting),
         "moments_per_weight": MOMENTS,
-        "stages": stages,
+        "by_stage": stages,
         "flops_per_example": plan.flops,
         "bytes_sent_per_step": asdict(plan.traffic),
     }
