@@ -99,7 +99,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
             held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
         check(folder, job.record, resume=config.resume, changed=config.changed)
         first = None if config.resume else first_pipeline(job, sources, schedule.origin)
-        claim(folder, resume=config.resume)
+        claim(folder)
         until_end.enter_context(held(run))
         sweep(run)
         saved = sound(run) if config.resume else None

@@ -67,6 +67,8 @@ def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) 
             raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
         print(f"again       the run in {folder} came to no checkpoint: it begins anew", flush=True)
     if resume:
+        if not path.is_file():
+            raise UserError(f"--out {folder} holds no run to --resume.")
         before = stored(folder)
         found = differences(before, record) + data_differences(before, record)
         if found and not changed:
@@ -75,10 +77,8 @@ def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) 
             print(f"changed: {difference}", flush=True)
 
 
-def claim(folder: Path, *, resume: bool) -> None:
-    """Make the run's folder. Raises UserError if it can't be made or written to, or holds no run to resume."""
-    if resume and not RunFolder(folder).config.is_file():
-        raise UserError(f"--out {folder} holds no run to --resume.")
+def claim(folder: Path) -> None:
+    """Make the run's folder. Raises UserError if it can't be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
