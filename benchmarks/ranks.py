@@ -1,4 +1,4 @@
-"""The sigmoid loss over several ranks: our ring against open_clip's exchange and gathering, on one machine's CPU."""
+"""Several ranks on one machine's CPU: the sigmoid loss against open_clip's, and a training step whole and sharded."""
 
 import json
 import tempfile
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, Sample, Variant, peer, positive, rows, sample, start
 from benchmarks.report import report
+from benchmarks.sharded import Step, measured
 from opensiglip.distributed import meeting
 from opensiglip.losses.pairwise import sigmoid_loss
 
@@ -24,18 +25,26 @@ def bench(
     ranks: tuple[int, ...] = (1, 2, 4),
     width: int = 768,
     rounds: int = 3,
+    model: str = "tiny",
+    images: int = 16,
+    vocabulary: int = 8192,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """The sigmoid loss of a global batch over gloo ranks, forward and backward in float32: rank 0's time and memory.
+    """Over gloo ranks in float32: the sigmoid loss forward and backward, and what a rank holds in a training step.
+
+    Time and peak are rank 0's; weights, gradient and moments are those of the rank that holds most.
 
     Args:
         size: of the global batch.
         ranks: numbers of processes to measure.
         width: of the embeddings.
         rounds: of each variant, in turn; the median counts.
+        model: size of the SigLIP 2 that takes the training step.
+        images: of its global batch.
+        vocabulary: entries of its tokenizer.
         out: folder for the JSON and the plot.
     """
-    positive(size=size, ranks=ranks, width=width, rounds=rounds)
+    positive(size=size, ranks=ranks, width=width, rounds=rounds, images=images, vocabulary=vocabulary)
     place = start("cpu")
     names = [OURS] if peer("open_clip.loss", "open_clip_torch") is None else [OURS, *(f"open_clip {m}" for m in MODES)]
     table = list[Row]()
@@ -45,6 +54,9 @@ def bench(
             samples: dict[str, list[Sample]] = json.loads((Path(folder) / "samples").read_text())
         variants = [Variant(name, lambda: None, 6 * size * (size // count) * width) for name in names]
         table += rows(f"N {size}, {count} ranks", variants, names[min(1, len(names) - 1)], samples)
+    for count in ranks:
+        with tempfile.TemporaryDirectory() as folder:
+            table += measured(Step(model, images, vocabulary, rounds), count, Path(folder))
     report("ranks", table, out, place)
 
 

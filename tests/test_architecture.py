@@ -218,15 +218,19 @@ def test_one_file_knows_the_name_of_a_models_sidecar() -> None:
     assert len({name for name in FILES if "opensiglip.json" in strings(name)}) == 1
 
 
-def test_one_file_imports_what_ranks_talk_by() -> None:
+# Who may know of ranks: what they say to one another, how weights are cut among them, how they are started.
+RANKS = {"distributed", "training.sharding", "apps.ranks"}
+
+
+def test_few_files_know_of_ranks() -> None:
     knowing = {
         name
         for name, tree in TREES.items()
         for one in imports(tree)
         if f"{one.module}.{one.name}".startswith("torch.distributed")
     }
-    assert knowing == {"distributed"}
-    assert {name for name in FILES if "torch.distributed" in FILES[name].read_text(encoding="utf-8")} == {"distributed"}
+    assert knowing == RANKS
+    assert {name for name in FILES if "torch.distributed" in FILES[name].read_text(encoding="utf-8")} == RANKS
 
 
 def test_nothing_unpickles() -> None:

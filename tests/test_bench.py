@@ -69,8 +69,11 @@ def test_auto_is_a_device_that_is_there(quick: None) -> None:
 
 
 def test_two_ranks_are_measured(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = ran("ranks", "--size 24 --ranks 1 2 --width 8", tmp_path)
-    assert {row["case"] for row in made["rows"]} == {"N 24, 1 ranks", "N 24, 2 ranks"}
+    made = ran("ranks", "--size 24 --ranks 1 2 --width 8 --images 4 --vocabulary 300", tmp_path)
+    steps = {f"step of siglip2 tiny, {ranks} ranks" for ranks in (1, 2)}
+    assert {row["case"] for row in made["rows"]} == {"N 24, 1 ranks", "N 24, 2 ranks"} | steps
+    whole, sharded = (row["facts"]["in all MiB"] for row in made["rows"] if "2 ranks" in row["case"] and row["facts"])
+    assert sharded < 0.55 * whole
 
 
 def test_what_does_not_agree_is_not_compared() -> None:

@@ -1,8 +1,13 @@
-"""Ranks: the only file that imports torch.distributed. On one process everything here is the identity."""
+"""What ranks say to one another. On one process everything here is the identity."""
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensiglip.errors import UserError
+
 T = TypeVar("T")
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in what torch says of a rank gone
+LAUNCHER = 25.0  # seconds that a launcher may take to end the ranks that are left
 
 
 def world() -> tuple[int, int]:
@@ -31,10 +40,11 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def average(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor's mean over all ranks in float32, by one exchange; detached."""
+    """Each tensor's mean over all ranks, by one exchange in the widest of their dtypes, float32 at least; detached."""
     if not tensors:
         return {}
-    rows = [tensor.detach().float().flatten() for tensor in tensors.values()]
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors.values()], torch.float32)
+    rows = [tensor.detach().to(dtype).flatten() for tensor in tensors.values()]
     means = mean_over_ranks(torch.cat(rows)).split([len(row) for row in rows])
     return {name: mean.view_as(x) for (name, x), mean in zip(tensors.items(), means, strict=True)}
 
@@ -102,6 +112,41 @@ def _pass_on(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
         return new
 
     return arrive
+
+
+def meet_again(backend: str | None) -> None:
+    """Make the group of ranks that torchrun has started again; nothing at the first start, where Accelerate makes it.
+
+    torchrun keeps its store over restarts, and in it the addresses of ranks that are gone: the new ones get a prefix.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts != "0":
+        store, rank, ranks = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(f"restart{restarts}", store), rank=rank, world_size=ranks
+        )
+
+
+@contextmanager
+def lost_ranks_said() -> Iterator[None]:
+    """Inside, a rank that another one has left ends with a sentence.
+
+    It leaves its launcher the time to end it before: that one knows which rank failed, and why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world()[1] == 1 or not any(word in str(error) for word in LOST):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LAUNCHER)
+        rank, ranks = world()
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"rank {rank} of {ranks} hears no more of another one ({reason}), whose own words say why; mend that and "
+            "go on with --resume."
+        ) from None
 
 
 @contextmanager

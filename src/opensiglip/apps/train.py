@@ -1,6 +1,8 @@
 """`opensiglip train RECIPE`: the flags are TrainConfig's fields and the recipe's keywords, known before torch is."""
 
 import inspect
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -20,9 +22,11 @@ from opensiglip.training.config import TrainConfig
 UTILISATION = 0.31  # of the peak; at it the costs that papers state come out within 25 % (`opensiglip bench plan`)
 OWN = (  # flags of the command alone
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Path | None, default=None),
+    inspect.Parameter("ranks", inspect.Parameter.KEYWORD_ONLY, annotation=int, default=1),
 )
 OWN_DOC = """
         config: config.json of a run of this recipe, or its folder, whose arguments hold where no flag says otherwise.
+        ranks: processes to train with on this machine, one a GPU; torchrun and srun start them themselves.
 """
 
 
@@ -33,6 +37,7 @@ class Train:
     recipe: str
     help: str
     own: tuple[inspect.Signature, str]  # the recipe's signature and docstring
+    words: tuple[str, ...]  # of the command line, from the recipe on
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
@@ -58,9 +63,18 @@ class Train:
 
     def call(self, flags: Mapping[str, Any]) -> None:
         """Check the values, train, print what came of it. Raises UserError."""
-        flags = {name: value for name, value in flags.items() if name != "config"}
+        ranks = flags["ranks"]
+        flags = {name: value for name, value in flags.items() if name not in {one.name for one in OWN}}
         check_bounds(signature.like(self.own[0]), flags)
         TrainConfig.part(dict(flags))  # for its checks: a wrong value is answered before torch is imported
+        started = os.environ.get("WORLD_SIZE")
+        if ranks < 1 or (started is not None and ranks not in (1, int(started))):
+            why = "give at least 1" if ranks < 1 else f"a launcher has started {started} of them; leave it out"
+            raise UserError(f"--ranks {ranks}: {why}.")
+        if ranks > 1 and started is None:
+            from opensiglip.apps.ranks import launch
+
+            sys.exit(launch(ranks, ["train", *self.words]))
         from opensiglip.apps.quiet import quiet_libraries
         from opensiglip.training.run import train
 
@@ -85,7 +99,9 @@ class Train:
 
 def recipes(words: Sequence[str]) -> dict[str, Train]:
     """`train` with each recipe, and with FILE.py:FUNCTION where that is the first word. Raises UserError."""
-    return {name: Train(name, own[1].partition("\n")[0], own) for name, own in read_recipes(words).items()}
+    return {
+        name: Train(name, own[1].partition("\n")[0], own, tuple(words)) for name, own in read_recipes(words).items()
+    }
 
 
 def read_recipes(words: Sequence[str]) -> dict[str, tuple[inspect.Signature, str]]:
@@ -113,11 +129,12 @@ def keywords(one: inspect.Signature) -> list[inspect.Parameter]:
     return [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in one.parameters.values() if p.kind in by_name]
 
 
-def joined(recipe: str, shared: str) -> str:
-    """One docstring: what the recipe is, and the arguments of both."""
-    own, other = docstring_parser.parse(recipe), docstring_parser.parse(shared)
+def joined(recipe: str, *shared: str) -> str:
+    """One docstring: what the recipe is, and the arguments of all."""
+    own, *others = (docstring_parser.parse(text) for text in (recipe, *shared))
+    arguments = [argument for one in (*others, own) for argument in one.params]
     # On one line each: a second one, not indented, would end the section.
-    lines = [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in [*other.params, *own.params]]
+    lines = [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in arguments]
     return "\n".join([own.short_description or "", "", "Args:", *lines])
 
 

@@ -32,7 +32,17 @@ GROUPS = {
         "trust",
     ),
     "schedule": ("steps", "epochs", "batch_size", "lr", "warmup", "weight_decay", "betas", "clip_norm", "seed"),
-    "machine": ("accumulate", "checkpointing", "memory_check", "precision", "compile", "workers", "cache_gb"),
+    "machine": (
+        "ranks",
+        "shard",
+        "accumulate",
+        "checkpointing",
+        "memory_check",
+        "precision",
+        "compile",
+        "workers",
+        "cache_gb",
+    ),
     "logging": (
         "out",
         "keep",

@@ -11,10 +11,12 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: 
     """sum_m w_m * -log softmax(W h_m + b)[y_m], chunked over tokens.
 
     hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32. Under autocast the products run in
-    its dtype. M may be 0: the loss is then 0, with zero gradients.
+    its dtype, but for fp16: the slopes are formed here, before the loss is scaled, and most of them would be 0 in it.
+    M may be 0: the loss is then 0, with zero gradients.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    dtype = weight.dtype if dtype == torch.float16 else dtype
     return _linear_cross_entropy(hidden, weight, bias, targets, weights, dtype, torch.is_grad_enabled())[0]
 
 

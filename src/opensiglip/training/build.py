@@ -51,6 +51,7 @@ from opensiglip.training.record import (
     write_record,
 )
 from opensiglip.training.resolve import Job
+from opensiglip.training.sharding import hollow, shard
 from opensiglip.training.start import new_pipeline, set_trainable, start_line, tower_parameters
 from opensiglip.training.startup import few_held_out, startup_lines
 
@@ -79,7 +80,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
     Raises UserError, before anything is written, on what does not fit together.
     """
     config, recipe, folder = job.config, job.recipe, job.config.out
-    accelerator, precision = make_accelerator(config.precision, config.trackers, folder)
+    accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_batch(config, recipe.frame.batch_multiple, accelerator.num_processes)
@@ -112,21 +113,34 @@ def build(job: Job, until_end: ExitStack) -> Built:
         if config.memory_check:
             pipeline = read_pipeline(run.start if saved is None else described(saved))
             plan = data_plan(job, accelerator, sources, pipeline, schedule)
-            need = memory_line(job, plan, accelerator.device, accelerator.mixed_precision)
+            need = memory_line(job, plan, accelerator.device, precision)
     saved = from_first(saved)
 
     set_seed(config.seed)
     pipeline = read_pipeline(run.start if saved is None else described(saved))
     learner, fitted = build_learner(job, pipeline)
     accelerator.init_trackers("opensiglip", config={"command": command(job.record, folder)})
-    learner = learner.to(accelerator.device)
     root = config.features or folder.parent / "features"
     read, sources = with_features(
-        recipe, learner.model, sources, pipeline, root=root, limit=config.features_gb, accelerator=accelerator
+        recipe,
+        learner.model,
+        sources,
+        pipeline,
+        root=root,
+        limit=config.features_gb,
+        accelerator=accelerator,
+        precision=precision,
     )
+    skeleton = hollow(learner.model, "meta") if config.shard and accelerator.num_processes > 1 else None
+    if skeleton is not None:
+        shard(learner, accelerator.device)
+    learner = learner.to(accelerator.device)
     loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
+    loop.skeleton, loop.precision = skeleton, precision
+    loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     if held_out is not None:
-        loop.evaluate = partial(held_out.row, of_run(folder, loop, recipe), learner)
+        judge = held_out
+        loop.evaluate = lambda model: judge.row(of_run(folder, loop, recipe, model))
     if saved is not None:
         loop.restore(saved)
     elif schedule.origin is not None:
@@ -135,7 +149,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         accelerator.print(text, flush=True)
     if accelerator.is_main_process:
         write_record(folder, job.record)
-    accelerator.print(f"{startup_lines(loop, recipe, precision)}\nmemory      {need}", flush=True)
+    accelerator.print(f"{startup_lines(loop, recipe, why)}\nmemory      {need}", flush=True)
     if held_out is not None and (few := few_held_out(min(held_out.count, len(held_out.source)))):
         accelerator.print(f"small data  {few}", flush=True)
     if job.start is not None and fitted is not None:

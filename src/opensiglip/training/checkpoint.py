@@ -20,6 +20,7 @@ from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner
+from opensiglip.training.sharding import cut, gather
 
 Tensors = dict[str, Tensor]
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
@@ -51,14 +52,14 @@ def save(
     return final
 
 
-def tensors(learner: Learner, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
-    """Weights, and the optimizer's state by PARAMETER/KEY, on the CPU."""
+def tensors(learner: Learner, optimizer: torch.optim.Optimizer, keep: bool = True) -> tuple[Tensors, Tensors]:
+    """Weights, and the optimizer's state by PARAMETER/KEY: whole, on the CPU, where `keep`. Called on all ranks."""
     moments = {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in learner.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    return _own_storage(learner.state_dict()), _own_storage(moments)
+    return gather(learner.state_dict(), keep), gather(moments, keep)
 
 
 def prune(run: RunFolder, last: int, keep: Collection[int]) -> None:
@@ -90,7 +91,7 @@ def set_aside(run: RunFolder, saved: Path) -> None:
 
 def save_stage(run: RunFolder, step: int, model: Model) -> None:
     """Write the model as it is when a later part of the recipe begins."""
-    path, weights = run.stage(step), _own_storage(merged(model).state_dict())
+    path, weights = run.stage(step), gather(merged(model).state_dict())
     path.parent.mkdir(exist_ok=True)
     need = sum(tensor.nbytes for tensor in weights.values())
     with refusals(path, "make room and go on with --resume", need), whole_file(path) as part:
@@ -144,11 +145,18 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
         raise UserError(
             f"checkpoint {path} has an optimizer without state after {state['step']} steps; go on from another."
         )
-    learner.load_state_dict(weights)
+    learner.load_state_dict({name: cut(weights[name], like) for name, like in own.items()})
     for name, found in states.items():
-        device = parameters[name].device
-        optimizer.state[parameters[name]] = {k: x if k == "step" else x.to(device) for k, x in found.items()}
+        optimizer.state[parameters[name]] = {
+            key: x if key == "step" else like_parameter(x, parameters[name]) for key, x in found.items()
+        }
     return state
+
+
+@torch.no_grad()
+def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter's whole moment where the parameter lies: on its device, this rank's slice of it."""
+    return torch.zeros_like(parameter, dtype=value.dtype).copy_(cut(value.to(parameter.device), parameter))
 
 
 def by_parameter(moments: Tensors) -> dict[str, Tensors]:
@@ -173,7 +181,3 @@ def _check_shape(path: Path, name: str, found: Tensor, like: Tensor) -> None:
             f"checkpoint {path} has {name} as {list(found.shape)}, here it is {list(like.shape)}: it is of another "
             "size or vocabulary; give the run's own arguments."
         )
-
-
-def _own_storage(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

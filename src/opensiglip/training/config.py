@@ -44,9 +44,10 @@ class TrainConfig:
         betas: of AdamW: what its two averages keep at each step; SigLIP found the second necessary for stability.
         clip_norm: largest norm of the gradient.
         seed: of weights and of every random choice in the data.
-        precision: auto, fp32 or bf16.
+        precision: auto, fp32, bf16 or fp16.
         compile: the step by torch.compile: minutes at the start, worth it on GPUs; CPUs gain a few per cent.
         memory_check: refuse a run that needs more memory than is free, by estimate.
+        shard: each rank keeps a slice of weights, gradient and optimizer state, by FSDP2; same numbers, less memory.
         checkpointing: keep no activations inside layers: a third more arithmetic, a fraction of the memory.
         workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
         continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
@@ -95,6 +96,7 @@ class TrainConfig:
     precision: str = "auto"
     compile: bool = False
     memory_check: bool = True
+    shard: bool = False
     checkpointing: bool = False
     workers: Annotated[int | None, Bounds(at_least=0)] = None
     continue_from: str | None = None
@@ -125,6 +127,8 @@ class TrainConfig:
             parse_weights(self.data_weights, self.data)
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+        if self.shard and self.compile:
+            raise UserError("--shard and --compile do not go together; leave one out.")
         if self.eval_every and not self.held_out:
             raise UserError("--eval-every needs examples to judge on; give --held-out too.")
         if self.keep_best is not None and not self.eval_every:

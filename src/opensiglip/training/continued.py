@@ -16,9 +16,10 @@ from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
 from opensiglip.errors import UserError, first_line
 from opensiglip.models.resize import resize_tensor
-from opensiglip.training.checkpoint import by_parameter
+from opensiglip.training.checkpoint import by_parameter, like_parameter
 from opensiglip.training.learner import Learner
 from opensiglip.training.record import run_of
+from opensiglip.training.sharding import cut
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
             f"--continue-from {origin.run} has no {missing}: the recipe must have the networks and objectives of that "
             "run, or fewer."
         )
-    learner.load_state_dict({name: fitted(name, old[name], like) for name, like in wanted.items()})
+    learner.load_state_dict({name: cut(fitted(name, old[name], like), like) for name, like in wanted.items()})
     states = by_parameter(moments)
     for name, parameter in learner.named_parameters():
         own = states.get(name, {})
         if own and own["exp_avg"].numel() == parameter.numel():
             optimizer.state[parameter] = {
-                key: value if key == "step" else fitted(name, value, parameter).to(parameter.device)
+                key: value if key == "step" else like_parameter(fitted(name, value, parameter), parameter)
                 for key, value in own.items()
             }
     return [name for name, like in wanted.items() if old[name].numel() != like.numel()]

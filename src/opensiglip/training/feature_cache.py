@@ -28,6 +28,7 @@ from opensiglip.inference.encoder import Autocast
 from opensiglip.json_file import write_json
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
+from opensiglip.training.precision import autocast
 from opensiglip.training.record import fingerprints
 
 BLOCK = 64  # examples encoded at once, and written before the next
@@ -63,6 +64,7 @@ def with_features(
     root: Path,
     limit: float,
     accelerator: Accelerator,
+    precision: str,
 ) -> tuple[Recipe, list[Source]]:
     """The recipe and its sources, reading states from `root` where towers are frozen; else both as they are.
 
@@ -71,7 +73,9 @@ def with_features(
     frozen = Frozen.of(model, recipe)
     if not (frozen.images or frozen.texts):
         return recipe, list(sources)
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    model.to(accelerator.device)
+    within = autocast(precision, accelerator.device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     wanted = gigabytes(model, recipe, sources, frozen, dtype)
     if wanted > limit or not room_for(root, wanted):
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
@@ -82,7 +86,7 @@ def with_features(
         for source, place in zip(sources, places, strict=True):
             if not (place / DONE).is_file():
                 place.mkdir(parents=True, exist_ok=True)
-                _Writer(source, place, model, recipe, pipeline, frozen, accelerator.autocast, dtype).write()
+                _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
     accelerator.wait_for_everyone()
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     read = [CachedSource(source, place, recipe.frame.pixels) for source, place in zip(sources, places, strict=True)]

@@ -12,6 +12,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.inference.predictor import Predictor
 from opensiglip.json_file import write_json
 from opensiglip.models.ema import Ema
+from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
 from opensiglip.training.checkpoint import stages
@@ -29,12 +30,12 @@ def finish(
     record: dict[str, Any],
     loop: Loop,
     recipe: Recipe,
+    model: Model,
     result: dict[str, Any],
     evaluated_on: HeldOut | None,
 ) -> dict[str, Any]:
-    """Write model/, summary.json and report.html; return the summary."""
-    model, pipeline = loop.learner.model.eval(), loop.plan.pipeline
-    subject = of_run(folder, loop, recipe)
+    """Write `model` (the loop's, whole) to model/, summary.json and report.html; return the summary."""
+    pipeline, subject = loop.plan.pipeline, of_run(folder, loop, recipe, model.eval())
     run = RunFolder(folder)
     rows = read_lines(run.metrics)
     summary: dict[str, Any] = {
@@ -43,8 +44,8 @@ def finish(
         "command": command(record, folder),
         "seed": record["train"]["seed"],
         "versions": record["versions"],
-        "precision": loop.accelerator.mixed_precision,
-        "parameters": count_parameters(loop.learner),
+        "precision": loop.precision,
+        "parameters": count_parameters(loop.learner, model),
     } | result
     if advice := skipped_advice(result["skipped_steps"], result["steps"]):
         summary["advice"] = advice
@@ -74,17 +75,17 @@ def skipped_advice(skipped: int, steps: int) -> str | None:
     )
 
 
-def of_run(folder: Path, loop: Loop, recipe: Recipe) -> Predictor:
+def of_run(folder: Path, loop: Loop, recipe: Recipe, model: Model) -> Predictor:
     """The run's model, as its weights stand, to be judged in the run's precision."""
     pretrained = Pretrained.of(
-        loop.learner.model,
+        model,
         loop.plan.pipeline,
         name=str(folder),
         boxes=recipe.boxes,
         tasks=recipe.tasks,
         languages=tuple(dict.fromkeys(code for source in loop.plan.sources for code in source.languages)),
     )
-    return Predictor(pretrained, autocast=loop.accelerator.autocast)
+    return Predictor(pretrained, autocast=loop.autocast)
 
 
 def first_and_last(rows: list[dict[str, Any]], name: str) -> dict[str, float | None]:
@@ -97,14 +98,16 @@ def first_and_last(rows: list[dict[str, Any]], name: str) -> dict[str, float | N
     return {"first": values[0] if values else None, "last": sum(last) / len(last) if last else None}
 
 
-def count_parameters(learner: Learner) -> dict[str, int]:
-    """Parameters by part of the model, of objectives (heads, probes), of the EMA teacher with its heads, in all."""
-    parts = {name: _count(part) for name, part in learner.model.named_children()}
+def count_parameters(learner: Learner, model: Model | None = None) -> dict[str, int]:
+    """Parameters by part of the model (by default the learner's), of objectives, of the EMA teacher, in all."""
+    model = model or learner.model
+    parts = {name: _count(part) for name, part in model.named_children()}
     averages = [module for module in learner.modules() if isinstance(module, Ema)]
     teacher = sum(_count(module) for module in averages)
     own = sum(_count(objective) for objective in learner.objectives.values()) + _count(learner.teacher) - teacher
     extra = {"objectives": own, "EMA teacher": teacher}
-    return parts | {name: number for name, number in extra.items() if number} | {"total": _count(learner)}
+    total = _count(learner) - _count(learner.model) + _count(model)
+    return parts | {name: number for name, number in extra.items() if number} | {"total": total}
 
 
 def _count(module: nn.Module | None) -> int:

@@ -7,6 +7,7 @@ from opensiglip.errors import UserError
 from opensiglip.objectives.base import Notes, Signal
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import finite
+from opensiglip.training.sharding import whole
 
 
 class Collapsed(UserError):
@@ -14,13 +15,16 @@ class Collapsed(UserError):
 
 
 def signals(learner: Learner, notes: Notes) -> list[Signal]:
-    """The scalar notes, the objectives' signals, temperature and bias; of two of one name the later counts."""
+    """The scalar notes, the objectives' signals, temperature and bias; of two of one name the later counts.
+
+    To be called on all ranks.
+    """
     found = [Signal(name, float(note)) for name, note in notes.items() if note.ndim == 0]
     for objective in learner.terms():
         found += objective.health(notes)
     if learner.model.text is not None:
-        found.append(Signal("logit_scale", float(learner.model.logit_scale.detach().exp())))
-        found.append(Signal("logit_bias", float(learner.model.logit_bias.detach())))
+        found.append(Signal("logit_scale", float(whole(learner.model.logit_scale.detach()).exp())))
+        found.append(Signal("logit_bias", float(whole(learner.model.logit_bias.detach()))))
     return list({signal.name: signal for signal in found}.values())
 
 

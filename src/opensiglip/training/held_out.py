@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from opensiglip.data.example import Source
 from opensiglip.evaluation.benchmark import Context
 from opensiglip.evaluation.encode import encode_examples
@@ -36,11 +34,10 @@ class HeldOut:
             "seconds": round(time.perf_counter() - began, 1),
         }
 
-    def row(self, predictor: Predictor, learner: nn.Module) -> dict[str, float]:
-        """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. The learner goes on in training mode."""
-        learner.eval()
+    def row(self, predictor: Predictor) -> dict[str, float]:
+        """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. Leaves the model in evaluation mode."""
+        predictor.pretrained.model.eval()
         findings = self.of(predictor)
-        learner.train()
         return {
             f"eval/{benchmark}/{name}": value
             for benchmark in QUICK

@@ -3,19 +3,23 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, from_first, sum_counters
 from opensiglip.errors import Stopped, UserError
+from opensiglip.models.model import Model
 from opensiglip.objectives.base import Notes, Signal
 from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
@@ -25,6 +29,8 @@ from opensiglip.training.health import Alarms, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, finite
 from opensiglip.training.memory import return_freed_memory
+from opensiglip.training.precision import autocast
+from opensiglip.training.sharding import gather, hollow, whole
 from opensiglip.training.stop import Stop
 from opensiglip.types import Batch
 
@@ -46,14 +52,19 @@ class Wishes(NamedTuple):
 
 
 class TrainStep(nn.Module):
-    """The learner's forward as DDP and autocast wrap it: a fresh module, as Accelerate leaves a prepared one alone."""
+    """The learner's forward in the run's precision, as DDP wraps it; what it returns is in float32.
 
-    def __init__(self, learner: Learner) -> None:
+    A fresh module, as Accelerate leaves a prepared one alone.
+    """
+
+    def __init__(self, learner: Learner, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
-        self.learner = learner
+        self.learner, self.autocast = learner, autocast
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.learner(*inputs, **named)
+        with self.autocast():
+            found = self.learner(*inputs, **named)
+        return convert_to_fp32(found)
 
 
 @dataclass
@@ -73,7 +84,7 @@ class Loop:
     save_every: int
     log_every: int
     eval_every: int = 0
-    evaluate: Callable[[], dict[str, float]] | None = None  # on the main process, where anything is held out
+    evaluate: Callable[[Model], dict[str, float]] | None = None  # on the main process, where anything is held out
     describe: Callable[[Path], None] = lambda folder: None  # writes tokenizer and sidecar into a checkpoint
     keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
     keep_last: int = 2  # newest checkpoints that stay
@@ -84,8 +95,11 @@ class Loop:
     step: int = 0  # steps taken
     images_seen: int = 0  # by all ranks
     skipped_steps: int = 0
+    skeleton: Model | None = None  # of a sharded learner's model: its modules, no weights
     rules: int = RULES  # of the optimizer
     failures: int = 0  # non-finite steps in a row
+    precision: str = "no"
+    scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
     broken: BrokenLimit = field(default_factory=BrokenLimit)
     alarms: Alarms = field(default_factory=Alarms)
 
@@ -93,6 +107,11 @@ class Loop:
     def last(self) -> int:
         """Steps of the whole run: the schedule's, those from `plan.begin` on stretched."""
         return self.plan.begin + round((self.steps - self.plan.begin) * self.plan.stretch)
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[Any]]:
+        """What towers and decoder compute within."""
+        return autocast(self.precision, self.accelerator.device)
 
     def progress(self, step: int) -> float:
         """The share of training that lies before a step."""
@@ -102,6 +121,8 @@ class Loop:
         """Go on from a checkpoint."""
         state = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self.scaler.state_dict() | state.get("loss_scale", {}))
         self.rules = int(state.get("rules", 1))
         keep_rules(self.optimizer, self.rules)
         if self.best is not None:
@@ -118,14 +139,14 @@ class Loop:
         if self.compile:
             self.learner.compile()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
-        begun = self.learner.activate(self.progress(self.step - 1)) if self.step else set()
+        begun = self._activate(self.step - 1) if self.step else set()
         wrapped: nn.Module | None = None
         last = self.step if self.best is not None and self.best.exhausted else self.last
         for batch in loader(self.plan, self.step, last, self.workers, pin=device.type == "cuda"):
-            new = self.learner.activate(self.progress(self.step)) - begun
+            new = self._activate(self.step) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
-                if new and self.step and self.accelerator.is_main_process:
-                    checkpoint.save_stage(RunFolder(self.folder), self.step, self.learner.model)
+                if new and self.step and (model := self.model()) is not None:
+                    checkpoint.save_stage(RunFolder(self.folder), self.step, model)
                 self.learner.start_teachers(new)
                 begun |= new
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
@@ -155,7 +176,9 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint, from the main process; called on all."""
         read, skipped = sum_counters(self.broken.read, self.broken.skipped)
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        tensors = checkpoint.tensors(self.learner, self.optimizer, keep=main)
+        if main:
             state = {
                 "progress": self.progress(self.step),
                 "images_seen": self.images_seen,
@@ -164,19 +187,44 @@ class Loop:
                 "read": read,
                 "skipped_examples": dict(skipped),
             }
+            if self.scaler.is_enabled():
+                state["loss_scale"] = self.scaler.state_dict()
             if self.best is not None:
                 state["best"] = self.best.state()
-            run, tensors = RunFolder(self.folder), checkpoint.tensors(self.learner, self.optimizer)
+            run = RunFolder(self.folder)
             checkpoint.save(run, self.step, *tensors, state, self.describe)
             best = set() if self.best is None or self.best.step is None else {self.best.step}
             checkpoint.prune(run, self.keep_last, self.keep | best)
         self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
+    def model(self) -> Model | None:
+        """The model, whole, on the main process; None on others. To be called on all."""
+        main = self.accelerator.is_main_process
+        if self.skeleton is None:
+            return self.learner.model if main else None
+        weights = gather(self.learner.model.state_dict(), keep=main)
+        if not main:
+            return None
+        model: Model = hollow(self.skeleton, self.accelerator.device)
+        model.to(self.accelerator.device).load_state_dict(weights)
+        return model
+
+    def _activate(self, step: int) -> set[str]:
+        """The names of the objectives that compute in a step.
+
+        Under DDP the others are frozen, as ranks would wait for their gradients. FSDP2 fixes what is trained when it
+        first gathers a weight, and waits for none.
+        """
+        return self.learner.activate(self.progress(step), freeze=self.skeleton is None)
+
     def _wrap(self) -> nn.Module:
         """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
         self.accelerator.free_memory()
-        ready: nn.Module = self.accelerator.prepare_model(TrainStep(self.learner))
+        sharded = self.skeleton is not None  # its gradients come averaged
+        ready: nn.Module = self.accelerator.prepare_model(
+            TrainStep(self.learner, self.autocast), evaluation_mode=sharded
+        )
         return ready.train()
 
     def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal], Wishes]:
@@ -187,6 +235,7 @@ class Loop:
         parts = [to_device(part, self.accelerator.device) for part in batch.parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
         losses, notes, norm, wishes = self._gradient(wrapped, parts)
+        overflow = self._overflows(losses, norm)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
@@ -194,11 +243,14 @@ class Loop:
             self.learner.after_step(notes, self.progress(self.step))
             self.failures = 0
         else:
-            self.failures, self.skipped_steps = self.failures + 1, self.skipped_steps + 1
+            self.failures, self.skipped_steps = self.failures + (not overflow), self.skipped_steps + 1
+        scale = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        self.scaler.update()  # half of it where the gradient overflowed, double after 2000 steps without
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        return row | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | self._epochs(), found, wishes
+        row |= logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs()
+        return row, found, wishes
 
     def _epochs(self) -> Row:
         """How often each source has been read, where there are several."""
@@ -207,13 +259,22 @@ class Loop:
         epochs = self.plan.epochs(self.images_seen)
         return {f"epochs/{source.name}": value for source, value in zip(self.plan.sources, epochs, strict=True)}
 
+    def _overflows(self, losses: Mapping[str, float], norm: float) -> bool:
+        """Whether only the scaled gradient is not finite, so that a smaller scale is all that is needed."""
+        if not self.scaler.is_enabled() or math.isfinite(norm) or self.scaler.get_scale() <= 1:
+            return False
+        return all(math.isfinite(loss) for loss in losses.values())
+
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
         """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""
         live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
-        backward, no_sync = self.accelerator.backward, self.accelerator.no_sync
-        losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
-        trained = [p for p in self.learner.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+        # Sharded, each part's gradient is averaged at once: kept for the last, it would be whole on every rank.
+        no_sync = self.accelerator.no_sync if self.skeleton is None else lambda step: nullcontext()
+        losses, notes = accumulate(wrapped, self.learner, parts, live, self._backward, no_sync)
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.learner.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
         means: dict[str, Tensor] = average(
             {f"loss {name}": loss for name, loss in losses.items()} | notes | self._wishes()
@@ -226,6 +287,10 @@ class Loop:
         """What this rank would have done after the step; the first one's clock says when a checkpoint is due."""
         due = self.accelerator.is_main_process and time.monotonic() - self.saved_at > SAVE_SECONDS
         return {"wishes": torch.tensor([self.stop.by is not None, due], device=self.accelerator.device)}
+
+    def _backward(self, loss: Tensor) -> None:
+        """The gradient of the loss; with fp16 of a multiple, so that small slopes of activations are none too small."""
+        self.scaler.scale(loss).backward()
 
     def _check_finite(self, row: Row) -> None:
         """Raises Diverged after `PATIENCE` steps in a row that were skipped."""
@@ -242,8 +307,11 @@ class Loop:
         due = self.step % self.save_every == 0 or self.step in self.keep or wishes.stop or wishes.save
         judged = self.step < self.last or self.best is not None  # else the end has its own
         if self.eval_every and self.step % self.eval_every == 0 and judged:
-            figures = {} if self.evaluate is None else self.evaluate()
-            if self.evaluate is not None:
+            figures: dict[str, float] = {}
+            model = self.model()
+            if self.evaluate is not None and model is not None:
+                figures = self.evaluate(model)
+                self.learner.train()
                 log.write(self.step - 1, figures)
             if self.best is not None:
                 figures = from_first(figures)

@@ -1,37 +1,51 @@
 """Which number format the products run in."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
 import torch
 
 from opensiglip.errors import UserError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose(precision: str, device: torch.device) -> tuple[str, str]:
-    """(Accelerate's name of the precision, a few words on why). Raises UserError on an unknown name.
+    """("no", "bf16" or "fp16": what is multiplied in half precision; a few words on why). Raises UserError.
 
     bf16 autocast is chosen where the hardware multiplies it: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX (there
-    it is about twice as fast). Losses stay in float32 either way.
+    it is about twice as fast). GPUs before Ampere (T4, V100) multiply fp16, which needs the loss scaled. Losses stay
+    in float32 either way.
     """
     if precision == "fp32":
         return "no", "asked for"
-    if precision == "bf16":
-        return "bf16", "asked for"
+    if precision in DTYPES:
+        return precision, "asked for"
     if precision != "auto":
-        raise UserError(f"--precision {precision!r} is unknown; give auto, fp32 or bf16.")
+        raise UserError(f"--precision {precision!r} is unknown; give auto, fp32, bf16 or fp16.")
     if device.type == "cuda":
-        return ("bf16", "this GPU multiplies it") if torch.cuda.is_bf16_supported() else ("no", "this GPU has no bf16")
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "this GPU multiplies it") if native else ("fp16", "this GPU has no bf16; the loss is scaled")
     if device.type == "cpu" and cpu_multiplies_bf16():
         return "bf16", "this CPU has AVX512-BF16 or AMX"
     return "no", f"this {device.type} has no fast bf16"
 
 
-def multiply(precision: str, device: torch.device) -> None:
-    """With bf16 on a GPU, let it multiply what stays in float32 as TF32 (ten bits of mantissa).
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """What to compute within, in a precision that `choose` gave."""
+    return partial(torch.autocast, device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
-    That is the pairwise loss, whose embeddings come out of bf16 products (seven bits). TPUs, where SigLIP was trained,
-    multiply float32 in bf16 by default.
+
+def multiply(precision: str, device: torch.device) -> None:
+    """With half precision on a GPU, let it multiply what stays in float32 as TF32 (ten bits of mantissa).
+
+    That is the pairwise loss, whose embeddings come out of products of seven bits, or of ten. TPUs, where SigLIP was
+    trained, multiply float32 in bf16 by default.
     """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+        torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
 
 
 def cpu_multiplies_bf16() -> bool:

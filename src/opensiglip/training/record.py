@@ -21,7 +21,7 @@ from opensiglip.recipes import find_recipe
 from opensiglip.training.config import TrainConfig
 
 # What a resumed run may change.
-FREE = {"resume", "changed", "trackers", "checkpointing", "memory_check", "workers", "cache_gb", "trust"}
+FREE = {"resume", "changed", "trackers", "checkpointing", "memory_check", "shard", "workers", "cache_gb", "trust"}
 FREE |= {"features", "features_gb"}
 FREE |= {"save_every", "log_every", "keep", "keep_last"}
 # A run that continues another says these itself.

@@ -1,5 +1,6 @@
 """From what `train` was told to what it will do; nothing is written yet."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.training.config import TrainConfig
@@ -25,11 +27,18 @@ class Job:
     start: Pretrained | None = None
 
 
+def restarted() -> bool:
+    """Whether torchrun's --max-restarts has started this process anew, because a rank failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     """Check all keywords, open the weights to start from, build the recipe. Raises UserError."""
     data = keywords.get("data", ())
     specs = [spec_of(one) for one in (data if isinstance(data, list | tuple) else [data])]  # of objects, too
     config, own = TrainConfig.part({**keywords, "data": specs})
+    if restarted() and RunFolder(config.out).config.is_file():
+        config = replace(config, resume=True)
     function = find_recipe(name)
     check_keywords(function, own)
     start = None if config.init is None else open_start(config.init)

@@ -6,6 +6,7 @@ from typing import Any
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.disk import refusals
+from opensiglip.distributed import lost_ranks_said
 from opensiglip.models import lora
 from opensiglip.training.build import build
 from opensiglip.training.config import TrainConfig
@@ -27,16 +28,16 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
     job = resolve(recipe, keywords)
     folder = job.config.out
     again = "make room, or mend the permission, and go on with --resume"
-    with stopping(RunFolder(folder)) as stop, refusals(folder, again), ExitStack() as until_end:
+    with stopping(RunFolder(folder)) as stop, refusals(folder, again), lost_ranks_said(), ExitStack() as until_end:
         built = build(job, until_end)
         loop = built.loop
         loop.stop = stop
         with stop.waits():
             result = loop.run()
-        lora.merge(loop.learner.model)
         summary: dict[str, Any] = {}
-        if loop.accelerator.is_main_process:
-            summary = finish(folder, job.record, loop, job.recipe, result, built.held_out)
+        if (model := loop.model()) is not None:
+            lora.merge(model)
+            summary = finish(folder, job.record, loop, job.recipe, model, result, built.held_out)
         loop.accelerator.wait_for_everyone()
         loop.accelerator.end_training()
     return summary

@@ -8,13 +8,14 @@ from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
+from opensiglip.training.sharding import whole
 
 FEW = 100  # held-out examples, of which each is a hundredth
 PLACED = ("aref", "gcap")  # tasks that are about regions
 
 
 def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
-    """Device, precision, data, text, batch, parameters and steps, a line each."""
+    """Device, precision, data, text, batch, parameters and steps, a line each. To be called on all ranks."""
     accelerator, plan, model = loop.accelerator, loop.plan, loop.learner.model
     facts = [source.describe() for source in plan.sources]
     images = sum(len(source) for source in plan.sources)
@@ -24,14 +25,15 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
     negatives = ""
     if model.text is not None:
-        bias = float(model.logit_bias.detach())
+        bias = float(whole(model.logit_bias.detach()))
         others = Steps(plan).negatives(loop.step)
         average = "" if others == int(others) else " on average"
         negatives = f", {others:.4g} negatives for each image{average}, logit_bias {bias:.2f}"
+    sharded = "" if loop.skeleton is None else ", sharded"
     lines = [
-        f"device      {accelerator.device}, {accelerator.num_processes} rank(s), {torch.get_num_threads()} threads, "
-        f"{loop.workers} data worker(s)",
-        f"precision   {accelerator.mixed_precision} ({why}); losses in float32",
+        f"device      {accelerator.device}, {accelerator.num_processes} rank(s){sharded}, "
+        f"{torch.get_num_threads()} threads, {loop.workers} data worker(s)",
+        f"precision   {loop.precision} ({why}); losses in float32",
         f"data        {', '.join(source.name for source in plan.sources)}: {images} images, {texts} texts"
         + (f", {regions} regions" if regions else "")
         + (f", 1 to {drawn} regions in each scene" if drawn else "")

@@ -22,7 +22,8 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
     """
     config = job.config
     kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
-    setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing)
+    shard = config.shard and data.ranks > 1
+    setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard)
     try:
         learner = meta_learner(job.recipe, data.pipeline, config.freeze, config.lora)
         kinds = batch_shapes(data, max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0))
