@@ -113,7 +113,7 @@ def test_a_command_that_is_none_is_one_sentence(
         ("--save-every 0", "--save-every 0 is out of range"),
         ("--log-every 0", "--log-every 0 is out of range"),
         ("--vocabulary 100", "--vocabulary 100 is out of range; give a number of at least 258"),
-        ("--precision fp8", "--precision 'fp8' is unknown; give auto, fp32 or bf16"),
+        ("--precision fp8", "--precision 'fp8' is unknown; give auto, fp32, bf16 or fp16"),
         ("--trackers paper", "--trackers paper is unknown or not installed; there are tensorboard"),
         ("--languages tlh", "scenes do not speak 'tlh'"),
         ("--tokenizer no/such/one.json", "--tokenizer 'no/such/one.json' can't be read"),
