@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -359,7 +360,8 @@ def test_a_frozen_tower_stays_in_eval_mode(frozen: bool, small: Small, pipeline:
         if mode == "evaluated":
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(HeldOut, "of", lambda self, model: {})
-                row.row(None, learner)  # type: ignore[arg-type]
+                row.row(SimpleNamespace(pretrained=SimpleNamespace(model=learner.model)))  # type: ignore[arg-type]
+            learner.train()  # as the loop does
         images, others = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 9
         before = learner.model.vision.norm.running_mean.clone()
         alone = learner.model.vision(images).tokens
