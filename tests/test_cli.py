@@ -149,7 +149,9 @@ def test_what_a_run_needs_is_asked_for(words: str, part: str, place: Path, capsy
 
 
 def test_an_existing_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "run").mkdir()
+    saved = place / "run" / "checkpoints" / "step-00000001"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
     (place / "run" / "config.json").write_text("{}")
     words = ["train", "siglip2", "--size", "tiny", "--data", SCENES, "--out", "run"]
     assert "--out run already holds a run; go on with --resume" in complaint(words, capsys)

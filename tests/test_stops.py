@@ -153,20 +153,23 @@ def test_the_lock_of_a_dead_process_is_recognised(
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_data_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
-    run, (reader, writer) = RunFolder(tmp_path), os.pipe()
+    run, (reader, writer), (began, begins) = RunFolder(tmp_path), os.pipe(), os.pipe()
     file = lock._taken(run)
     lock.HELD.add(file)
     worker = os.fork()
     if not worker:
         os.close(writer)
+        os.write(begins, b"1")
         os.read(reader, 1)
         os._exit(0)
     try:
+        os.read(began, 1)  # fork returns here before the worker has run
         lock.HELD.discard(file)
         os.close(file)  # as the kernel does where the process is killed
         os.close(lock._taken(run))
     finally:
-        os.close(writer)
+        for end in (reader, writer, began, begins):
+            os.close(end)
         os.waitpid(worker, 0)
 
 

@@ -15,8 +15,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -28,19 +30,23 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import Stopped, UserError
 from opensiglip.training.log import read_lines
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # forks
+# The server that is forked has not trained. This process may have, in other tests: in a fork of it torch refuses to
+# calculate gradients, and accelerate keeps to the one rank that it found before.
+context = get_context("forkserver")
+context.set_forkserver_preload(["opensiglip.checkpoints.pretrained", "opensiglip.training.run"])
 
 
 def forked(work: Callable[[], Any], said: Path) -> int:
     """The exit code of `work` in a process of its own, or minus its signal; what it says goes to a file."""
-    child = os.fork()
-    if not child:
-        os._exit(run(work, said))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    child = context.Process(target=run, args=(work, said), daemon=True)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
-def run(work: Callable[[], Any], said: Path) -> int:
-    """The exit code of `work`, as the command line has it; in a process that does nothing after it."""
+def run(work: Callable[[], Any], said: Path) -> NoReturn:
+    """Do `work` and end the process with its exit code, as the command line has it."""
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -59,20 +65,36 @@ def run(work: Callable[[], Any], said: Path) -> int:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
-    return code
+    os._exit(code)
+
+
+def survey(recipe: str, folder: str, root: Path) -> None:
+    """A run that nothing happens to, and a list of its moments."""
+    moments = Moments(root / "run", None, killed).watch()
+    go(recipe, folder, root / "run", resume=False)
+    (root / "moments.json").write_text(json.dumps(moments.where))
+
+
+def doomed(recipe: str, folder: str, out: Path, *, fatal: int, resume: bool) -> None:
+    """A run that is killed at the moment of number `fatal`."""
+    Moments(out, fatal, killed).watch()
+    go(recipe, folder, out, resume=resume)
+
+
+def cramped(recipe: str, folder: str, out: Path, limit: int) -> None:
+    """A run whose files may be `limit` bytes long."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        go(recipe, folder, out, resume=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 @pytest.fixture(scope="module")
 def straight(recipe: str, folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The run that nothing happens to, and its moments."""
     root = tmp_path_factory.mktemp("straight")
-
-    def work() -> None:
-        moments = Moments(root / "run", None, killed).watch()
-        go(recipe, folder, root / "run", resume=False)
-        (root / "moments.json").write_text(json.dumps(moments.where))
-
-    assert forked(work, root / "said") == 0, (root / "said").read_text()
+    assert forked(partial(survey, recipe, folder, root), root / "said") == 0, (root / "said").read_text()
     return root / "run", json.loads((root / "moments.json").read_text())
 
 
@@ -110,20 +132,15 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
         for attempt in range(2):
             fatal = rng.randrange(1, len(moments) + 1 if attempt == 0 else len(moments) // 2)
             begun = RunFolder(out).config.is_file()
-
-            def work(fatal: int = fatal, out: Path = out, begun: bool = begun) -> None:
-                Moments(out, fatal, killed).watch()
-                go(recipe, folder, out, resume=begun)
-
-            code = forked(work, said)
+            code = forked(partial(doomed, recipe, folder, out, fatal=fatal, resume=begun), said)
             assert code in (0, -signal.SIGKILL), said.read_text()
             if code:
                 where[moments[fatal - 1].split()[-1].split("/")[0] if attempt == 0 else "resumption"] += 1
             counts["killed" if code else "ended before"] += 1
             if RunFolder(out).complete():  # and whatever happened: what is saved can be opened
-                assert forked(lambda out=out: Pretrained.open(out), said) == 0, said.read_text()
+                assert forked(partial(Pretrained.open, out), said) == 0, said.read_text()
         begun = RunFolder(out).config.is_file()
-        assert forked(lambda out=out, begun=begun: go(recipe, folder, out, resume=begun), said) == 0, said.read_text()
+        assert forked(partial(go, recipe, folder, out, resume=begun), said) == 0, said.read_text()
         assert same(out, whole), out
         assert not list(out.rglob("*.part")) and not RunFolder(out).lock.exists()
         counts["ended bit for bit as the straight run"] += 1
@@ -176,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(
         harm = harms[number % len(harms)]
         harm(rng.choice(sorted(newest.iterdir())), rng)
         changed = before != {path.name: path.read_bytes() for path in newest.iterdir()}
-        assert forked(lambda out=out: go(recipe, folder, out, resume=True), said) == 0, said.read_text()
+        assert forked(partial(go, recipe, folder, out, resume=True), said) == 0, said.read_text()
         named = f"{newest} is damaged" in said.read_text()
         assert named == changed, (harm.__name__, said.read_text())
         assert same(out, whole), harm.__name__
@@ -196,20 +213,10 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(
     for number in range(torture_count(2)):
         out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         limit = int(most * rng.random() ** 2)
-
-        def work(out: Path = out, limit: int = limit) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            try:
-                go(recipe, folder, out, resume=False)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-        code = forked(work, said)
+        code = forked(partial(cramped, recipe, folder, out, limit), said)
         assert code == 2 and "can't be written (File too large" in said.read_text(), (limit, said.read_text())
         resume = RunFolder(out).newest() is not None
-        assert forked(lambda out=out, resume=resume: go(recipe, folder, out, resume=resume), said) == 0, (
-            said.read_text()
-        )
+        assert forked(partial(go, recipe, folder, out, resume=resume), said) == 0, said.read_text()
         assert same(out, whole), limit
         counts["one sentence, then same end" + (" by --resume" if resume else " started again as it is")] += 1
         shutil.rmtree(out.parent)
@@ -224,20 +231,22 @@ def test_ranks_agree_on_the_step_they_stop_at_and_end_without_their_launcher(
     for number in range(max(1, torture_count(1) // 25)):
         for kind in ("asked", "orphaned"):
             out, said = tmp_path / f"{kind}-{number}", tmp_path / f"said-{kind}-{number}"
-            launcher = os.fork()
-            if not launcher:
-                launch(lambda out=out: go(recipe, folder, out, resume=False, steps=100_000, save_every=100_000), said)
-            ranks = trained(launcher, out, said)
+            work = partial(go, recipe, folder, out, resume=False, steps=100_000, save_every=100_000)
+            launcher = context.Process(target=launch, args=(work, said), daemon=True)
+            launcher.start()
+            assert launcher.pid is not None
+            ranks = trained(launcher.pid, out, said)
             asked = time.monotonic()
             if kind == "asked":
                 os.kill(ranks[1], signal.SIGUSR1)
             else:
-                os.kill(launcher, signal.SIGKILL)
+                os.kill(launcher.pid, signal.SIGKILL)
             while any(alive(rank) for rank in ranks):
                 assert time.monotonic() - asked < 60, "a rank goes on"
                 time.sleep(0.2)
-            code = os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
-            assert code == (Stopped.code if kind == "asked" else -signal.SIGKILL), said.read_text()
+            launcher.join()
+            words = "".join(path.read_text() for path in said.parent.glob(f"{said.name}-*"))
+            assert launcher.exitcode == (Stopped.code if kind == "asked" else -signal.SIGKILL), words
             newest = RunFolder(out).newest()
             assert newest is not None and not RunFolder(out).lock.exists()
             state = json.loads((newest / "state.json").read_text())
@@ -259,7 +268,7 @@ def launch(work: Callable[[], Any], said: Path) -> None:
         ranks.append(os.fork())
         if not ranks[-1]:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-            os._exit(run(work, said.with_name(f"{said.name}-{rank}")))
+            run(work, said.with_name(f"{said.name}-{rank}"))
     codes = {os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks}
     os._exit(codes.pop() if len(codes) == 1 else 1)
 
