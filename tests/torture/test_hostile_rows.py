@@ -94,7 +94,7 @@ def test_whatever_stands_in_a_column_costs_at_most_its_row(
     monkeypatch: pytest.MonkeyPatch,
     torture_count: Callable[[int], int],
 ) -> None:
-    lines = lines_of(column, torture_count(25))
+    lines = lines_of(column, torture_count(8))
     Image.new("RGB", (16, 16), "red").save(tmp_path / "0.png")
     for number in range(1, len(lines)):
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(
 ) -> None:
     whole, rng, counts, kinds = straight[0], random.Random(1), Counter[str](), Counter[str]()
     harms = [flip, zeros, cut, of_another_step, permuted, gone]
-    for number in range(torture_count(2)):
+    for number in range(torture_count(1)):
         out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         shutil.copytree(whole, out)
         newest = RunFolder(out).checkpoint(6)
@@ -210,7 +210,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(
     """Files may be so many bytes long, a limit of the system's that is drawn; then they may be of any length again."""
     whole, rng, counts = straight[0], random.Random(2), Counter[str]()
     most = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-    for number in range(torture_count(2)):
+    for number in range(torture_count(1)):
         out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         limit = int(most * rng.random() ** 2)
         code = forked(partial(cramped, recipe, folder, out, limit), said)
