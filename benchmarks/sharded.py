@@ -53,7 +53,7 @@ class Step:
 
 def measured(what: Step, ranks: int, folder: Path) -> list[Row]:
     """Rank 0's time, its peak above the level before the step, and the most that a rank holds."""
-    mp.start_processes(work, (ranks, what, folder), nprocs=ranks, start_method="fork")  # importing takes longer
+    mp.spawn(work, (ranks, what, folder), nprocs=ranks)  # a fork fails once autograd has run here
     seen: list[dict[str, Any]] = [json.loads((folder / f"rank{rank}").read_text()) for rank in range(ranks)]
     names = list(seen[0])
     samples: dict[str, list[Sample]] = {name: seen[0][name]["samples"] for name in names}
