@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opensiglip.apps.train import UTILISATION
 from opensiglip.recipes import build_recipe, find_recipe
+from opensiglip.training.planning.config import UTILISATION
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import make_plan
 from opensiglip.training.planning.report import table

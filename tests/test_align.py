@@ -1,6 +1,7 @@
 """Pretrained towers of other makes: read as their library reads them, frozen, cached, aligned by heads, exported."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,32 @@ def test_an_interrupted_cache_is_finished_with_the_same_bytes(
     assert (whole / "images.npy").read_bytes() == (again / "images.npy").read_bytes()
     assert (whole / "rows.jsonl").read_bytes() == (again / "rows.jsonl").read_bytes()
     assert losses(tmp_path / "whole") == losses(tmp_path / "again")
+
+
+def test_changed_images_are_encoded_anew(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "photos"
+    shutil.copytree(folder, copied)
+    for name, said in {"first": "encoding 24", "same": "GB of images", "changed": "encoded anew"}.items():
+        if name == "changed":
+            photo(7).save(copied / "0.png")
+        train("align", **arguments(towers, str(copied), tmp_path / name))
+        assert said in (out := capsys.readouterr().out)
+        assert ("encoding 24" in out) == (name != "same")
+
+
+def test_a_row_without_a_caption_has_no_text_in_the_cache(towers: Path, folder: str, tmp_path: Path) -> None:
+    copied = tmp_path / "photos"
+    shutil.copytree(folder, copied)
+    lines = (copied / "metadata.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    lines[0] = json.dumps({"file_name": row["file_name"], "split": "train", "label": "a square"})
+    (copied / "metadata.jsonl").write_text("\n".join(lines))
+    for name, more in {"encoded": {"features_gb": 0}, "cached": {}}.items():
+        summary = train("align", **arguments(towers, str(copied), tmp_path / name, batch_size=24, steps=2, **more))
+        assert not summary["skipped_steps"]
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
 
 
 def test_other_weights_or_another_head_have_other_features(towers: Path, folder: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from opensiglip.losses import cost
 from opensiglip.losses.cross_entropy import _linear_cross_entropy
 from opensiglip.losses.fused import CPU
 from opensiglip.losses.pairwise import _ring_sigmoid, _ring_softmax
+from opensiglip.models.short_start import waves
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
@@ -222,3 +223,11 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
     assert facts["gpu_hours"] == pytest.approx(facts["days"] * 48)
     assert main(["plan", "siglip", "--gpu", "t4", "--precision", "bf16"]) == 2
     assert "an t4 has fp32, fp16" in capsys.readouterr().err
+
+
+def test_a_model_of_shapes_needs_no_linspace_that_knows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers leaves it to torch, which looks once for the functions that `with torch.device(...)` changes."""
+    plain = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *given, device="cpu", **named: plain(*given, device=device, **named))
+    with torch.device("meta"):
+        assert waves(4, 8).device.type == "meta"

@@ -196,3 +196,23 @@ def test_siglip_1s_class_is_read_from_its_tokenizer_json_too(siglip1: Path, tmp_
         ) == from_pieces.ids(text)
     (siglip1 / "tokenizer_config.json").unlink()
     assert released(siglip1).policy == from_pieces.policy
+
+
+@pytest.mark.parametrize("place", ["added", "vocabulary"])
+def test_an_id_beyond_any_table_is_refused_before_the_library_makes_room_for_it(place: str, tmp_path: Path) -> None:
+    """The library aborts the process over it, so without the check this test does not end."""
+    pipeline = TextPipeline.train(["a red fox"], size=300, length=LENGTH)
+    policy = pipeline.save_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "tokenizer.json").read_text())
+    if place == "added":
+        facts["added_tokens"][0]["id"] = 2**31
+    else:
+        facts["model"]["vocab"]["a"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    for read in (
+        lambda: TextPipeline.from_pretrained(tmp_path, policy),
+        lambda: TextPipeline.load(str(tmp_path), LENGTH),
+        lambda: TextPipeline.load(str(tmp_path / "tokenizer.json"), LENGTH),
+    ):
+        with pytest.raises(UserError, match="has the number 2147483648, beyond any id of a tokenizer"):
+            read()

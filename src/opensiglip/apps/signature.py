@@ -4,10 +4,11 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 SOURCE = Path(__file__).parents[2]  # holds the package; benchmarks/ and studies/ lie beside it in a clone
 ROOTS = (SOURCE, SOURCE.parent)
@@ -54,6 +55,20 @@ def like(signature: inspect.Signature, doc: str = "") -> Callable[..., dict[str,
     take.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
     take.__doc__ = doc
     return take
+
+
+def of_fields(config: type, **types: Any) -> list[inspect.Parameter]:
+    """A dataclass's fields as keywords; `types` take the place of their own."""
+    hints = get_type_hints(config, include_extras=True) | types
+    return [
+        KINDS(
+            one.name,
+            KINDS.KEYWORD_ONLY,
+            annotation=hints[one.name],
+            default=KINDS.empty if one.default is MISSING else one.default,
+        )
+        for one in fields(config)
+    ]
 
 
 def file_of(module: str) -> Path:

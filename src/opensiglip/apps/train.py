@@ -4,9 +4,9 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import docstring_parser
 import tyro
@@ -19,7 +19,6 @@ from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, find_recipe
 from opensiglip.training.config import TrainConfig
 
-UTILISATION = 0.31  # of the peak; at it the costs that papers state come out within 25 % (`opensiglip bench plan`)
 OWN = (  # flags of the command alone
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Path | None, default=None),
     inspect.Parameter("ranks", inspect.Parameter.KEYWORD_ONLY, annotation=int, default=1),
@@ -42,17 +41,8 @@ class Train:
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
         defaults = configured(self.recipe, words)
-        types = get_type_hints(TrainConfig, include_extras=True)
-        types["data"] = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
-        shared = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=types[field.name],
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            )
-            for field in fields(TrainConfig)
-        ]
+        several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
+        shared = signature.of_fields(TrainConfig, data=several)
         known = [*shared, *keywords(self.own[0])]
         if unknown := defaults.keys() - {one.name for one in known}:
             raise UserError(f"--config: train {self.recipe} has no {min(unknown)!r} in this version; remove it there.")

@@ -3,7 +3,7 @@
 import json
 import string
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from opensiglip.errors import UserError, first_line
 PAD, EOS = "<pad>", "</s>"
 FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
 FAMILIES = {(1, 1): "SigLIP", (0, 1): "SigLIP 2"}  # (pad, eos)
+LARGEST_ID, LARGEST_FILE = 2**24, 2**28  # of a tokenizer.json; Gemma's has 256,000 entries in 34 MB
 CANONICAL = "SiglipTokenizer"  # the class whose slow form drops punctuation, the decoder's too
 # Of the tokenizers library, not Python's own: `str.lower` ends a Greek word otherwise. Applying them twice is once.
 ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
@@ -97,6 +98,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
     path = Path(name)
     try:
         if path.is_file():
+            check_ids(path)
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.suffix == ".json":
             raise FileNotFoundError("there is no such file")
@@ -106,6 +108,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
         kind, pieces, whole = named.get("tokenizer_class"), folder / "spiece.model", folder / "tokenizer.json"
         if pieces.is_file() and (kind == CANONICAL or (kind is None and not whole.is_file())):
             return of_sentencepiece(pieces)
+        check_ids(whole)
         if kind == CANONICAL:
             return PreTrainedTokenizerFast(tokenizer_file=str(whole), **_special(named))
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -114,6 +117,20 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # the library raises a dozen types for one cause
         reason = first_line(error)
         raise UserError(f"{what} can't be read ({reason}); give a folder or a hub id.") from error
+
+
+def check_ids(path: Path) -> None:
+    """Raises UserError on a tokenizer.json with an id that no table of words has.
+
+    The Rust library makes room for the largest id and aborts the process, which nothing here could catch.
+    """
+    if not path.is_file():
+        return
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than {LARGEST_FILE:,}; fetch it again.")
+    for number in _numbers(json.loads(path.read_text(encoding="utf-8"))):
+        if number > LARGEST_ID:
+            raise UserError(f"{path} has the number {str(number)[:20]}, beyond any id of a tokenizer; fetch it again.")
 
 
 def of_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
@@ -275,6 +292,7 @@ def exact(
 
 def saved(folder: str | Path, clean: str) -> PreTrainedTokenizerBase:
     """The tokenizer that `TextPipeline.save_pretrained` wrote, without the cleaning that the decoder's text lacks."""
+    check_ids(Path(folder) / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return without_cleaning(tokenizer)[0] if clean == "canonical" else tokenizer
 
@@ -317,6 +335,19 @@ def _json(normalizer: normalizers.Sequence) -> list[dict[str, Any]]:
     bare.normalizer = normalizer
     steps: list[dict[str, Any]] = json.loads(bare.to_str())["normalizer"]["normalizers"]
     return steps
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers of a tokenizer.json, among them all ids."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending.extend(one.values())
+        elif isinstance(one, list):
+            pending.extend(one)
+        elif isinstance(one, int) and not isinstance(one, bool):
+            yield one
 
 
 def _special(named: dict[str, Any]) -> dict[str, str]:

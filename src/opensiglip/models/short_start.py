@@ -45,7 +45,8 @@ def short_start(model: Any) -> None:
 
 def waves(side: int, width: int) -> Tensor:
     """Places of a square grid as sines and cosines [side * side, width]: a quarter each of x and y, slow to fast."""
-    frequency = LONGEST_WAVE ** -torch.linspace(0, 1, width // 4)
+    # transformers may hide linspace from `with torch.device(...)`, so it is told where to make its numbers.
+    frequency = LONGEST_WAVE ** -torch.linspace(0, 1, width // 4, device=torch.get_default_device())
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     x, y = x.flatten()[:, None] * frequency, y.flatten()[:, None] * frequency
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)

@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.example import BrokenExample, Example, Source, reason_of
 from opensiglip.data.fields.field import Field, Images, Texts
-from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.states import ImageStates, TextStates, as_array
-from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, to_row
+from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, pixels_of, to_row
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.encoder import Autocast
 from opensiglip.json_file import write_json
@@ -33,6 +33,7 @@ from opensiglip.training.record import fingerprints
 
 BLOCK = 64  # examples encoded at once, and written before the next
 DONE, PROGRESS = "done.json", "progress.json"
+SAMPLE = 64  # images that are looked at before features are used again
 SAY_EVERY = 30.0  # seconds between lines of progress
 
 
@@ -45,14 +46,18 @@ class Frozen:
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe) -> "Frozen":
-        """Those of another make that nothing trains; images only where each is always seen the same."""
+        """Those of another make that nothing trains; images only where each is always seen the same.
+
+        None where a field reads more of an example than its image and a caption, which is all that the cache holds.
+        """
         pair = model.architecture.foreign
         frame = recipe.frame
         still = isinstance(frame, Frame) and frame.crop_area == 1
         images = pair is not None and pair.vision is not None and still and _is_frozen(model.vision.tower)
         texts = pair is not None and pair.text is not None and _is_frozen(getattr(model.text, "tower", None))
-        reads = [type(field) for field in recipe.fields]
-        return cls(images and Images in reads, texts and Texts in reads)
+        reads = {type(field) for field in recipe.fields}
+        plain = reads <= {Images, Texts}
+        return cls(plain and images and Images in reads, plain and texts and Texts in reads)
 
 
 def with_features(
@@ -84,6 +89,11 @@ def with_features(
     places = [root / key(source, model, recipe, frozen, dtype) for source in sources]
     if accelerator.is_main_process:
         for source, place in zip(sources, places, strict=True):
+            if (place / DONE).is_file() and not same_pixels(source, place, recipe.frame):
+                accelerator.print(
+                    f"features    images of {source.name} are others than before: encoded anew", flush=True
+                )
+                shutil.rmtree(place)
             if not (place / DONE).is_file():
                 place.mkdir(parents=True, exist_ok=True)
                 _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
@@ -175,7 +185,7 @@ class _Writer:
         lines: list[str] = []
         texts: list[str] = []
         for index in range(start, stop):
-            example = self._example(index)
+            example = framed(self.source, index, self.frame)
             lines.append(to_row(example, done["texts"] + len(texts)) + "\n")
             examples.append(example)
             if isinstance(example, Example):
@@ -197,16 +207,6 @@ class _Writer:
         rows.flush()
         return {"examples": stop, "texts": done["texts"] + len(texts), "bytes": rows.tell()}
 
-    def _example(self, index: int) -> Example | BrokenExample:
-        try:
-            example = self.source.example(index)
-            image, regions = self.frame.apply(example, None)
-            return replace(example, image=image, regions=regions)
-        except BrokenExample as error:
-            return error
-        except Exception as error:  # whatever fails while a row is read is that row's
-            return BrokenExample(type(error).__name__)
-
     def _put(self, file: str, at: int, states: torch.Tensor, rows: int) -> None:
         """Write states [n, ...] at row `at` of a file that holds at least `rows`; a full file is doubled."""
         array = as_array(states.to(self.dtype))
@@ -222,6 +222,25 @@ class _Writer:
             known = new
         known[at : at + len(array)] = array
         known.flush()
+
+
+def framed(source: Source, index: int, frame: Geometry) -> Example | BrokenExample:
+    """An example as every epoch sees it; whatever fails while a row is read is that row's."""
+    try:
+        example = source.example(index)
+        image, regions = frame.apply(example, None)
+        return replace(example, image=image, regions=regions)
+    except BrokenExample as error:
+        return error
+    except Exception as error:
+        return BrokenExample(reason_of(error))
+
+
+def same_pixels(source: Source, place: Path, frame: Geometry) -> bool:
+    """Are `SAMPLE` images, spread over the source, still those that were encoded? The key does not read pixels."""
+    known = CachedSource(source, place, frame.pixels)
+    rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
+    return all(known.pixels(index) == pixels_of(framed(source, index, frame)) for index in rows)
 
 
 def room_for(folder: Path, wanted: float) -> bool:

@@ -30,8 +30,7 @@ class TextStates(Texts):
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
         known: dict[str, np.ndarray] = visit.example.extras[TEXTS]
-        states = known[visit.caption.text] if visit.caption else np.zeros_like(next(iter(known.values())))
-        return states, visit.caption is not None, visit.group
+        return known[visit.caption.text if visit.caption else ""], visit.caption is not None, visit.group
 
     def collate(self, drawn: Sequence[Any], pipeline: TextPipeline) -> Batch:
         states, has, groups = zip(*drawn, strict=True)

@@ -1,5 +1,6 @@
 """A source whose images and texts a frozen tower has encoded: examples without pixels, with the tower's output."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -57,10 +58,16 @@ class CachedSource(Source):
             extras[IMAGE] = self.images[index]
         if self.texts_of is not None:
             extras[TEXTS] = {c.text: self.texts_of[first + at] for at, c in enumerate(captions)}
+            extras[TEXTS].setdefault("", np.zeros_like(self.texts_of[0]))  # of an example without a caption
         spoken = tuple(c for c in captions if c.language == language) or captions
         regions = tuple(Region(**region | {"bbox": tuple(region["bbox"])}) for region in row["regions"])
         image = torch.zeros(1, dtype=torch.uint8).expand(3, self.side, self.side)  # its pixels are not needed again
         return Example(image, spoken, regions, row["name"], extras, row["group"])
+
+    def pixels(self, index: int) -> str:
+        """`pixels_of` the image that was encoded."""
+        row = json.loads(self.rows[self.starts[index] : self.starts[index + 1]])
+        return str(row["pixels"])
 
     def group(self, index: int) -> str:
         return self.source.group(index)
@@ -78,12 +85,20 @@ class CachedSource(Source):
 def to_row(example: Example | BrokenExample, first_text: int) -> str:
     """A line of `ROWS_FILE`, of an example in its frame; its captions' states begin at row `first_text`."""
     if isinstance(example, BrokenExample):
-        return json.dumps({"broken": str(example)})
+        return json.dumps({"broken": str(example), "pixels": pixels_of(example)})
     facts = {
         "name": example.name,
         "group": example.group,
         "captions": [[c.text, c.language, c.source] for c in example.captions],
         "regions": [asdict(region) for region in example.regions],
         "first_text": first_text,
+        "pixels": pixels_of(example),
     }
     return json.dumps(facts)
+
+
+def pixels_of(example: Example | BrokenExample) -> str:
+    """A hash of an example's pixels; empty of one that can't be read."""
+    if isinstance(example, BrokenExample):
+        return ""
+    return hashlib.blake2b(example.image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,6 +13,7 @@ from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
 from opensiglip.training.planning import report
+from opensiglip.training.planning.config import PlanConfig
 from opensiglip.training.planning.machines import GIB, machine
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import SECONDS_A_DAY, Plan, fullest, make_plan, mends, to_json
@@ -22,34 +23,7 @@ TEXTS = 2_000  # that the tokenizer is trained on, whose lengths stand for those
 SMALLER = 8_192  # entries of it at most
 
 
-class Request(Protocol):
-    """What a plan is made for: `opensiglip plan`'s flags."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def gpus(self) -> int: ...
-    @property
-    def gpu(self) -> str: ...
-    @property
-    def examples(self) -> float | None: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def checkpointing(self) -> bool: ...
-    @property
-    def shard(self) -> bool: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def data(self) -> tuple[str, ...]: ...
-    @property
-    def utilisation(self) -> float: ...
-
-
-def answer(name: str, keywords: Mapping[str, Any], asked: Request) -> tuple[str, dict[str, Any]]:
+def answer(name: str, keywords: Mapping[str, Any], asked: PlanConfig) -> tuple[str, dict[str, Any]]:
     """The plan of a recipe in words, and as plain values. Raises UserError."""
     found, mixed = machine(asked.gpu, asked.precision)
     with torch.device("meta"):  # heads are as large as towers
@@ -78,11 +52,11 @@ def answer(name: str, keywords: Mapping[str, Any], asked: Request) -> tuple[str,
     return "\n".join(said), facts(plan, asked, found.memory, rate, without.total, changes)
 
 
-def facts(plan: Plan, asked: Request, room: int, rate: float, other: int, changes: list[str]) -> dict[str, Any]:
+def facts(plan: Plan, asked: PlanConfig, room: int, rate: float, other: int, changes: list[str]) -> dict[str, Any]:
     """Plain values: bytes, FLOP an example, images a second, days."""
     days = None if asked.examples is None else asked.examples / rate / SECONDS_A_DAY
     return to_json(plan) | {
-        "request": asdict(asked),  # type: ignore[call-overload]
+        "request": asdict(asked),
         "memory_total": plan.memory.total,
         "memory_of_a_device": room,
         "memory_with_the_other_checkpointing": other,
