@@ -448,6 +448,36 @@ def test_a_skipped_step_leaves_the_weights_as_they_were(
     assert all(torch.equal(after_two[name], after_four[name]) for name in after_two)
 
 
+def test_a_skipped_step_teaches_nobody(
+    run: Run, tmp_path: Path, poisoned: Callable[[set[int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the EMA teacher nor the centres learn from a step whose numbers are none."""
+    taught: list[float] = []
+    after_step = Learner.after_step
+
+    def counted(self: Learner, notes: Any, progress: float) -> None:
+        taught.append(progress)
+        after_step(self, notes, progress)
+
+    monkeypatch.setattr(Learner, "after_step", counted)
+    poisoned({1, 2})
+    run(tmp_path / "run", steps=4)
+    assert taught == [0.0, 0.75]
+
+
+def test_the_seed_reaches_the_order_of_the_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    loader = loop_module.loader
+
+    def read(plan: Any, *rest: Any) -> Any:
+        seen.append(plan.seed)
+        return loader(plan, *rest)
+
+    monkeypatch.setattr(loop_module, "loader", read)
+    run(tmp_path / "run", steps=1, seed=5)
+    assert set(seen) == {5}
+
+
 def test_a_run_stops_after_five_such_steps_in_a_row(
     run: Run, tmp_path: Path, poisoned: Callable[[set[int]], None]
 ) -> None:
