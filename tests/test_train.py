@@ -469,9 +469,9 @@ def test_the_seed_reaches_the_order_of_the_data(run: Run, tmp_path: Path, monkey
     seen: list[int] = []
     loader = loop_module.loader
 
-    def read(plan: Any, *rest: Any) -> Any:
+    def read(plan: Any, *rest: Any, **named: Any) -> Any:
         seen.append(plan.seed)
-        return loader(plan, *rest)
+        return loader(plan, *rest, **named)
 
     monkeypatch.setattr(loop_module, "loader", read)
     run(tmp_path / "run", steps=1, seed=5)
