@@ -84,6 +84,7 @@ def lines(statistics: Statistics) -> list[tuple[str, str]]:
     found = [
         ("rows", f"{fact_text(statistics.splits)}; read {counts.rows:,}"),
         ("broken", fact_text(dict(counts.broken.most_common()))),
+        ("of numbers", "smallest | 5 % | median | 95 % | largest; mean"),
         *((name, figures(getattr(counts, name))) for name in ("width", "height", "aspect")),
         ("bytes of a file", figures(counts.bytes)),
         ("captions of an image", figures(counts.captions)),
