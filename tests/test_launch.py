@@ -19,7 +19,7 @@ from pathlib import Path
 from opensiglip.training import loop
 from opensiglip.errors import UserError
 
-plain = loop.Loop._train_step
+plain = loop.Loop.train_step
 
 def step(self, *given):
     if self.step == 4 and os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
@@ -29,7 +29,7 @@ def step(self, *given):
     return plain(self, *given)
 
 if os.environ.get("FAULT"):
-    loop.Loop._train_step = step
+    loop.Loop.train_step = step
 """
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from conftest import SHAPE, Run, Small
 from safetensors.torch import load_file
@@ -222,9 +223,13 @@ def test_only_bf16_on_a_gpu_rounds_float32_products(monkeypatch: pytest.MonkeyPa
     assert told == ["high", "highest"], "and what one run sets, the next one of the process takes back"
 
 
-def test_a_tracker_gets_the_numbers_too(run: Run, tmp_path: Path) -> None:
+def test_a_tracker_gets_the_numbers_and_a_field_for_each_argument(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "run", trackers=["tensorboard"], steps=2)
     assert [path.name for path in (tmp_path / "run" / "opensiglip").rglob("events.out.tfevents.*")] != []
+    fields = yaml.safe_load(next((tmp_path / "run").rglob("hparams.yml")).read_text())
+    wanted = {"batch_size": 8, "lr": 1e-3, "betas": "0.9 0.95", "parallel": 0.5, "compile": False, "steps": 2}
+    assert {name: fields[name] for name in wanted} == wanted
+    assert fields["command"].startswith("opensiglip train ") and "epochs" not in fields, "None is left out"
 
 
 # What decays, and how fast the weights move
@@ -354,7 +359,7 @@ def test_a_frozen_tower_stays_in_eval_mode(frozen: bool, small: Small, pipeline:
     learner = Learner.new(small("siglip"), pipeline)
     learner.model.vision = Encoder().requires_grad_(not frozen)
     loop = Loop(Accelerator(cpu=True), learner, *[None] * 2, Path(), 1, 0.1, 1, 1.0, 0, 1, 1)  # type: ignore[arg-type]
-    loop._wrap()
+    loop.wrap()
     row = HeldOut(None, 1, None)  # type: ignore[arg-type]
     for mode in ("wrapped", "evaluated"):
         if mode == "evaluated":

@@ -22,10 +22,12 @@ from opensiglip.training.config import TrainConfig
 OWN = (  # flags of the command alone
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Path | None, default=None),
     inspect.Parameter("ranks", inspect.Parameter.KEYWORD_ONLY, annotation=int, default=1),
+    inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, annotation=bool, default=False),
 )
 OWN_DOC = """
         config: config.json of a run of this recipe, or its folder, whose arguments hold where no flag says otherwise.
         ranks: processes to train with on this machine, one a GPU; torchrun and srun start them themselves.
+        dry_run: read the data, time a step of each stage, say shapes, memory, time and files; write nothing.
 """
 
 
@@ -53,7 +55,7 @@ class Train:
 
     def call(self, flags: Mapping[str, Any]) -> None:
         """Check the values, train, print what came of it. Raises UserError."""
-        ranks = flags["ranks"]
+        ranks, dry = flags["ranks"], flags["dry_run"]
         flags = {name: value for name, value in flags.items() if name not in {one.name for one in OWN}}
         check_bounds(signature.like(self.own[0]), flags)
         TrainConfig.part(dict(flags))  # for its checks: a wrong value is answered before torch is imported
@@ -61,14 +63,20 @@ class Train:
         if ranks < 1 or (started is not None and ranks not in (1, int(started))):
             why = "give at least 1" if ranks < 1 else f"a launcher has started {started} of them; leave it out"
             raise UserError(f"--ranks {ranks}: {why}.")
+        if dry and ranks > 1:
+            raise UserError("--dry-run is of one process; leave --ranks out (`opensiglip plan` counts with ranks).")
         if ranks > 1 and started is None:
             from opensiglip.apps.ranks import launch
 
             sys.exit(launch(ranks, ["train", *self.words]))
         from opensiglip.apps.quiet import quiet_libraries
+        from opensiglip.training.dry_run import dry_run
         from opensiglip.training.run import train
 
         quiet_libraries()
+        if dry:
+            print(dry_run(self.recipe, **flags))
+            return
         summary = train(self.recipe, **flags)
         if not summary:
             return  # another rank has it

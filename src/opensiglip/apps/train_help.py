@@ -33,6 +33,7 @@ GROUPS = {
     ),
     "schedule": ("steps", "epochs", "batch_size", "lr", "warmup", "weight_decay", "betas", "clip_norm", "seed"),
     "machine": (
+        "dry_run",
         "ranks",
         "shard",
         "accumulate",

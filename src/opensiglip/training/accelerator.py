@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from opensiglip.distributed import meet_again
 from opensiglip.errors import UserError
@@ -20,9 +20,12 @@ def make_accelerator(precision: str, trackers: Sequence[str], folder: Path) -> t
     mixed, why = choose(precision, device)
     multiply(mixed, device)
     available = [*map(str, get_available_trackers()), "all"]
+    known = [str(one) for one in LoggerType if one != LoggerType.ALL]
     for name in trackers:
+        if name not in known and name != "all":
+            raise UserError(f"--trackers {name} is unknown; there are {', '.join(known)}.")
         if name not in available:
-            raise UserError(f"--trackers {name} is unknown or not installed; there are {', '.join(available)}.")
+            raise UserError(f"--trackers {name} needs its library; `pip install {name.replace('_', '-')}`.")
     meet_again("gloo" if device.type == "cpu" else None)
     accelerator = Accelerator(
         mixed_precision="no",  # the step does its own autocast

@@ -18,20 +18,16 @@ from opensiglip.checkpoints.manifest import sound, verify
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
-from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.text import TextPipeline
-from opensiglip.data.weights import weigh
 from opensiglip.disk import refusals, whole_folder
 from opensiglip.distributed import from_first
-from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
 from opensiglip.training.checkpoint import set_aside, sweep
-from opensiglip.training.config import TrainConfig
-from opensiglip.training.continued import Origin, origin, take_over
+from opensiglip.training.continued import Origin, take_over
 from opensiglip.training.feature_cache import with_features
 from opensiglip.training.finish import of_run
 from opensiglip.training.held_out import HeldOut
@@ -44,26 +40,16 @@ from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.record import (
     check,
     claim,
-    command,
     differences,
-    fingerprints,
+    hyper_parameters,
     stored,
     write_record,
 )
 from opensiglip.training.resolve import Job
+from opensiglip.training.run_data import Schedule, open_data
 from opensiglip.training.sharding import hollow, shard
 from opensiglip.training.start import new_pipeline, set_trainable, start_line, tower_parameters
 from opensiglip.training.startup import few_held_out, startup_lines
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of a run: `steps` of the schedule, of which `begin` lie in the run that it continues."""
-
-    steps: int
-    begin: int = 0
-    stretch: float = 1.0  # steps taken for each step of the schedule
-    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -83,21 +69,11 @@ def build(job: Job, until_end: ExitStack) -> Built:
     accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    check_batch(config, recipe.frame.batch_multiple, accelerator.num_processes)
-    languages = None if config.languages is None else config.languages.split(",")
-    pixels = recipe.frame.pixels
-    specs = with_box_format(config.data, config.box_format)
-    cache = config.cache_gb
-    sources = [open_source(spec, languages=languages, pixels=pixels, cache_gb=cache) for spec in specs]
-    if config.data_weights is not None:
-        weigh(sources, config.data_weights)
-    schedule = schedule_of(job, sum(len(source) for source in sources))
-    held_out, saved, run = None, None, RunFolder(folder)
+    found = open_data(job, accelerator)
+    sources, held_out, schedule = found.sources, found.held_out, found.schedule
+    saved, run = None, RunFolder(folder)
     need = "not estimated (--no-memory-check)"
     if accelerator.is_main_process:
-        job.record["fingerprints"] = fingerprints(sources)
-        if config.held_out:
-            held_out = HeldOut(open_held_out(config, specs[0], languages, pixels), config.held_out, sources[0])
         check(folder, job.record, resume=config.resume, changed=config.changed)
         first = None if config.resume else first_pipeline(job, sources, schedule.origin)
         claim(folder)
@@ -119,7 +95,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
     set_seed(config.seed)
     pipeline = read_pipeline(run.start if saved is None else described(saved))
     learner, fitted = build_learner(job, pipeline)
-    accelerator.init_trackers("opensiglip", config={"command": command(job.record, folder)})
+    accelerator.init_trackers("opensiglip", config=hyper_parameters(job.record, folder))
     root = config.features or folder.parent / "features"
     read, sources = with_features(
         recipe,
@@ -156,42 +132,6 @@ def build(job: Job, until_end: ExitStack) -> Built:
         line = start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)
         accelerator.print(f"start       {line}", flush=True)
     return Built(loop, held_out)
-
-
-def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:
-    """Raises UserError where ranks and parts do not divide the batch."""
-    if config.batch_size % (ranks * config.accumulate * multiple):
-        halves = " x 2 halves" if multiple > 1 else ""
-        raise UserError(
-            f"--batch-size {config.batch_size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}"
-            f"{halves}."
-        )
-
-
-def schedule_of(job: Job, examples: int) -> Schedule:
-    """Steps as given, or as many as the epochs take; where a run is continued, from which on. Raises UserError."""
-    config = job.config
-    steps = config.steps or max(1, math.ceil((config.epochs or 1.0) * examples / config.batch_size))
-    if config.continue_from is None:
-        return Schedule(steps)
-    before = origin(config.continue_from, job.recipe.continuation.share)
-    begin = round(before.progress * steps)
-    if begin == steps:
-        raise UserError(
-            f"--continue-from {config.continue_from} is at the end of training; name an earlier checkpoint."
-        )
-    return Schedule(steps, begin, job.recipe.continuation.stretch, before)
-
-
-def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | None, pixels: int) -> Source:
-    """The held-out split of the first source. Raises UserError where it has none."""
-    try:
-        return open_source(spec, split="val", languages=languages, pixels=pixels, cache_gb=config.cache_gb)
-    except UserError as error:
-        reason = str(error).partition(";")[0]
-        raise UserError(
-            f"--held-out {config.held_out}: {reason}; give --held-out 0 to train without a judgement."
-        ) from error
 
 
 def first_pipeline(job: Job, sources: Sequence[Source], before: Origin | None) -> TextPipeline:

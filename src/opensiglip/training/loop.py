@@ -139,19 +139,19 @@ class Loop:
         if self.compile:
             self.learner.compile()
         # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
-        begun = self._activate(self.step - 1) if self.step else set()
+        begun = self.activate(self.step - 1) if self.step else set()
         wrapped: nn.Module | None = None
         last = self.step if self.best is not None and self.best.exhausted else self.last
         for batch in loader(self.plan, self.step, last, self.workers, pin=device.type == "cuda"):
-            new = self._activate(self.step) - begun
+            new = self.activate(self.step) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
                 if new and self.step and (model := self.model()) is not None:
                     checkpoint.save_stage(RunFolder(self.folder), self.step, model)
                 self.learner.start_teachers(new)
                 begun |= new
                 wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
-                wrapped = self._wrap()
-            row, found, wishes = self._train_step(wrapped, batch)
+                wrapped = self.wrap()
+            row, found, wishes = self.train_step(wrapped, batch)
             log.step(self.step, row, self.plan.step_slice(self.step).size)
             self._check_finite(row)
             healthy = self.alarms.check(self.step, found)
@@ -210,7 +210,7 @@ class Loop:
         model.to(self.accelerator.device).load_state_dict(weights)
         return model
 
-    def _activate(self, step: int) -> set[str]:
+    def activate(self, step: int) -> set[str]:
         """The names of the objectives that compute in a step.
 
         Under DDP the others are frozen, as ranks would wait for their gradients. FSDP2 fixes what is trained when it
@@ -218,7 +218,7 @@ class Loop:
         """
         return self.learner.activate(self.progress(step), freeze=self.skeleton is None)
 
-    def _wrap(self) -> nn.Module:
+    def wrap(self) -> nn.Module:
         """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
         self.accelerator.free_memory()
         sharded = self.skeleton is not None  # its gradients come averaged
@@ -227,7 +227,7 @@ class Loop:
         )
         return ready.train()
 
-    def _train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal], Wishes]:
+    def train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal], Wishes]:
         """One optimizer step, skipped where a number is not finite; the row for the log, the signals in it, wishes."""
         images = self.plan.step_slice(self.step).size
         self.images_seen += images

@@ -58,6 +58,13 @@ def command(record: dict[str, Any], out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
+def hyper_parameters(record: dict[str, Any], out: Path) -> dict[str, int | float | str | bool]:
+    """A field for each argument, and the command, as trackers take them: several values in one text, none left out."""
+    values = {"recipe": record["recipe"], **record["train"], **record["keywords"], "command": command(record, out)}
+    joined = {name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in values.items()}
+    return {name: v if isinstance(v, bool | int | float) else str(v) for name, v in joined.items() if v is not None}
+
+
 def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) -> None:
     """Raises UserError rather than lose or mix what the run's folder holds."""
     run = RunFolder(folder)

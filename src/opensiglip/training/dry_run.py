@@ -1,0 +1,176 @@
+"""`train --dry-run`: what a run does before its first step, and a timed step of each stage; nothing is written."""
+
+import shutil
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from opensiglip.checkpoints.formats.own import described, read_pipeline
+from opensiglip.checkpoints.manifest import sound
+from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.loader import Steps
+from opensiglip.distributed import world
+from opensiglip.errors import UserError
+from opensiglip.objectives.base import Objective
+from opensiglip.training.accelerator import make_accelerator
+from opensiglip.training.build import build_learner, build_loop, data_plan, first_pipeline
+from opensiglip.training.config import TrainConfig
+from opensiglip.training.continued import take_over
+from opensiglip.training.feature_cache import Frozen, gigabytes
+from opensiglip.training.loop import Loop
+from opensiglip.training.planning.check import memory_line
+from opensiglip.training.planning.plan import gib
+from opensiglip.training.record import check
+from opensiglip.training.resolve import resolve
+from opensiglip.training.run_data import open_data
+from opensiglip.training.start import start_line
+from opensiglip.training.startup import few_held_out, startup_lines
+from opensiglip.types import Batch
+
+MOMENTS = 8  # bytes of AdamW's two averages of a trained weight
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps first..last-1, in which the same objectives compute; seconds of one, and of making its batch."""
+
+    first: int
+    last: int
+    terms: tuple[str, ...]
+    loss: float | None  # of the first of them; None: not finite
+    seconds: float
+    reading: float
+    batch: Batch
+
+    def wall(self, workers: int) -> float:
+        """Seconds of all its steps: data workers read while a step computes, without them a step waits."""
+        each = max(self.seconds, self.reading / workers) if workers else self.seconds + self.reading
+        return (self.last - self.first) * each
+
+
+def dry_run(recipe: str, **keywords: Any) -> str:
+    """What `train` with the same keywords would do, in lines. Raises UserError where `train` would.
+
+    It opens the data, trains the tokenizer, builds the networks and takes two steps of each stage in memory, of which
+    it times the second. Remote shards are cached on disk, as in a run; the folder of the run is not touched.
+    """
+    if world()[1] > 1:
+        raise UserError(
+            "--dry-run is of one process; leave --ranks and the launcher out (`opensiglip plan` has ranks)."
+        )
+    job = resolve(recipe, keywords)
+    config, folder = job.config, job.config.out
+    accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
+    found = open_data(job, accelerator)
+    sources, schedule = found.sources, found.schedule
+    check(folder, job.record, resume=config.resume, changed=config.changed)
+    saved = sound(RunFolder(folder)) if config.resume else None
+    pipeline = first_pipeline(job, sources, schedule.origin) if saved is None else read_pipeline(described(saved))
+    need = "not estimated (--no-memory-check)"
+    if config.memory_check:
+        need = memory_line(job, data_plan(job, accelerator, sources, pipeline, schedule), accelerator.device, precision)
+    set_seed(config.seed)
+    learner, fitted = build_learner(job, pipeline)
+    learner = learner.to(accelerator.device)
+    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
+    loop.precision = precision
+    loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+    if saved is not None:
+        loop.restore(saved)
+    elif schedule.origin is not None:
+        take_over(schedule.origin, learner, loop.optimizer)
+    lines = [f"dry run     nothing is written to {folder}", startup_lines(loop, job.recipe, why), f"memory      {need}"]
+    if found.held_out is not None and (few := few_held_out(min(found.held_out.count, len(found.held_out.source)))):
+        lines.append(f"small data  {few}")
+    if job.start is not None and fitted is not None:
+        lines.append(f"start       {start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)}")
+    frozen = Frozen.of(learner.model, job.recipe)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = gigabytes(learner.model, job.recipe, sources, frozen, dtype) if frozen.images or frozen.texts else None
+    begin, last = loop.step, loop.last
+    stages = [timed(loop, first, end) for first, end in bounds_of(loop)]
+    lines += batch_lines(stages[0].batch)
+    lines += [stage_line(stage) for stage in stages]
+    lines.append(time_line(stages, loop.workers, last - begin))
+    if size is not None:
+        root = config.features or folder.parent / "features"
+        lines.append(f"features    the run first writes {size:.2f} GB of frozen towers' states to {root}; steps then")
+        lines.append("            take less than was timed here, with the towers in them")
+    return "\n".join([*lines, *write_lines(loop, config)])
+
+
+def bounds_of(loop: Loop) -> Iterator[tuple[int, int]]:
+    """First and last step of each stage that lies before the loop: objectives begin at shares of training."""
+    starts = {o.start for o in loop.learner.objectives.values() if isinstance(o, Objective)}
+    firsts = sorted({loop.step, *(bisect_left(range(loop.last), share, key=loop.progress) for share in starts)})
+    firsts = [first for first in firsts if loop.step <= first < loop.last]
+    yield from zip(firsts, [*firsts[1:], loop.last], strict=True)
+
+
+def timed(loop: Loop, first: int, last: int) -> Stage:
+    """Take the stage's first step twice, logged and saved nowhere."""
+    steps = Steps(loop.plan)
+    _ = steps[first]  # this one also opens files and imports what draws
+    began = time.perf_counter()
+    batch = steps[first]
+    reading, loop.step = time.perf_counter() - began, first
+    terms = loop.activate(first)
+    loop.learner.start_teachers(terms)
+    wrapped = loop.wrap()
+    loss = loop.train_step(wrapped, batch)[0]["loss"]  # this one also allocates
+    began = time.perf_counter()
+    loop.train_step(wrapped, batch)  # ends with numbers on the host, so the device is done
+    seconds = time.perf_counter() - began
+    names = tuple(name for name in loop.learner.objectives if name in terms)
+    return Stage(first, last, names, loss, seconds, reading, batch.parts[0])
+
+
+def batch_lines(batch: Batch) -> list[str]:
+    """Name, dtype and shape of each field of a batch, or of the first of its parts."""
+    total = sum(field.nbytes for field in batch.values())
+    said = [f"batch       {len(batch)} fields, {total / 1e6:.1f} MB (of the first part, with --accumulate)"]
+    return said + [
+        f"            {name} {str(field.dtype).removeprefix('torch.')} {list(field.shape)}"
+        for name, field in batch.items()
+    ]
+
+
+def stage_line(stage: Stage) -> str:
+    """Its steps, its terms, its times."""
+    loss = "not finite" if stage.loss is None else f"{stage.loss:.3f}"
+    return (
+        f"stage       steps {stage.first} to {stage.last}: {', '.join(stage.terms)}; loss {loss}, "
+        f"{stage.seconds:.3f} s a step, {stage.reading:.3f} s to make its batch in one process"
+    )
+
+
+def time_line(stages: Sequence[Stage], workers: int, steps: int) -> str:
+    """The whole run's time, by the timed steps."""
+    seconds = sum(stage.wall(workers) for stage in stages)
+    return (
+        f"time        {seconds / 60:.1f} min for {steps} steps, by one whole step of each stage (the second of two) as "
+        f"timed here, and {workers} data worker(s); evaluations and checkpoints come on top"
+    )
+
+
+def write_lines(loop: Loop, config: TrainConfig) -> list[str]:
+    """What the run's folder will hold, and what its disk has."""
+    run, learner = RunFolder(loop.folder), loop.learner
+    model = sum(weights.nbytes for weights in learner.model.parameters())
+    state = sum(weights.nbytes for weights in learner.state_dict().values())
+    trained = sum(p.numel() for group in loop.optimizer.param_groups for p in group["params"])
+    checkpoint = state + MOMENTS * trained
+    stays = config.keep_last + len(config.keep) + (config.keep_best is not None)
+    place = next(parent for parent in (loop.folder, *loop.folder.absolute().parents) if parent.exists())
+    return [
+        f"writes      {run.config}, {run.metrics}, {run.start}",
+        f"            {run.checkpoints}: {gib(checkpoint)} each, every {config.save_every} steps; {stays} stay, "
+        f"so {gib((stays + 1) * checkpoint)} at most",
+        f"            {run.model}: {gib(model)}; {run.summary}, {run.report}",
+        f"            the disk has {gib(shutil.disk_usage(place).free)} free",
+    ]

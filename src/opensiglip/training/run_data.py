@@ -1,0 +1,90 @@
+"""What a run reads: its sources, the held-out split, and the steps that they make."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from opensiglip.data.example import Source
+from opensiglip.data.sources.registry import open_source, with_box_format
+from opensiglip.data.weights import weigh
+from opensiglip.errors import UserError
+from opensiglip.training.config import TrainConfig
+from opensiglip.training.continued import Origin, origin
+from opensiglip.training.held_out import HeldOut
+from opensiglip.training.record import fingerprints
+from opensiglip.training.resolve import Job
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run: `steps` of the schedule, of which `begin` lie in the run that it continues."""
+
+    steps: int
+    begin: int = 0
+    stretch: float = 1.0  # steps taken for each step of the schedule
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sources, what the run is evaluated on (on the main process), steps."""
+
+    sources: list[Source]
+    held_out: HeldOut | None
+    schedule: Schedule
+
+
+def open_data(job: Job, accelerator: Accelerator) -> Data:
+    """Open the sources and the held-out split; the main process notes the data's fingerprints. Raises UserError."""
+    config, frame = job.config, job.recipe.frame
+    check_batch(config, frame.batch_multiple, accelerator.num_processes)
+    languages = None if config.languages is None else config.languages.split(",")
+    specs, cache = with_box_format(config.data, config.box_format), config.cache_gb
+    sources = [open_source(spec, languages=languages, pixels=frame.pixels, cache_gb=cache) for spec in specs]
+    if config.data_weights is not None:
+        weigh(sources, config.data_weights)
+    schedule = schedule_of(job, sum(len(source) for source in sources))
+    held_out = None
+    if accelerator.is_main_process:
+        job.record["fingerprints"] = fingerprints(sources)
+        if config.held_out:
+            held_out = HeldOut(open_held_out(config, specs[0], languages, frame.pixels), config.held_out, sources[0])
+    return Data(sources, held_out, schedule)
+
+
+def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:
+    """Raises UserError where ranks and parts do not divide the batch."""
+    if config.batch_size % (ranks * config.accumulate * multiple):
+        halves = " x 2 halves" if multiple > 1 else ""
+        raise UserError(
+            f"--batch-size {config.batch_size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}"
+            f"{halves}."
+        )
+
+
+def schedule_of(job: Job, examples: int) -> Schedule:
+    """Steps as given, or as many as the epochs take; where a run is continued, from which on. Raises UserError."""
+    config = job.config
+    steps = config.steps or max(1, math.ceil((config.epochs or 1.0) * examples / config.batch_size))
+    if config.continue_from is None:
+        return Schedule(steps)
+    before = origin(config.continue_from, job.recipe.continuation.share)
+    begin = round(before.progress * steps)
+    if begin == steps:
+        raise UserError(
+            f"--continue-from {config.continue_from} is at the end of training; name an earlier checkpoint."
+        )
+    return Schedule(steps, begin, job.recipe.continuation.stretch, before)
+
+
+def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | None, pixels: int) -> Source:
+    """The held-out split of the first source. Raises UserError where it has none."""
+    try:
+        return open_source(spec, split="val", languages=languages, pixels=pixels, cache_gb=config.cache_gb)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(
+            f"--held-out {config.held_out}: {reason}; give --held-out 0 to train without a judgement."
+        ) from error
