@@ -25,6 +25,7 @@ ROOMS = [
     "user_file",
     "distributed",
     "float64",
+    "progress",
     "losses",
     "data",
     "models",
@@ -58,6 +59,7 @@ LATE_LIBRARIES = {
     "py3langid": "of the extra `languages`",
     "huggingface_hub": "only where the hub is reached",
     "matplotlib": "only where a plot is drawn, and slow",
+    "tqdm": "its bar for notebooks warns where ipywidgets is missing",
     "torchvision": "the detector's list of classes, slow",
     "transformers": "a processor, slow",
 }

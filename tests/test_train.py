@@ -59,10 +59,28 @@ def without_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html", "start", "checkpoints", "model", "stages")
+        *(
+            "config.json",
+            "metrics.jsonl",
+            "summary.json",
+            "report.html",
+            "start",
+            "checkpoints",
+            "model",
+            "stages",
+            "example.png",
+        )
     }
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert (out / "model" / "model.safetensors").is_file()
+
+
+def test_the_commands_that_a_run_names_at_its_end_run(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict, demo, mine = (shlex.split(words)[1:] for words in json.loads((out / "summary.json").read_text())["next"])
+    assert main(predict) == 0
+    assert str(out / "example.png") in capsys.readouterr().out
+    assert demo == ["demo", str(out)] and mine[0] == "train"
+    assert main([*mine[:4], str(out.parent / "data"), *mine[5:], "--help"]) == 0
 
 
 def test_metrics_have_one_row_per_step(out: Path) -> None:

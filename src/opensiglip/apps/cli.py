@@ -12,8 +12,8 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro._errors import ParseErrorEvent, on_parse_error
 
-from opensiglip import __version__
-from opensiglip.apps import completion
+from opensiglip import __version__, progress
+from opensiglip.apps import completion, quiet
 from opensiglip.apps.commands import COMMANDS, Group, Runnable
 from opensiglip.apps.sentence import rejected_flags, rejected_word
 from opensiglip.apps.signature import like
@@ -22,7 +22,11 @@ from opensiglip.apps.train_help import HELP, HELP_ALL, help_text
 from opensiglip.errors import Stopped, UserError
 
 PROGRAM = "opensiglip"
-TOP = Group("Open pretraining of vision-language encoders.", "command", lambda words: COMMANDS)
+EVERYWHERE = {"--quiet", "--verbose"}  # flags that every command takes
+ABOUT = """Open pretraining of vision-language encoders.
+
+Every command takes --quiet (no progress) and --verbose (the warnings of libraries, too)."""
+TOP = Group(ABOUT, "command", lambda words: COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console of another encoding, file names that are no UTF-8
             stream.reconfigure(errors="backslashreplace")
+    progress.quiet = "--quiet" in words
+    quiet.verbose = "--verbose" in words
     try:
-        run(words)
+        run([word for word in words if word not in EVERYWHERE])
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough; Python must not flush what is left when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import docstring_parser
 import tyro
 
-from opensiglip import user_file
-from opensiglip.apps import signature
+from opensiglip import progress, user_file
+from opensiglip.apps import quiet, signature
 from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
@@ -68,12 +68,12 @@ class Train:
         if ranks > 1 and started is None:
             from opensiglip.apps.ranks import launch
 
-            sys.exit(launch(ranks, ["train", *self.words]))
-        from opensiglip.apps.quiet import quiet_libraries
+            spoken = ["--quiet"] * progress.quiet + ["--verbose"] * quiet.verbose
+            sys.exit(launch(ranks, ["train", *self.words, *spoken]))
         from opensiglip.training.dry_run import dry_run
         from opensiglip.training.run import train
 
-        quiet_libraries()
+        quiet.quiet_libraries()
         if dry:
             print(dry_run(self.recipe, **flags))
             return
@@ -92,7 +92,9 @@ class Train:
             print(f"\n{summary['advice']}")
         run = RunFolder(Path(summary["folder"]))
         print(f"\nreport      {run.report}\nmodel       {run.model}\nmetrics     {run.metrics}")
-        print(f"checkpoint  {run.checkpoints}\nsummary     {run.summary}")
+        print(f"checkpoint  {run.checkpoints}\nsummary     {run.summary}\n\nnext, for example")
+        for words, about in summary["next"].items():
+            print(f"  {words}    # {about}")
 
 
 def recipes(words: Sequence[str]) -> dict[str, Train]:

@@ -10,7 +10,7 @@ DAMAGED = ".damaged"  # and of a checkpoint that was passed over
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN/: config.json, metrics.jsonl, start/, checkpoints/, stages/; at the end model/, summary.json and report.html.
+    """RUN/: config.json, metrics.jsonl, start/, checkpoints/, stages/; what its end writes is named below.
 
     `lock` is there while a process trains in the folder.
     """
@@ -51,6 +51,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page that shows a run that has ended."""
         return self.path / "report.html"
+
+    @property
+    def example(self) -> Path:
+        """A held-out image, so that there is one to try the model on."""
+        return self.path / "example.png"
 
     @property
     def checkpoints(self) -> Path:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from opensiglip.data.parallel import each
 from opensiglip.data.sources.shards import find_shards
 from opensiglip.data.sources.spec import parse_spec, split_weight
 from opensiglip.data.sources.tar import open_index
 from opensiglip.errors import UserError
+from opensiglip.progress import progress
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def make_indexes(source: str, workers: int) -> Indexed:
     began = time.perf_counter()
     samples, size, skipped = 0, 0, Counter[str]()
     found = each(partial(index_one, files), len(files), workers)
-    for facts in tqdm(found, total=len(files), unit="tar"):
+    for facts in progress(found, total=len(files), unit="tar"):
         samples, size = samples + facts[1], size + facts[0]
         skipped.update(facts[2])
     return Indexed(len(files), samples, size, skipped, time.perf_counter() - began)

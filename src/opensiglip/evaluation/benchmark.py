@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from opensiglip.data.example import Box, Source
 from opensiglip.errors import UserError
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.inference.predictor import Predictor
+from opensiglip.progress import progress
 
 Item = TypeVar("Item")
 
@@ -85,7 +85,8 @@ class Context:
 
     def progress(self, items: Iterable[Item], words: str, total: int | None = None) -> Iterable[Item]:
         """The items, with a progress bar."""
-        return tqdm(items, desc=words, total=total, leave=False, disable=self.quiet or None)
+        found: Iterable[Item] = progress(items, desc=words, total=total, leave=False, show=not self.quiet)
+        return found
 
 
 Benchmark = Callable[[Predictor, EncodedExamples, Context], BenchmarkResult]

@@ -10,12 +10,12 @@ from itertools import chain, islice
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from opensiglip.data.example import Example, Region, Source, reason_of
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import Predictor
+from opensiglip.progress import progress
 from opensiglip.types import Features
 
 BATCH = 64
@@ -71,7 +71,8 @@ def encode_examples(
     kept: list[Tensor] = []
     pooled: list[Tensor] = []
     valid: list[Tensor] = []
-    with tqdm(total=min(count, len(source)), desc=f"encode {source.name}", unit="image", disable=quiet or None) as bar:
+    total = min(count, len(source))
+    with progress(total=total, desc=f"encode {source.name}", unit="image", show=not quiet) as bar:
         framed = framed_examples(source, model.frame, count)
         while some := list(islice(framed, BATCH)):
             features = model.encode([example.image for example in some])

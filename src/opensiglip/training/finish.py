@@ -21,6 +21,7 @@ from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.loop import Loop
 from opensiglip.training.record import command
+from opensiglip.training.tries import tries
 
 MANY_SKIPPED = 0.1  # of the steps
 
@@ -34,7 +35,7 @@ def finish(
     result: dict[str, Any],
     evaluated_on: HeldOut | None,
 ) -> dict[str, Any]:
-    """Write `model` (the loop's, whole) to model/, summary.json and report.html; return the summary."""
+    """Write `model` (the loop's, whole) to model/, example.png, summary.json and report.html; return the summary."""
     pipeline, subject = loop.plan.pipeline, of_run(folder, loop, recipe, model.eval())
     run = RunFolder(folder)
     rows = read_lines(run.metrics)
@@ -59,8 +60,9 @@ def finish(
     known: dict[str, Any] = {"boxes": recipe.boxes, "tasks": recipe.tasks, "languages": subject.languages}
     card = training_card(record, summary)
     Pretrained.of(model, pipeline, name=str(folder), card=card, **known).save(run.model)
-    write_json(run.summary, summary)
     before, held_out = stages(run, model), None if evaluated_on is None else evaluated_on.source
+    summary["next"] = tries(run, record["recipe"], model, recipe.tasks, held_out)
+    write_json(run.summary, summary)
     write_report(run.report, summary, rows, subject, model.architecture, held_out, before)
     return summary
 

@@ -2,19 +2,19 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from opensiglip.disk import whole_file
 from opensiglip.errors import UserError
+from opensiglip.progress import progress
 
 EVERY_STEP_BELOW = 200
+ESTIMATE_AFTER = 20  # steps, by which their time is even enough to say how long the run takes
 
 
 class Log:
@@ -32,9 +32,7 @@ class Log:
             kept = [line for line in read_lines(path, say=True) if line["step"] < first]
             with whole_file(path) as part:
                 part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self.bar = tqdm(
-            total=steps, initial=first, unit="step", disable=not (self.writes and sys.stderr.isatty()), smoothing=0.05
-        )
+        self.bar = progress(total=steps, initial=first, unit="step", first=ESTIMATE_AFTER, show=self.writes)
         self.started = self.last = time.perf_counter()
         self.since = 0  # images, since the last row
         self.seen = 0  # images
@@ -46,18 +44,13 @@ class Log:
         """
         self.since += images
         self.seen += images
+        if self.writes and (step < EVERY_STEP_BELOW or step % self.every == 0 or step == self.steps - 1):
+            now = time.perf_counter()
+            row = values | {"images_per_second": self.since / max(now - self.last, 1e-9)}
+            self.last, self.since = now, 0
+            self.write(step, row)
+            self.bar.set_postfix_str(summary(row))
         self.bar.update()
-        if step >= EVERY_STEP_BELOW and step % self.every and step != self.steps - 1:
-            return
-        now = time.perf_counter()
-        row = values | {"images_per_second": self.since / max(now - self.last, 1e-9)}
-        self.last, self.since = now, 0
-        if not self.writes:
-            return
-        self.write(step, row)
-        loss = values.get("loss")
-        rate = row["images_per_second"]
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s" if loss is not None else "step skipped")
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Write a row, from the main process: for `step`'s own, or for what was measured after it."""
@@ -101,6 +94,15 @@ def read_lines(path: Path, say: bool = False) -> list[dict[str, Any]]:
     if say and lost:
         print(f"{path}: {lost} of {len(lines)} rows can't be read and are left out.", flush=True)
     return rows
+
+
+def summary(row: Mapping[str, float | None]) -> str:
+    """A row in a few words: the loss, its terms, the rate."""
+    if row.get("loss") is None:
+        return "step skipped"
+    terms = {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/") and value}
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+    return f"loss {row['loss']:.3f} ({parts}), {row['images_per_second']:.0f} images/s"
 
 
 def finite(value: float) -> float | None:

@@ -19,7 +19,6 @@ import tyro
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import write_png
-from tqdm import tqdm
 
 from opensiglip.apps.annotate.choose import Limits, as_columns, choose
 from opensiglip.apps.annotate.detector import TEMPLATES, Detector, load_detector
@@ -30,6 +29,7 @@ from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.metadata import EXTRAS
 from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
+from opensiglip.progress import progress
 from opensiglip.reports.contact_sheet import show
 
 SPLITS = ("train", "val", "test")
@@ -115,7 +115,7 @@ def annotate(
     if left := to_do(batches, ledger):
         model = load_detector(detector, choose_device(device))
         batches.images = model.images
-        for batch in tqdm(read(batches, left, workers), total=len(left), unit="batch", disable=None):
+        for batch in progress(read(batches, left, workers), total=len(left), unit="batch"):
             ledger.add(*annotated(batch, sources[batch.split], model, names, queries, limits, out))
     print(summary(ledger, out))
     seconds = time.perf_counter() - began

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from opensiglip.data.example import Source
 from opensiglip.data.parallel import each
 from opensiglip.data.stats.counts import Counts, Wish, count_rows
 from opensiglip.data.stats.duplicates import Clusters, look_alikes, same_files
+from opensiglip.progress import progress
 
 STRETCH = 512  # rows that a process counts at a time
 ARRAYS = ("indices", "digests", "hashes", "texts")
@@ -98,7 +98,7 @@ def collect(splits: dict[str, Source], wish: Wish, sample: int | None, workers: 
     sizes = [len(range(0, len(source), step)) for source in sources]
     counts, arrays = Counts(), {name: list[np.ndarray]() for name in ARRAYS}
     found = each(Stretch(sources, step, wish), sum(-(-size // STRETCH) for size in sizes), workers)
-    with tqdm(total=sum(sizes), unit="row", smoothing=0.05) as bar:
+    with progress(total=sum(sizes), unit="row") as bar:
         for one in found:
             counts.merge(one)
             for name, parts in arrays.items():

@@ -18,8 +18,6 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.parallel import each
 from opensiglip.data.sources.tar_index import tar_index
@@ -27,6 +25,7 @@ from opensiglip.data.writing.formats import FORMATS, ROWS, Shard
 from opensiglip.data.writing.record import Record
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
+from opensiglip.progress import progress
 
 PLAN, SUMS, METADATA = "convert.json", "SHA256SUMS", "metadata.jsonl"
 # A row's split, and a call that makes its record; the call raises BrokenExample where the row can't be used.
@@ -132,12 +131,12 @@ def write_shards(
         if (out / SUMS).is_file():
             return Done.of(json.loads((out / PLAN).read_text(encoding="utf-8"))["done"])
         jobs = each(Job(out, format, rows, first), len(counts), workers)
-        with tqdm(total=sum(counts), unit="row", desc=f"{out.name}", smoothing=0.05) as bar:
+        with progress(total=sum(counts), unit="row", desc=out.name) as bar:
             for number, one in enumerate(jobs):
                 done.add(one)
                 bar.update(counts[number])
                 if done.broken:
-                    bar.set_postfix(broken=done.broken.total())
+                    bar.set_postfix_str(f"{done.broken.total()} broken")
         finish(out, plan, done, len(counts))
     return done
 
