@@ -13,4 +13,5 @@ BENCHES = (
     "embed",
     "memory",
     "plan",
+    "serve",
 )

@@ -48,6 +48,7 @@ ROOMS = [
 LATE_LIBRARIES = {
     "gradio": "of the extra `demo`",
     "starlette": "gradio's server",
+    "uvicorn": "of the extra `serve`",
     "onnxruntime": "of the extra `onnx`",
     "onnxscript": "of the extra `onnx`",
     "peft": "of the extra `lora`",
@@ -66,6 +67,7 @@ LATE_LIBRARIES = {
 LATE_ROOMS = {
     "apps.plan": "flags are parsed before torch is imported",
     "apps.train": "the same",
+    "apps.serve.serve": "its files import the extra `serve`, which may not be installed",
     "data.sources.registry": "scenes read the drawings' package, which a folder does not need",
     "evaluation.labels": "the same",
 }

@@ -90,6 +90,17 @@ def test_the_wheel_holds_the_package_its_types_its_licences_and_the_command(
     assert b"opensiglip = opensiglip.apps.cli:main" in wheel.read(f"{information}/entry_points.txt")
 
 
+def test_the_container_is_built_from_files_that_are_there_and_runs_without_rights() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name.removeprefix("./") for line in lines if line.startswith("COPY") for name in line.split()[1:-1]}
+    assert copied == kept and all((ROOT / name).exists() for name in copied)
+    assert lines.index("USER opensiglip") < lines.index('ENTRYPOINT ["opensiglip"]')
+    assert not [
+        line for line in lines[lines.index("USER opensiglip") :] if line.startswith(("RUN", "COPY", "USER root"))
+    ]
+
+
 def test_the_pinned_packages_suffice_for_the_editable_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     wheel = zipfile.ZipFile(tmp_path / hatchling.build.build_editable(str(tmp_path)))

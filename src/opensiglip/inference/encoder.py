@@ -145,7 +145,11 @@ class Encoder:
 
     def embed_images(self, images: ImageInputs) -> Tensor:
         """Unit embeddings [B, D] float32, on the CPU; of a model that pools nothing, the mean of its tokens."""
-        return F.normalize(pooled_features(self._encode(load_images(images))), dim=-1).cpu()
+        return self.embed_framed(self.framed(load_images(images)))
+
+    def embed_framed(self, framed: Sequence[Tensor]) -> Tensor:
+        """The same of images that `framed` gave."""
+        return F.normalize(pooled_features(self._encode_framed(framed)), dim=-1).cpu()
 
     def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
         """Unit embeddings [T, D] float32, on the CPU. Raises UserError without a text tower."""
@@ -154,14 +158,14 @@ class Encoder:
 
     def features(self, images: ImageInputs) -> Tensor:
         """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError where images have unlike shapes."""
-        framed = self._framed(load_images(images))
+        framed = self.framed(load_images(images))
         return self._grids(framed, self._encode_framed(framed).tokens)
 
     def similarity(self, images: ImageInputs, text: str) -> Tensor:
         """Cosine [B, h, w] of each patch with a text, the patch embedded as if it were the image. Raises UserError."""
         if self.to_text is None:
             raise UserError(f"{self.name} has no way from patches to texts; give a model with a text tower.")
-        framed = self._framed(load_images(images))
+        framed = self.framed(load_images(images))
         with memory_errors():
             patches = torch.cat([self.dense(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)])
             return self._grids(framed, F.normalize(patches, dim=-1) @ self.encode_texts([text])[0])
@@ -198,9 +202,10 @@ class Encoder:
 
     def _encode(self, images: Sequence[Tensor]) -> Features:
         """Images [3, h, w] uint8 of any size -> features, so many at a time that they fit."""
-        return self._encode_framed(self._framed(images))
+        return self._encode_framed(self.framed(images))
 
-    def _framed(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def framed(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Images [3, h, w] uint8 of any size as the model sees them. Raises UserError where there is none."""
         if not images:
             raise UserError("no image was given.")
         with memory_errors():

@@ -1,15 +1,13 @@
 """`opensiglip demo`: a trained model in a web page, on this machine."""
 
-import errno
-import socket
 from typing import Annotated, Any
 
 import tyro
 
-from opensiglip.apps.demo.guard import LOOPBACK, RATE, WAITING, Guard
+from opensiglip.apps.demo.guard import RATE, WAITING, Guard
 from opensiglip.apps.demo.layout import CSS, build, library
 from opensiglip.apps.demo.page import Page
-from opensiglip.errors import UserError
+from opensiglip.apps.hosts import LOOPBACK, check_port
 from opensiglip.inference.predictor import load
 
 UPLOAD = 100_000_000  # bytes; the server takes no more of a file; `page.FILE` is what it reads
@@ -69,15 +67,3 @@ def launch(page: Page, *, host: str, port: int, wait: bool) -> Any:
         css=CSS,
     )
     return blocks
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises UserError where nothing can be served."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind((host, port))
-        except (OSError, OverflowError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
-                raise UserError(f"port {port} is in use; give another, such as --port {port + 1}.") from None
-            raise UserError(f"--host {host} --port {port} can't be served ({error}); leave them out.") from None

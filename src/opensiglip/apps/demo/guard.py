@@ -5,9 +5,9 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from opensiglip.apps.hosts import LOOPBACK, names_only
+
 WAITING = 16  # questions in the queue, of all visitors; the model answers one at a time
 RATE = 120  # questions and uploads of one address a minute
 VISITORS = 10_000  # addresses that are remembered
@@ -43,10 +43,8 @@ class Guard:
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """The status and sentence that a request is answered with, None where it may pass."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if self.local:
-            host, origin = _host(f"//{headers.get(b'host', '')}"), headers.get(b"origin")
-            if host not in LOOPBACK or (origin is not None and _host(origin) not in LOOPBACK):
-                return 403, "this page is for the machine that it runs on; open it there as http://127.0.0.1."
+        if self.local and not names_only(headers, LOOPBACK):
+            return 403, "this page is for the machine that it runs on; open it there as http://127.0.0.1."
         counted = scope.get("method") == "POST" and any(route in scope["path"] for route in COUNTED)
         if not counted:
             return None
@@ -69,11 +67,3 @@ class Guard:
             return True
         times.append(now)
         return False
-
-
-def _host(url: str) -> str:
-    """The name or address in a URL; empty where there is none that can be read."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

@@ -1,0 +1,56 @@
+"""`opensiglip serve`: a trained model behind an HTTP API."""
+
+import os
+import signal
+from typing import Annotated
+
+import tyro
+
+from opensiglip.apps.hosts import LOOPBACK, check_port
+from opensiglip.bounds import Bounds, check_bounds
+from opensiglip.errors import UserError
+from opensiglip.inference.predictor import load
+
+KEY = "OPENSIGLIP_API_KEY"
+
+
+def serve(
+    model: Annotated[str, tyro.conf.Positional],
+    *,
+    port: Annotated[int, Bounds(at_least=1, at_most=65535)] = 8000,
+    host: str = "127.0.0.1",
+    allow_host: tuple[str, ...] = (),
+    batch: Annotated[int, Bounds(at_least=1, at_most=1024)] = 32,
+    queue: Annotated[int, Bounds(at_least=1)] = 512,
+    wait_ms: Annotated[float, Bounds(at_least=0, at_most=10_000)] = 5.0,
+) -> None:
+    """Serve a model: OpenAI's /v1/embeddings for texts and images, /v1/classify, /v1/locate, /v1/caption.
+
+    OPENSIGLIP_API_KEY in the environment is the key that requests must bring; beyond this machine one is needed.
+
+    Args:
+        model: a run, its model/ folder, or a hub id.
+        port: of http://127.0.0.1:8000.
+        host: who may ask: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
+        allow_host: names by which requests may call the server, such as that of a proxy before it.
+        batch: most inputs that the model is asked at once.
+        queue: inputs that may wait; above it requests are answered with 429.
+        wait_ms: milliseconds that an input waits for others to share its batch.
+    """
+    check_bounds(serve, {"port": port, "batch": batch, "queue": queue, "wait_ms": wait_ms})
+    key, local = os.environ.get(KEY) or None, host in LOOPBACK
+    if not local and key is None:
+        raise UserError(f"--host {host} opens the model to whoever reaches this machine; set {KEY} first.")
+    try:
+        import uvicorn
+
+        from opensiglip.apps.serve.app import Limits, Server
+    except ImportError as error:
+        raise UserError(f'serve needs {error.name}; `pip install "opensiglip[serve]"`.') from None
+    check_port(host, port)
+    hosts = (*(LOOPBACK if local else ()), *allow_host) or None
+    server = Server(load(model), Limits(batch, queue, wait_ms / 1e3), hosts=hosts, key=key)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is answered: then end with 0
+        signal.signal(number, lambda *_: None)
+    print(f"{server.answers.name} on http://{host}:{port}/v1; the API: /openapi.json", flush=True)
+    uvicorn.Server(uvicorn.Config(server.app, host=host, port=port, log_level="warning", access_log=False)).run()

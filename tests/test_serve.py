@@ -1,0 +1,341 @@
+"""`opensiglip serve`: the API gives what the model gives, refuses in sentences, and ends when all is answered."""
+
+import base64
+import io
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from opensiglip.apps.cli import main
+from opensiglip.apps.serve import guard as guard_module
+from opensiglip.apps.serve import requests as requests_module
+from opensiglip.apps.serve.app import Limits, Server
+from opensiglip.apps.serve.batcher import Batcher, Question
+from opensiglip.apps.serve.refusal import Refused
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.text import TextPipeline
+from opensiglip.inference.predictor import Predictor
+from opensiglip.models.model import Model
+
+HERE = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def predictor(small: Any, pipeline: TextPipeline) -> Predictor:
+    """SigLIP 2 of random weights, with a vocabulary that prefers some tokens."""
+    torch.manual_seed(0)
+    model = Model.new(small("siglip2").architecture, len(pipeline)).eval()
+    assert model.decoder is not None
+    torch.nn.init.normal_(model.decoder.vocabulary.weight)
+    known: dict[str, Any] = {"boxes": BoxFormat(top=60), "tasks": ("cap", "aref"), "languages": ("en",)}
+    return Predictor(Pretrained.of(model, pipeline, name="tiny", **known))
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor) -> Iterator[TestClient]:
+    server = Server(predictor, Limits(wait=0.0), hosts=("127.0.0.1",))
+    with TestClient(server.app, base_url=HERE) as client:
+        yield client
+
+
+def file_of(seed: int = 0, width: int = 48, height: int = 24) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def url_of(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+FILES = [file_of(0), file_of(1, 20, 60), file_of(2, 32, 32)]
+
+
+def test_openais_client_gets_the_models_embeddings_of_texts_and_images(
+    client: TestClient, predictor: Predictor
+) -> None:
+    theirs = openai.OpenAI(base_url=f"{HERE}/v1", api_key="none", http_client=client, max_retries=0)
+    assert [one.id for one in theirs.models.list()] == ["tiny"]
+    mixed = ["a red fox", url_of(FILES[0]), "an apple", url_of(FILES[1])]
+    for form in ("float", "base64"):
+        found = theirs.embeddings.create(model="tiny", input=mixed, encoding_format=form)  # type: ignore[call-overload]
+        vectors = [row.embedding for row in found.data]
+        if form == "base64":
+            vectors = [np.frombuffer(base64.b64decode(v), "<f4") if isinstance(v, str) else v for v in vectors]
+        texts, images = predictor.embed_texts(mixed[::2]), predictor.embed_images([picture(f) for f in FILES[:2]])
+        expected = torch.stack([texts[0], images[0], texts[1], images[1]]).numpy()
+        assert np.abs(np.array(vectors) - expected).max() < 1e-5
+    assert found.usage.prompt_tokens > 4 and [row.index for row in found.data] == [0, 1, 2, 3]
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt' here; ask for 'tiny'"):
+        theirs.embeddings.create(model="gpt", input="a fox")
+    with pytest.raises(openai.UnprocessableEntityError, match="input.0. is no base64"):
+        theirs.embeddings.create(model="tiny", input=["data:image/png;base64,!!"])
+
+
+def test_images_are_classified_located_and_captioned_as_by_the_model(client: TestClient, predictor: Predictor) -> None:
+    images = [picture(file) for file in FILES]
+    many: dict[str, Any] = {"input": [url_of(file) for file in FILES]}
+    rows = client.post("/v1/classify", json=many | {"labels": ["a fox", "a cat"]}).json()["data"]
+    for row, shares in zip(rows, predictor.classify(images, ["a fox", "a cat"]), strict=True):
+        assert {one["label"]: one["probability"] for one in row["labels"]} == pytest.approx(shares, abs=1e-5)
+    rows = client.post("/v1/locate", json=many | {"phrase": "a fox"}).json()["data"]
+    assert [row["box"] for row in rows] == [one.as_json()["box"] for one in predictor.locate(images, "a fox")]
+    rows = client.post("/v1/caption", json=many | {"num_beams": 2}).json()["data"]
+    assert [row["text"] for row in rows] == predictor.caption(images, num_beams=2)
+
+
+def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
+    files = [("input", ("a.png", file, "image/png")) for file in FILES]
+    form = client.post("/v1/classify", files=files, data={"labels": ["a fox", "a cat"]})
+    json = client.post("/v1/classify", json={"input": [url_of(f) for f in FILES], "labels": ["a fox", "a cat"]})
+    assert form.status_code == 200 and form.json() == json.json()
+    part = {"type": "image_url", "image_url": {"url": url_of(FILES[0]), "detail": "low"}}
+    parts = client.post("/v1/embeddings", json={"input": [part, {"type": "text", "text": "a fox"}]}).json()
+    plain = client.post("/v1/embeddings", json={"input": [url_of(FILES[0]), "a fox"]}).json()
+    assert parts == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "sentence"),
+    [
+        ("embeddings", {}, 422, "input: field required."),
+        ("embeddings", {"input": []}, 422, "input: "),
+        ("embeddings", {"input": "a", "dimensions": 8}, 422, "dimensions: extra inputs are not permitted."),
+        ("embeddings", {"input": "x" * 20_001}, 413, "input[0] has 20001 letters, and a text may have 20000; shorten"),
+        ("embeddings", {"input": ["data:image/png;base64,AAAA"]}, 422, "input[0] can't be read (image can't be"),
+        ("embeddings", {"input": [{"type": "image_url", "image_url": {"url": "http://a/b"}}]}, 422, "none is fetched"),
+        ("classify", {"input": "a fox", "labels": ["a"]}, 422, "input[0] is no image; send data:image/png;base64,..."),
+        ("classify", {"input": url_of(FILES[0]), "labels": []}, 422, "labels: list should have at least 1 item"),
+        ("caption", {"input": url_of(FILES[0]), "language": "de"}, 400, "tiny never saw 'de'"),
+        ("caption", {"input": url_of(FILES[0]), "num_beams": 9}, 422, "num_beams: input should be less than or equal"),
+        ("locate", {"input": url_of(FILES[0]), "phrase": "fox " * 300}, 400, "leaves no room"),
+        ("fly", {}, 404, "there is no POST /v1/fly here; there are /health,"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_a_sentence_in_openais_form(
+    path: str, body: dict[str, Any], status: int, sentence: str, client: TestClient
+) -> None:
+    said = client.post(f"/v1/{path}", json=body)
+    assert said.status_code == status, said.text
+    assert sentence in said.json()["error"]["message"] and said.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_no_json_or_too_long_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.post("/v1/embeddings", content=b"[" * 100_000).status_code == 422
+    assert client.post("/v1/embeddings", content=iter([b"{}"])).status_code == 411, "of unknown length"
+    monkeypatch.setattr(guard_module, "BODY", 1000)
+    said = client.post("/v1/embeddings", content=b"x" * 1001)
+    assert said.status_code == 413 and "at most 0 are taken" in said.json()["error"]["message"]
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(client: TestClient) -> None:
+    """A PNG that says 10,000 x 10,000 and holds nothing."""
+    said = client.post("/v1/embeddings", json={"input": url_of(header(10_000, 10_000))})
+    assert said.status_code == 413 and "image over 64 megapixels" in said.json()["error"]["message"]
+
+
+def header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    said = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", said) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_who_has_not_the_key_or_another_host_is_refused_but_may_ask_for_health(predictor: Predictor) -> None:
+    server = Server(predictor, Limits(), hosts=("127.0.0.1", "api.example"), key="secret")
+    with TestClient(server.app, base_url=HERE) as client:
+        body = {"input": "a fox"}
+        assert client.post("/v1/embeddings", json=body).status_code == 401
+        wrong = client.post("/v1/embeddings", json=body, headers={"Authorization": "Bearer secreT"})
+        assert wrong.json()["error"]["type"] == "authentication_error"
+        right = {"Authorization": "Bearer secret"}
+        assert client.post("/v1/embeddings", json=body, headers=right).status_code == 200
+        assert client.get("/health").json() == {"status": "ok"} and client.get("/metrics").status_code == 401
+        for foreign in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            assert client.post("/v1/embeddings", json=body, headers=right | foreign).status_code == 403
+        named = client.post("/v1/embeddings", json=body, headers=right | {"Host": "api.example:8000"})
+        assert named.status_code == 200
+
+
+def test_metrics_count_requests_inputs_and_batches(predictor: Predictor) -> None:
+    with TestClient(Server(predictor, Limits()).app) as client:
+        client.post("/v1/embeddings", json={"input": ["a", "b", url_of(FILES[0])]})
+        client.post("/v1/embeddings", json={})
+        text = client.get("/metrics").text
+    for line in (
+        'opensiglip_requests_total{path="/v1/embeddings",status="200"} 1.0',
+        'opensiglip_requests_total{path="/v1/embeddings",status="422"} 1.0',
+        'opensiglip_inputs_total{kind="text"} 2.0',
+        'opensiglip_inputs_total{kind="image"} 1.0',
+        "opensiglip_batch_inputs_sum 3.0",
+        "opensiglip_queue_inputs 0.0",
+    ):
+        assert f"\n{line}\n" in text
+    assert "process_resident_memory_bytes" in text
+
+
+# Batches
+
+
+class Doubles:
+    """Doubles numbers; remembers its batches; waits for `go`."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+
+    def __call__(self, question: Question, items: Sequence[int]) -> list[int]:
+        self.go.wait(30)
+        self.batches.append(list(items))
+        if 13 in items:
+            raise ValueError("13")
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def batches() -> Iterator[Callable[..., tuple[Doubles, Batcher]]]:
+    made: list[tuple[Doubles, Batcher]] = []
+
+    def make(**changes: Any) -> tuple[Doubles, Batcher]:
+        model = Doubles()
+        settings: dict[str, Any] = {"most": 4, "room": 8, "room_bytes": 100, "wait": 0.0}
+        made.append((model, Batcher(model, **settings | changes)))
+        return made[-1]
+
+    yield make
+    for model, batcher in made:
+        model.go.set()
+        batcher.close()
+
+
+def busy(batcher: Batcher) -> Any:
+    """One job that the model has taken and waits with."""
+    future = batcher.submit(Question("first"), [0])
+    while batcher.jobs:
+        time.sleep(0.001)
+    return future
+
+
+def test_what_waits_for_one_question_is_asked_at_once_in_order(batches: Any) -> None:
+    model, batcher = batches()
+    first = busy(batcher)
+    asked = [batcher.submit(Question("a"), [1, 2]), batcher.submit(Question("b"), [5])]
+    asked += [batcher.submit(Question("a"), [3]), batcher.submit(Question("a"), [4, 6])]
+    model.go.set()
+    assert [future.result(30) for future in (first, *asked)] == [[0], [2, 4], [10], [6], [8, 12]]
+    assert model.batches == [[0], [1, 2, 3], [5], [4, 6]], "no more than 4, the oldest question first"
+
+
+def test_an_input_waits_for_others_to_share_its_batch(batches: Any) -> None:
+    model, batcher = batches(wait=30.0, most=2)
+    model.go.set()
+    futures = [batcher.submit(Question("a"), [1]), batcher.submit(Question("a"), [2])]
+    assert [future.result(20) for future in futures] == [[2], [4]] and model.batches == [[1, 2]]
+
+
+def test_one_that_fails_spoils_no_other(batches: Any) -> None:
+    model, batcher = batches()
+    busy(batcher)
+    bad, good = batcher.submit(Question("a"), [13]), batcher.submit(Question("a"), [1])
+    model.go.set()
+    assert good.result(30) == [2]
+    with pytest.raises(ValueError, match="13"):
+        bad.result(30)
+
+
+def test_a_full_queue_refuses_with_429_and_empties_before_the_end(batches: Any) -> None:
+    model, batcher = batches()
+    busy(batcher)
+    kept = batcher.submit(Question("a"), list(range(7)))
+    with pytest.raises(Refused, match="7 inputs are waiting and 8 may") as refused:
+        batcher.submit(Question("a"), [1, 2])
+    assert refused.value.status == 429
+    with pytest.raises(Refused):
+        batcher.submit(Question("a"), [1], size=101)
+    ending = threading.Thread(target=batcher.close)
+    ending.start()
+    while not batcher.closing:
+        time.sleep(0.001)
+    with pytest.raises(Refused, match="stopping") as refused:
+        batcher.submit(Question("a"), [1])
+    assert refused.value.status == 503
+    model.go.set()
+    assert kept.result(30) == [2 * item for item in range(7)], "answered, though the end was asked for"
+    ending.join(30)
+
+
+# The command
+
+
+def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.delenv("OPENSIGLIP_API_KEY", raising=False)
+    assert main(["serve", "nothing", "--host", "0.0.0.0"]) == 2
+    assert (
+        "--host 0.0.0.0 opens the model to whoever reaches this machine; set OPENSIGLIP_API_KEY"
+        in capsys.readouterr().err
+    )
+    assert main(["serve", "nothing", "--batch", "0"]) == 2
+
+
+def test_the_command_serves_and_ends_with_0_when_all_is_answered(predictor: Predictor, tmp_path: Path) -> None:
+    """SIGTERM comes while a request waits three seconds for others to share its batch."""
+    predictor.pretrained.save(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENSIGLIP_API_KEY": "k"}
+    words = ["serve", str(tmp_path / "model"), "--port", port, "--wait-ms", "3000"]
+    command = [sys.executable, "-m", "opensiglip", *words]
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer k"}, timeout=60) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"model on http://127.0.0.1:{port}/v1; the API: /openapi.json\n"
+        asked = pool.submit(patiently, lambda: client.post("/v1/embeddings", json={"input": "a"}))
+        while "opensiglip_queue_inputs 1.0" not in patiently(lambda: client.get("/metrics")).text:
+            assert not asked.done()
+        process.send_signal(signal.SIGTERM)
+        assert asked.result(60).status_code == 200
+        assert process.wait(60) == 0
+
+
+def patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """The answer, as soon as the server listens."""
+    while True:
+        try:
+            return ask()
+        except httpx.ConnectError:
+            time.sleep(0.05)
+
+
+def test_the_limits_are_what_the_page_says() -> None:
+    page = (Path(__file__).parents[1] / "docs/how-to/serve.md").read_text(encoding="utf-8")
+    for number in (requests_module.INPUTS, requests_module.LABELS, guard_module.BODY // 1_000_000):
+        assert f"{number:,}" in page
