@@ -13,5 +13,6 @@ BENCHES = (
     "embed",
     "memory",
     "plan",
+    "search",
     "serve",
 )

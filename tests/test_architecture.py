@@ -48,6 +48,7 @@ ROOMS = [
 LATE_LIBRARIES = {
     "gradio": "of the extra `demo`",
     "starlette": "gradio's server",
+    "faiss": "of the extra `search`",
     "uvicorn": "of the extra `serve`",
     "onnxruntime": "of the extra `onnx`",
     "onnxscript": "of the extra `onnx`",

@@ -20,6 +20,7 @@ SMALL = {
     "step": "--images 2 --vocabulary 50 --precision fp32 bf16",
     "input": "--count 2 --resolution 32",
     "decoding": "--phrases 2 --images 1 --tokens 4 --width 32 --depth 1",
+    "search": "--vectors 50 --width 8 --queries 2",
     "attention": "--images 2 --tokens 8 --heads 2 --width 16",
 }
 
@@ -44,7 +45,7 @@ def ran(name: str, words: str, out: Path) -> dict[str, Any]:
 def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
     name: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = "" if name in ("input", "decoding") else " --device cpu"
+    device = "" if name in ("input", "decoding", "search") else " --device cpu"
     made = ran(name, SMALL[name] + device, tmp_path)
     said = capsys.readouterr().out
     names = {row["variant"] for row in made["rows"]}

@@ -24,6 +24,7 @@ ELSEWHERE = {
 # Blocks that no test runs, by a line of theirs.
 NOT_RUN = {
     "from gradio_client import Client": "asks a demo that is being served",
+    'model.search("photos.index"': "searches an index that is not there; test_search_index.py searches one",
     "from openai import OpenAI": "asks a server; test_serve.py asks one with the same client",
     'processor = AutoImageProcessor.from_pretrained("naflex-onnx")': "test_native_aspect.py runs such an export",
     'model, processor = AutoModel.from_pretrained("runs/naflex/model")': "test_native_aspect.py runs such a model",

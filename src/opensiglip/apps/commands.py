@@ -110,6 +110,8 @@ COMMANDS: dict[str, Command | Group] = {
     "predict": Command("captions, boxes, labels, answers for image files", "opensiglip.apps.predict", "predict"),
     "demo": Command("the same in a web page, on this machine", "opensiglip.apps.demo.demo", "demo"),
     "serve": Command("a model behind OpenAI's embeddings API, and more", "opensiglip.apps.serve.serve", "serve"),
+    "search-index": Command("embed a folder of images, to search it often", "opensiglip.apps.search", "search_index"),
+    "search": Command("the images of an index nearest to a text or an image", "opensiglip.apps.search", "search"),
     "annotate": Command(
         "boxes for your own photos, by an open-vocabulary detector", "opensiglip.apps.annotate.annotate", "annotate"
     ),

@@ -21,7 +21,8 @@ from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference.images import ImageInput, ImageInputs, load_images
-from opensiglip.inference.search import Hit, Index
+from opensiglip.inference.index_folder import ABOUT, IndexFolder
+from opensiglip.inference.search import Hit, Index, Searchable
 from opensiglip.models.towers import Vision
 from opensiglip.types import Features, pixels
 
@@ -170,12 +171,19 @@ class Encoder:
             patches = torch.cat([self.dense(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)])
             return self._grids(framed, F.normalize(patches, dim=-1) @ self.encode_texts([text])[0])
 
-    def index(self, folder: str | Path) -> Index:
-        """The images of a folder, embedded once to be searched often. Raises UserError."""
+    def index(self, folder: str | Path) -> Searchable:
+        """The images of a folder, embedded once to be searched often, or an index on disk. Raises UserError."""
+        if (Path(folder) / ABOUT).is_file():
+            return IndexFolder.open(folder)
         return Index.build(folder, self.embed_images, IMAGES)
 
     def search(
-        self, where: str | Path | Index, text: str | None = None, *, image: ImageInput | None = None, count: int = 8
+        self,
+        where: str | Path | Searchable,
+        text: str | None = None,
+        *,
+        image: ImageInput | None = None,
+        count: int = 8,
     ) -> list[Hit]:
         """The images of a folder, or of its `index`, that are nearest to a text or to an image, nearest first.
 
@@ -184,7 +192,7 @@ class Encoder:
         if (text is None) == (image is None):
             raise UserError("search by a text or by an image: give one of the two.")
         query = self.embed_images([image])[0] if text is None else self.embed_texts(text)[0]  # type: ignore[list-item]
-        index = where if isinstance(where, Index) else self.index(where)
+        index = self.index(where) if isinstance(where, str | Path) else where
         return index.nearest(query, count)
 
     def with_vision(self, vision: Any) -> Self:

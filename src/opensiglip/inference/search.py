@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ class Hit:
 
     path: Path
     score: float
+
+
+class Searchable(Protocol):
+    """Images that have been embedded: in memory (`Index`) or on disk (`IndexFolder`)."""
+
+    @property
+    def files(self) -> list[Path]: ...
+
+    @property
+    def unreadable(self) -> dict[Path, str]: ...
+
+    def nearest(self, query: Tensor, count: int) -> list[Hit]:
+        """The images whose cosine with the unit embedding [D] is largest, best first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Index:
         found = find_files([str(folder)])
         if len(found) > MOST:
             raise UserError(
-                f"{folder} has {len(found)} images; the search holds at most {MOST}, give a smaller folder."
+                f"{folder} has {len(found)} images and memory takes {MOST}; make an index on disk with "
+                "`opensiglip search-index`."
             )
         files: list[Path] = []
         unreadable: dict[Path, str] = {}

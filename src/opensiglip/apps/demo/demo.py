@@ -24,7 +24,7 @@ def demo(
 
     Args:
         model: a run, its model/ folder, or a hub id.
-        images: a folder of images to search.
+        images: a folder of images to search, or an index of `opensiglip search-index`.
         port: where the page is, as in http://127.0.0.1:7860.
         host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
     """

@@ -19,7 +19,7 @@ from opensiglip.inference.answers import Found
 from opensiglip.inference.capabilities import trained_tasks
 from opensiglip.inference.images import load_image
 from opensiglip.inference.predictor import Predictor
-from opensiglip.inference.search import Hit, Index
+from opensiglip.inference.search import Hit, Searchable
 from opensiglip.reports.drawing import COLORS, draw_boxes, draw_outline
 from opensiglip.reports.maps import colour_map, heat_map
 from opensiglip.reports.patch_colours import pca_colours
@@ -33,7 +33,7 @@ THUMBNAIL = 256  # pixels of the longer side of a search's hit
 class Page:
     """The page's answers, one method a button; what goes wrong is shown in words."""
 
-    def __init__(self, predictor: Predictor, index: Index | None = None) -> None:
+    def __init__(self, predictor: Predictor, index: Searchable | None = None) -> None:
         self.predictor, self.index = predictor, index
 
     def classify(self, image: str | None, labels: str) -> dict[str, float]:
@@ -129,7 +129,7 @@ class Page:
         model = self.predictor
         return list(model.languages) if "caption" in model.tasks else []
 
-    def _index(self) -> Index:
+    def _index(self) -> Searchable:
         if self.index is None:
             raise UserError("there is no folder to search; start the demo with --images FOLDER.")
         return self.index

@@ -1,0 +1,64 @@
+"""`opensiglip search-index` and `search`: a folder of images, embedded once, found by text or by image."""
+
+import json as json_format
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from opensiglip.errors import UserError
+from opensiglip.inference.index_folder import IndexFolder, library
+from opensiglip.inference.predictor import load
+
+
+def search_index(
+    model: Annotated[str, tyro.conf.Positional], folder: Annotated[str, tyro.conf.Positional], *, out: Path
+) -> None:
+    """Embed the images of a folder and of those below it, into an index to search.
+
+    Given again, it goes on where it was stopped, embeds new and changed files, and forgets those that are gone.
+
+    Args:
+        model: a run, its model/ folder, or a hub id.
+        folder: of images.
+        out: the index's folder.
+    """
+    library()
+    began = time.perf_counter()
+
+    def say(words: str) -> None:
+        print(f"{time.perf_counter() - began:8.1f} s  {words}", flush=True)
+
+    index = IndexFolder.build(load(model), folder, out, say)
+    say(f"{len(index.files)} images in {out}, {len(index.unreadable)} that can't be read")
+
+
+def search(
+    index: Annotated[str, tyro.conf.Positional],
+    text: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    image: Path | None = None,
+    count: int = 8,
+    model: str | None = None,
+    json: bool = False,
+) -> None:
+    """The images of an index that are nearest to a text or to an image, nearest first.
+
+    Args:
+        index: a folder that `opensiglip search-index` made.
+        text: what to look for.
+        image: an image to look for instead.
+        count: images to list.
+        model: where the model is now, if not where the index was made with it.
+        json: one JSON object a line.
+    """
+    if count < 1:
+        raise UserError(f"--count {count} is out of range; give at least 1.")
+    if not text and image is None:
+        raise UserError("give a text to look for, or --image FILE.")
+    opened = IndexFolder.open(index)
+    predictor = load(model or opened.about["model"])
+    for hit in predictor.search(opened, " ".join(text) or None, image=image, count=count):
+        found = {"image": str(hit.path), "score": round(hit.score, 4)}
+        print(json_format.dumps(found, ensure_ascii=False) if json else f"{hit.score:8.4f}  {hit.path}")

@@ -1,0 +1,267 @@
+"""A folder's images embedded on disk: parquet with a row an image, and a faiss index of its vectors.
+
+Written in parts, so that a run that is cut short goes on; built again, it embeds only files that are new or changed.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from opensiglip.disk import refusals, whole_file
+from opensiglip.errors import UserError
+from opensiglip.inference.images import SUFFIXES, load_image
+from opensiglip.inference.search import Hit
+from opensiglip.json_file import write_json
+
+ABOUT, ROWS, VECTORS = "index.json", "embeddings.parquet", "vectors.faiss"
+PARTS = "part-*.parquet"
+PART = 1024  # images of a part: what a kill can lose
+EXACT = 200_000  # vectors that are all compared; above, a graph (HNSW) is walked
+NEIGHBOURS, BUILD, WALK = 32, 80, 128  # of the graph: links of a vector, width of the search that builds and asks it
+SAME = 0.999  # cosine of the probe image's vectors by which the model is known again
+THREADS = min(8, os.cpu_count() or 1)
+
+Say = Callable[[str], object]
+
+
+class Embeds(Protocol):
+    """What embeds images, as `Encoder` does."""
+
+    @property
+    def name(self) -> str: ...
+
+    def framed(self, images: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def embed_framed(self, framed: Sequence[Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class File:
+    """An image's file as it was when it was embedded."""
+
+    path: str  # below the folder
+    bytes: int
+    modified: int  # nanoseconds
+
+    @classmethod
+    def found(cls, folder: Path, path: Path) -> "File":
+        """The file as it is now."""
+        about = path.stat()
+        return cls(path.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class IndexFolder:
+    """INDEX/: index.json (folder, model), embeddings.parquet, vectors.faiss; part-N.parquet while it is built."""
+
+    path: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "IndexFolder":
+        """One that has been built. Raises UserError."""
+        place = Path(path)
+        try:
+            about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+            assert isinstance(about["folder"], str) and isinstance(about["model"], str)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            raise UserError(
+                f"{path} is no index; make one with `opensiglip search-index MODEL FOLDER --out INDEX`."
+            ) from None
+        if not (place / VECTORS).is_file():
+            raise UserError(f"{path} is not built to its end; give its `opensiglip search-index` again.")
+        return cls(place, about)
+
+    @classmethod
+    def build(
+        cls, encoder: Embeds, folder: str | Path, out: str | Path, say: Say = lambda words: None
+    ) -> "IndexFolder":
+        """Embed what is new below a folder, leave out what is gone, write the index.
+
+        Raises UserError where the folder has no image, and where `out` is of another folder or model.
+        """
+        source, place = Path(folder).expanduser().resolve(), Path(out)
+        if not source.is_dir():
+            raise UserError(f"there is no folder {folder}; check the path.")
+        about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder)}
+        if (place / ABOUT).is_file():
+            check(place, json.loads((place / ABOUT).read_text(encoding="utf-8")), about)
+        files = [File.found(source, path) for path in images_below(source)]
+        if not files:
+            raise UserError(f"no image below {folder}; give a folder of image files.")
+        with refusals(place, "make room, or mend the permission, and give the command again"):
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(place / ABOUT, about)
+            known = read_rows(place)
+            wanted = [file for file in files if file not in known]
+            say(f"{len(files)} images, {len(files) - len(wanted)} of them embedded before")
+            part = len(list(place.glob(PARTS)))
+            with ThreadPoolExecutor(THREADS) as pool:
+                for start in range(0, len(wanted), PART):
+                    some = wanted[start : start + PART]
+                    rows = embedded(encoder, source, some, pool)
+                    write_rows(place / f"part-{part:06d}.parquet", rows)
+                    known |= rows
+                    part += 1
+                    say(f"{start + len(some)} of {len(wanted)} embedded")
+            (place / VECTORS).unlink(missing_ok=True)  # it must not outlive the rows that it is of
+            write_rows(place / ROWS, {file: known[file] for file in files})
+            readable = [vector for file in files if isinstance(vector := known[file], np.ndarray)]
+            if not readable:
+                raise UserError(f"none of the images below {folder} can be read; check the folder.")
+            write_vectors(place / VECTORS, np.stack(readable))
+            for path in place.glob(PARTS):
+                path.unlink()
+        return cls.open(place)
+
+    @cached_property
+    def rows(self) -> dict[File, np.ndarray | str]:
+        """A unit vector [D] float32 of each image, or why it could not be read."""
+        return read_rows(self.path)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The images, in the vectors' order."""
+        root = Path(self.about["folder"])
+        table = pq.read_table(self.path / ROWS, columns=["path", "reason"])
+        paths, reasons = table["path"].to_pylist(), table["reason"].to_pylist()
+        return [root / path for path, reason in zip(paths, reasons, strict=True) if reason is None]
+
+    @property
+    def unreadable(self) -> dict[Path, str]:
+        """The images that can't be read, and why."""
+        root = Path(self.about["folder"])
+        return {root / file.path: reason for file, reason in self.rows.items() if isinstance(reason, str)}
+
+    @cached_property
+    def vectors(self) -> Any:
+        """The faiss index. Raises UserError where it can't be read."""
+        try:
+            found = library().read_index(str(self.path / VECTORS))
+        except RuntimeError:
+            raise UserError(f"{self.path / VECTORS} can't be read; give its `opensiglip search-index` again.") from None
+        if found.ntotal != len(self.files):
+            raise UserError(f"{self.path} holds parts of two builds; give its `opensiglip search-index` again.")
+        return found
+
+    def nearest(self, query: Tensor, count: int) -> list[Hit]:
+        """The images whose cosine with the unit embedding [D] is largest, best first. Raises UserError."""
+        if len(query) != self.vectors.d:
+            raise UserError(
+                f"{self.path} holds vectors of {self.vectors.d} numbers, and the model gives {len(query)}; ask the "
+                f"model that it was made with, {self.about['model']}."
+            )
+        scores, places = self.vectors.search(query.float().numpy()[None], min(count, self.vectors.ntotal))
+        pairs = zip(scores[0].tolist(), places[0].tolist(), strict=True)
+        return [Hit(self.files[place], score) for score, place in pairs if place >= 0]
+
+
+def library() -> Any:
+    """faiss, which only an index on disk needs. Raises UserError if it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise UserError('an index needs faiss; `pip install "opensiglip[search]"`.') from None
+    return faiss
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The image files of a folder and those below it, in order; links to folders are not followed."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield path
+
+
+def embedded(
+    encoder: Embeds, folder: Path, files: Sequence[File], pool: ThreadPoolExecutor
+) -> dict[File, np.ndarray | str]:
+    """Each file's unit vector [D] float32, or why it can't be read; decoded and framed in threads."""
+
+    def read(file: File) -> Tensor | str:
+        try:
+            return encoder.framed([load_image(folder / file.path)])[0]
+        except UserError as error:
+            return str(error)
+
+    found = dict(zip(files, pool.map(read, files), strict=True))
+    readable = [file for file, image in found.items() if not isinstance(image, str)]
+    images = [image for image in found.values() if not isinstance(image, str)]
+    vectors = list(encoder.embed_framed(images)) if images else []
+    rows: dict[File, np.ndarray | str] = {file: reason for file, reason in found.items() if isinstance(reason, str)}
+    return rows | {file: vector.numpy() for file, vector in zip(readable, vectors, strict=True)}
+
+
+def write_rows(path: Path, rows: dict[File, np.ndarray | str]) -> None:
+    """Columns path, bytes, modified, embedding, reason; of embedding and reason one is null."""
+    size = next((len(value) for value in rows.values() if isinstance(value, np.ndarray)), 1)
+    vectors = [value if isinstance(value, np.ndarray) else np.zeros(size, np.float32) for value in rows.values()]
+    mask = pa.array([isinstance(value, str) for value in rows.values()])
+    flat = pa.array(np.concatenate(vectors) if vectors else np.zeros(0, np.float32), pa.float32())
+    columns = {
+        "path": pa.array([file.path for file in rows], pa.string()),
+        "bytes": pa.array([file.bytes for file in rows], pa.int64()),
+        "modified": pa.array([file.modified for file in rows], pa.int64()),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, size, mask=mask),
+        "reason": pa.array([value if isinstance(value, str) else None for value in rows.values()], pa.string()),
+    }
+    with whole_file(path) as part:
+        pq.write_table(pa.table(columns), part)
+
+
+def read_rows(place: Path) -> dict[File, np.ndarray | str]:
+    """The rows of an index and of its parts; none where nothing was written."""
+    rows: dict[File, np.ndarray | str] = {}
+    for path in [*(one for one in [place / ROWS] if one.is_file()), *sorted(place.glob(PARTS))]:
+        table = pq.read_table(path)
+        size = table.schema.field("embedding").type.list_size
+        vectors = table["embedding"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, size)
+        names = (table[name].to_pylist() for name in ("path", "bytes", "modified", "reason"))
+        for (name, count, modified, reason), vector in zip(zip(*names, strict=True), vectors, strict=True):
+            rows[File(name, count, modified)] = vector if reason is None else reason
+    return rows
+
+
+def write_vectors(path: Path, vectors: np.ndarray) -> None:
+    """Unit vectors [N, D] float32 as a faiss index by cosine: all of them compared, or a graph where they are many."""
+    faiss = library()
+    if len(vectors) <= EXACT:
+        index = faiss.IndexFlatIP(vectors.shape[1])
+    else:
+        index = faiss.IndexHNSWFlat(vectors.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = BUILD, WALK
+    index.add(vectors)
+    with whole_file(path) as part:
+        faiss.write_index(index, str(part))
+
+
+def probe(encoder: Embeds) -> list[float]:
+    """The vector of one fixed image, by which a model is known again whatever it is called."""
+    ramp = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
+    return [round(value, 6) for value in encoder.embed_framed(encoder.framed([load_image(ramp)]))[0].tolist()]
+
+
+def check(place: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError where an index is of another folder or model than it is to be."""
+    if before.get("folder") != now["folder"]:
+        raise UserError(f"--out {place} is the index of {before.get('folder')}; name another for {now['folder']}.")
+    old, new = before.get("probe", []), now["probe"]
+    if len(old) != len(new) or float(np.dot(old, new)) < SAME:
+        raise UserError(f"--out {place} was made with another model, {before.get('model')}; name another index.")
+
+
+def _spec(name: str) -> str:
+    """What opens the model from any folder."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
