@@ -68,7 +68,7 @@ def test_a_missing_flag_is_named_with_what_it_is(capsys: pytest.CaptureFixture[s
     ("words", "wanted"),
     [
         (["tr"], {"train"}),
-        (["train", "siglip2"], {"siglip2", "siglip2_naflex"}),
+        (["train", "siglip2"], {"siglip2", "siglip2_acid", "siglip2_naflex"}),
         (["train", "siglip", "--batch"], {"--batch-size"}),
         (["train", "siglip", "--no-mem"], {"--no-memory-check"}),
         (["train", "siglip", "--freeze", ""], {"vision", "text", "both", "none"}),

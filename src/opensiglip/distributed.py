@@ -68,6 +68,42 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """Every rank's rows [N, ...], one rank after the other; as many on each."""
+    ranks = world()[1]
+    if ranks == 1:
+        return rows
+    plain = _bytes(rows)
+    parts = [torch.empty_like(plain) for _ in range(ranks)]
+    dist.all_gather(parts, plain)
+    return torch.cat(parts).view(rows.dtype)
+
+
+def dealt(rows: Tensor, owners: Sequence[int]) -> Tensor:
+    """This rank's equal share of rows that lie on several ranks; the share of the first rank comes first.
+
+    owners [N]: the rank that holds each of all ranks' rows, ascending, so most are where they belong; `rows`: those
+    of this rank, in that order.
+    """
+    rank, ranks = world()
+    if ranks == 1:
+        return rows
+    share = len(owners) // ranks
+    sends = [sum(one == rank for one in owners[to * share : (to + 1) * share]) for to in range(ranks)]
+    receives = [owners[rank * share : (rank + 1) * share].count(one) for one in range(ranks)]
+    plain = _bytes(rows)
+    got = plain.new_empty(share, *plain.shape[1:])
+    dist.all_to_all_single(got, plain, receives, sends)
+    return got.view(rows.dtype)
+
+
+def first_ranks(numbers: Tensor) -> Tensor:
+    """The first rank's tensor on all ranks, in place."""
+    if world()[1] > 1:
+        dist.broadcast(numbers, 0)
+    return numbers
+
+
 def ring(
     mine: Sequence[Tensor],
     visit: Callable[[Sequence[Tensor], bool], Tensor | None],
@@ -112,6 +148,11 @@ def _pass_on(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
         return new
 
     return arrive
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """As ranks exchange them: not every backend takes bool."""
+    return rows.contiguous().view(torch.uint8) if rows.dtype == torch.bool else rows.contiguous()
 
 
 def meet_again(backend: str | None) -> None:

@@ -16,7 +16,7 @@ from opensiglip.apps import quiet, signature
 from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
-from opensiglip.recipes import RECIPES, find_recipe
+from opensiglip.recipes import RECIPES, TRAINED, find_recipe
 from opensiglip.training.config import TrainConfig
 
 OWN = (  # flags of the command alone
@@ -42,14 +42,14 @@ class Train:
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
-        defaults = configured(self.recipe, words)
+        defaults = {**TRAINED.get(self.recipe, {}), **configured(self.recipe, words)}
         several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
         shared = signature.of_fields(TrainConfig, data=several)
         known = [*shared, *keywords(self.own[0])]
         if unknown := defaults.keys() - {one.name for one in known}:
             raise UserError(f"--config: train {self.recipe} has no {min(unknown)!r} in this version; remove it there.")
         names = {one.name for one in known}  # a recipe that continues another has not all of its keywords
-        defaults |= {name: value for name, value in continued(words).items() if name in names}
+        defaults = {name: value for name, value in continued(words).items() if name in names} | defaults
         parameters = [*(one.replace(default=defaults.get(one.name, one.default)) for one in known), *OWN]
         return inspect.Signature(parameters), joined(self.own[1], (TrainConfig.__doc__ or "") + OWN_DOC)
 

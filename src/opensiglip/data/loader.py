@@ -124,7 +124,7 @@ class Steps(Dataset[StepBatch]):
             language = source.languages[rng.integers(len(source.languages))] if source.languages else None
             try:
                 visit = Visit.draw(source.example(index, language), frame, rng, language)
-                visit = replace(visit, group=group_id(source.group(index)))
+                visit = replace(visit, group=group_id(source.group(index)), source=source.name)
                 return visit, [field.draw(visit, rng, self.plan.pipeline) for field in fields]
             except Exception as error:
                 skipped[reason_of(error)] += 1

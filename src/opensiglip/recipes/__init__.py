@@ -6,12 +6,13 @@ from opensiglip.recipes.distillation import silc, tips
 from opensiglip.recipes.find import build_recipe, check_keywords, find_recipe
 from opensiglip.recipes.naflex import siglip2_naflex
 from opensiglip.recipes.recipe import Continuation, Recipe, RecipeFunction
-from opensiglip.recipes.registry import RECIPES, list_recipes
-from opensiglip.recipes.siglip2 import siglip2
+from opensiglip.recipes.registry import RECIPES, TRAINED, list_recipes
+from opensiglip.recipes.siglip2 import siglip2, siglip2_acid
 from opensiglip.recipes.tasks import pali, tasks
 
 __all__ = [
     "RECIPES",
+    "TRAINED",
     "Continuation",
     "Recipe",
     "RecipeFunction",
@@ -29,6 +30,7 @@ __all__ = [
     "pali",
     "siglip",
     "siglip2",
+    "siglip2_acid",
     "siglip2_naflex",
     "silc",
     "tasks",

@@ -33,6 +33,7 @@ class Recipe:
     boxes: BoxFormat = BoxFormat()  # how it writes boxes
     continuation: Continuation = Continuation()
     freeze_towers: bool = False  # are towers of --vision and --text left as they are, unless --freeze says otherwise?
+    filter: float = 0.5  # share of a super-batch that --curate leaves out, unless --filter says otherwise
 
 
 RecipeFunction = Callable[..., Recipe]

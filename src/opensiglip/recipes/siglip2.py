@@ -1,4 +1,4 @@
-"""SigLIP 2: the sum of the others."""
+"""SigLIP 2: the sum of the others, and the fine-tuning of its smaller models."""
 
 from typing import Annotated
 
@@ -82,4 +82,39 @@ def siglip2(
         ],
         tasks=tasks,
         boxes=written,
+    )
+
+
+def siglip2_acid(
+    *,
+    size: str = "B/16",
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    logit_bias: str = "-10",
+    multi_positive: bool = False,
+) -> Recipe:
+    """SigLIP 2's last fine-tuning of its B models: the sigmoid alone, on examples that a teacher helps to choose.
+
+    Sec. 2.5, after ACID (arXiv:2411.18674): learning rate 1e-5, no weight decay, half of each super-batch is left out,
+    of B/32 three quarters. Give the model that goes on by --init and the teacher by --reference.
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        logit_bias: where the sigmoid's bias starts without --init: the paper's -10, another number, or auto =
+            log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
+    """
+    networks = architecture(size, resolution, length=length, text=True)
+    frame = data.Frame(networks.resolution, crop_area)
+    return Recipe(
+        networks,
+        frame,
+        fields=[data.Images(frame), data.Texts()],
+        objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive)],
+        filter=0.75 if networks.patch == 32 else 0.5,
     )

@@ -28,6 +28,7 @@ from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
 from opensiglip.training.checkpoint import set_aside, sweep
 from opensiglip.training.continued import Origin, take_over
+from opensiglip.training.curation.build import curator
 from opensiglip.training.feature_cache import with_features
 from opensiglip.training.finish import of_run
 from opensiglip.training.held_out import HeldOut
@@ -36,6 +37,7 @@ from opensiglip.training.lock import held
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.planning.check import memory_line
+from opensiglip.training.precision import autocast
 from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.record import (
     check,
@@ -71,6 +73,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         keep_freed_memory()
     found = open_data(job, accelerator)
     sources, held_out, schedule = found.sources, found.held_out, found.schedule
+    curating = curator(config, recipe, sources, accelerator.device, autocast(precision, accelerator.device))
     saved, run = None, RunFolder(folder)
     need = "not estimated (--no-memory-check)"
     if accelerator.is_main_process:
@@ -97,8 +100,9 @@ def build(job: Job, until_end: ExitStack) -> Built:
     learner, fitted = build_learner(job, pipeline)
     accelerator.init_trackers("opensiglip", config=hyper_parameters(job.record, folder))
     root = config.features or folder.parent / "features"
+    read = recipe if curating is None else replace(recipe, fields=[*recipe.fields, *curating.fields])
     read, sources = with_features(
-        recipe,
+        read,
         learner.model,
         sources,
         pipeline,
@@ -112,7 +116,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         shard(learner, accelerator.device)
     learner = learner.to(accelerator.device)
     loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
-    loop.skeleton, loop.precision = skeleton, precision
+    loop.skeleton, loop.precision, loop.curator = skeleton, precision, curating
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     if held_out is not None:
         judge = held_out
@@ -179,7 +183,7 @@ def data_plan(
         frame=job.recipe.frame,
         fields=job.recipe.fields,
         pipeline=pipeline,
-        batch_size=job.config.batch_size,
+        batch_size=job.config.super_batch,
         seed=job.config.seed,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,

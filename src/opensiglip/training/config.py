@@ -66,6 +66,12 @@ class TrainConfig:
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
         eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
+        curate: train on the examples of a larger super-batch that score best together: learnability (the learner's loss
+            minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's) or learner (its own).
+        reference: the SigLIP that scores beside the learner: whatever --init takes; it is not trained.
+        filter: share of the super-batch that is left out: of so many images, --batch-size / (1 - filter), each step
+            trains on --batch-size; by default 0.5, siglip2_acid at patches of 32 pixels 0.75.
+        chunks: parts in which they are drawn, each given those before.
         trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
     """
 
@@ -113,6 +119,10 @@ class TrainConfig:
     log_every: Annotated[int, Bounds(at_least=1)] = 10
     held_out: Annotated[int, Bounds(at_least=0)] = 500
     eval_every: Annotated[int, Bounds(at_least=0)] = 0
+    curate: Literal["learnability", "easy-reference", "learner"] | None = None
+    reference: str | None = None
+    filter: Annotated[float | None, Bounds(more_than=0, less_than=1)] = None
+    chunks: Annotated[int, Bounds(at_least=1)] = 16
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -127,6 +137,7 @@ class TrainConfig:
             parse_weights(self.data_weights, self.data)
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+        self._check_curation()
         if self.shard and self.compile:
             raise UserError("--shard and --compile do not go together; leave one out.")
         if self.eval_every and not self.held_out:
@@ -143,6 +154,30 @@ class TrainConfig:
             raise UserError("--init and --vision or --text both say where towers come from; give one.")
         if not (self.init or self.vision or self.text) and (self.freeze or self.lora or self.tower_lr != 1):
             raise UserError("--freeze, --tower-lr and --lora are for weights of --init, --vision or --text; give one.")
+
+    def _check_curation(self) -> None:
+        if self.curate is None and (self.reference is not None or self.filter is not None):
+            raise UserError("--reference and --filter are of a run that chooses its examples; give --curate too.")
+        if self.curate in ("learnability", "easy-reference") and self.reference is None:
+            raise UserError(f"--curate {self.curate} scores by a trained SigLIP; give --reference too.")
+        if self.curate == "learner" and self.reference is not None:
+            raise UserError("--curate learner scores by the learner alone; leave out --reference.")
+        if self.curate is not None and self.shard:
+            raise UserError("--curate and --shard do not go together; leave one out.")
+
+    @property
+    def super_batch(self) -> int:
+        """Images that a step reads: those it trains on, and where it curates those it leaves out. Raises UserError."""
+        if self.curate is None:
+            return self.batch_size
+        assert self.filter is not None, "the recipe has said it by now"
+        size = self.batch_size / (1 - self.filter)
+        if abs(size - round(size)) > 1e-6 * size:
+            raise UserError(
+                f"--batch-size {self.batch_size} / (1 - --filter {self.filter}) is {size:.2f}, no whole number of "
+                "images; give another --filter, such as 0.5 or 0.75."
+            )
+        return round(size)
 
     @classmethod
     def part(cls, keywords: dict[str, Any]) -> tuple["TrainConfig", dict[str, Any]]:

@@ -4,7 +4,7 @@ import shutil
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.build import build_learner, build_loop, data_plan, first_pipeline
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import take_over
+from opensiglip.training.curation.build import curator
 from opensiglip.training.feature_cache import Frozen, gigabytes
 from opensiglip.training.loop import Loop
 from opensiglip.training.planning.check import memory_line
 from opensiglip.training.planning.plan import gib
+from opensiglip.training.precision import autocast
 from opensiglip.training.record import check
 from opensiglip.training.resolve import resolve
 from opensiglip.training.run_data import open_data
@@ -68,6 +70,7 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
     found = open_data(job, accelerator)
     sources, schedule = found.sources, found.schedule
+    curating = curator(config, job.recipe, sources, accelerator.device, autocast(precision, accelerator.device))
     check(folder, job.record, resume=config.resume, changed=config.changed)
     saved = sound(RunFolder(folder)) if config.resume else None
     pipeline = first_pipeline(job, sources, schedule.origin) if saved is None else read_pipeline(described(saved))
@@ -77,8 +80,9 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
     learner = learner.to(accelerator.device)
-    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
-    loop.precision = precision
+    read = job.recipe if curating is None else replace(job.recipe, fields=[*job.recipe.fields, *curating.fields])
+    loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
+    loop.precision, loop.curator = precision, curating
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     if saved is not None:
         loop.restore(saved)

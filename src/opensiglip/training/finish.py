@@ -133,5 +133,10 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
                 )
             elif name == "chance_r1":
                 words["held-out retrieval, chance"] = f"{value:.3f}"
+    for kind, shares in summary.get("curated", {}).items():
+        for name, share in shares.items() if len(shares) > 1 else ():
+            words[f"chosen by {kind}, {name}"] = (
+                f"{share['chosen']:.3f} of what was trained on, {share['seen']:.3f} of all"
+            )
     words["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
     return words

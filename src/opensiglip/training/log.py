@@ -16,6 +16,8 @@ from opensiglip.progress import progress
 EVERY_STEP_BELOW = 200
 ESTIMATE_AFTER = 20  # steps, by which their time is even enough to say how long the run takes
 
+Row = dict[str, float | None]  # numbers by name; None where one is not finite
+
 
 class Log:
     """Rows of numbers by step. Only the main process writes."""
@@ -37,7 +39,7 @@ class Log:
         self.since = 0  # images, since the last row
         self.seen = 0  # images
 
-    def step(self, step: int, values: dict[str, float | None], images: int) -> None:
+    def step(self, step: int, values: Row, images: int) -> None:
         """Count a step of so many images, and write its row if it is one to write.
 
         These are all below 200, every N-th after, and the last.

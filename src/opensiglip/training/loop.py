@@ -25,9 +25,10 @@ from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.best import Best
+from opensiglip.training.curation.curator import Curator
 from opensiglip.training.health import Alarms, logged, signals
 from opensiglip.training.learner import Learner, denominators
-from opensiglip.training.log import Log, finite
+from opensiglip.training.log import Log, Row, finite
 from opensiglip.training.memory import return_freed_memory
 from opensiglip.training.precision import autocast
 from opensiglip.training.sharding import gather, hollow, whole
@@ -36,8 +37,6 @@ from opensiglip.types import Batch
 
 PATIENCE = 5  # non-finite steps in a row that end a run
 SAVE_SECONDS = 600  # after which a checkpoint is due, whatever --save-every says
-
-Row = dict[str, float | None]
 
 
 class Diverged(UserError):
@@ -97,6 +96,7 @@ class Loop:
     skipped_steps: int = 0
     skeleton: Model | None = None  # of a sharded learner's model: its modules, no weights
     rules: int = RULES  # of the optimizer
+    curator: Curator | None = None  # chooses what each step trains on, where anything does
     failures: int = 0  # non-finite steps in a row
     precision: str = "no"
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
@@ -127,6 +127,8 @@ class Loop:
         keep_rules(self.optimizer, self.rules)
         if self.best is not None:
             self.best.restore(state.get("best"))
+        if self.curator is not None and "curated" in state:
+            self.curator.restore(state["curated"])
         self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
         if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
             self.broken.read, self.broken.skipped = state["read"], Counter(state["skipped_examples"])
@@ -163,7 +165,8 @@ class Loop:
             if self.best is not None and self.best.exhausted:
                 break
         log.close()
-        judged = {} if self.best is None else {"best": self.best.state()}
+        judged: dict[str, Any] = {} if self.best is None else {"best": self.best.state()}
+        judged |= {} if self.curator is None else {"curated": self.curator.shares()}
         return judged | {
             "steps": self.step,
             "images_seen": self.images_seen,
@@ -191,6 +194,8 @@ class Loop:
                 state["loss_scale"] = self.scaler.state_dict()
             if self.best is not None:
                 state["best"] = self.best.state()
+            if self.curator is not None:
+                state["curated"] = self.curator.state()
             run = RunFolder(self.folder)
             checkpoint.save(run, self.step, *tensors, state, self.describe)
             best = set() if self.best is None or self.best.step is None else {self.best.step}
@@ -232,7 +237,10 @@ class Loop:
         images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
-        parts = [to_device(part, self.accelerator.device) for part in batch.parts]
+        parts, curated = batch.parts, Row()
+        if self.curator is not None:
+            parts, curated = self.curator.choose(self.learner, parts, self.step, self.accelerator.device)
+        parts = [to_device(part, self.accelerator.device) for part in parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
         losses, notes, norm, wishes = self._gradient(wrapped, parts)
         overflow = self._overflows(losses, norm)
@@ -249,7 +257,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        row |= logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs()
+        row |= curated | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs()
         return row, found, wishes
 
     def _epochs(self) -> Row:

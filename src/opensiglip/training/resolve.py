@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.sources.python import spec_of
-from opensiglip.recipes import Recipe, build_recipe, check_keywords, find_recipe
+from opensiglip.recipes import TRAINED, Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.pretrained_towers import tower_keywords, with_towers
 from opensiglip.training.record import resolved
@@ -36,7 +36,7 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     """Check all keywords, open the weights to start from, build the recipe. Raises UserError."""
     data = keywords.get("data", ())
     specs = [spec_of(one) for one in (data if isinstance(data, list | tuple) else [data])]  # of objects, too
-    config, own = TrainConfig.part({**keywords, "data": specs})
+    config, own = TrainConfig.part({**TRAINED.get(name, {}), **keywords, "data": specs})
     if restarted() and RunFolder(config.out).config.is_file():
         config = replace(config, resume=True)
     function = find_recipe(name)
@@ -50,4 +50,6 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     if start is not None:
         recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
     recipe = with_towers(config, recipe)
+    if config.curate is not None and config.filter is None:
+        config = replace(config, filter=recipe.filter)
     return Job(config, recipe, resolved(name, own, config), start)

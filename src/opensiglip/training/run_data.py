@@ -56,18 +56,18 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
 
 def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:
     """Raises UserError where ranks and parts do not divide the batch."""
-    if config.batch_size % (ranks * config.accumulate * multiple):
-        halves = " x 2 halves" if multiple > 1 else ""
-        raise UserError(
-            f"--batch-size {config.batch_size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}"
-            f"{halves}."
-        )
+    for flag, size in (("--batch-size", config.batch_size), ("the super-batch of", config.super_batch)):
+        if size % (ranks * config.accumulate * multiple):
+            halves = " x 2 halves" if multiple > 1 else ""
+            raise UserError(
+                f"{flag} {size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}{halves}."
+            )
 
 
 def schedule_of(job: Job, examples: int) -> Schedule:
     """Steps as given, or as many as the epochs take; where a run is continued, from which on. Raises UserError."""
     config = job.config
-    steps = config.steps or max(1, math.ceil((config.epochs or 1.0) * examples / config.batch_size))
+    steps = config.steps or max(1, math.ceil((config.epochs or 1.0) * examples / config.super_batch))
     if config.continue_from is None:
         return Schedule(steps)
     before = origin(config.continue_from, job.recipe.continuation.share)

@@ -23,10 +23,10 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     regions = sum(int(fact.get("regions") or 0) for fact in facts)
     drawn = max((int(fact.get("objects") or 0) for fact in facts), default=0)  # scenes are composed, not counted
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in count_parameters(loop.learner).items())
-    negatives = ""
+    negatives, curator = "", loop.curator
     if model.text is not None:
         bias = float(whole(model.logit_bias.detach()))
-        others = Steps(plan).negatives(loop.step)
+        others = Steps(plan).negatives(loop.step) if curator is None else curator.keep - 1
         average = "" if others == int(others) else " on average"
         negatives = f", {others:.4g} negatives for each image{average}, logit_bias {bias:.2f}"
     sharded = "" if loop.skeleton is None else ", sharded"
@@ -42,7 +42,8 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
         f"images      {recipe.frame}",
-        f"batch       {plan.batch_size} images a step{negatives}",
+        f"batch       {plan.batch_size if curator is None else curator.keep} images a step{negatives}",
+        *([] if curator is None else [f"curated     by {curator.method} of {plan.batch_size} images a step"]),
         f"parameters  {parameters}",
         f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.step_slice(loop.last).first} images",
     ]

@@ -81,6 +81,8 @@ class Captions(Field):
     their places, then [MASK] to the row's full length (its true length would tell the decoder the answer's).
     """
 
+    by_row = False
+
     def __init__(
         self, tasks: tuple[str, ...] = ("cap",), *, prefix: bool = True, parallel: float = 0.0, boxes: BoxFormat
     ) -> None:

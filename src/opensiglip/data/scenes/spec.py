@@ -18,11 +18,12 @@ class ScenesSpec:
     seed: int = 0
     pixels: int | None = None  # side of the image; None: the caller's
     words: int = 0  # up to this many words are written beside the drawings
+    exchanged: float = 0.0  # share of training scenes that have the caption of another scene
 
 
 PIXELS = (16, 1024)  # the least and the most pixels a side
 _LIMITS = {"objects": (1, 9), "count": (1, 2**31 - 1), "seed": (0, 2**32 - 1), "pixels": PIXELS, "words": (0, 9)}
-_KEYS = ("drawings", "objects", "languages", "count", "seed", "pixels", "words")
+_KEYS = ("drawings", "objects", "languages", "count", "seed", "pixels", "words", "exchanged")
 
 
 def parse_spec(spec: str) -> ScenesSpec:
@@ -33,16 +34,17 @@ def parse_spec(spec: str) -> ScenesSpec:
     kind, colon, rest = spec.partition(":")
     if kind != "scenes" or (colon and not rest):
         raise UserError(f"data {spec!r}: write `scenes` or `scenes:key=value,...` with keys {', '.join(_KEYS)}.")
-    values: dict[str, int | tuple[str, ...]] = {}
+    values: dict[str, float | tuple[str, ...]] = {}
     for item in rest.split(",") if rest else ():
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in _KEYS or not equals:
             raise UserError(f"data {spec!r}: {item.strip()!r} is not key=value with a key among {', '.join(_KEYS)}.")
         if key in values:
             raise UserError(f"data {spec!r}: key {key!r} stands twice, keep one.")
-        values[key] = (
-            resolve_languages(value.replace("|", "+").split("+")) if key == "languages" else _number(spec, key, value)
-        )
+        if key == "languages":
+            values[key] = resolve_languages(value.replace("|", "+").split("+"))
+        else:
+            values[key] = _share(spec, key, value) if key == "exchanged" else _number(spec, key, value)
     parsed = ScenesSpec(**values)  # type: ignore[arg-type]
     if parsed.drawings < parsed.objects:
         raise UserError(f"data {spec!r}: drawings must be at least objects, which is {parsed.objects}.")
@@ -59,6 +61,16 @@ def resolve_languages(codes: Sequence[str]) -> tuple[str, ...]:
     if not codes:
         raise UserError(f"languages: name at least one of {', '.join(LANGUAGES)}, or all.")
     return tuple(dict.fromkeys(codes))
+
+
+def _share(spec: str, key: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"data {spec!r}: {key}={value} is not a share from 0 to 1.")
+    return share
 
 
 def _number(spec: str, key: str, value: str) -> int:

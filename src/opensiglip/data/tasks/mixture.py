@@ -24,6 +24,8 @@ class Mixture(Field):
     they are packed along one row per image (as LocCa's).
     """
 
+    by_row = False
+
     def __init__(self, weights: Mapping[str, float], *, texts: int, boxes: BoxFormat, paired: bool = False) -> None:
         self.names = list(weights)  # not the tasks: each process finds a user's own anew
         self.weights = np.array(list(weights.values()))

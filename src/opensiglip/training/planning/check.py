@@ -1,6 +1,7 @@
 """`train`'s line on memory, before anything large is built: what the run needs and what the machine has."""
 
 import os
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
 
     Ranks of one machine share a CPU's memory.
     """
-    config = job.config
+    config, data = job.config, replace(data, batch_size=job.config.batch_size)  # what is left out has no gradient
     kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
     shard = config.shard and data.ranks > 1
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard)

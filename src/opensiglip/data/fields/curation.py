@@ -1,0 +1,69 @@
+"""Fields that active curation reads: what the reference model sees of a visit, and where it comes from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opensiglip.data.fields.field import Field, Texts, Visit
+from opensiglip.data.fields.frame import Geometry
+from opensiglip.data.text import TextPipeline
+from opensiglip.types import Batch
+
+REFERENCE, ORIGIN = "reference_", "origin_"  # how the names of their fields begin
+WRITERS = ("human", "mt", "synthetic", "exchanged", "other")  # `Caption.source`, as far as it is counted
+
+
+class ReferenceTexts(Texts):
+    """reference_text [B, L] int64: the visit's caption by the reference's own text pipeline."""
+
+    def __init__(self, reference: TextPipeline) -> None:
+        super().__init__()
+        self.reference = reference
+
+    def draw(
+        self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline
+    ) -> tuple[np.ndarray, bool, int | None]:
+        return super().draw(visit, rng, self.reference)
+
+    def collate(self, drawn: Sequence[tuple[np.ndarray, bool, int | None]], pipeline: TextPipeline) -> Batch:
+        return {f"{REFERENCE}text": super().collate(drawn, self.reference)["text"]}
+
+
+class ReferenceImages(Field):
+    """reference_image...: the part of the image that the visit shows, in the reference's frame."""
+
+    def __init__(self, frame: Geometry) -> None:
+        self.frame = frame
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
+        height, width = visit.example.image.shape[-2:]
+        return self.frame.cut(visit.example, visit.window or (0, 0, height, width))[0]
+
+    def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
+        return {f"{REFERENCE}{name}": field for name, field in self.frame.batch(drawn).items()}
+
+
+class Origins(Field):
+    """origin_source, origin_language, origin_writer [B] int64: places in `names`; the last is any other, or no text."""
+
+    def __init__(self, sources: Sequence[str], languages: Sequence[str]) -> None:
+        self.names = {
+            "source": tuple(dict.fromkeys(sources)),
+            "language": (*dict.fromkeys(languages), "other"),
+            "writer": WRITERS,
+        }
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[int, int, int]:
+        caption = visit.caption
+        of = (visit.source, caption.language, caption.source) if caption else (visit.source, "other", "other")
+        found = [
+            names.index(one) if one in names else len(names) - 1
+            for one, names in zip(of, self.names.values(), strict=True)
+        ]
+        return found[0], found[1], found[2]
+
+    def collate(self, drawn: Sequence[tuple[int, int, int]], pipeline: TextPipeline) -> Batch:
+        columns = torch.tensor(list(drawn)).unbind(1)
+        return {f"{ORIGIN}{name}": column for name, column in zip(self.names, columns, strict=True)}

@@ -1,0 +1,1 @@
+"""Active curation: which examples of a super-batch a step trains on."""

@@ -1,0 +1,155 @@
+"""The curator: of each super-batch, what the step trains on, and what became of its sources and languages."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensiglip.data.fields.curation import ORIGIN, REFERENCE
+from opensiglip.data.fields.field import Field
+from opensiglip.data.loader import to_device
+from opensiglip.distributed import dealt, first_ranks, gathered, world
+from opensiglip.float64 import widen
+from opensiglip.models.model import Model
+from opensiglip.objectives.base import Encoded
+from opensiglip.training.curation.selection import SIGNS, Pairs, Scores, blocked_sampling, noise
+from opensiglip.training.learner import Learner
+from opensiglip.training.log import Row, finite
+from opensiglip.types import Batch
+
+OURS = (REFERENCE, ORIGIN)  # how the fields begin that training has no use for
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass
+class Curator:
+    """Chooses by the learner's weights, the seed and the step alone: the same on every number of ranks and parts."""
+
+    method: str
+    keep: int  # examples that a step trains on, over all ranks
+    chunks: int
+    seed: int
+    fields: list[Field]  # what it reads of a visit, beside the recipe's
+    names: dict[str, tuple[str, ...]]  # of `Origins`
+    reference: Model | None  # None where the method asks none
+    autocast: Callable[[], AbstractContextManager[Any]]
+    seen: Counter[str] = field(default_factory=Counter)  # examples of all super-batches, by "kind/name"
+    chosen: Counter[str] = field(default_factory=Counter)  # of them, those trained on
+
+    @torch.no_grad()
+    def choose(
+        self, learner: Learner, parts: Sequence[Batch], step: int, device: torch.device
+    ) -> tuple[list[Batch], Row]:
+        """This rank's parts of what is chosen from all ranks' `parts`, as many of them; and numbers for the log.
+
+        Parts come and go as the loader makes them, with pixels as uint8, on the device.
+        """
+        raw = [{name: values.to(device, non_blocking=True) for name, values in part.items()} for part in parts]
+        learner.eval()  # scores are of the model that serves: no dropout
+        scores = self._scores(learner.model, raw)
+        learner.train()
+        valid = scores.valid
+        draws = noise(self.seed, step, min(self.chunks, self.keep), len(valid)).to(device)
+        own = scores.own()
+        chosen = first_ranks(blocked_sampling(own, scores.others, valid, self.keep, draws))
+        whole = {name: torch.cat([part[name] for part in raw]) for name in raw[0]}
+        row = self._numbers(scores, own, chosen) | self._origins(whole, chosen)
+        first = world()[0] * len(whole["has_text"])  # of this rank's examples, among all
+        owners = chosen // len(whole["has_text"])
+        mine = chosen[owners == world()[0]] - first
+        kept = {name: dealt(v[mine], owners.tolist()) for name, v in whole.items() if not name.startswith(OURS)}
+        size = len(kept["has_text"]) // len(parts)
+        return [{name: v[at * size : (at + 1) * size] for name, v in kept.items()} for at in range(len(parts))], row
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """What a checkpoint keeps."""
+        return {"seen": dict(self.seen), "chosen": dict(self.chosen)}
+
+    def restore(self, state: dict[str, dict[str, int]]) -> None:
+        """Go on from `state`."""
+        self.seen, self.chosen = Counter(state["seen"]), Counter(state["chosen"])
+
+    def shares(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By kind and name, the share of the data that was seen and of what was chosen of it."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for kind, names in self.names.items():
+            totals = {what: sum(counts[f"{kind}/{name}"] for name in names) for what, counts in self._counts().items()}
+            found[kind] = {
+                name: {what: counts[f"{kind}/{name}"] / max(1, totals[what]) for what, counts in self._counts().items()}
+                for name in names
+                if self.seen[f"{kind}/{name}"]
+            }
+        return found
+
+    def _counts(self) -> dict[str, Counter[str]]:
+        return {"seen": self.seen, "chosen": self.chosen}
+
+    def _scores(self, model: Model, parts: Sequence[Batch]) -> Scores:
+        learner, reference = SIGNS[self.method]
+        models = []
+        if learner:
+            models.append((learner, self._pairs(model, parts)))
+        if reference:
+            assert self.reference is not None
+            models.append((reference, self._pairs(self.reference, [_as_reference(part) for part in parts])))
+        group = gathered(torch.cat([part["group"] for part in parts])) if "group" in parts[0] else None
+        return Scores(models, gathered(torch.cat([part["has_text"] for part in parts])), group)
+
+    def _pairs(self, model: Model, parts: Sequence[Batch]) -> Pairs:
+        """All ranks' pairs as a model sees them, encoded part by part."""
+        images, texts = [], []
+        for part in parts:
+            with self.autocast():
+                encoded = Encoded(model, to_device(part, model.logit_bias.device))
+                image, text = encoded.image().pooled, encoded.text().pooled
+            assert image is not None and text is not None
+            images.append(_unit(image))
+            texts.append(_unit(text))
+        return Pairs(gathered(torch.cat(images)), gathered(torch.cat(texts)), model.logit_scale.exp(), model.logit_bias)
+
+    def _numbers(self, scores: Scores, own: Tensor, chosen: Tensor) -> Row:
+        """How scores lie, of the examples that have a text; how far the models agree on what is hard."""
+        some = own[scores.valid].cpu().double()
+        if not len(some):
+            return {}
+        row: Row = {
+            "curate/score": finite(float(some.mean())),
+            "curate/score_chosen": finite(float(own[chosen].mean())),
+        }
+        quantiles = np.quantile(some.numpy(), QUANTILES).tolist()
+        row |= {f"curate/score_p{100 * q:.0f}": finite(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
+        if len(scores.models) == 2 and len(some) > 1:
+            losses = torch.stack([widen(pairs.own())[scores.valid] for _, pairs in scores.models])
+            row["curate/agreement"] = finite(float(torch.corrcoef(losses)[0, 1]))
+        return row
+
+    def _origins(self, whole: Batch, chosen: Tensor) -> Row:
+        """Of each name that is not alone, its share of what is chosen; counts what was seen and chosen."""
+        row: Row = {}
+        for kind, names in self.names.items():
+            places = gathered(whole[f"{ORIGIN}{kind}"])
+            seen = places.bincount(minlength=len(names)).tolist()
+            taken = places[chosen].bincount(minlength=len(names)).tolist()
+            for name, before, after in zip(names, seen, taken, strict=True):
+                self.seen[f"{kind}/{name}"] += before
+                self.chosen[f"{kind}/{name}"] += after
+                if self.seen[f"{kind}/{name}"] not in (0, sum(self.seen[f"{kind}/{other}"] for other in names)):
+                    row[f"curate/{kind}/{name}"] = after / len(chosen)
+        return row
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float() if x.itemsize < 4 else x, dim=-1)
+
+
+def _as_reference(part: Batch) -> Batch:
+    """A part's fields under the names by which the reference's towers ask for them."""
+    own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
+    shared = {name: values for name, values in part.items() if name.startswith("image")}
+    return (own if "image" in own else shared | own) | {"has_text": part["has_text"]}

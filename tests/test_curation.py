@@ -1,0 +1,378 @@
+"""Active curation: what is chosen of a super-batch, and that ranks, parts and a resume change nothing of it."""
+
+import json
+import math
+import os
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import LENGTH, SIDE, Small
+from safetensors.torch import load_file
+from test_resume import assert_same_end, cut_short
+from torch import Tensor
+
+from opensiglip.data.example import Source
+from opensiglip.data.fields.curation import Origins, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.loader import DataPlan, Steps
+from opensiglip.data.sources.registry import open_source
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.models.model import Model
+from opensiglip.recipes import RECIPES
+from opensiglip.training.accumulate import accumulate
+from opensiglip.training.config import TrainConfig
+from opensiglip.training.curation.build import check_recipe, open_reference
+from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.selection import (
+    SIGNS,
+    Pairs,
+    Scores,
+    blocked_sampling,
+    chunk_sizes,
+    noise,
+)
+from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.log import read_lines
+from opensiglip.training.run import train
+
+# What is chosen
+
+
+def pairs(seed: int, size: int, width: int = 8) -> Pairs:
+    generator = torch.Generator().manual_seed(seed)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64), dim=-1)
+        for _ in range(2)
+    )
+    return Pairs(images, texts, torch.tensor([4.0 + seed]).double(), torch.tensor([-1.0 - seed]).double())
+
+
+def loss(of: Pairs, i: int, j: int) -> float:
+    """-log sigma(z (t x_i.y_j + b)), in plain numbers."""
+    logit = float(of.scale) * float(of.images[i] @ of.texts[j]) + float(of.bias)
+    return -math.log(1 / (1 + math.exp(-logit if i == j else logit)))
+
+
+def naive(scores: np.ndarray, valid: Tensor, count: int, draws: Tensor) -> list[int]:
+    """JEST's Algorithm 1 on the whole matrix of scores, the draws by Gumbel numbers, in the order drawn."""
+    size, drawn = len(scores), []
+    for gumbel, wanted in zip(draws.numpy(), chunk_sizes(count, len(draws)), strict=True):
+        logits = [
+            scores[i, i] + sum(scores[i, k] + scores[k, i] for k in drawn) if valid[i] else -1e9 for i in range(size)
+        ]
+        left = [i for i in range(size) if i not in drawn]
+        drawn += sorted(left, key=lambda i: -(logits[i] + gumbel[i]))[:wanted]
+    return drawn
+
+
+def matrix(scores: np.ndarray) -> Any:
+    """What `blocked_sampling` asks of scores."""
+    whole = torch.from_numpy(scores)
+    return whole.diagonal(), lambda chunk: whole[:, chunk].sum(1) + whole[chunk].sum(0)
+
+
+def test_a_hand_worked_choice() -> None:
+    """Four examples, two of them drawn one by one, without noise.
+
+    The diagonal is 3, 2, 1, 0, so 0 is first. Given it: 1 has 2 - 4 - 1 = -3, 2 has 1 + 1 + 1 = 3, 3 has 0 + 2 + 0.5 =
+    2.5. So 2 follows, though alone 1 scores higher.
+    """
+    scores = np.array([[3.0, -1.0, 1.0, 0.5], [-4.0, 2.0, 9.0, 9.0], [1.0, 9.0, 1.0, 9.0], [2.0, 9.0, 9.0, 0.0]])
+    own, others = matrix(scores)
+    silent, every = torch.zeros(2, 4), torch.ones(4, dtype=torch.bool)
+    assert blocked_sampling(own, others, every, 2, silent).tolist() == [0, 2]
+    assert blocked_sampling(own, others, every, 2, silent[:1]).tolist() == [0, 1]  # in one chunk: each by itself
+    without_text = torch.tensor([True, True, False, True])
+    assert blocked_sampling(own, others, without_text, 2, silent).tolist() == [0, 3]
+    assert blocked_sampling(own, others, without_text, 4, torch.zeros(4, 4)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("method", SIGNS)
+@pytest.mark.parametrize(("size", "count", "chunks"), [(16, 8, 4), (15, 7, 3), (12, 12, 5), (9, 2, 16)])
+def test_what_is_chosen_is_what_the_equations_say(method: str, size: int, count: int, chunks: int) -> None:
+    models = [pairs(seed, size) for seed in (0, 1)]
+    valid = torch.arange(size) % 5 != 3
+    group = torch.arange(size) // 2
+    signs = SIGNS[method]
+    scores = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            counts = i == j or (valid[i] and valid[j] and group[i] != group[j])
+            scores[i, j] = sum(sign * loss(of, i, j) for sign, of in zip(signs, models, strict=True)) if counts else 0.0
+    found = Scores([(sign, of) for sign, of in zip(signs, models, strict=True) if sign], valid, group)
+    for step in range(5):
+        draws = noise(3, step, min(chunks, count), size)
+        chosen = blocked_sampling(found.own(), found.others, valid, count, draws)
+        assert chosen.tolist() == sorted(naive(scores, valid, count, draws))
+        assert len(set(chosen.tolist())) == count
+
+
+def test_gumbel_numbers_draw_by_the_softmax_of_the_scores() -> None:
+    own = torch.tensor([0.0, 1.0, 2.0]).double()
+    every = torch.ones(3, dtype=torch.bool)
+    drawn = Counter(
+        int(blocked_sampling(own, lambda chunk: torch.zeros(3), every, 1, noise(0, step, 1, 3))) for step in range(4000)
+    )
+    shares = [drawn[place] / 4000 for place in range(3)]
+    assert shares == pytest.approx(own.softmax(0).tolist(), abs=0.02)
+
+
+def test_sharp_scores_choose_the_best_and_the_noise_is_the_seed_s_and_the_step_s() -> None:
+    own = torch.randn(32, generator=torch.Generator().manual_seed(0)).double() * 1e4
+    every = torch.ones(32, dtype=torch.bool)
+    chosen = blocked_sampling(own, lambda chunk: torch.zeros(32), every, 8, noise(0, 0, 4, 32))
+    assert chosen.tolist() == sorted(own.topk(8).indices.tolist())
+    assert torch.equal(noise(1, 2, 3, 4), noise(1, 2, 3, 4))
+    assert not torch.equal(noise(1, 2, 3, 4), noise(1, 3, 3, 4)) and not torch.equal(
+        noise(1, 2, 3, 4), noise(2, 2, 3, 4)
+    )
+
+
+# Ranks and parts
+
+BATCH, SUPER, EXACT = 8, 16, 1e-12
+
+
+class Case:
+    """A learner, a reference and a super-batch of scenes, in pieces."""
+
+    def __init__(self, small: Small, pipeline: TextPipeline, source: Source) -> None:
+        self.recipe, self.pipeline = small("siglip", logit_bias="auto"), pipeline
+        self.origins = Origins([source.name], ["en"])
+        fields = [*self.recipe.fields, self.origins, ReferenceTexts(pipeline.with_length(24))]
+        self.plans = {
+            (ranks, rank, parts): DataPlan(
+                sources=[source],
+                frame=self.recipe.frame,
+                fields=fields,
+                pipeline=pipeline,
+                batch_size=SUPER,
+                seed=0,
+                rank=rank,
+                ranks=ranks,
+                parts=parts,
+            )
+            for ranks in (1, 2)
+            for rank in range(ranks)
+            for parts in (1, 2)
+        }
+        torch.manual_seed(1)
+        networks = replace(self.recipe.architecture, length=24, pad_id=pipeline.policy.pad_id)
+        self.reference = Model.new(networks, len(pipeline)).eval()
+
+    def measured(self, ranks: int, rank: int, parts: int) -> dict[str, Any]:
+        """What is chosen, the log's numbers, and the gradient of it in float64."""
+        torch.manual_seed(0)
+        learner = Learner.new(self.recipe, self.pipeline)
+        curator = Curator("learnability", BATCH, 4, 5, [], self.origins.names, self.reference, nullcontext)
+        batch = Steps(self.plans[ranks, rank, parts])[3]
+        chosen, row = curator.choose(learner, batch.parts, 3, torch.device("cpu"))
+        exact = [
+            {n: v.double() / 127.5 - 1 if v.dtype == torch.uint8 else v for n, v in part.items()} for part in chosen
+        ]
+        learner = learner.double()
+        step = torch.nn.parallel.DistributedDataParallel(learner) if ranks > 1 else learner
+        no_sync: Any = (lambda module: module.no_sync()) if ranks > 1 else (lambda module: nullcontext())
+        accumulate(step, learner, exact, denominators(learner, exact), lambda x: x.backward(), no_sync)
+        grads = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+        return {"chosen": chosen, "row": row, "grads": grads, "state": curator.state()}
+
+
+def work(rank: int, folder: str, case: Case) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save({parts: case.measured(2, rank, parts) for parts in (1, 2)}, f"{folder}/rank{rank}")
+    dist.barrier()
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def case(small: Small, pipeline: TextPipeline) -> Case:
+    return Case(small, pipeline, open_source("scenes:drawings=40,objects=3,exchanged=0.5", pixels=SIDE))
+
+
+@pytest.fixture(scope="module")
+def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (str(folder), case), nprocs=2, daemon=True)
+    return [torch.load(folder / f"rank{rank}") for rank in range(2)]
+
+
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_ranks_and_two_parts_choose_and_learn_as_one(case: Case, ranks: list[Any], parts: int) -> None:
+    alone = case.measured(1, 0, 1)
+    whole = joined(alone["chosen"])
+    assert len(whole["text"]) == BATCH and set(whole) == {"image", "text", "has_text", "group"}
+    assert len(set(whole["group"].tolist())) == BATCH, "no example twice"
+    seen = Steps(case.plans[1, 0, 1])[3].parts[0]
+    assert set(whole["group"].tolist()) < set(seen["group"].tolist()) and len(seen["group"]) == SUPER
+    for found in ([rank[parts] for rank in ranks], [case.measured(1, 0, parts)]):
+        assert all(len(one["chosen"]) == parts for one in found)
+        assert len({len(part["text"]) for one in found for part in one["chosen"]}) == 1
+        together = joined([joined(one["chosen"]) for one in found])
+        assert all(torch.equal(together[name], values) for name, values in whole.items())
+        for one in found:
+            assert one["row"] == pytest.approx(alone["row"], rel=1e-4) and one["state"] == alone["state"]
+            gaps = [float((one["grads"][name] - grad).abs().max()) for name, grad in alone["grads"].items()]
+            assert max(gaps) < EXACT
+    assert max(float(grad.abs().max()) for grad in alone["grads"].values()) > 0.1
+
+
+def test_shares_are_of_all_that_was_seen_and_of_what_was_chosen(case: Case) -> None:
+    found = case.measured(1, 0, 1)
+    state, seen = found["state"], Steps(case.plans[1, 0, 1])[3].parts[0]
+    exchanged = case.origins.names["writer"].index("exchanged")
+    assert state["seen"]["writer/exchanged"] == int((seen["origin_writer"] == exchanged).sum()) > 0
+    assert sum(n for name, n in state["chosen"].items() if name.startswith("writer/")) == BATCH
+    assert found["row"]["curate/writer/exchanged"] == state["chosen"]["writer/exchanged"] / BATCH
+    assert "curate/source/" + next(iter(case.origins.names["source"])) not in found["row"]  # it is alone
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def go(folder: str) -> Any:
+    def run(out: Path, recipe: str = "siglip2_acid", **changes: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "data": [folder],
+            "steps": 4,
+            "save_every": 2,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "workers": 0,
+            "held_out": 0,
+            "precision": "fp32",
+            "memory_check": False,
+            "vocabulary": 300,
+            "size": "32x1x64x2/8",
+            "resolution": SIDE,
+            "length": LENGTH,
+        }
+        return train(recipe, out=out, **settings | changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(go: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SigLIP of another tokenizer and resolution than the learner's."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    go(out, "siglip", resolution=16, length=16, vocabulary=280, steps=1)
+    return str(out)
+
+
+def test_a_curated_run_cut_short_goes_on_bit_for_bit_and_its_paper_s_flags_hold(
+    go: Any, reference: str, tmp_path: Path
+) -> None:
+    summary = go(tmp_path / "straight", reference=reference, accumulate=2)
+    cut_short(3, lambda: go(tmp_path / "cut", reference=reference, accumulate=2))
+    go(tmp_path / "cut", reference=reference, accumulate=2, resume=True)
+    assert_same_end(tmp_path / "cut", tmp_path / "straight", 4)
+    rows = read_lines(tmp_path / "straight" / "metrics.jsonl")
+    assert {"curate/score", "curate/score_chosen", "curate/score_p50", "curate/agreement"} <= rows[0].keys()
+    trained = json.loads((tmp_path / "straight" / "config.json").read_text())["train"]
+    assert (trained["weight_decay"], trained["curate"], trained["filter"]) == (0.0, "learnability", 0.5)
+    assert summary["images_seen"] == 4 * 8 and summary["curated"]["writer"] == {"human": {"seen": 1.0, "chosen": 1.0}}
+    state = json.loads((tmp_path / "straight" / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert state["curated"]["seen"]["language/en"] == 32 and state["curated"]["chosen"]["language/en"] == 16
+    learned = load_file(tmp_path / "straight" / "model" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in learned.values())
+
+
+def test_a_larger_patch_leaves_out_three_quarters() -> None:
+    assert RECIPES["siglip2_acid"](size="B/32").filter == 0.75
+    assert RECIPES["siglip2_acid"](size="B/16").filter == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"curate": "learnability"}, "--reference"),
+        ({"curate": "learner", "reference": "x"}, "leave out --reference"),
+        ({"reference": "x"}, "--curate too"),
+        ({"filter": 0.5}, "--curate too"),
+        ({"curate": "learner", "shard": True}, "--shard"),
+        ({"curate": "learner", "filter": 1.0}, "--filter 1.0 is out of range"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        TrainConfig(data=("scenes",), out=Path("x"), **flags)
+
+
+def test_a_filter_that_gives_no_whole_super_batch_is_refused() -> None:
+    config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", filter=0.7, batch_size=32)
+    with pytest.raises(UserError, match=r"106\.67, no whole number"):
+        config.super_batch  # noqa: B018
+    assert replace(config, filter=0.8).super_batch == 160
+
+
+def test_recipes_and_references_that_can_not_be_chosen_by_are_refused(go: Any, folder: str, tmp_path: Path) -> None:
+    for name, says in (("clip", "sigmoid"), ("siglip2", "Captions"), ("cappa", "sigmoid")):
+        with pytest.raises(UserError, match=says):
+            check_recipe("learner", RECIPES[name](size="tiny"))
+    for name in ("siglip", "silc", "tips", "siglip2_acid"):
+        check_recipe("learner", RECIPES[name](size="tiny"))
+    go(tmp_path / "clip", "clip", steps=1)
+    with pytest.raises(UserError, match="softmax"):
+        open_reference(str(tmp_path / "clip"))
+
+
+def test_scenes_exchange_the_captions_of_the_share_that_is_asked_for() -> None:
+    plain, mixed, more = (
+        open_source(f"scenes:drawings=24,objects=2,count=400{share}", pixels=16)
+        for share in ("", ",exchanged=0.3", ",exchanged=0.6")
+    )
+
+    def writers(source: Source) -> list[str]:
+        return [source.example(index).captions[0].source for index in range(400)]
+
+    some, most = writers(mixed), writers(more)
+    assert some.count("exchanged") / 400 == pytest.approx(0.3, abs=0.06)
+    assert most.count("exchanged") / 400 == pytest.approx(0.6, abs=0.06)
+    texts = [plain.example(index).captions[0].text for index in range(400)]
+    for index, writer in enumerate(some):
+        example = mixed.example(index, "en")
+        assert torch.equal(example.image, plain.example(index).image)
+        assert example.captions[0].text in texts
+        assert writer == "exchanged" or example.captions[0].text == texts[index]
+    assert sum(mixed.example(i).captions[0].text != texts[i] for i in range(400)) > 0.9 * some.count("exchanged")
+    held_out = open_source("scenes:drawings=24,objects=2,exchanged=1", split="val", pixels=16)
+    assert {held_out.example(index).captions[0].source for index in range(20)} == {"synthetic"}
+    for wrong in ("1.5", "much", "nan"):
+        with pytest.raises(UserError, match="share from 0 to 1"):
+            open_source(f"scenes:exchanged={wrong}")
+
+
+def test_what_the_reference_sees_is_the_visit_in_its_own_frame(scenes: Source, pipeline: TextPipeline) -> None:
+    frame = Frame(SIDE, 0.5)
+    steps = Steps(
+        DataPlan(
+            sources=[scenes],
+            frame=frame,
+            fields=[ReferenceImages(Frame(16)), Origins([scenes.name], ["en"])],
+            pipeline=pipeline,
+            batch_size=4,
+            seed=0,
+        )
+    )
+    batch = steps[0].parts[0]
+    assert batch["reference_image"].shape == (4, 3, 16, 16)
+    visit = steps.visit(0, Counter(), frame)
+    expected = torch.nn.functional.interpolate(visit.image[None].float(), (16, 16), mode="area")[0]
+    assert (batch["reference_image"][0].float() - expected).abs().mean() < 12  # the same crop, resized once
+    assert batch["origin_source"].tolist() == [0] * 4 and batch["origin_language"].tolist() == [0] * 4
