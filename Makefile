@@ -8,7 +8,7 @@ COUNT ?= 100
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser torture audit lint format train clean
+.PHONY: help setup test test-browser torture audit docs lint format train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,12 @@ audit:  ## look the pins up in the lists of known vulnerabilities (needs the net
 		'pip-audit found no entry of theirs on https://pypi.org, which may be out of reach here.' >&2; exit 2; }; \
 	exit $$status
 
+# So has the documentation: the package is read, not imported.
+docs:  ## build the documentation into site/, strictly (needs the network)
+	@$(PYTHON) -m venv .venv/docs && .venv/docs/bin/python -m pip install -qq --require-hashes -r requirements-docs.txt
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+	@echo 'site/index.html; with its search: python3 -m http.server -b 127.0.0.1 -d site 8001'
+
 format: .venv/.installed  ## rewrite the code in the one format
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
@@ -51,7 +57,7 @@ train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
 		--batch-size 64 --steps 960 --lr 0.002 --logit-bias auto $(FLAGS)
 
 clean:  ## remove .venv, built packages and caches; runs/ stays
-	rm -rf .venv dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # .installing outlives only an install that was interrupted, whose half-written packages pip would take for whole ones:

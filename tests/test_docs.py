@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import opensiglip
 
@@ -40,3 +43,29 @@ def test_every_file_that_is_named_is_there(path: Path) -> None:
         for named in NAMED.findall(line):
             if named.split("/")[0] in ROOMS and not FOREIGN.search(line):
                 assert exists(named, path), f"{path.relative_to(CLONE)}:{number} names {named}, which is not there"
+
+
+def listed(nav: Any) -> Iterator[str]:
+    """The pages of mkdocs' navigation."""
+    for entry in nav:
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from [value] if isinstance(value, str) else listed(value)
+
+
+def test_the_site_lists_every_page() -> None:
+    nav = set(listed(yaml.safe_load((CLONE / "mkdocs.yml").read_text())["nav"]))
+    made = set(re.findall(r'": "([a-z-]+\.md)"', (CLONE / "docs/site_pages.py").read_text()))
+    assert nav == made | {str(path.relative_to(CLONE / "docs")) for path in (CLONE / "docs").rglob("*.md")}
+
+
+def test_the_reference_names_what_is_there_and_every_public_name() -> None:
+    pages = [path.read_text() for path in sorted((CLONE / "docs/reference").glob("*.md"))]
+    named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    for name in named:
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            module, _, member = name.rpartition(".")
+            assert hasattr(import_module(module), member), name
+    for name, home in opensiglip.HOMES.items():
+        assert f"{home}.{name}" in named or home in named, f"{name} stands on no page of docs/reference"

@@ -22,14 +22,15 @@ import opensiglip
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = (ROOT / "requirements.txt").read_text()
+DOCS = (ROOT / "requirements-docs.txt").read_text()
 PIN = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][0-9a-z.+]*)( ; [^#]+?)?( --hash=sha256:[0-9a-f]{64})+"
 )
 
 
-def pins() -> list[str]:
+def pins(text: str = PINS) -> list[str]:
     """requirements.txt, one requirement a string, without comments."""
-    joined = re.sub(r" \\\n +", " ", PINS)
+    joined = re.sub(r" \\\n +", " ", text)
     return [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
@@ -51,10 +52,10 @@ def test_every_pin_is_one_version_with_sha256_hashes() -> None:
     assert [line[:80] for line in pins() if not PIN.fullmatch(line)] == []
 
 
-def test_the_pins_name_no_host_no_url_and_no_path() -> None:
-    found = [
-        line for line in PINS.splitlines() if re.search(r"/|@|\.(com|dev|io|net|org)\b|index-url|find-links", line)
-    ]
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-docs.txt"])
+def test_the_pins_name_no_host_no_url_and_no_path(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    found = [line for line in lines if re.search(r"/|@|\.(com|dev|io|net|org)\b|index-url|find-links", line)]
     assert found == []
 
 
@@ -64,6 +65,15 @@ def test_every_declared_dependency_is_pinned_within_its_bounds(line: str) -> Non
     versions = pinned_versions(requirement.name)
     assert versions, f"{requirement.name} is missing in requirements.txt; see docs/how-to/pins.md"
     assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_the_documentations_tools_have_pins_with_hashes() -> None:
+    matches = list(map(PIN.fullmatch, pins(DOCS)))
+    assert None not in matches
+    found = {m["name"]: Version(m["version"]) for m in matches if m}
+    assert "torch" not in found
+    for line in PYPROJECT["dependency-groups"]["docs"]:
+        assert Requirement(line).specifier.contains(found[Requirement(line).name])
 
 
 def test_the_pins_page_gives_the_constraints_that_the_pins_obey() -> None:
@@ -179,7 +189,19 @@ def test_clean_removes_the_environment_and_keeps_the_runs(checkout: Path) -> Non
 
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make(ROOT).stdout.splitlines()}
-    assert listed == {"help", "setup", "test", "test-browser", "lint", "format", "train", "clean", "audit", "torture"}
+    assert listed == {
+        "help",
+        "setup",
+        "test",
+        "test-browser",
+        "lint",
+        "format",
+        "train",
+        "clean",
+        "audit",
+        "torture",
+        "docs",
+    }
 
 
 CHECKS = ["ruff format --check", "ruff check", "mypy"]
