@@ -3,12 +3,14 @@
 PYTHON ?= python3
 # More flags for `make train`, as in: make train FLAGS="--steps 50"
 FLAGS ?=
+# Test files of `make matrix`, as in: make matrix TESTS=tests/test_losses.py; all without it
+TESTS ?=
 # Cases of each torture test, as in: make torture COUNT=5000
 COUNT ?= 100
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser torture audit docs lint format train clean
+.PHONY: help setup test test-browser torture audit docs matrix lint format train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +49,9 @@ docs:  ## build the documentation into site/, strictly (needs the network)
 	@$(PYTHON) -m venv .venv/docs && .venv/docs/bin/python -m pip install -qq --require-hashes -r requirements-docs.txt
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
 	@echo 'site/index.html; with its search: python3 -m http.server -b 127.0.0.1 -d site 8001'
+
+matrix:  ## the tests on every Python here, with the oldest and newest torch and transformers (needs the network)
+	@$(PYTHON) .ci/matrix.py $(TESTS)
 
 format: .venv/.installed  ## rewrite the code in the one format
 	.venv/bin/ruff check --fix

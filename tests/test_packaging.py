@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import hatchling.build
 import pytest
@@ -201,6 +203,7 @@ def test_make_alone_lists_every_target() -> None:
         "audit",
         "torture",
         "docs",
+        "matrix",
     }
 
 
@@ -227,6 +230,26 @@ def test_continuous_integration_checks_tests_and_clicks_or_says_that_it_cannot(c
     tests = ["-m pytest -n auto --dist loadfile", *(["-m pytest tests/browser"] if browser else [])]
     assert asked(checkout) == ["venv", *INSTALLS, *CHECKS, *tests]
     assert ("was not clicked through" in done.stdout) is not browser
+
+
+def test_the_matrix_takes_the_oldest_from_the_lower_bounds(tmp_path: Path) -> None:
+    matrix: dict[str, Any] = runpy.run_path(str(ROOT / ".ci/matrix.py"))
+    bounds = dict(line.split(">=") for line in PYPROJECT["project"]["dependencies"] if ">=" in line)
+    oldest, newest = matrix["requirements"]("oldest"), matrix["requirements"]("newest")
+    assert oldest[0] == f"torch=={bounds['torch']}.*" and newest == ["torch", "torchvision", "transformers"]
+    for line in oldest:
+        assert Requirement(line).specifier.contains(f"{bounds[Requirement(line).name]}.0")
+    assert any(version == f"{sys.version_info.major}.{sys.version_info.minor}" for version, _ in matrix["found"]())
+
+
+def test_the_public_workflow_runs_what_ci_runs_and_every_python_that_is_declared() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert "bash .ci/run" in [step.get("run") for step in jobs["pinned"]["steps"]]
+    pythons = jobs["versions"]["strategy"]["matrix"]["python"]
+    assert tuple(pythons) == runpy.run_path(str(ROOT / ".ci/matrix.py"))["PYTHONS"]
+    assert PYPROJECT["project"]["requires-python"] == f">={pythons[0]}"
+    for version in pythons:
+        assert f"Programming Language :: Python :: {version}" in PYPROJECT["project"]["classifiers"]
 
 
 @pytest.mark.parametrize("variable", ["CI", "ELSEWHERE"])
