@@ -113,6 +113,28 @@ def test_the_container_is_built_from_files_that_are_there_and_runs_without_right
     ]
 
 
+def test_the_wheel_is_installed_and_runs_without_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dependencies are those of this environment; nothing is fetched."""
+    monkeypatch.chdir(ROOT)
+    wheel = tmp_path / hatchling.build.build_wheel(str(tmp_path))
+    place = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-index", "--no-deps", "--no-compile", "--target", place]
+    subprocess.run([*pip, wheel], check=True, timeout=120, capture_output=True)
+    script = "import sys, opensiglip; from opensiglip.apps.cli import main; print(opensiglip.__file__); "
+    script += "main(['train', 'siglip2', '--help']); sys.exit(main(['bench', 'sigmoid']))"
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    file, *said = done.stdout.splitlines()
+    assert Path(file).is_relative_to(place) and "most used:" in said
+    assert done.returncode == 2 and "benchmarks are not part of the installed package" in done.stderr
+    page = (ROOT / "docs/how-to/install.md").read_text()
+    assert wheel.name in page and all(
+        f"| `{extra}` |" in page for extra in PYPROJECT["project"]["optional-dependencies"]
+    )
+
+
 def test_the_pinned_packages_suffice_for_the_editable_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     wheel = zipfile.ZipFile(tmp_path / hatchling.build.build_editable(str(tmp_path)))
