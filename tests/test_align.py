@@ -30,12 +30,19 @@ from transformers import (
 import opensiglip
 from opensiglip import UserError
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
+from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
+from opensiglip.data.sources.part import split_off
+from opensiglip.data.sources.registry import open_source
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
 from opensiglip.models.sizes import Architecture, PairShape, Shape
+from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.training import feature_cache
+from opensiglip.training.planning import check
 from opensiglip.training.run import train
+from opensiglip.types import Features
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -100,19 +107,32 @@ def test_an_image_tower_reads_what_its_own_library_reads(towers: Path, name: str
     assert found.tokens.shape[1] == 4, "class token and registers are no patches"
 
 
-def test_heads_read_class_token_and_patches_as_they_say() -> None:
-    states = torch.arange(2 * 7 * 4, dtype=torch.float32).reshape(2, 7, 4)  # a class token, two registers, four patches
-    shape = PairShape(embed=4)
-    patches = states[:, 3:]
-    for kind, wanted in {
-        "linear": states[:, :1],
-        "mlp": torch.stack([states[:, 0], patches.mean(1)], 1),
-        "map": torch.cat([states[:, :1], patches], 1),
-    }.items():
-        head = ImageHead(PairShape(head=kind, embed=shape.embed), 4, has_class=True)
-        torch.testing.assert_close(head.read(states, 3), wanted)
-    without = ImageHead(PairShape(head="linear", embed=4), 4, has_class=False)
-    torch.testing.assert_close(without.read(states[:, 3:], 0), patches.mean(1, keepdim=True))
+def test_heads_read_class_token_and_patches_as_they_say(towers: Path) -> None:
+    networks = with_vision(PLAIN, towers / "registers", "registers")
+    assert networks.pair is not None
+    tower = AutoModel.from_pretrained(towers / "registers").eval()
+    ours = PretrainedVision(tower, mean=networks.pair.mean, std=networks.pair.std, pair=networks.pair)
+    with torch.no_grad():
+        states, read = ours.states(in_our_range(photo())), ours.read(in_our_range(photo()))
+    first, patches = states[:, 0], states[:, 4:]  # a class token, three registers, four patches
+    torch.testing.assert_close(read, torch.cat([patches.mean(1, keepdim=True), first[:, None], patches], 1))
+    for kind, wanted in {"linear": first, "mlp": torch.cat([first, patches.mean(1)], 1)}.items():
+        head = ImageHead(PairShape(head=kind, embed=4), 32, has_class=True)
+        torch.testing.assert_close(head(read[:, :2]), head.out(wanted))
+    without = ImageHead(PairShape(head="linear", embed=4), 32, has_class=False)
+    torch.testing.assert_close(without(read[:, :1]), without.out(patches.mean(1)))
+
+
+def test_attention_pooling_equals_torchs_over_class_token_and_patches() -> None:
+    torch.manual_seed(0)
+    head, read = (
+        ImageHead(PairShape(head="map", embed=8), 128, has_class=True).double(),
+        torch.randn(3, 9, 128).double(),
+    )
+    torch.nn.init.normal_(head.attention.in_proj_bias)
+    query, tokens = head.probe.expand(3, -1, -1), read[:, 1:]
+    wanted = head.out(head.attention(query, tokens, tokens, need_weights=False)[0][:, 0])
+    torch.testing.assert_close(head(read), wanted)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
@@ -231,7 +251,7 @@ def test_other_weights_or_another_head_have_other_features(towers: Path, folder:
     out = tmp_path / "runs"
     for name, more in {"a": {}, "b": {"head": "map"}, "c": {"vision": str(towers / "registers")}, "d": {}}.items():
         train("align", **arguments(towers, folder, out / name, steps=1, **more))
-    assert len(list((out / "features").iterdir())) == 3, "and the same pair shares them"
+    assert len(list((out / "features").iterdir())) == 3, "with patches and without, and of another tower"
 
 
 def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, folder: str, tmp_path: Path) -> None:
@@ -278,3 +298,116 @@ def test_what_does_not_fit_is_one_sentence(
 def test_a_text_model_is_no_image_tower(towers: Path, folder: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no image transformer"):
         train("align", **arguments(towers, folder, tmp_path / "run", vision=str(towers / "bert")))
+
+
+def test_every_caption_of_an_image_is_its_positive_and_none_its_negative(
+    towers: Path, folder: str, tmp_path: Path
+) -> None:
+    copied = tmp_path / "photos"
+    shutil.copytree(folder, copied)
+    rows = [json.loads(line) for line in (copied / "metadata.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["captions"] = [f"a {word} thing" for word in ("red", "big", "fine")[: 1 + number % 3]]
+    (copied / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, more in {"encoded": {"features_gb": 0}, "cached": {}}.items():
+        train("align", **arguments(towers, str(copied), tmp_path / name, captions=3, **more))
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+
+
+def test_several_captions_equal_as_many_rows_of_the_image() -> None:
+    torch.manual_seed(0)
+    image, text = torch.randn(3, 4), torch.randn(6, 4)
+    shared: dict[str, Any] = {
+        "has_text": torch.tensor([True, True, True, False, True, True]),
+        "group": torch.tensor([5, 5, 6, 6, 7, 7]),
+    }
+    found = []
+    for images in (image, image.repeat_interleave(2, 0)):
+        encoded = Encoded(Model.new(PLAIN, 300), shared, passes={
+            "image:image": Features(images, images[:, None]), "text:text": Features(text, text[:, None]),
+        })  # fmt: skip
+        term = Sigmoid()
+        found.append(term.compare(*term.features(encoded)))
+    torch.testing.assert_close(found[0], found[1])
+    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in (image.repeat_interleave(2, 0), text))
+    logits = 10 * a @ b.T - 10
+    same = shared["group"][:, None] == shared["group"]
+    pairs = torch.nn.functional.softplus(logits).masked_fill(same, 0) + torch.diag(
+        torch.nn.functional.softplus(-logits.diag())
+    )
+    has = shared["has_text"]
+    torch.testing.assert_close(found[0], pairs[has][:, has].sum())
+
+
+def test_images_set_aside_choose_the_best_and_are_never_trained_on(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    drawn = Visit.draw.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: Any, example: Any, *rest: Any) -> Any:
+        seen.append(example.name)
+        return drawn(cls, example, *rest)
+
+    monkeypatch.setattr(Visit, "draw", classmethod(noted))
+    reads: list[int] = []
+    read = PretrainedVision.read
+    monkeypatch.setattr(PretrainedVision, "read", lambda self, x: reads.append(len(x)) or read(self, x))
+    metric = "eval/retrieval/image_to_text_r1"
+    judged = {"set_aside": 6, "eval_every": 2, "keep_best": metric, "steps": 8, "memory_check": False}
+    train("align", **arguments(towers, folder, tmp_path / "run", **judged))
+    kept, aside = split_off(open_source(folder, languages=None, pixels=28), 6)
+    names = [open_source(folder, languages=None, pixels=28).example(row).name for row in aside]
+    assert len(aside) == 6 and sorted(kept + aside) == list(range(24))
+    assert len(set(seen)) == 18 and not set(names) & set(seen)
+    assert sum(reads) == 24 + 6, "the tower reads what is set aside once, for four judgements"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(metric in row for row in rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"set_aside": 13, "eval_every": 1}, "--set-aside 13 is more than half of the 24 examples"),
+        ({"set_aside": 3}, "--set-aside is for judgements while training; give --eval-every too"),
+    ],
+)
+def test_what_can_not_be_set_aside_is_said(
+    towers: Path, folder: str, tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train("align", **arguments(towers, folder, tmp_path / "run", **more))
+
+
+def test_damaged_features_are_encoded_anew(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "first"))
+    (place,) = (tmp_path / "features").iterdir()
+    whole = (place / "images.npy").read_bytes()
+    (place / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    train("align", **arguments(towers, folder, tmp_path / "second"))
+    assert "images.npy is not as it was written: encoded anew" in capsys.readouterr().out
+    assert (place / "images.npy").read_bytes() == whole
+
+
+def test_features_with_patches_serve_heads_that_read_none(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "map", head="map"))
+    capsys.readouterr()
+    for head in ("mlp", "linear"):
+        train("align", **arguments(towers, folder, tmp_path / head, head=head))
+        train("align", **arguments(towers, folder, tmp_path / f"{head}-encoded", head=head, features_gb=0))
+        np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=0, atol=1e-6)
+    assert "encoding" not in capsys.readouterr().out
+
+
+def test_a_run_from_features_is_judged_by_the_memory_that_it_needs(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "free_memory", lambda device: 64 * 2**20)
+    big = {"batch_size": 24, "head": "linear", "resolution": 224}
+    train("align", **arguments(towers, folder, tmp_path / "cached", **big))
+    with pytest.raises(UserError, match="this run needs"):
+        train("align", **arguments(towers, folder, tmp_path / "encoded", features_gb=0, freeze="none", **big))

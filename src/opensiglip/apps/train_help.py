@@ -54,6 +54,7 @@ GROUPS = {
         "save_every",
         "log_every",
         "eval_every",
+        "set_aside",
         "trackers",
     ),
 }

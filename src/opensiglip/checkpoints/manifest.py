@@ -25,7 +25,9 @@ class Damaged(UserError):
 
 def write_manifest(checkpoint: Path, step: int) -> None:
     """Of all files that the folder holds."""
-    files = {str(path.relative_to(checkpoint)): _seen(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(checkpoint)): checksum_of(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
+    }
     write_json(manifest_of(checkpoint), {"step": step, "files": files})
 
 
@@ -59,7 +61,7 @@ def verify(checkpoint: Path, say: Callable[[str], object] = print) -> dict[str, 
         if path.stat().st_size != size:
             raise damaged(checkpoint, f"{name} has {path.stat().st_size} bytes, {size} were written")
         try:
-            if _seen(path)["xxh3_128"] != digest:
+            if checksum_of(path)["xxh3_128"] != digest:
                 raise damaged(checkpoint, f"{name} holds other bytes than were written")
         except OSError as error:
             raise damaged(checkpoint, f"{name}: {first_line(error)}") from error
@@ -108,7 +110,8 @@ def damaged(checkpoint: Path, reason: str) -> Damaged:
     return Damaged(f"checkpoint {checkpoint} is damaged ({reason})")
 
 
-def _seen(path: Path) -> dict[str, Any]:
+def checksum_of(path: Path) -> dict[str, Any]:
+    """A file's bytes and hash."""
     digest, size = xxhash.xxh3_128(), 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -199,6 +199,10 @@ class Encoder:
         """The same model with another image tower."""
         return self._with({"vision": vision})
 
+    def with_parts(self, **parts: Any) -> Self:
+        """The same model with others of `PARTS`."""
+        return self._with(parts)
+
     def _with(self, parts: dict[str, Any], **facts: Any) -> Self:
         """A copy with other parts of the model, and other facts about it."""
         model = self.pretrained.model

@@ -50,14 +50,9 @@ class PretrainedVision(nn.Module):
 
     def forward(self, image: Tensor | TowerStates) -> Features:
         """pixels [B, 3, H, W] in [-1, 1], or what `read` made of them -> pooled [B, E], patch tokens [B, N, D]."""
-        if isinstance(image, TowerStates):
-            read = image.values
-            if self.head is None:
-                return Features(None, read[:, self.prefix :])
-            return Features(self.head(read.to(next(self.head.parameters()).dtype)), read)
-        states = self.states(image)
-        pooled = None if self.head is None else self.head(self.head.read(states, self.prefix))
-        return Features(pooled, states[:, self.prefix :])
+        read = image.values if isinstance(image, TowerStates) else self.read(image)
+        pooled = None if self.head is None else self.head(read)
+        return Features(pooled, read[:, self.summary :])
 
     def states(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] in [-1, 1] -> class token, registers, patch tokens [B, P + N, D] after the last norm."""
@@ -67,13 +62,22 @@ class PretrainedVision(nn.Module):
         return states
 
     def read(self, pixels: Tensor) -> Tensor:
-        """What the head reads of images [B, T, D], all states without one: to be cached where the tower is frozen."""
+        """Mean patch token, class token if there is one, patch tokens [B, S + N, D]: what heads and decoders read.
+
+        A cache holds these of a frozen tower; where no patch token is read, the first S alone.
+        """
         states = self.states(pixels)
-        return states if self.head is None else self.head.read(states, self.prefix)
+        patches = states[:, self.prefix :]
+        return torch.cat([patches.mean(1, keepdim=True), states[:, : int(self.has_class)], patches], 1)
+
+    @property
+    def summary(self) -> int:
+        """S, how many states stand before the patch tokens."""
+        return 1 + int(self.has_class)
 
 
 class ImageHead(nn.Module):
-    """From an image tower's states to the common space.
+    """From an image tower's states, as `PretrainedVision.read` orders them, to the common space.
 
     linear: of the class token. mlp: of class token and mean patch token side by side, as SAIL. map: attention pooling
     with a learned query, as SigLIP's MAP head, over class token and patch tokens.
@@ -88,23 +92,40 @@ class ImageHead(nn.Module):
             self.attention = nn.MultiheadAttention(width, max(1, width // 64), batch_first=True)
         self.out = nn.Linear(width, pair.embed) if pair.head == "linear" else mlp(parts * width, pair)
 
-    def read(self, states: Tensor, prefix: int) -> Tensor:
-        """What this head reads of a tower's states [B, P + N, D]: [B, T, D]."""
-        first = states[:, :1] if self.has_class else states[:, :0]
-        if self.kind == "map":
-            return torch.cat([first, states[:, prefix:]], 1)
-        mean = states[:, prefix:].mean(1, keepdim=True)
-        if self.kind == "mlp":
-            return torch.cat([first, mean], 1)
-        return first if self.has_class else mean
+    @property
+    def reads_patches(self) -> bool:
+        """Does it read more than mean and class token?"""
+        return self.kind == "map"
 
     def forward(self, read: Tensor) -> Tensor:
-        """read [B, T, D] -> [B, E]."""
+        """read [B, S + N, D], of which N may be 0 without `reads_patches` -> [B, E]."""
+        if not torch.is_autocast_enabled(read.device.type):  # which chooses by itself
+            read = read.to(next(self.parameters()).dtype)
         if self.kind == "map":
-            query = self.probe.to(read.dtype).expand(len(read), -1, -1)
-            read = self.attention(query, read, read, need_weights=False)[0]
-        embedded: Tensor = self.out(read.flatten(1))
+            pooled = attend(self.attention, self.probe, read[:, 1:])
+        elif self.kind == "mlp":
+            pooled = read[:, : 1 + int(self.has_class)].flip(1).flatten(1)
+        else:
+            pooled = read[:, int(self.has_class)]
+        embedded: Tensor = self.out(pooled)
         return embedded
+
+
+def attend(attention: nn.MultiheadAttention, query: Tensor, tokens: Tensor) -> Tensor:
+    """attention(query, tokens, tokens) of one query [1, 1, D] for all of tokens [B, N, D]: [B, D].
+
+    Keys and values are never formed: the query goes through the keys' matrix, and the values' matrix is applied to the
+    weighted means of the tokens, which takes N times fewer products. The keys' bias moves all weights alike.
+    """
+    heads, width = attention.num_heads, attention.embed_dim
+    to_query, to_key, to_value = attention.in_proj_weight.view(3, heads, width // heads, width)
+    query_bias, _, value_bias = attention.in_proj_bias.view(3, heads, width // heads)
+    asked = (to_query @ query.flatten() + query_bias)[:, None] @ to_key * (width // heads) ** -0.5  # [heads, 1, D]
+    shares = (tokens @ asked.flatten(0, 1).mT).softmax(1)  # [B, N, heads]
+    means = shares.mT @ tokens  # [B, heads, D]
+    values = torch.einsum("bhd,hed->bhe", means, to_value) + value_bias
+    found: Tensor = attention.out_proj(values.flatten(1))
+    return found
 
 
 class PretrainedText(nn.Module):
@@ -157,3 +178,8 @@ def mlp(width: int, pair: PairShape) -> nn.Sequential:
         nn.Dropout(pair.dropout),
         nn.Linear(hidden, pair.embed),
     )
+
+
+def is_frozen(tower: nn.Module | None) -> bool:
+    """Is there a tower, of which nothing is trained?"""
+    return tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())

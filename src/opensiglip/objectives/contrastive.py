@@ -26,7 +26,8 @@ class Sigmoid(Pairwise):
     each other; with `multi_positive` the k of them are each other's positives, of weight 1/k.
 
     `image` and `text` name the batch fields that are compared; where an example has several views, each is compared by
-    itself and the mean counts (SILC aligns each global view). With `probe_width` the image is pooled by a probe of this
+    itself and the mean counts (SILC aligns each global view). Where the batch has k texts of each image, there are k
+    rows of it, so that each text counts as a positive once. With `probe_width` the image is pooled by a probe of this
     term's own, so that it may summarise the image otherwise than the tower does (TIPS: a second CLS token).
     """
 
@@ -70,6 +71,8 @@ class Sigmoid(Pairwise):
         assert image is not None and text is not None
         model = encoded.model
         image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
+        if len(text) > len(image):  # several texts an image, which then stands once for each
+            image = image.repeat_interleave(len(text) // len(image), 0)
         views = image.unflatten(0, (len(text), -1))  # [B, V, D]
         rows = [views, text, encoded[f"has_{self.text}"], *_group(encoded)]
         return rows, [model.logit_scale.exp(), model.logit_bias]

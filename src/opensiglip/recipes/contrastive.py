@@ -50,6 +50,7 @@ def align(
     head: Literal["map", "mlp", "linear"] = "mlp",
     embed: Annotated[int, Bounds(at_least=1)] = 384,
     dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
+    captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "auto",
 ) -> Recipe:
@@ -65,6 +66,7 @@ def align(
         head: over image tokens: mlp (class token and mean patch), map (attention pooling) or linear (class token).
         embed: width of the space that both towers are brought into.
         dropout: in the heads, while training.
+        captions: different captions of each image at a step, all of them its positives.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
         logit_bias: where the sigmoid's bias starts: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
     """
@@ -76,7 +78,7 @@ def align(
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), data.Texts()],
+        fields=[data.Images(frame), data.Texts(captions=captions)],
         objectives=[objectives.Sigmoid(logit_bias=logit_bias)],
         freeze_towers=True,
     )

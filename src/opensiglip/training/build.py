@@ -89,7 +89,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
             write_start(job, first or first_pipeline(job, sources, schedule.origin))
         else:
             set_aside(run, saved)
-        if config.memory_check:
+        if config.memory_check and recipe.architecture.foreign is None:
             pipeline = read_pipeline(run.start if saved is None else described(saved))
             plan = data_plan(job, accelerator, sources, pipeline, schedule)
             need = memory_line(job, plan, accelerator.device, precision)
@@ -111,16 +111,22 @@ def build(job: Job, until_end: ExitStack) -> Built:
         accelerator=accelerator,
         precision=precision,
     )
+    job = replace(job, recipe=read)
+    sources = found.trained_on(sources)
+    if config.memory_check and recipe.architecture.foreign is not None and accelerator.is_main_process:
+        # Only now: a step that reads features holds no activations of the towers.
+        plan = data_plan(job, accelerator, sources, pipeline, schedule)
+        need = memory_line(job, plan, accelerator.device, precision)
     skeleton = hollow(learner.model, "meta") if config.shard and accelerator.num_processes > 1 else None
     if skeleton is not None:
         shard(learner, accelerator.device)
     learner = learner.to(accelerator.device)
-    loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
+    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
     loop.skeleton, loop.precision, loop.curator = skeleton, precision, curating
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
-    if held_out is not None:
-        judge = held_out
-        loop.evaluate = lambda model: judge.row(of_run(folder, loop, recipe, model))
+    if found.judged is not None:
+        row = found.judged.row
+        loop.evaluate = lambda model: row(of_run(folder, loop, recipe, model))
     if saved is not None:
         loop.restore(saved)
     elif schedule.origin is not None:

@@ -66,6 +66,8 @@ class TrainConfig:
         log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
         held_out: examples of the held-out split to judge the result on; 0 skips it.
         eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
+        set_aside: images of the first source's training split that are not trained on: `eval_every` judges on them
+            instead, so that `keep_best` chooses without the held-out split; 0 for none.
         curate: train on the examples of a larger super-batch that score best together: learnability (the learner's loss
             minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's) or learner (its own).
         reference: the SigLIP that scores beside the learner: whatever --init takes; it is not trained.
@@ -119,6 +121,7 @@ class TrainConfig:
     log_every: Annotated[int, Bounds(at_least=1)] = 10
     held_out: Annotated[int, Bounds(at_least=0)] = 500
     eval_every: Annotated[int, Bounds(at_least=0)] = 0
+    set_aside: Annotated[int, Bounds(at_least=0)] = 0
     curate: Literal["learnability", "easy-reference", "learner"] | None = None
     reference: str | None = None
     filter: Annotated[float | None, Bounds(more_than=0, less_than=1)] = None
@@ -140,8 +143,10 @@ class TrainConfig:
         self._check_curation()
         if self.shard and self.compile:
             raise UserError("--shard and --compile do not go together; leave one out.")
-        if self.eval_every and not self.held_out:
-            raise UserError("--eval-every needs examples to judge on; give --held-out too.")
+        if self.eval_every and not (self.held_out or self.set_aside):
+            raise UserError("--eval-every needs examples to judge on; give --held-out or --set-aside too.")
+        if self.set_aside and not self.eval_every:
+            raise UserError("--set-aside is for judgements while training; give --eval-every too.")
         if self.keep_best is not None and not self.eval_every:
             raise UserError("--keep-best needs judgements while training; give --eval-every too.")
         if self.patience is not None and self.keep_best is None:

@@ -69,7 +69,7 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     config, folder = job.config, job.config.out
     accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
     found = open_data(job, accelerator)
-    sources, schedule = found.sources, found.schedule
+    sources, schedule = found.trained_on(found.sources), found.schedule
     curating = curator(config, job.recipe, sources, accelerator.device, autocast(precision, accelerator.device))
     check(folder, job.record, resume=config.resume, changed=config.changed)
     saved = sound(RunFolder(folder)) if config.resume else None

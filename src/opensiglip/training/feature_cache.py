@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
+from opensiglip.checkpoints.manifest import checksum_of
 from opensiglip.data.example import BrokenExample, Example, Source, reason_of
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame, Geometry
@@ -27,11 +27,13 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.inference.encoder import Autocast
 from opensiglip.json_file import write_json
 from opensiglip.models.model import Model
+from opensiglip.models.pretrained_towers import is_frozen
 from opensiglip.recipes import Recipe
 from opensiglip.training.precision import autocast
 from opensiglip.training.record import fingerprints
 
 BLOCK = 64  # examples encoded at once, and written before the next
+TEXTS_AT_ONCE = 64
 DONE, PROGRESS = "done.json", "progress.json"
 SAMPLE = 64  # images that are looked at before features are used again
 SAY_EVERY = 30.0  # seconds between lines of progress
@@ -43,6 +45,7 @@ class Frozen:
 
     images: bool
     texts: bool
+    patches: bool = True  # are patch tokens read, or mean and class token alone?
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe) -> "Frozen":
@@ -53,11 +56,13 @@ class Frozen:
         pair = model.architecture.foreign
         frame = recipe.frame
         still = isinstance(frame, Frame) and frame.crop_area == 1
-        images = pair is not None and pair.vision is not None and still and _is_frozen(model.vision.tower)
-        texts = pair is not None and pair.text is not None and _is_frozen(getattr(model.text, "tower", None))
+        images = pair is not None and pair.vision is not None and still and is_frozen(model.vision.tower)
+        texts = pair is not None and pair.text is not None and is_frozen(getattr(model.text, "tower", None))
         reads = {type(field) for field in recipe.fields}
         plain = reads <= {Images, Texts}
-        return cls(plain and images and Images in reads, plain and texts and Texts in reads)
+        images, texts = plain and images and Images in reads, plain and texts and Texts in reads
+        head = model.vision.head if images else None
+        return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))
 
 
 def with_features(
@@ -86,20 +91,20 @@ def with_features(
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
-    places = [root / key(source, model, recipe, frozen, dtype) for source in sources]
+    places = [place_of(root, source, model, recipe, frozen, dtype) for source in sources]
     if accelerator.is_main_process:
         for source, place in zip(sources, places, strict=True):
-            if (place / DONE).is_file() and not same_pixels(source, place, recipe.frame):
-                accelerator.print(
-                    f"features    images of {source.name} are others than before: encoded anew", flush=True
-                )
+            if (place / DONE).is_file() and (why := unusable(source, place, recipe.frame)):
+                accelerator.print(f"features    {why}: encoded anew", flush=True)
                 shutil.rmtree(place)
             if not (place / DONE).is_file():
                 place.mkdir(parents=True, exist_ok=True)
                 _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
     accelerator.wait_for_everyone()
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
-    read = [CachedSource(source, place, recipe.frame.pixels) for source, place in zip(sources, places, strict=True)]
+    tokens = None if frozen.patches or not frozen.images else model.vision.summary
+    side = recipe.frame.pixels
+    read = [CachedSource(source, place, side, tokens) for source, place in zip(sources, places, strict=True)]
     return replace(recipe, fields=with_states(recipe.fields, frozen)), list(read)
 
 
@@ -109,8 +114,8 @@ def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
     for field in fields:
         if frozen.images and type(field) is Images:
             swapped.append(ImageStates())
-        elif frozen.texts and type(field) is Texts:
-            swapped.append(TextStates())
+        elif frozen.texts and isinstance(field, Texts):
+            swapped.append(TextStates(captions=field.captions))
         else:
             swapped.append(field)
     return swapped
@@ -118,18 +123,25 @@ def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
 
 def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: Frozen, dtype: torch.dtype) -> float:
     """What the images' states will take, by the shape of one image's; texts take far less."""
+    if not frozen.images:
+        return 0.0
     side = recipe.frame.pixels
-    with torch.no_grad():
-        one = model.vision.read(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
-    count = sum(len(source) for source in sources) if frozen.images else 0
-    return float(count * one.numel() * dtype.itemsize / 1e9)
+    patches = (side // model.vision.patch) ** 2 if frozen.patches else 0
+    count = sum(len(source) for source in sources)
+    return float(count * (model.vision.summary + patches) * model.vision.width * dtype.itemsize / 1e9)
+
+
+def place_of(root: Path, source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> Path:
+    """The folder of a source's states. One that holds patch tokens serves those who do not read them, too."""
+    whole = root / key(source, model, recipe, replace(frozen, patches=True), dtype)
+    return whole if (whole / DONE).is_file() else root / key(source, model, recipe, frozen, dtype)
 
 
 def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:
-    """A name of what the states depend on: the towers' weights, the heads' kinds, the frame, the data."""
+    """A name of what the states depend on: the towers' weights and pooling, the frame, the data."""
     digest = hashlib.sha256()
     facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
-    pair = replace(model.architecture.foreign, vision=None, text=None, embed=0, dropout=0.0)  # type: ignore[type-var]
+    pair = replace(model.architecture.foreign, vision=None, text=None, head="", embed=0, dropout=0.0)  # type: ignore[type-var]
     digest.update(repr([facts, pair, model.architecture.length]).encode())
     for tower in (model.vision.tower, getattr(model.text, "tower", None)):
         for tensor in () if tower is None else tower.state_dict().values():
@@ -177,7 +189,8 @@ class _Writer:
                     print(
                         f"features    {done['examples']}/{total}, {pace:.0f} a second, {left:.1f} min left", flush=True
                     )
-        write_json(self.folder / DONE, done)
+        files = [self.folder / file for file in (IMAGES_FILE, TEXTS_FILE, ROWS_FILE)]
+        write_json(self.folder / DONE, done | {"files": {f.name: checksum_of(f) for f in files if f.is_file()}})
         self.model.train(was)
 
     def _block(self, start: int, stop: int, done: dict[str, int], rows: Any) -> dict[str, int]:
@@ -195,17 +208,28 @@ class _Writer:
             images = torch.stack([blank if isinstance(e, BrokenExample) else e.image for e in examples])
             with self.autocast():
                 states = self.model.vision.read(images.to(self.device).float().div_(127.5).sub_(1))
+            if not self.frozen.patches:
+                states = states[:, : self.model.vision.summary]
             self._put(IMAGES_FILE, start, states, len(self.source))
         if self.frozen.texts and texts:
-            ids = torch.from_numpy(np.stack([self.pipeline.fixed(text) for text in texts])).to(self.device)
-            assert self.model.text is not None
-            with self.autocast():
-                states = torch.cat([self.model.text.read(part)[:, 0] for part in ids.split(256)])  # type: ignore[operator]
+            states = self._read_texts(np.stack([self.pipeline.fixed(text) for text in texts]))
             self._put(TEXTS_FILE, done["texts"], states, done["texts"] + len(texts))
         for line in lines:
             rows.write(line.encode())
         rows.flush()
         return {"examples": stop, "texts": done["texts"] + len(texts), "bytes": rows.tell()}
+
+    def _read_texts(self, ids: np.ndarray) -> torch.Tensor:
+        """ids [n, L] -> states [n, D]; texts of like length together, as padding costs what a token does."""
+        assert self.model.text is not None
+        lengths = (ids != self.pipeline.policy.pad_id).sum(1)
+        order, parts = np.argsort(lengths, kind="stable"), []
+        for start in range(0, len(ids), TEXTS_AT_ONCE):
+            some = order[start : start + TEXTS_AT_ONCE]
+            shown = torch.from_numpy(ids[some, : max(1, lengths[some].max())]).to(self.device)
+            with self.autocast():
+                parts.append(self.model.text.read(shown)[:, 0])  # type: ignore[operator]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _put(self, file: str, at: int, states: torch.Tensor, rows: int) -> None:
         """Write states [n, ...] at row `at` of a file that holds at least `rows`; a full file is doubled."""
@@ -236,18 +260,22 @@ def framed(source: Source, index: int, frame: Geometry) -> Example | BrokenExamp
         return BrokenExample(reason_of(error))
 
 
-def same_pixels(source: Source, place: Path, frame: Geometry) -> bool:
-    """Are `SAMPLE` images, spread over the source, still those that were encoded? The key does not read pixels."""
+def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
+    """Why the features in a folder are not to be used; None where their files and the images are as they were.
+
+    Of the images `SAMPLE` are looked at, spread over the source: the key does not read pixels.
+    """
+    written = json.loads((place / DONE).read_text(encoding="utf-8")).get("files", {})
+    for name, seen in written.items():
+        if not (place / name).is_file() or checksum_of(place / name) != seen:
+            return f"{place / name} is not as it was written"
     known = CachedSource(source, place, frame.pixels)
     rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
-    return all(known.pixels(index) == pixels_of(framed(source, index, frame)) for index in rows)
+    same = all(known.pixels(index) == pixels_of(framed(source, index, frame)) for index in rows)
+    return None if same else f"images of {source.name} are others than before"
 
 
 def room_for(folder: Path, wanted: float) -> bool:
     """Has the disk that many gigabytes left, and a tenth more?"""
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(place).free / 1e9 > 1.1 * wanted
-
-
-def _is_frozen(tower: nn.Module | None) -> bool:
-    return tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())

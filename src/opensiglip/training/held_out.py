@@ -1,14 +1,17 @@
 """A run evaluated on held-out examples: while it trains, and at its end."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from opensiglip.data.example import Source
 from opensiglip.evaluation.benchmark import Context
 from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.run import run_benchmarks
 from opensiglip.inference.predictor import Predictor
+from opensiglip.training.remembered import remembering
 
 QUICK = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
 
@@ -20,6 +23,7 @@ class HeldOut:
     source: Source
     count: int
     training: Source
+    memory: dict[str, Tensor] = field(default_factory=dict)  # what frozen towers made of it, in `row`
 
     def of(self, predictor: Predictor) -> dict[str, Any]:
         """Source, split, number of examples, seconds; and the figures of each benchmark that the model can do."""
@@ -37,7 +41,7 @@ class HeldOut:
     def row(self, predictor: Predictor) -> dict[str, float]:
         """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. Leaves the model in evaluation mode."""
         predictor.pretrained.model.eval()
-        findings = self.of(predictor)
+        findings = self.of(remembering(predictor, self.memory))
         return {
             f"eval/{benchmark}/{name}": value
             for benchmark in QUICK

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from opensiglip.data.example import Source
+from opensiglip.data.sources.part import Part, split_off
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.weights import weigh
 from opensiglip.errors import UserError
@@ -29,11 +30,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Data:
-    """Sources, what the run is evaluated on (on the main process), steps."""
+    """Sources, what the run is evaluated on at its end and while it trains (on the main process), steps."""
 
     sources: list[Source]
     held_out: HeldOut | None
+    judged: HeldOut | None
     schedule: Schedule
+    kept: list[int] | None = None  # rows of the first source that are trained on; None: all
+
+    def trained_on(self, sources: Sequence[Source]) -> list[Source]:
+        """These sources without what is set aside."""
+        first, *others = sources
+        return [first if self.kept is None else Part(first, self.kept), *others]
 
 
 def open_data(job: Job, accelerator: Accelerator) -> Data:
@@ -45,13 +53,15 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
     sources = [open_source(spec, languages=languages, pixels=frame.pixels, cache_gb=cache) for spec in specs]
     if config.data_weights is not None:
         weigh(sources, config.data_weights)
-    schedule = schedule_of(job, sum(len(source) for source in sources))
-    held_out = None
+    kept, aside = split_off(sources[0], config.set_aside) if config.set_aside else (None, [])
+    schedule = schedule_of(job, sum(len(source) for source in sources) - len(aside))
+    held_out, judged = None, None
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
         if config.held_out:
             held_out = HeldOut(open_held_out(config, specs[0], languages, frame.pixels), config.held_out, sources[0])
-    return Data(sources, held_out, schedule)
+        judged = HeldOut(Part(sources[0], aside), len(aside), sources[0]) if aside else held_out
+    return Data(sources, held_out, judged, schedule, kept)
 
 
 def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:

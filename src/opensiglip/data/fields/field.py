@@ -72,6 +72,9 @@ class Field(ABC):
         """The batch's fields, from what `draw` gave for its examples."""
 
 
+Drawn = tuple[np.ndarray, bool, int | None]  # a text as the batch holds it, whether there is one, the image's group
+
+
 class Images(Field):
     """The plain view, as the frame batches it: image [B, 3, S, S] uint8, or with NaFlex a `Patches` of uint8.
 
@@ -94,29 +97,51 @@ class Texts(Field):
     Rows of equal `group` show the same image, so none is the other's negative. There is no such field where nothing is
     known of that: then all rows differ.
 
+    With `captions` k above 1 all three have B * k rows: for each image k different captions of the visit's language,
+    the visit's first; where it has fewer, the last ones have no text.
+
     With `as_target`, also what predicting it needs (CoCa): text_weights [B, L] float32, 1/|y| on its tokens and eos,
     and text_scored [M], their places in the flattened texts.
     """
 
-    def __init__(self, *, as_target: bool = False) -> None:
-        self.as_target = as_target
-        self.by_row = not as_target
+    def __init__(self, *, as_target: bool = False, captions: int = 1) -> None:
+        self.as_target, self.captions = as_target, captions
+        self.by_row = not as_target and captions == 1
 
-    def draw(
-        self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline
-    ) -> tuple[np.ndarray, bool, int | None]:
-        return pipeline.fixed(visit.caption.text if visit.caption else ""), visit.caption is not None, visit.group
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Drawn]:
+        return [
+            (self.read(visit, text or "", pipeline), text is not None, visit.group) for text in self._texts(visit, rng)
+        ]
 
-    def collate(self, drawn: Sequence[tuple[np.ndarray, bool, int | None]], pipeline: TextPipeline) -> Batch:
-        batch = _texts("text", [(ids, has) for ids, has, _ in drawn])
-        groups = [group for _, _, group in drawn if group is not None]
-        if len(groups) == len(drawn):
-            batch["group"] = torch.tensor(groups)
+    def read(self, visit: Visit, text: str, pipeline: TextPipeline) -> np.ndarray:
+        """What the batch holds of a text."""
+        return pipeline.fixed(text)
+
+    def _texts(self, visit: Visit, rng: np.random.Generator) -> list[str | None]:
+        first = visit.caption
+        if self.captions == 1:
+            return [first.text if first else None]
+        language = first.language if first else None
+        others = [c.text for c in visit.example.captions if c is not first and c.language == language]
+        drawn = [others[at] for at in rng.permutation(len(others))[: self.captions - 1]]
+        found: list[str | None] = [first.text if first else None, *drawn]
+        return found + [None] * (self.captions - len(found))
+
+    def collate(self, drawn: Sequence[list[Drawn]], pipeline: TextPipeline) -> Batch:
+        ids, has, groups = zip(*(row for rows in drawn for row in rows), strict=True)
+        batch = self.batch(np.stack(ids)) | {"has_text": torch.tensor(has)}
+        known = [group for group in groups if group is not None]
+        if len(known) == len(groups):
+            batch["group"] = torch.tensor(known)
         if not self.as_target:
             return batch
         real = (batch["text"] != pipeline.policy.pad_id) & batch["has_text"][:, None]
         weights = real / real.sum(1, keepdim=True).clamp(min=1)
         return batch | {"text_weights": weights, "text_scored": real.flatten().nonzero()[:, 0]}
+
+    def batch(self, texts: np.ndarray) -> Batch:
+        """The field of what `read` gave, stacked."""
+        return {"text": torch.from_numpy(texts)}
 
 
 class SecondTexts(Field):

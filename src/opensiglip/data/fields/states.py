@@ -1,7 +1,6 @@
 """Fields that read a frozen tower's output from a cache, in the place of pixels and ids."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +25,14 @@ class ImageStates(Field):
 
 
 class TextStates(Texts):
-    """text_states [B, 1, D]: what the text head reads of the visit's caption, instead of ids; else as `Texts`."""
+    """text_states [B, 1, D]: what the text head reads of the visit's captions, instead of ids; else as `Texts`."""
 
-    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
-        known: dict[str, np.ndarray] = visit.example.extras[TEXTS]
-        return known[visit.caption.text if visit.caption else ""], visit.caption is not None, visit.group
+    def read(self, visit: Visit, text: str, pipeline: TextPipeline) -> np.ndarray:
+        states: np.ndarray = visit.example.extras[TEXTS][text]
+        return states
 
-    def collate(self, drawn: Sequence[Any], pipeline: TextPipeline) -> Batch:
-        states, has, groups = zip(*drawn, strict=True)
-        batch = {TEXTS: as_tensor(np.stack(states))[:, None], "has_text": torch.tensor(has)}
-        if all(group is not None for group in groups):
-            batch["group"] = torch.tensor(groups)
-        return batch
+    def batch(self, texts: np.ndarray) -> Batch:
+        return {TEXTS: as_tensor(texts)[:, None]}
 
 
 def as_tensor(states: np.ndarray) -> Tensor:

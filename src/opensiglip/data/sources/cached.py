@@ -22,8 +22,9 @@ class CachedSource(Source):
     Arrays are memory-mapped: a batch reads its own rows, and processes of a machine share the pages.
     """
 
-    def __init__(self, source: Source, folder: Path, side: int) -> None:
-        self.source, self.folder, self.side = source, folder, side
+    def __init__(self, source: Source, folder: Path, side: int, tokens: int | None = None) -> None:
+        """`side`: pixels of a framed image. `tokens`: how many of an image's states are read; None: all."""
+        self.source, self.folder, self.side, self.tokens = source, folder, side, tokens
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
         self.weight, self.shards, self.lanes = source.weight, source.shards, source.lanes
         self.rows = (folder / ROWS_FILE).read_bytes()
@@ -55,7 +56,7 @@ class CachedSource(Source):
         first = row["first_text"]
         extras: dict[str, Any] = {}
         if self.images is not None:
-            extras[IMAGE] = self.images[index]
+            extras[IMAGE] = self.images[index, : self.tokens]
         if self.texts_of is not None:
             extras[TEXTS] = {c.text: self.texts_of[first + at] for at, c in enumerate(captions)}
             extras[TEXTS].setdefault("", np.zeros_like(self.texts_of[0]))  # of an example without a caption

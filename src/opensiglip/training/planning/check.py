@@ -13,6 +13,7 @@ from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import fullest, gib, mends
 from opensiglip.training.planning.shapes import batch_shapes
 from opensiglip.training.planning.step import Setting
+from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.resolve import Job
 
 
@@ -26,7 +27,7 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
     shard = config.shard and data.ranks > 1
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard)
     try:
-        learner = meta_learner(job.recipe, data.pipeline, config.freeze, config.lora)
+        learner = meta_learner(job.recipe, data.pipeline, config.freeze or frozen_by_default(job.recipe), config.lora)
         kinds = batch_shapes(data, max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0))
         need = fullest(learner, kinds, setting).total
     except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
