@@ -1,7 +1,7 @@
 # Needs git, make and a Python with venv; everything else is pinned in requirements.txt.
 
 PYTHON ?= python3
-# More flags for `make train`, as in: make train FLAGS="--steps 50"
+# More flags for `make train` and `make photos`, as in: make train FLAGS="--steps 50"
 FLAGS ?=
 # Test files of `make matrix`, as in: make matrix TESTS=tests/test_losses.py; all without it
 TESTS ?=
@@ -10,7 +10,7 @@ COUNT ?= 100
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser torture audit docs matrix lint format train clean
+.PHONY: help setup test test-browser torture audit docs matrix lint format train photos named clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,15 @@ format: .venv/.installed  ## rewrite the code in the one format
 train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
 	.venv/bin/opensiglip train siglip2 --size tiny --data scenes:drawings=200,objects=5,languages=en --out runs/siglip2-tiny \
 		--batch-size 64 --steps 960 --lr 0.002 --logit-bias auto $(FLAGS)
+
+photos: named .venv/.installed  ## align the pretrained towers VISION and TEXT on the photographs of PHOTOS
+	.venv/bin/opensiglip train align --vision "$(VISION)" --text "$(TEXT)" --data "$(PHOTOS)" --out runs/photos --head map \
+		--captions 5 --dropout 0.1 --length 40 --batch-size 256 --steps 400 $(FLAGS)
+
+named:
+	@if [ -z "$(PHOTOS)" ] || [ -z "$(VISION)" ] || [ -z "$(TEXT)" ]; then \
+		echo 'Name a folder of photographs with captions and two towers: make photos PHOTOS=DIR VISION=DIR-OR-HUB-ID' \
+			'TEXT=DIR-OR-HUB-ID (docs/how-to/photographs.md)' >&2; exit 2; fi
 
 clean:  ## remove .venv, built packages and caches; runs/ stays
 	rm -rf .venv dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,6 +11,7 @@ BENCHES = (
     "attention",
     "decoding",
     "embed",
+    "features",
     "memory",
     "plan",
     "search",

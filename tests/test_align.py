@@ -29,6 +29,7 @@ from transformers import (
 
 import opensiglip
 from opensiglip import UserError
+from opensiglip.apps.cli import main
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
@@ -39,7 +40,7 @@ from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, Pretr
 from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.training import feature_cache
+from opensiglip.training import feature_cache, remembered
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
 from opensiglip.types import Features
@@ -365,6 +366,41 @@ def test_images_set_aside_choose_the_best_and_are_never_trained_on(
     assert sum(metric in row for row in rows) == 4
 
 
+def test_what_frozen_towers_made_of_held_out_images_serves_later_runs(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+    read = remembered._read
+    monkeypatch.setattr(remembered, "_read", lambda path: (found.append((it := read(path)) is not None), it)[1])
+    for name, more, hit in (
+        ("first", {}, False),
+        ("second", {}, True),
+        ("patches", {"head": "map"}, False),
+        ("plain", {"features_gb": 0}, None),
+        ("damaged", {}, False),
+    ):
+        found.clear()
+        if name == "damaged":
+            for file in (tmp_path / "features" / "judged").iterdir():
+                file.write_bytes(b"damaged")
+        summary = train("align", **arguments(towers, folder, tmp_path / name, held_out=8, **more))
+        judged = summary["held_out"]["retrieval"]
+        if name == "first":
+            first = judged
+        assert name == "patches" or judged == first
+        assert hit is None and not found or (hit in found if name != "patches" else False in found)
+
+
+def test_the_bench_of_features_says_pace_and_gap(towers: Path, folder: str, tmp_path: Path) -> None:
+    words = ["--vision", str(towers / "dinov2"), "--text", str(towers / "bert"), "--data", folder, "--length", "24"]
+    few = ["--batch-size", "8", "--count", "2", "--rounds", "1", "--device", "cpu", "--head", "map"]
+    places = ["--features", str(tmp_path / "features"), "--out", str(tmp_path / "out")]
+    assert main(["bench", "features", *words, *few, *places]) == 0
+    tower, cached = json.loads((tmp_path / "out" / "features.json").read_text())["rows"]
+    assert tower["per_second"] > 0 and cached["facts"]["images"].endswith("x")
+    assert 0 < cached["facts"]["gap"] < 1e-2
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
@@ -409,5 +445,6 @@ def test_a_run_from_features_is_judged_by_the_memory_that_it_needs(
     monkeypatch.setattr(check, "free_memory", lambda device: 64 * 2**20)
     big = {"batch_size": 24, "head": "linear", "resolution": 224}
     train("align", **arguments(towers, folder, tmp_path / "cached", **big))
+    assert "a rank by estimate, 0.06 GiB free" in capsys.readouterr().out
     with pytest.raises(UserError, match="this run needs"):
         train("align", **arguments(towers, folder, tmp_path / "encoded", features_gb=0, freeze="none", **big))

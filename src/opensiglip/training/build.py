@@ -99,14 +99,13 @@ def build(job: Job, until_end: ExitStack) -> Built:
     pipeline = read_pipeline(run.start if saved is None else described(saved))
     learner, fitted = build_learner(job, pipeline)
     accelerator.init_trackers("opensiglip", config=hyper_parameters(job.record, folder))
-    root = config.features or folder.parent / "features"
     read = recipe if curating is None else replace(recipe, fields=[*recipe.fields, *curating.fields])
     read, sources = with_features(
         read,
         learner.model,
         sources,
         pipeline,
-        root=root,
+        root=config.features_folder,
         limit=config.features_gb,
         accelerator=accelerator,
         precision=precision,

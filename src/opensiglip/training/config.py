@@ -184,6 +184,11 @@ class TrainConfig:
             )
         return round(size)
 
+    @property
+    def features_folder(self) -> Path:
+        """Where features of frozen towers are cached."""
+        return self.features or self.out.parent / "features"
+
     @classmethod
     def part(cls, keywords: dict[str, Any]) -> tuple["TrainConfig", dict[str, Any]]:
         """The config, and the keywords that are left for the recipe, of `train`'s keywords. Raises UserError."""

@@ -102,8 +102,8 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     lines += [stage_line(stage) for stage in stages]
     lines.append(time_line(stages, loop.workers, last - begin))
     if size is not None:
-        root = config.features or folder.parent / "features"
-        lines.append(f"features    the run first writes {size:.2f} GB of frozen towers' states to {root}; steps then")
+        place = config.features_folder
+        lines.append(f"features    the run first writes {size:.2f} GB of frozen towers' states to {place}; steps then")
         lines.append("            take less than was timed here, with the towers in them")
     return "\n".join([*lines, *write_lines(loop, config)])
 

@@ -4,14 +4,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from opensiglip.data.example import Source
 from opensiglip.evaluation.benchmark import Context
 from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.run import run_benchmarks
 from opensiglip.inference.predictor import Predictor
-from opensiglip.training.remembered import remembering
+from opensiglip.training.remembered import Memory, remembering
 
 QUICK = ("grounding", "retrieval", "answers")  # the quick ones; `opensiglip eval` has them all
 
@@ -23,11 +21,11 @@ class HeldOut:
     source: Source
     count: int
     training: Source
-    memory: dict[str, Tensor] = field(default_factory=dict)  # what frozen towers made of it, in `row`
+    memory: Memory = field(default_factory=Memory)  # what frozen towers made of it
 
     def of(self, predictor: Predictor) -> dict[str, Any]:
         """Source, split, number of examples, seconds; and the figures of each benchmark that the model can do."""
-        began = time.perf_counter()
+        began, predictor = time.perf_counter(), remembering(predictor, self.memory)
         examples = encode_examples(predictor, self.source, self.count)
         results, _ = run_benchmarks(predictor, examples, QUICK, Context(self.training, trust=True))
         return {
@@ -41,7 +39,7 @@ class HeldOut:
     def row(self, predictor: Predictor) -> dict[str, float]:
         """Figures for metrics.jsonl, eval/TASK/NAME: those with an interval. Leaves the model in evaluation mode."""
         predictor.pretrained.model.eval()
-        findings = self.of(remembering(predictor, self.memory))
+        findings = self.of(predictor)
         return {
             f"eval/{benchmark}/{name}": value
             for benchmark in QUICK

@@ -15,6 +15,7 @@ from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin
 from opensiglip.training.held_out import HeldOut
 from opensiglip.training.record import fingerprints
+from opensiglip.training.remembered import Memory
 from opensiglip.training.resolve import Job
 
 
@@ -58,9 +59,11 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
     held_out, judged = None, None
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
+        memory = Memory(config.features_folder / "judged" if config.features_gb else None)
         if config.held_out:
-            held_out = HeldOut(open_held_out(config, specs[0], languages, frame.pixels), config.held_out, sources[0])
-        judged = HeldOut(Part(sources[0], aside), len(aside), sources[0]) if aside else held_out
+            source = open_held_out(config, specs[0], languages, frame.pixels)
+            held_out = HeldOut(source, config.held_out, sources[0], memory)
+        judged = HeldOut(Part(sources[0], aside), len(aside), sources[0], memory) if aside else held_out
     return Data(sources, held_out, judged, schedule, kept)
 
 

@@ -19,7 +19,7 @@ from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner
 from opensiglip.training.planning.shapes import Shapes
 from opensiglip.training.planning.trace import Flops, Name, Trace
-from opensiglip.types import Patches
+from opensiglip.types import Patches, TowerStates
 
 MOMENTS = 2  # of Adam, as wide as a weight
 TRACED = 2  # parts at most; further ones hold no more than their features
@@ -207,6 +207,8 @@ def _views(label: str, examples: int) -> Name:
         image = inputs[0]
         if isinstance(image, Patches):
             return f"{label}, {image.values.shape[1]} patches"
+        if isinstance(image, TowerStates):
+            return f"{label}, from features"
         masked = " masked" if len(inputs) > 1 else ""
         return f"{label}, {len(image) / examples:g} x {image.shape[-1]} px{masked}"
 
