@@ -94,8 +94,8 @@ def with_features(
     places = [place_of(root, source, model, recipe, frozen, dtype) for source in sources]
     if accelerator.is_main_process:
         for source, place in zip(sources, places, strict=True):
-            if (place / DONE).is_file() and (why := unusable(source, place, recipe.frame)):
-                accelerator.print(f"features    {why}: encoded anew", flush=True)
+            if (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
+                accelerator.print(f"features    {changed}: encoded anew", flush=True)
                 shutil.rmtree(place)
             if not (place / DONE).is_file():
                 place.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
     for field in fields:
         if frozen.images and type(field) is Images:
             swapped.append(ImageStates())
-        elif frozen.texts and isinstance(field, Texts):
+        elif frozen.texts and type(field) is Texts:
             swapped.append(TextStates(captions=field.captions))
         else:
             swapped.append(field)

@@ -78,7 +78,7 @@ def hashed(facts: str, *tensors: Tensor) -> str:
     """A hash of a few facts and of tensors' bytes."""
     digest = xxhash.xxh3_128(facts.encode())
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

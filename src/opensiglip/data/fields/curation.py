@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opensiglip.data.fields.field import Field, Texts, Visit
+from opensiglip.data.fields.field import Drawn, Field, Texts, Visit
 from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
@@ -22,12 +22,10 @@ class ReferenceTexts(Texts):
         super().__init__()
         self.reference = reference
 
-    def draw(
-        self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline
-    ) -> tuple[np.ndarray, bool, int | None]:
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Drawn]:
         return super().draw(visit, rng, self.reference)
 
-    def collate(self, drawn: Sequence[tuple[np.ndarray, bool, int | None]], pipeline: TextPipeline) -> Batch:
+    def collate(self, drawn: Sequence[list[Drawn]], pipeline: TextPipeline) -> Batch:
         return {f"{REFERENCE}text": super().collate(drawn, self.reference)["text"]}
 
 
