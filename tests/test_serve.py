@@ -25,6 +25,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from opensiglip.apps.cli import main
+from opensiglip.apps.serve import app as app_module
 from opensiglip.apps.serve import guard as guard_module
 from opensiglip.apps.serve import requests as requests_module
 from opensiglip.apps.serve.app import Limits, Server
@@ -158,6 +159,24 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(client: TestClient
     assert said.status_code == 413 and "image over 64 megapixels" in said.json()["error"]["message"]
 
 
+def test_the_decoded_images_of_one_request_and_of_all_are_bounded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of 48 x 24 takes 3,456 bytes."""
+    server = Server(predictor, Limits())
+    body = {"input": [url_of(FILES[0])] * 3, "labels": ["a"]}
+    with TestClient(server.app) as client:
+        monkeypatch.setattr(app_module, "REQUEST", 2 * 3456)
+        said = client.post("/v1/classify", json=body)
+        assert said.status_code == 413 and "megapixels in all; send fewer" in said.json()["error"]["message"]
+        monkeypatch.setattr(app_module, "REQUEST", 10**6)
+        monkeypatch.setattr(app_module, "HELD", 5 * 3456)
+        assert client.post("/v1/classify", json=body).status_code == 200
+        server.held += 3 * 3456  # of another request
+        assert client.post("/v1/classify", json=body).status_code == 429
+        assert server.held == 3 * 3456, "what was refused or answered is held no longer"
+
+
 def header(width: int, height: int) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -223,7 +242,7 @@ def batches() -> Iterator[Callable[..., tuple[Doubles, Batcher]]]:
 
     def make(**changes: Any) -> tuple[Doubles, Batcher]:
         model = Doubles()
-        settings: dict[str, Any] = {"most": 4, "room": 8, "room_bytes": 100, "wait": 0.0}
+        settings: dict[str, Any] = {"most": 4, "room": 8, "wait": 0.0}
         made.append((model, Batcher(model, **settings | changes)))
         return made[-1]
 
@@ -275,8 +294,6 @@ def test_a_full_queue_refuses_with_429_and_empties_before_the_end(batches: Any) 
     with pytest.raises(Refused, match="7 inputs are waiting and 8 may") as refused:
         batcher.submit(Question("a"), [1, 2])
     assert refused.value.status == 429
-    with pytest.raises(Refused):
-        batcher.submit(Question("a"), [1], size=101)
     ending = threading.Thread(target=batcher.close)
     ending.start()
     while not batcher.closing:

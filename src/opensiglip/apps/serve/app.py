@@ -35,7 +35,8 @@ from opensiglip.errors import UserError
 from opensiglip.inference.predictor import Predictor
 
 DECODERS = 2  # images that are decoded at once; one of 64 megapixels takes 192 MB
-WAITING_BYTES = 1_000_000_000  # of pixels in the queue
+HELD = 1_000_000_000  # bytes of images that are held from their decoding to their answer, by all requests
+REQUEST = 400_000_000  # and by one: 133 megapixels
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Server:
             self.answers,
             most=limits.batch,
             room=limits.queue,
-            room_bytes=WAITING_BYTES,
             wait=limits.wait,
             seen=self.metrics.batches.observe,
         )
+        self.held = 0
         self.decoders = anyio.CapacityLimiter(DECODERS)
         self.app = FastAPI(title="OpenSigLIP", lifespan=self._lifespan, docs_url=None, redoc_url=None)
         self._add_routes()
@@ -87,21 +88,23 @@ class Server:
     async def classify(self, request: Request) -> Response:
         """Labels with probabilities, likeliest first."""
         asked = await self._read(request, ClassifyAsked)
-        found = await self._ask(Question("classify", tuple(asked.labels)), await self._images(asked))
+        async with self._images(asked) as images:
+            found = await self._ask(Question("classify", tuple(asked.labels)), images)
         rows = [[{"label": label, "probability": p} for label, p in shares.items()] for shares in found]
         return self._answer([{"index": place, "labels": row} for place, row in enumerate(rows)])
 
     async def locate(self, request: Request) -> Response:
         """A box of the phrase x1, y1, x2, y2 in pixels of each image, with a score."""
         asked = await self._read(request, LocateAsked)
-        found = await self._ask(Question("locate", (asked.phrase,)), await self._images(asked))
+        async with self._images(asked) as images:
+            found = await self._ask(Question("locate", (asked.phrase,)), images)
         return self._answer([{"index": place, **one.as_json()} for place, one in enumerate(found)])
 
     async def caption(self, request: Request) -> Response:
         """A caption of each image."""
         asked = await self._read(request, CaptionAsked)
-        question = Question("caption", (asked.language, asked.num_beams))
-        found = await self._ask(question, await self._images(asked))
+        async with self._images(asked) as images:
+            found = await self._ask(Question("caption", (asked.language, asked.num_beams)), images)
         return self._answer([{"index": place, "text": text} for place, text in enumerate(found)])
 
     async def models(self) -> Response:
@@ -124,13 +127,28 @@ class Server:
             raise Refused(404, f"there is no model {asked.model!r} here; ask for {self.answers.name!r}.", "model")
         return asked
 
-    async def _images(self, asked: Asked) -> list[Tensor]:
-        """The inputs, all of them images. Raises Refused."""
-        found = await asyncio.gather(*(self._image(part, place) for place, part in enumerate(asked.parts)))
-        for place, image in enumerate(found):
-            if image is None:
-                raise Refused(422, f"input[{place}] is no image; send data:image/png;base64,... or a file.", "input")
-        return [image for image in found if image is not None]
+    @asynccontextmanager
+    async def _images(self, asked: Asked) -> AsyncIterator[list[Tensor]]:
+        """The inputs, all of them images, whose bytes count until they are answered. Raises Refused: 413, 422, 429."""
+        found: list[Tensor] = []
+        own = 0
+        try:
+            for place, part in enumerate(asked.parts):
+                image = await self._image(part, place)
+                if image is None:
+                    sentence = f"input[{place}] is no image; send data:image/png;base64,... or a file."
+                    raise Refused(422, sentence, "input")
+                own += image.nbytes
+                self.held += image.nbytes
+                if own > REQUEST:
+                    pixels = REQUEST // 3_000_000
+                    raise Refused(413, f"the images have more than {pixels} megapixels in all; send fewer at once.")
+                if self.held > max(HELD, own):
+                    raise Refused(429, "the images of other requests fill the memory; ask again in a moment.")
+                found.append(image)
+            yield found
+        finally:
+            self.held -= own
 
     async def _image(self, part: Part, place: int, framed: bool = False) -> Tensor | None:
         """An input's image, decoded in a thread; None of a text."""
@@ -145,8 +163,7 @@ class Server:
         """Queue the items and wait for their answers. Raises Refused, UserError."""
         if not items:
             return []
-        size = sum(item.nbytes for item in items if isinstance(item, Tensor))
-        found = await asyncio.wrap_future(self.batcher.submit(question, items, size))
+        found = await asyncio.wrap_future(self.batcher.submit(question, items))
         self.metrics.inputs.labels(question.kind).inc(len(items))
         return found
 

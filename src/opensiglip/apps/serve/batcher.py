@@ -27,7 +27,6 @@ class Job:
 
     question: Question
     items: Sequence[Any]
-    size: int  # bytes of the items
     arrived: float = field(default_factory=time.monotonic)
     answers: "Future[list[Any]]" = field(default_factory=Future)
 
@@ -35,29 +34,26 @@ class Job:
 class Batcher:
     """Jobs wait in order of arrival; the oldest one's question is asked next, with all that wait for the same."""
 
-    def __init__(
-        self, answer: Answer, *, most: int, room: int, room_bytes: int, wait: float, seen: Callable[[int], Any] = int
-    ) -> None:
-        """`most`: items of a batch. `room`, `room_bytes`: items that may wait, and their bytes.
+    def __init__(self, answer: Answer, *, most: int, room: int, wait: float, seen: Callable[[int], Any] = int) -> None:
+        """`most`: items of a batch. `room`: items that may wait.
 
         `wait`: seconds that the oldest job waits for others to fill its batch. `seen` is told the size of each batch.
         """
-        self.answer, self.most, self.room, self.room_bytes, self.wait = answer, most, room, room_bytes, wait
+        self.answer, self.most, self.room, self.wait = answer, most, room, wait
         self.seen, self.closing = seen, False
         self.jobs: deque[Job] = deque()
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self.thread.start()
 
-    def submit(self, question: Question, items: Sequence[Any], size: int = 0) -> "Future[list[Any]]":
+    def submit(self, question: Question, items: Sequence[Any]) -> "Future[list[Any]]":
         """Queue items; the future holds an answer for each. Raises Refused: 429 without room, 503 at the end."""
         with self.changed:
             if self.closing:
                 raise Refused(503, "the server is stopping; ask another.")
-            bytes_waiting = sum(job.size for job in self.jobs)
-            if self.jobs and (self.waiting + len(items) > self.room or bytes_waiting + size > self.room_bytes):
+            if self.jobs and self.waiting + len(items) > self.room:
                 raise Refused(429, f"{self.waiting} inputs are waiting and {self.room} may; ask again in a moment.")
-            job = Job(question, items, size)
+            job = Job(question, items)
             self.jobs.append(job)
             self.changed.notify()
         return job.answers
