@@ -18,6 +18,7 @@ from opensiglip.losses.equations import distillation
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import head
 from opensiglip.models.towers import Text, Vision
 from opensiglip.objectives.base import Encoded, Signal
 from opensiglip.objectives.distillation import Distilled, LocalToGlobal, MaskedPatches
@@ -306,6 +307,22 @@ def test_weights_are_the_papers_by_size(size: str, silc: float, tips: float) -> 
         "local_to_global": (silc, 0.8),
         "masked_patches": (tips, 0.8),
     }
+
+
+def test_short_runs_may_weigh_masked_prediction_more() -> None:
+    weights = {o.name: o.weight for o in siglip2(size="tiny", prototypes=8, masked_weight=2.0).objectives}
+    assert weights == {"sigmoid": 1.0, "caption": 1.0, "local_to_global": 0.25, "masked_patches": 2.0}
+
+
+def test_a_narrow_heads_layers_start_as_large_as_dinos() -> None:
+    """0.02 at 2048 inputs, so outputs keep their size; DINO's own head has 0.02 in every layer."""
+    torch.manual_seed(0)
+    narrow, plain = Head(128, HeadShape(512, 64, 32, by_width=True)), Head(768, HeadShape(512, 64, 32))
+    for layer in narrow.layers:
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02 * (2048 / layer.in_features) ** 0.5, rel=0.03)
+    for layer in plain.layers:
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.03)
+    assert head("tiny").by_width and not head("B/16").by_width
 
 
 def test_a_run_through_the_switch_leaves_terms_signals_and_a_plain_model(run: Run, tmp_path: Path) -> None:

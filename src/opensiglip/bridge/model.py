@@ -50,7 +50,7 @@ class SiglipForPreTrainingConfig(PretrainedConfig):
         distillation: float = 0.25,
         start: float = 0.8,
         momentum: float = 0.966,
-        head: dict[str, int] | None = None,
+        head: dict[str, Any] | None = None,
         decoder_depth: int | None = None,
         **kwargs: Any,
     ) -> None:

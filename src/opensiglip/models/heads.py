@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from opensiglip.models.sizes import HeadShape
 
+STD, WIDTH = 0.02, 2048  # DINO's deviation, at its hidden width
+
 
 class Head(nn.Module):
     """MLP of three layers, L2-normalised bottleneck, weight-normed prototypes.    (DINOv2 layers/dino_head.py:12-58)
@@ -25,9 +27,10 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(shape.prototypes, shape.bottleneck))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            std = STD * (WIDTH / layer.in_features) ** 0.5 if shape.by_width else STD
+            nn.init.trunc_normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        nn.init.trunc_normal_(self.prototypes, std=STD)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> cosines with the prototypes [..., K]."""

@@ -63,11 +63,16 @@ class PairShape:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md)."""
+    """DINO's head is 2048, 256, 65536; SILC's is recalled as the same (docs/recipes/silc.md).
+
+    `by_width`: layers start with the deviation 0.02 sqrt(2048 / inputs) instead of 0.02, so a narrow head's outputs are
+    as large as those of DINO's (ours). With 0.02 its bottleneck starts near 0, where the normalisation is steep.
+    """
 
     hidden: int = 2048
     bottleneck: int = 256
     prototypes: int = 65536
+    by_width: bool = False
 
 
 SHAPES = {
@@ -191,7 +196,7 @@ def head(size: str, prototypes: int | None = None) -> HeadShape:
 
     Of tiny's tower with other patches, too, so that a run can go on with them.
     """
-    shape = HeadShape(512, 64, 1024) if shapes(size)[0] == SHAPES["tiny"] else HeadShape()
+    shape = HeadShape(512, 64, 1024, by_width=True) if shapes(size)[0] == SHAPES["tiny"] else HeadShape()
     return shape if prototypes is None else replace(shape, prototypes=prototypes)
 
 

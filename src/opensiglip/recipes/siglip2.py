@@ -24,6 +24,7 @@ def siglip2(
     distill_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.8,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
+    masked_weight: Annotated[float | None, Bounds(at_least=0)] = None,
 ) -> Recipe:
     """SigLIP 2: SigLIP + LocCa; in the last fifth also SILC and TIPS.    (arXiv:2502.14786)
 
@@ -48,6 +49,7 @@ def siglip2(
         distill_start: share of training after which self-distillation and masked prediction begin; 1 is never.
         momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
         prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
+        masked_weight: of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
     """
     networks = architecture(
         size,
@@ -78,7 +80,13 @@ def siglip2(
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Caption(),
             objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
-            objectives.MaskedPatches(width, shape, weight=r / 4, start=start, momentum=teacher),
+            objectives.MaskedPatches(
+                width,
+                shape,
+                weight=r / 4 if masked_weight is None else masked_weight,
+                start=start,
+                momentum=teacher,
+            ),
         ],
         tasks=tasks,
         boxes=written,
