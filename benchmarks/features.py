@@ -16,8 +16,8 @@ from opensiglip.data.example import Example
 from opensiglip.data.loader import Steps, to_device
 from opensiglip.data.sources.registry import open_source
 from opensiglip.evaluation.encode import readable_examples
-from opensiglip.models.model import Model
 from opensiglip.training.build import build
+from opensiglip.training.loop import Loop
 from opensiglip.training.resolve import resolve
 from opensiglip.training.stop import Stop
 from opensiglip.types import TowerStates
@@ -31,6 +31,7 @@ def bench(
     data: str,
     head: Literal["map", "mlp", "linear"] = "mlp",
     captions: int = 1,
+    languages: str | None = None,
     length: int = 40,
     batch_size: int = 256,
     count: int = 32,
@@ -41,8 +42,8 @@ def bench(
 ) -> None:
     """A step of `align` from features, reading included, against the image tower on pixels at hand.
 
-    Where the features are missing they are written first. The gap beside it: how far rounding to bf16 moves an
-    embedding, as one minus the cosine, the largest of `count` images.
+    Where the features are missing they are written first. The gap beside it: how far the cache's precision moves an
+    embedding, as one minus the cosine with float32 throughout, the largest of `count` images.
 
     Args:
         vision: folder or hub id of the image tower.
@@ -50,6 +51,7 @@ def bench(
         data: images with captions.
         head: of the images.
         captions: of each image at a step.
+        languages: of the captions, such as en; by default all.
         length: tokens of a text.
         batch_size: of the step.
         count: images that the tower encodes at once.
@@ -63,7 +65,8 @@ def bench(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         keywords = {"vision": vision, "text": text, "data": data, "out": Path(folder) / "run", "features": features}
         sizes = {"head": head, "captions": captions, "length": length, "batch_size": batch_size, "steps": 10_000}
-        job = resolve("align", keywords | sizes | {"held_out": 0, "workers": 0})
+        rest = {"languages": languages, "held_out": 0, "workers": 0}
+        job = resolve("align", {**keywords, **sizes, **rest})
         loop = build(job, stack).loop
         loop.stop = Stop()
         loop.activate(0)
@@ -84,7 +87,7 @@ def bench(
                 CACHED,
                 lambda: loop.train_step(wrapped, steps[next(numbers)]),
                 items=batch_size,
-                facts={"gap": rounding(model, pixels)},
+                facts={"gap": gap(loop, pixels)},
             ),
         ]
         rows = compare(f"{head}, {captions} captions", variants, TOWER, place, rounds, torch.float32)
@@ -95,8 +98,11 @@ def bench(
 
 
 @torch.no_grad()
-def rounding(model: Model, pixels: Tensor) -> float:
-    """1 - cosine of an embedding from states in bf16 with that from the states as they are, the largest."""
-    states = model.vision.read(pixels)
-    whole, rounded = (model.vision(TowerStates(x)).pooled.double() for x in (states, states.bfloat16()))
-    return float((1 - F.cosine_similarity(whole, rounded)).max())
+def gap(loop: Loop, pixels: Tensor) -> float:
+    """1 - cosine of an embedding from states as the cache holds them with one in float32 throughout, the largest."""
+    vision = loop.learner.model.vision
+    with loop.autocast():
+        states = vision.read(pixels)
+    kept = states.bfloat16() if loop.precision == "bf16" else states
+    whole, read = (vision(x).pooled.double() for x in (pixels, TowerStates(kept)))
+    return float((1 - F.cosine_similarity(whole, read)).max())

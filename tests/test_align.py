@@ -398,7 +398,7 @@ def test_the_bench_of_features_says_pace_and_gap(towers: Path, folder: str, tmp_
     assert main(["bench", "features", *words, *few, *places]) == 0
     tower, cached = json.loads((tmp_path / "out" / "features.json").read_text())["rows"]
     assert tower["per_second"] > 0 and cached["facts"]["images"].endswith("x")
-    assert 0 < cached["facts"]["gap"] < 1e-2
+    assert 0 <= cached["facts"]["gap"] < 1e-2
 
 
 @pytest.mark.parametrize(
