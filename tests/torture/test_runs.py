@@ -126,9 +126,9 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
 ) -> None:
     """Twice each: at a moment of the run, and at one of its resumption, both drawn; then let end."""
     whole, moments = straight
-    rng, counts, where = random.Random(0), Counter[str](), Counter[str]()
+    counts, where = Counter[str](), Counter[str]()
     for number in range((torture_count(2) + 1) // 2):
-        out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
+        rng, out, said = random.Random(number), tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         for attempt in range(2):
             fatal = rng.randrange(1, len(moments) + 1 if attempt == 0 else len(moments) // 2)
             begun = RunFolder(out).config.is_file()
@@ -183,10 +183,10 @@ def gone(path: Path, rng: random.Random) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(
     straight: tuple[Path, list[str]], recipe: str, folder: str, tmp_path: Path, torture_count: Callable[[int], int]
 ) -> None:
-    whole, rng, counts, kinds = straight[0], random.Random(1), Counter[str](), Counter[str]()
+    whole, counts, kinds = straight[0], Counter[str](), Counter[str]()
     harms = [flip, zeros, cut, of_another_step, permuted, gone]
     for number in range(torture_count(1)):
-        out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
+        rng, out, said = random.Random(number), tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         shutil.copytree(whole, out)
         newest = RunFolder(out).checkpoint(6)
         before = {path.name: path.read_bytes() for path in newest.iterdir()}
@@ -208,10 +208,10 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(
     straight: tuple[Path, list[str]], recipe: str, folder: str, tmp_path: Path, torture_count: Callable[[int], int]
 ) -> None:
     """Files may be so many bytes long, a limit of the system's that is drawn; then they may be of any length again."""
-    whole, rng, counts = straight[0], random.Random(2), Counter[str]()
+    whole, counts = straight[0], Counter[str]()
     most = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     for number in range(torture_count(1)):
-        out, said = tmp_path / str(number) / "run", tmp_path / f"said-{number}"
+        rng, out, said = random.Random(number), tmp_path / str(number) / "run", tmp_path / f"said-{number}"
         limit = int(most * rng.random() ** 2)
         code = forked(partial(cramped, recipe, folder, out, limit), said)
         assert code == 2 and "can't be written (File too large" in said.read_text(), (limit, said.read_text())
