@@ -39,6 +39,7 @@ def words(folder: str, tmp_path: Path) -> list[str]:
     recipe = tmp_path / "faulty.py"
     recipe.write_text(RECIPE + KILLER)
     settings = "--steps 6 --save-every 2 --batch-size 8 --workers 0 --held-out 0 --precision fp32 --vocabulary 300"
+    settings += " --no-memory-check"
     return ["train", f"{recipe}:small", "--data", folder, *settings.split()]
 
 
