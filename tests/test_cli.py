@@ -17,7 +17,8 @@ from PIL import Image
 import opensiglip
 from opensiglip import __version__
 from opensiglip.apps import signature
-from opensiglip.apps.cli import main, say
+from opensiglip.apps.cli import main
+from opensiglip.apps.said import say
 from opensiglip.apps.commands import COMMANDS, Command
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.models.model import Model
@@ -380,7 +381,7 @@ def test_a_sentence_of_several_ranks_is_printed_once_with_the_rank(
         (place / "attempt_0" / str(rank)).mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place / "attempt_0" / str(rank) / "error.json"))
-        say(sentence)
+        say(sentence, 2)
     said = capsys.readouterr().err.splitlines()
     assert said == ["opensiglip (rank 1): photos is missing.", "opensiglip: the disk is full."]
 

@@ -1,20 +1,29 @@
 """Ranks that fail end all, with one sentence; torchrun starts them again and they go on by themselves."""
 
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import RECIPE
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.launcher.api import LaunchConfig
 
+from opensiglip.apps import ranks
+from opensiglip.apps.cli import main
+from opensiglip.apps.said import say
 from opensiglip.apps.train import recipes
 from opensiglip.training.log import read_lines
 
 KILLER = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 from opensiglip.training import loop
 from opensiglip.errors import UserError
@@ -23,6 +32,7 @@ plain = loop.Loop.train_step
 
 def step(self, *given):
     if self.step == 4 and os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        Path(__file__).with_name("fault").write_text(str(time.time()))
         if os.environ["FAULT"] == "sentence":
             raise UserError("the data of rank 1 is gone; mount it.")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,13 +67,52 @@ def start(arguments: list[str], fault: str) -> tuple[int, str, str]:
         ("sentence", "opensiglip (rank 1): the data of rank 1 is gone; mount it.\n"),
     ],
 )
-def test_a_rank_that_fails_ends_all_with_one_sentence(
+def test_a_rank_that_fails_ends_all_within_half_a_minute_with_one_sentence(
     words: list[str], tmp_path: Path, fault: str, sentence: str
 ) -> None:
     code, _, said = start(["-m", "opensiglip", *words, "--ranks", "2", "--out", str(tmp_path / "run")], fault)
+    seconds = time.time() - float((tmp_path / "fault").read_text())
     assert code == 2 and said.startswith(sentence) and said.count("\n") == 1, said
+    assert seconds < 30
     last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert last == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        ([(0, "stopped by SIGINT.", 75), (1, "stopped by SIGINT.", 75)], 75, "opensiglip: stopped by SIGINT.\n"),
+        ([(1, "the disk is full.", 2), (0, "stopped.", 75)], 2, "opensiglip (rank 1): the disk is full.\nopensiglip: s"),
+        ([], 75, "opensiglip: stopped by SIGINT before a step; start it again, with --resume if it has saved.\n"),
+    ],
+)
+def test_ranks_and_launcher_say_once_why_a_signal_ended_them(
+    said: list[tuple[int, str, int]],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def torchrun(config: LaunchConfig, *command: str) -> Callable[..., None]:
+        def run(*arguments: str) -> None:
+            for rank, sentence, ended in said:
+                place = Path(config.logs_specs.root_log_dir) / "1" / "attempt_0" / str(rank)
+                place.mkdir(parents=True)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv("RANK", str(rank))
+                    patch.setenv("TORCHELASTIC_ERROR_FILE", str(place / "error.json"))
+                    say(sentence, ended)
+            raise SignalException("by the test", signal.SIGINT)
+
+        return run
+
+    monkeypatch.setattr(ranks, "elastic_launch", torchrun)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main(["train", "siglip", "--data", "scenes", "--ranks", "2", "--out", str(tmp_path / "run")]))
+    assert ended.value.code == code
+    logging.disable(logging.NOTSET)
+    assert capsys.readouterr().err.startswith(words)
 
 
 def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint(words: list[str], tmp_path: Path) -> None:

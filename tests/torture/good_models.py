@@ -80,7 +80,9 @@ def coca(folder: Path) -> None:
     read = {"embed_cls": True, "output_tokens": True}
     config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text | read, "multimodal_cfg": text}
     folder.mkdir(parents=True)
-    save_file(CoCa(**config).state_dict(), folder / "open_clip_model.safetensors")
+    model = CoCa(**config)
+    torch.nn.init.normal_(model.text_decoder.text_projection)  # theirs is left as memory was
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     peers.tokenizer().save_pretrained(folder)
 

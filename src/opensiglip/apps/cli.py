@@ -1,6 +1,5 @@
 """The command line: flags are the keywords of the functions behind it; bad input is one sentence and exit code 2."""
 
-import hashlib
 import inspect
 import os
 import sys
@@ -15,13 +14,13 @@ from tyro._errors import ParseErrorEvent, on_parse_error
 from opensiglip import __version__, progress
 from opensiglip.apps import completion, quiet
 from opensiglip.apps.commands import COMMANDS, Group, Runnable
+from opensiglip.apps.said import PROGRAM, say
 from opensiglip.apps.sentence import rejected_flags, rejected_word
 from opensiglip.apps.signature import like
 from opensiglip.apps.train import Train
 from opensiglip.apps.train_help import HELP, HELP_ALL, help_text
 from opensiglip.errors import Stopped, UserError
 
-PROGRAM = "opensiglip"
 EVERYWHERE = {"--quiet", "--verbose"}  # flags that every command takes
 ABOUT = """Open pretraining of vision-language encoders.
 
@@ -44,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell has it: 128 + SIGPIPE
     except UserError as error:
-        say(str(error))
+        say(str(error), 2)
         return 2
     except Stopped as stop:
-        say(str(stop))
+        say(str(stop), stop.code)
         return stop.code
     except KeyboardInterrupt as stop:
-        say(str(stop) or "stopped.")
+        say(str(stop) or "stopped.", 130)
         return 130
     return 0
 
@@ -120,20 +119,6 @@ def subcommands(group: Group, words: Sequence[str], flags: Callable[..., Any] | 
 
 def _same(command: Any) -> Any:
     return command
-
-
-def say(sentence: str) -> None:
-    """Print a sentence to stderr: once, though every rank may have it, and with the rank if it is not the first."""
-    rank, file = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file is not None:  # torchrun's folder of this attempt, that the ranks of a machine share
-        mark = hashlib.sha256(sentence.encode(errors="backslashreplace")).hexdigest()[:16]
-        try:
-            (Path(file).parents[1] / f"{PROGRAM}-{mark}").touch(exist_ok=False)
-        except FileExistsError:
-            return
-        except OSError:
-            pass
-    print(f"{PROGRAM}{'' if rank == '0' else f' (rank {rank})'}: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from opensiglip.errors import UserError
+from opensiglip.apps.said import codes_said
+from opensiglip.errors import Stopped, UserError
 
 SAID = (2, 75)  # exit codes of ranks that have said themselves why they ended: a sentence, and a stop as asked for
 GRACE = 300  # seconds that ranks have to end a step and save it when the launcher is asked to stop
@@ -23,8 +24,8 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # handed on to the ranks
 def launch(ranks: int, words: Sequence[str]) -> int:
     """Run `opensiglip WORDS` as `ranks` processes of this machine; returns the exit code.
 
-    If one of them fails the others are ended within half a minute. Raises UserError naming the rank and the reason
-    where it could not say so itself.
+    If one of them fails the others are told to end, and killed where they have not after torch's 30 s. Raises UserError
+    naming the rank and the reason where it could not say so itself, and Stopped where ranks that a signal ended could not.
     """
     devices = torch.accelerator.device_count()
     if torch.accelerator.is_available() and ranks > devices:
@@ -37,6 +38,7 @@ def launch(ranks: int, words: Sequence[str]) -> int:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=ranks,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
             run_id=Path(folder).name,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
@@ -53,7 +55,10 @@ def launch(ranks: int, words: Sequence[str]) -> int:
             rank = next(rank for rank, failure in error.failures.items() if failure is first)
             raise UserError(sentence(rank, ranks, first)) from None
         except SignalException as stop:
-            return 130 if stop.sigval == signal.SIGINT else 75
+            if codes := codes_said(Path(folder)):
+                return min(codes)  # an error before a stop
+            name = signal.Signals(stop.sigval).name
+            raise Stopped(f"stopped by {name} before a step; start it again, with --resume if it has saved.") from None
     return 0
 
 
