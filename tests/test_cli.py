@@ -18,8 +18,8 @@ import opensiglip
 from opensiglip import __version__
 from opensiglip.apps import signature
 from opensiglip.apps.cli import main
-from opensiglip.apps.said import say
 from opensiglip.apps.commands import COMMANDS, Command
+from opensiglip.apps.said import say
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES, find_recipe

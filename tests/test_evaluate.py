@@ -314,7 +314,7 @@ def test_the_same_figures_are_taken_while_training(trained: Path) -> None:
         (["RUN", "--data", "scenes", "--split", "dusk"], "dusk"),
         (["RUN", "--data", "scenes", "--count", "0"], "at least 1"),
         (["timm:EMPTY", "--data", "scenes"], "can't be"),
-        (["open_clip:nowhere:x", "--data", "scenes"], "can't be loaded"),
+        (["open_clip:nowhere:x.safetensors", "--data", "scenes"], "can't be loaded"),
         (["open_clip:ViT-B-32", "--data", "scenes"], "names no weights"),
     ],
 )

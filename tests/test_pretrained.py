@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -106,7 +107,19 @@ def test_open_clip_by_its_own_library(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = open_clip.create_model("small-clip").eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    pretrained = Pretrained.open(f"open_clip:small-clip:{tmp_path / 'weights.pt'}")
+    with pytest.raises(UserError, match=r"weights\.pt, which would be unpickled; save them as \.safetensors"):
+        Pretrained.open(f"open_clip:small-clip:{tmp_path / 'weights.pt'}")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match="folder has 0 .safetensors files"):
+        Pretrained.open(f"open_clip:local-dir:{folder}")
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    for spec in (f"local-dir:{folder}", f"small-clip:{folder / 'open_clip_model.safetensors'}"):
+        state = Pretrained.open(f"open_clip:{spec}").model.text.state_dict()
+        assert all(torch.equal(x, state[f"model.{name}"]) for name, x in model.state_dict().items())
+    pretrained = Pretrained.open(f"open_clip:small-clip:{folder / 'open_clip_model.safetensors'}")
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (model.visual.image_mean, model.visual.image_std))
     with torch.no_grad():
         expected = model.encode_image((images() / 255 - mean) / std, normalize=True)

@@ -19,6 +19,7 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import Steps
 from opensiglip.errors import Stopped, UserError
+from opensiglip.models.model import Model
 from opensiglip.training import checkpoint, lock
 from opensiglip.training import loop as loop_module
 from opensiglip.training import stop as stop_module
@@ -272,8 +273,9 @@ def test_weights_that_are_not_finite_are_refused_when_a_model_is_opened(
     weights = load_file(tmp_path / "model" / "model.safetensors")
     weights["logit_bias"].fill_(float("nan"))
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"model has weights that are not finite, in logit_bias; take"):
-        Pretrained.open(tmp_path / "model")
+    for opened in (Pretrained.open, Model.from_pretrained):
+        with pytest.raises(UserError, match=r"model has weights that are not finite, in logit_bias; take"):
+            opened(tmp_path / "model")
 
 
 def test_the_best_checkpoint_stays_and_training_ends_where_none_better_comes(

@@ -25,7 +25,7 @@ def launch(ranks: int, words: Sequence[str]) -> int:
     """Run `opensiglip WORDS` as `ranks` processes of this machine; returns the exit code.
 
     If one of them fails the others are told to end, and killed where they have not after torch's 30 s. Raises UserError
-    naming the rank and the reason where it could not say so itself, and Stopped where ranks that a signal ended could not.
+    naming the rank and the reason where it could not say so itself, and Stopped where no rank could after a signal.
     """
     devices = torch.accelerator.device_count()
     if torch.accelerator.is_available() and ranks > devices:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from opensiglip.checkpoints.contents import Contents, frame_of
@@ -29,21 +28,13 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.disk import whole_files
 from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import refuse_not_finite
 from opensiglip.models.model import Model
 
 FORMATS = (
     "a run, a transformers folder of SiglipModel, Siglip2Model or CLIPModel, an open_clip SigLIP or CoCa, a timm "
     "encoder, a LoRA adapter of peft, or big_vision's .npz"
 )
-
-
-def refuse_not_finite(model: Any, name: str) -> None:
-    """Raises UserError on the first weight that is NaN or infinite: its answers would be noise, or nothing."""
-    for key, weight in model.state_dict().items() if isinstance(model, nn.Module) else ():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise UserError(
-                f"{name} has weights that are not finite, in {key}; take an earlier checkpoint, or fetch it again."
-            )
 
 
 class Pretrained(Contents):
@@ -57,7 +48,8 @@ class Pretrained(Contents):
         Raises UserError naming what can't be read.
         """
         found = cls._found(str(spec))
-        refuse_not_finite(found.model, found.name)
+        if isinstance(found.model, nn.Module):
+            refuse_not_finite(found.name, found.model)
         return found
 
     @classmethod

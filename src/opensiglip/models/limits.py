@@ -1,4 +1,4 @@
-"""How large the networks of a config may be: its numbers one by one, and all of them against the weights beside it.
+"""What networks may be read: of bounded sizes, no larger than the weights beside their config, of finite weights.
 
 A config is somebody else's. Nothing is built before both are checked, so that a few bytes of JSON can't take the
 machine's memory, or hours.
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -71,6 +72,15 @@ def check_room(where: object, networks: nn.Module, stored: int) -> None:
         raise UserError(
             f"{where}: its config speaks of {needed:,} weights, and its files have {stored:,}; fetch it again, whole."
         )
+
+
+def refuse_not_finite(where: object, networks: nn.Module) -> None:
+    """Raises UserError on the first weight that is NaN or infinite: its answers would be noise, or nothing."""
+    for key, weight in networks.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise UserError(
+                f"{where} has weights that are not finite, in {key}; take an earlier checkpoint, or fetch it again."
+            )
 
 
 def stored_in(folder: Path) -> int:

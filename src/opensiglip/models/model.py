@@ -40,7 +40,7 @@ from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
 from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimodal
 from opensiglip.models.decoder import Decoder
-from opensiglip.models.limits import check_room, check_sizes, stored_in
+from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
 from opensiglip.models.pali import Pali
 from opensiglip.models.pretrained_towers import PretrainedText, PretrainedVision
 from opensiglip.models.short_start import short_start
@@ -153,7 +153,7 @@ class Model(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "Model":
         """Read what `save_pretrained` wrote; `Pretrained.open` reads runs that have not ended, and other makes.
 
-        Raises UserError naming the file or tensor that is missing or does not fit.
+        Raises UserError naming the file or tensor that is missing or does not fit, or is not finite.
         """
         folder = Path(folder)
         facts = read_sidecar(folder)
@@ -198,6 +198,7 @@ class Model(nn.Module):
             _load(model, folder / "beside.safetensors", names, strict=False)
         if model.decoder is not None:
             _load(model.decoder, folder / "decoder.safetensors", model.decoder.state_dict().keys())
+        refuse_not_finite(folder, model)
         if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
             warnings.warn(
                 f"{folder} has logit_scale and logit_bias 0: "

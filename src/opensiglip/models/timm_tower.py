@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from opensiglip.errors import UserError, first_line
-from opensiglip.models.limits import check_room, check_sizes, stored_in
+from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
 from opensiglip.types import Features
 
 
@@ -51,6 +51,7 @@ def load(name: str, what: str | None = None) -> TimmWrapperModel:
     tower, report = made
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{what or name} has no {missing[0]}, which its encoder needs; fetch or save it again, whole.")
+    refuse_not_finite(name, tower)
     return tower
 
 

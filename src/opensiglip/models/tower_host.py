@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from opensiglip.errors import UserError
-from opensiglip.models.limits import check_room, check_sizes, stored_in
+from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
 
 PARTS = ("vision", "text")
 
@@ -53,4 +53,5 @@ def load_tower(place: str, flag: str) -> PreTrainedModel:
     tower, report = made
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(f"{flag} {place} has no {missing[0]}, which its network needs; fetch or save it again, whole.")
+    refuse_not_finite(place, tower)
     return tower

@@ -1,5 +1,6 @@
 """`open_clip:NAME:PRETRAINED`: whatever open_clip itself can make, by its own networks, to be judged and asked."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +83,10 @@ class OpenClip(nn.Module):
 
 
 def read(rest: str, name: str) -> Contents:
-    """`NAME[:PRETRAINED or file]`, as open_clip's create_model takes them. Raises UserError."""
+    """`NAME[:PRETRAINED or file]`, as open_clip's create_model takes them, with weights in safetensors alone.
+
+    Raises UserError.
+    """
     try:
         import open_clip
     except ImportError:
@@ -90,12 +94,32 @@ def read(rest: str, name: str) -> Contents:
     whole = rest.startswith(("hf-hub:", "local-dir:"))  # names with a colon of their own
     made, _, weights = (rest, "", "") if whole else rest.partition(":")
     if not weights and not whole:
-        raise UserError(f"{name} names no weights; write open_clip:NAME:PRETRAINED, or a file of weights.")
+        raise UserError(f"{name} names no weights; write open_clip:NAME:PRETRAINED, or a .safetensors file of weights.")
     try:
-        library = open_clip.create_model(made, pretrained=weights or None)
+        file = weights_file(made, weights)
+        if file.suffix != ".safetensors":
+            raise UserError(f"{name} has its weights in {file}, which would be unpickled; save them as .safetensors.")
+        library = open_clip.create_model(made, pretrained=weights or None, load_weights=False, pretrained_text=False)
+        open_clip.load_checkpoint(library, str(file))
         tokenizer = open_clip.get_tokenizer(made)
+    except UserError:
+        raise
     except Exception as error:  # open_clip's, the hub's and the disk's: a dozen types
         raise UserError(f"{name} can't be loaded ({first_line(error)}).") from error
     pipeline = TextPipeline.of_open_clip(tokenizer, name)
     model = OpenClip(library, pipeline.policy.length, len(pipeline)).eval()
     return Contents(name, model, frame_of(model.architecture), "model of open_clip's library", pipeline)
+
+
+def weights_file(made: str, weights: str) -> Path:
+    """Where create_model would find the weights; fetched, if they are on the hub. Raises UserError."""
+    import open_clip
+
+    schema, _, place = made.rpartition(":")
+    if schema == "local-dir":
+        files = list(Path(place).glob("*.safetensors"))
+        if len(files) != 1:
+            raise UserError(f"{place} has {len(files)} .safetensors files; keep one there, of all weights.")
+        return files[0]
+    known = open_clip.get_pretrained_cfg(made.replace("/", "-"), weights) if not schema else {"hf_hub": f"{place}/"}
+    return Path(open_clip.download_pretrained(known) if known else weights)
