@@ -38,11 +38,12 @@ CASES = (
     Case("siglip", "S/32", 224, 32),
     Case("siglip", "S/32", 224, 32, parts=4),
     Case("siglip", "S/32", 224, 32, checkpointing=True),
+    Case("siglip", "S/16", 224, 16),
 )
 VOCABULARY = 8192
 
 
-def bench(cases: tuple[int, ...] = (0, 1, 2, 3, 4), papers: bool = True) -> None:
+def bench(cases: tuple[int, ...] = (0, 1, 2, 3, 4, 5), papers: bool = True) -> None:
     """Planned memory and FLOP beside a measured step's, a process each; planned costs beside what papers state.
 
     Memory is the peak of VmHWM over the level before the networks are made, with freed memory kept as `train` keeps it.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from conftest import SIDE, Small, collate, draw
+from forkserver import start_ranks
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -377,7 +377,7 @@ def test_two_ranks_see_each_others_negatives(
     drawn = draw(recipe, uneven, pipeline)
     model = SiglipForPreTraining.wrap(host(pipeline), pipeline, head=HEAD)
     batches = [collate(recipe, drawn[at : at + 4], pipeline) for at in (0, 4)]
-    mp.spawn(work, (str(tmp_path), model, batches), nprocs=2, daemon=True)
+    start_ranks(work, (str(tmp_path), model, batches), 2)
     model.set_progress(0.9)
     model(**collate(recipe, drawn, pipeline)).loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

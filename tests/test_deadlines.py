@@ -2,6 +2,7 @@
 
 import ast
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from deadline import deadline
 
 TESTS = Path(__file__).parent
 WAITS = {"run", "check_call", "check_output", "communicate"}  # of subprocess: each takes a timeout
+STARTS = ("mp.start_processes", "context.Process", "mp.Process")
 CLOCKS = {"perf_counter", "process_time", "time_ns", "perf_counter_ns"}
 
 
+@cache
 def calls() -> list[tuple[str, ast.Call, str]]:
     """file:line, call and what is called, of all tests."""
     found = []
@@ -41,7 +44,7 @@ def test_every_process_that_is_waited_for_has_a_deadline() -> None:
 
 def test_processes_that_are_left_behind_end_with_the_tests() -> None:
     """A rank that waits for another one, whose test has been ended, would keep the interpreter from ending."""
-    spawned = [(place, call) for place, call, name in calls() if name in ("mp.spawn", "context.Process", "mp.Process")]
+    spawned = [(place, call) for place, call, name in calls() if name in STARTS]
     assert len(spawned) >= 3
     daemons = {place for place, call in spawned for k in call.keywords if k.arg == "daemon"}
     assert [place for place, _ in spawned if place not in daemons] == []

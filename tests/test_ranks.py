@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import Small, collate, distinct_recipes, draw, exact
+from forkserver import start_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,7 +110,7 @@ def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str
 @pytest.fixture(scope="module")
 def ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder), cases), nprocs=RANKS, daemon=True)
+    start_ranks(work, (str(folder), cases), RANKS)
     return [torch.load(folder / f"rank{rank}") for rank in range(RANKS)]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from forkserver import start_ranks
 from torch import Tensor
 
 from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
@@ -51,7 +51,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 @pytest.fixture(scope="module", params=[2, 3], ids=["two ranks", "three ranks"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
     folder = tmp_path_factory.mktemp("ring")
-    mp.spawn(work, (request.param, str(folder)), nprocs=request.param, daemon=True)
+    start_ranks(work, (request.param, str(folder)), request.param)
     return [torch.load(Path(folder) / f"rank{rank}") for rank in range(request.param)]
 
 

@@ -16,12 +16,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
+from forkserver import context
 from safetensors.torch import load_file
 from victim import Moments, go, killed
 
@@ -29,11 +29,6 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import Stopped, UserError
 from opensiglip.training.log import read_lines
-
-# The server that is forked has not trained. This process may have, in other tests: in a fork of it torch refuses to
-# calculate gradients, and accelerate keeps to the one rank that it found before.
-context = get_context("forkserver")
-context.set_forkserver_preload(["opensiglip.checkpoints.pretrained", "opensiglip.training.run"])
 
 
 def forked(work: Callable[[], Any], said: Path) -> int:
