@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import LENGTH, SIDE, Small
+from forkserver import start_ranks
 from safetensors.torch import load_file
 from test_resume import assert_same_end, cut_short
 from torch import Tensor
@@ -203,7 +203,7 @@ def case(small: Small, pipeline: TextPipeline) -> Case:
 @pytest.fixture(scope="module")
 def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder), case), nprocs=2, daemon=True)
+    start_ranks(work, (str(folder), case), 2)
     return [torch.load(folder / f"rank{rank}") for rank in range(2)]
 
 

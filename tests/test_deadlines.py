@@ -10,7 +10,7 @@ from deadline import deadline
 
 TESTS = Path(__file__).parent
 WAITS = {"run", "check_call", "check_output", "communicate"}  # of subprocess: each takes a timeout
-STARTS = ("mp.start_processes", "context.Process", "mp.Process")
+STARTS = ("mp.spawn", "mp.start_processes", "context.Process", "mp.Process")
 CLOCKS = {"perf_counter", "process_time", "time_ns", "perf_counter_ns"}
 
 
