@@ -23,8 +23,9 @@ from opensiglip.types import Patches, TowerStates
 
 MOMENTS = 2  # of Adam, as wide as a weight
 TRACED = 2  # parts at most; further ones hold no more than their features
-# Shares of what a step holds that the allocator keeps besides: of glibc's heap 0.17 to 0.53 by `opensiglip bench plan`,
-# whose holes fit no tensor; of torch's pools on GPUs not measured here.
+# Shares of what a step holds that the allocator keeps besides, in holes that fit no tensor. Of glibc's heap 0.33 was
+# fitted to measured steps, which kept 0.17 to 0.53; `opensiglip bench plan` prints what it leaves. Of torch's pools on
+# GPUs it is a guess.
 KEPT = {"cpu": 0.33, "gpu": 0.05}
 CONTEXT = {"cpu": 0, "gpu": 600 * 2**20}  # of CUDA and its libraries; not measured here
 
