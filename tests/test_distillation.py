@@ -405,6 +405,19 @@ def test_a_teacher_that_says_nearly_the_same_of_all_images_is_warned_of(capsys: 
         alarms.check(50 + step, signals)  # it is left at that
 
 
+@pytest.mark.parametrize(("usual", "warned"), [(0.15, 1), (0.25, 0)])
+def test_one_batch_of_another_kind_neither_ends_a_warning_nor_makes_one(
+    usual: float, warned: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Information below the limit but for every tenth batch, as in a run of `tiny` whose teacher told less and less."""
+    term, alarms = LocalToGlobal(4, HeadShape(8, 4, 1024), weight=1.0, start=0.0), Alarms()
+    for step in range(60):
+        information = 0.4 - usual if step % 10 == 9 else usual
+        notes = {"teacher_entropy": 5.0, "teacher_information": information}
+        alarms.check(step, term.health({f"local_to_global/{name}": torch.tensor(x) for name, x in notes.items()}))
+    assert capsys.readouterr().err.count("nearly the same for all images") == warned
+
+
 def test_a_healthy_teacher_is_not_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     """64 images of 20 kinds: at least sure of each, and later so; the information is the entropy of the kinds."""
     alarms, images = Alarms(), torch.arange(64)

@@ -17,6 +17,7 @@ CENTRE_MOMENTUM = 0.9
 DINO = Momentum(0.996)
 NEAR = 0.01  # of ln K: a teacher's entropy so near 0 or ln K says nothing about the image
 SLOW = 50  # steps that a fresh head may take until its teacher tells images apart
+SMOOTH = 0.9  # what the mean of the information keeps at each step: one lucky batch does not end a warning
 
 
 class Distilled(PerExample):
@@ -34,6 +35,7 @@ class Distilled(PerExample):
         self.teacher = momentum
         self.head = Head(width, head)
         self.slow_head = Ema(self.head)  # checkpoints call it so
+        self.mean_information: float | None = None  # over the last steps; begins anew in a run that is resumed
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(head.prototypes))
 
@@ -65,19 +67,23 @@ class Distilled(PerExample):
         """Norm of the centre; the teacher's entropy and information, with alarms where images get one answer, or any.
 
         Information is that of a row about its prototype, H(mean p) - mean H(p), as a share of the most there can be:
-        it is 0 at both kinds of collapse, and small long before the entropy reaches either end. Little of it is only
-        warned of: a fresh tower has none to give.
+        it is 0 at both kinds of collapse, and small long before the entropy reaches either end. Little of it on average
+        is only warned of: a fresh tower has none to give.
         """
         entropy, highest = float(notes[f"{self.name}/teacher_entropy"]), math.log(len(self.centre))
         information, cause, little = float(notes[f"{self.name}/teacher_information"]), None, None
+        if math.isfinite(information):
+            before = information if self.mean_information is None else self.mean_information
+            self.mean_information = SMOOTH * before + (1 - SMOOTH) * information
+        mean = information if self.mean_information is None else self.mean_information
         if entropy >= (1 - NEAR) * highest:
             cause = "all prototypes are equally likely for every image; the teacher lags too far or --lr is too high"
         elif information < self.least_information and entropy <= NEAR * highest:
             cause = "every image gets the same prototype; the centre does not keep up, or the temperature is too low"
-        elif information < self.least_information:
+        elif mean < self.least_information:
             little = (
                 f"{self.name}: the teacher's answers are nearly the same for all images, so it teaches nothing (they "
-                f"carry {information:.1%} of what they could, at an entropy of {entropy:.3g} of {highest:.3g})"
+                f"carry {mean:.1%} of what they could, at an entropy of {entropy:.3g} of {highest:.3g})"
             )
         alarm = cause and f"{self.name}: the teacher's entropy is {entropy:.3g} of {highest:.3g} ({cause})"
         return [
