@@ -55,7 +55,9 @@ def carry_out(
     ]
     left = [job for job in jobs if not job.done]
     print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
-    waves = [[job for job in left if (job.run.after is None) == first] for first in (True, False)]
+    waves = [[job for job in left if job.run.waits == later] for later in (False, True)]
+    if len(places) < 2:  # one after another, each after those it needs, as they are declared
+        waves = [left]
     done = chain.from_iterable(spread(carry_out_one, wave, places) for wave in waves)
     for number, job in enumerate(done, len(jobs) - len(left) + 1):
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
@@ -84,9 +86,14 @@ def carry_out_one(job: Job) -> Job:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)
+        flags["steps"] = round(flags["steps"] * job.run.share)
         if job.run.after is not None:
             flags["continue_from"] = str(kept(folder.parent / job.run.after))
-        train(job.run.recipe, data=[job.data], out=folder, seed=job.seed, resume=resume, **flags)
+        if job.run.reference is not None:
+            flags["reference"] = str(folder.parent / job.run.reference)
+        train(
+            job.run.recipe, data=[job.run.data.format(data=job.data)], out=folder, seed=job.seed, resume=resume, **flags
+        )
     part = folder / f"{JUDGED}.part"
     shutil.rmtree(part, ignore_errors=True)
     evaluate(str(folder), job.data, job.tasks, part, seed=job.seed, trust=True, **job.budget.judge)

@@ -13,6 +13,14 @@ class Run:
     recipe: str
     flags: Mapping[str, Any] = field(default_factory=dict)
     after: str | None = None  # an earlier run that this goes on from, where its one checkpoint of `keep` stands
+    reference: str | None = None  # an earlier run whose model is its --reference
+    share: float = 1.0  # of the budget's steps
+    data: str = "{data}"  # what it trains on; {data} is the study's, on which all are judged
+
+    @property
+    def waits(self) -> bool:
+        """Does it need another run?"""
+        return self.after is not None or self.reference is not None
 
 
 @dataclass(frozen=True)

@@ -197,10 +197,11 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
         assert set(figure.order) <= set(names)
-    trainer = {"steps", "batch_size", "lr", "keep"}
+    trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]
+            assert run.reference is None or run.reference in names[:number]
             flags = {**budget.train, **run.flags}
             build_recipe(RECIPES[run.recipe], {name: value for name, value in flags.items() if name not in trainer})
     assert set(study.budgets) == {"cpu-hour", "gpu-10min"}
