@@ -56,8 +56,6 @@ def carry_out(
     left = [job for job in jobs if not job.done]
     print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
     waves = [[job for job in left if job.run.waits == later] for later in (False, True)]
-    if len(places) < 2:  # one after another, each after those it needs, as they are declared
-        waves = [left]
     done = chain.from_iterable(spread(carry_out_one, wave, places) for wave in waves)
     for number, job in enumerate(done, len(jobs) - len(left) + 1):
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)

@@ -169,45 +169,48 @@ WAYS: dict[str, dict[str, Any]] = {  # to choose half of each super-batch
 }
 
 
-def exchanged(percent: int) -> tuple[Run, ...]:
-    """A run on all captions, of which so many are exchanged, and curated ones of 0.6 times its steps."""
+TINIER: dict[str, Any] = SMALL | {"size": "64x2x128x2/8", "lr": 0.002}  # a step of 25 ms on one core
+
+
+def curation(percent: int) -> Study:
+    """So many captions are exchanged; curated runs take 0.6 times the steps of the one that trains on all."""
     data = f"{{data}},exchanged={percent / 100}"
-    return (
-        Run(f"uncurated-{percent}", "siglip", AUTO, data=data),
-        *(
-            Run(f"{way}-{percent}", "siglip", AUTO | flags, data=data, share=0.6)
-            if way == "learner"
-            else Run(f"{way}-{percent}", "siglip", AUTO | flags, data=data, share=0.6, reference="reference")
-            for way, flags in WAYS.items()
+    return Study(
+        name=f"curation-{percent}",
+        question=f"Do chosen examples save steps where {percent} % of the captions are wrong?",
+        about=(
+            f"Of the training scenes {percent} % have the caption of another scene. `uncurated` trains on all of them. "
+            "The others take 0.6 times its steps, and choose half of each super-batch: `learnability` by the learner's "
+            "loss less the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `static` each example by the reference's "
+            "loss alone, `learner` by the learner's own. `reference` is trained on true captions. What each chose "
+            "stands in its summary.json under `curated`."
         ),
+        data=EASY.format(1),
+        runs=(
+            Run("reference", "siglip", AUTO, share=1.5),
+            Run("uncurated", "siglip", AUTO, data=data),
+            *(
+                Run(
+                    way,
+                    "siglip",
+                    AUTO | flags,
+                    reference=None if way == "learner" else "reference",
+                    share=0.6,
+                    data=data,
+                )
+                for way, flags in WAYS.items()
+            ),
+        ),
+        figures=(
+            Figure("zeroshot", "accuracy", "zero-shot accuracy", ("uncurated", "learnability")),
+            Figure("retrieval", "image_to_text_r1", "image to text, R@1", ("uncurated", "learnability")),
+        ),
+        budgets={
+            "cpu-hour": Budget(TINIER | {"steps": 1500}, {"count": 500}),
+            "gpu-10min": Budget(LARGER | {"steps": 1000}, {"count": 500}),
+        },
     )
 
 
-TINIER: dict[str, Any] = SMALL | {"size": "64x2x128x2/8", "lr": 0.002}  # a step of 25 ms on one core
-CURATION = Study(
-    name="curation",
-    question="Do examples that are chosen save steps where captions are wrong?",
-    about=(
-        "Of the training scenes 30 % or 60 % have the caption of another scene. `uncurated` trains on all of them. The "
-        "others take 0.6 times its steps, and choose half of each super-batch: `learnability` by the learner's loss "
-        "less the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `static` each example by the reference's loss alone, "
-        "`learner` by the learner's own. `reference` is trained on true captions. What each chose stands in its "
-        "summary.json under `curated`."
-    ),
-    data=EASY.format(1),
-    runs=(Run("reference", "siglip", AUTO, share=1.5), *exchanged(30), *exchanged(60)),
-    figures=tuple(
-        Figure(task, name, f"{title}, {percent} %", (f"uncurated-{percent}", f"learnability-{percent}"))
-        for percent in (30, 60)
-        for task, name, title in (
-            ("zeroshot", "accuracy", "zero-shot accuracy"),
-            ("retrieval", "image_to_text_r1", "image to text, R@1"),
-        )
-    ),
-    budgets={
-        "cpu-hour": Budget(TINIER | {"steps": 1500}, {"count": 500}),
-        "gpu-10min": Budget(LARGER | {"steps": 1000}, {"count": 500}),
-    },
-)
-
-STUDIES = {study.name: study for study in (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, CURATION)}
+_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60))
+STUDIES = {study.name: study for study in _ALL}

@@ -14,11 +14,12 @@ from oracle import Oracle
 from PIL import Image
 
 from opensiglip.data.example import Box, Caption, Example
+from opensiglip.data.scenes.contrasts import Contrast, negatives
 from opensiglip.data.scenes.phrases import Clause, Placed, Plan, part_of_image
 from opensiglip.data.scenes.source import open_scenes
 from opensiglip.data.sources.registry import open_source
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmarks.contrasts import Contrast, contrasts, negatives
+from opensiglip.evaluation.benchmarks.contrasts import contrasts
 from opensiglip.evaluation.run import run_evaluation
 from opensiglip.models.model import Model
 from opensiglip.types import Features

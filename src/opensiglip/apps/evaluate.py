@@ -79,8 +79,9 @@ def command(
     Args:
         model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
-        tasks: all (but decoder_probe, which trains), or benchmarks with commas between: retrieval, zeroshot, grounding,
-            grounded_captioning, captioning, answers, compositionality, probes, openvocab, decoder_probe.
+        tasks: all (but decoder_probe, which trains, and fairness), or benchmarks with commas between: retrieval,
+            zeroshot, grounding, grounded_captioning, captioning, answers, compositionality, probes, openvocab,
+            fairness, decoder_probe.
         out: folder for evaluation.json and evaluation.html.
         split: val, test or train; scenes also have val_drawings.
         count: examples to judge on, spread over the split.

@@ -10,6 +10,7 @@ HOMES = {
     "Captions": "fields.captions",
     "Field": "fields.field",
     "Frame": "fields.frame",
+    "HardTexts": "fields.hard_texts",
     "PatchMask": "fields.views",
     "Images": "fields.field",
     "Mixture": "tasks.mixture",

@@ -20,6 +20,7 @@ from opensiglip.evaluation.benchmark import (
 from opensiglip.evaluation.benchmarks.captioning import captioning
 from opensiglip.evaluation.benchmarks.compositionality import compositionality
 from opensiglip.evaluation.benchmarks.decoder_probe import decoder_probe
+from opensiglip.evaluation.benchmarks.fairness import fairness
 from opensiglip.evaluation.benchmarks.grounded_captioning import grounded_captioning
 from opensiglip.evaluation.benchmarks.grounding import grounding
 from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
@@ -43,9 +44,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "compositionality": compositionality,
     "probes": probes,
     "openvocab": open_vocabulary,
+    "fairness": fairness,
     "decoder_probe": decoder_probe,
 }
-BY_NAME = ("decoder_probe",)  # minutes to hours, so only where it is asked for by name
+BY_NAME = ("decoder_probe", "fairness")  # asked for by name alone: hours the one, meant for certain images the other
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,11 @@ class Encoded:
         return self._once(f"teacher:{view}", encode)
 
     def text(self, field: str = "text") -> Features:
-        """The text tower's features of a batch field."""
+        """The text tower's features of a batch field [B, L], of [B, K, L] as B * K texts."""
 
         def encode() -> Features:
             assert self.model.text is not None, "this recipe's architecture has no text tower"
-            return self.model.text(TowerStates.of(self.batch, field) or self[field])
+            return self.model.text(TowerStates.of(self.batch, field) or self[field].flatten(0, -2))
 
         return self._once(f"text:{field}", encode)
 

@@ -12,7 +12,7 @@ from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
 from opensiglip.models.towers import Vision
-from opensiglip.objectives.base import Encoded, Pairwise
+from opensiglip.objectives.base import Encoded, Pairwise, PerExample
 from opensiglip.types import Batch
 
 PAPERS_BIAS = "-10"  # SigLIP, Sec. 3.2
@@ -84,6 +84,28 @@ class Sigmoid(Pairwise):
             for view in views.unbind(1)
         ]
         return torch.stack(losses).mean()
+
+
+class HardNegatives(PerExample):
+    """More columns of the sigmoid, for their own image only: texts that nearly fit it.    (after NegCLIP, FG-CLIP)
+
+    L = -1/n sum_ik log sigma(-(t x_i.y_ik + b)) over the hard texts k of image i, with t, b, x and n of `Sigmoid`: its
+    sum and this one's are that of a matrix of which row i has these columns too.
+    """
+
+    name = "hard_negatives"
+
+    def live(self, batch: Batch) -> Tensor:
+        return batch["has_text"].sum()
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        image, text, has = encoded.image().pooled, encoded.text("hard_text").pooled, encoded["has_hard_text"]
+        assert image is not None and text is not None
+        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
+        with torch.autocast(image.device.type, enabled=False):
+            cosines = (image[:, None] * text.unflatten(0, has.shape)).sum(-1)
+            logits = encoded.model.logit_scale.exp() * cosines + encoded.model.logit_bias
+        return torch.where(has, F.softplus(logits), 0.0).sum()
 
 
 def start_bias(wanted: str, batch_size: int) -> float:

@@ -19,6 +19,7 @@ def siglip(
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
     multi_positive: bool = False,
+    hard_negatives: Annotated[int, Bounds(at_least=0, at_most=8)] = 0,
 ) -> Recipe:
     """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
 
@@ -31,14 +32,20 @@ def siglip(
             p = 1 / batch, which small batches need.
         multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
             no negatives.
+        hard_negatives: texts of an image that nearly fit it, and are negatives of it alone (NegCLIP): of the column
+            `negative_caption`, of scenes by their grammar; 0 in the paper.
     """
     networks = architecture(size, resolution, length=length, text=True)
     frame = data.Frame(networks.resolution, crop_area)
+    hard = [data.HardTexts(hard_negatives)] if hard_negatives else []
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), data.Texts()],
-        objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive)],
+        fields=[data.Images(frame), data.Texts(), *hard],
+        objectives=[
+            objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
+            *([objectives.HardNegatives()] if hard else []),
+        ],
     )
 
 

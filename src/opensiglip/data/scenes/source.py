@@ -58,8 +58,8 @@ class Scenes(Source):
         """Scene `index`; with the spec's `exchanged`, some have the caption of another one, by the source "exchanged".
 
         Extras: `drawings`, code points; `masks`, bool [n, H, W], what shows; `absent`, names of a drawing that is not
-        there; if the spec has words, `ocr`: what is written, and where; without `language` also `scene_plan`, the
-        drawings in their places with the plan of what is said of them.
+        there; `scene_plan`, the drawings in their places with the plan of what is said of them; if the spec has words,
+        `ocr`: what is written, and where.
 
         Boxes are tight around alpha > 1/2 of a whole drawing, also where a later one covers a little of it.
         """
@@ -76,13 +76,12 @@ class Scenes(Source):
         captioned = self._exchanged(index) or (scene, said)
         spoken = (language,) if language in self.languages else self.languages
         codes = [placed.code for placed in scene]
-        extras: dict[str, Any] = {"drawings": codes, "masks": self._masks(standing, rasters)}
+        extras: dict[str, Any] = {"drawings": codes, "scene_plan": (scene, said)}
+        extras["masks"] = self._masks(standing, rasters)
         if absent := self._absent(codes, index):
             extras["absent"] = {each: absent.names[each] for each in spoken}
         if self.spec.words:
             extras["ocr"] = self._write(canvas, [placed.box for placed in scene], index)
-        if language is None:
-            extras["scene_plan"] = (scene, said)
         return Example(
             torch.from_numpy(canvas.astype(np.uint8)),
             self._captions(*captioned, spoken, "synthetic" if captioned[1] is said else "exchanged"),
