@@ -7,6 +7,7 @@ BENCHES = (
     "decoder",
     "step",
     "input",
+    "order",
     "ranks",
     "attention",
     "decoding",

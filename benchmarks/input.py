@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.measure import Variant, compare, peer, positive, start
 from benchmarks.report import report
-from benchmarks.shards import first_batch, indexing, memory, pace
+from benchmarks.shards import indexing, pace
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.frame import Frame
@@ -34,8 +34,6 @@ def bench(
     count: int = MADE,
     rounds: int = 5,
     samples: int = 2000,
-    shards: int = 10_000,
-    examples: int = 100_000,
     out: Path = Path("runs/bench"),
 ) -> None:
     """JPEG to batch on one core, against open_clip: single files, or tars, parquet and folders by the whole loader.
@@ -43,17 +41,15 @@ def bench(
     Args:
         kind: jpeg: decode and resize, then all that a step's fields draw, against open_clip's transform. Else our
             loader over sources of this kind against open_clip's WebDataset pipeline (webdataset 0.2.86); with tar, the
-            index, the first batch over many tars, and memory, too.
+            index, too.
         data: a folder whose JPEGs to read; by default scenes are drawn with grain at 500 pixels.
         resolution: pixels of a side that the networks see.
         count: images of a batch.
         rounds: of each variant, in turn; the median counts.
         samples: in the shards that are read; the JPEGs come again and again.
-        shards: that the first batch is drawn from.
-        examples: after which memory is told, and after the first hundredth of them.
         out: folder for the JSON and the plot.
     """
-    positive(resolution=resolution, count=count, rounds=rounds, samples=samples, shards=shards, examples=examples)
+    positive(resolution=resolution, count=count, rounds=rounds, samples=samples)
     place = start("cpu")
     with tempfile.TemporaryDirectory() as folder:
         paths = _found(data, count) if data is not None else _made(Path(folder), count)
@@ -61,7 +57,6 @@ def bench(
             found = pace(kind, paths, Path(folder), resolution, samples, rounds)
             if kind == "tar":
                 found += indexing(Path(folder), rounds)
-                found += [first_batch(Path(folder), shards), *memory(Path(folder), max(1, examples // 100), examples)]
             report(f"input-{kind}", found, out, place)
             return
         frame = Frame(resolution)

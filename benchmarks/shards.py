@@ -1,30 +1,25 @@
-"""Reading from tars, parquet files and folders: our loader beside open_clip's, index, start and memory."""
+"""Reading from tars, parquet files and folders: our loader beside open_clip's, and the index."""
 
-import io
-import shutil
 import tarfile
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from benchmarks.measure import Row, Variant, compare, peer, resident
+from benchmarks.measure import Row, Variant, compare, peer
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.sources.registry import open_source
-from opensiglip.data.sources.tar_index import scan, tar_index
+from opensiglip.data.sources.tar_index import scan
 from opensiglip.data.text import TextPipeline
 from opensiglip.data.writing.convert import convert
 from opensiglip.recipes import siglip
 
 PEER = "open_clip WebDataset"
 SHARD_MB = 20
-SMALL = 64  # pixels of a side of the images that memory and start are measured with
-STEP = 64  # examples of the first batch of a run over many shards
 
 
 def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: int, rounds: int) -> list[Row]:
@@ -34,9 +29,9 @@ def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: i
     for to in dict.fromkeys((kind, "tar", "folder")):
         convert(str(source), folder / to, to=to, shard_mb=SHARD_MB, workers=0)
     batch = max(len(paths), 16)
-    variants = [Variant(f"opensiglip {kind}", _batches(folder / kind, resolution, batch), items=batch)]
+    variants = [Variant(f"opensiglip {kind}", batches(folder / kind, resolution, batch), items=batch)]
     if kind != "folder":
-        variants.append(Variant("opensiglip folder", _batches(folder / "folder", resolution, batch), items=batch))
+        variants.append(Variant("opensiglip folder", batches(folder / "folder", resolution, batch), items=batch))
     if peer("webdataset", "webdataset") and peer("open_clip_train.data", "open_clip_torch"):
         loader = _open_clip(folder / "tar", resolution, batch, samples)
         variants.append(Variant(PEER, lambda: next(loader), items=batch))
@@ -60,48 +55,14 @@ def indexing(folder: Path, rounds: int) -> list[Row]:
     return compare("index, MB", variants, variants[-1].name, torch.device("cpu"), rounds, torch.float32)
 
 
-def first_batch(folder: Path, shards: int) -> Row:
-    """Wall time from nothing to the first batch over many tars whose indexes are there."""
-    root = folder / "many"
-    _write_tar(root / "00000.tar", 10)
-    for number in range(1, shards):
-        shutil.copyfile(root / "00000.tar", root / f"{number:05d}.tar")
-    for file in root.glob("*.tar"):
-        tar_index(file)
-    began = time.perf_counter()
-    _batches(root, SMALL, STEP)()
-    seconds = time.perf_counter() - began
-    return Row(
-        f"first batch over {shards:,} tars", "opensiglip tar", seconds, seconds, seconds, None, 1.0, None, None, {}
-    )
-
-
-def memory(folder: Path, few: int, many: int) -> list[Row]:
-    """Resident memory of this process once it has read so many examples from tars."""
-    root, found = folder / "rows", list[Row]()
-    for number in range(8):
-        _write_tar(root / f"{number:05d}.tar", 1000)
-    source = open_source(str(root))
-    read, began = 0, time.perf_counter()
-    for count in (few, many):
-        for index in range(read, count):
-            source.example(index * 7919 % len(source))
-        read, seconds = count, time.perf_counter() - began
-        facts = {"resident MiB": round(resident() / 2**20)}
-        found.append(
-            Row(f"{count:,} examples", "opensiglip tar", seconds, seconds, seconds, None, 1.0, None, None, facts)
-        )
-    return found
-
-
-def _batches(folder: Path, resolution: int, size: int) -> Callable[[], Any]:
-    """A call that makes the next step's batch of `siglip`: pixels and ids."""
+def batches(folder: Path, resolution: int, size: int, first: int = 0) -> Callable[[], Any]:
+    """A call that makes the next step's batch of `siglip`, pixels and ids, from step `first` on."""
     source, recipe = open_source(str(folder)), siglip(size="B/16", resolution=resolution)
     pipeline = TextPipeline.train(["a picture of number 7, on a ground"] * 9)
     plan = DataPlan(
         sources=[source], frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=size, seed=0, steps=1
     )
-    steps, numbers = Steps(plan), iter(range(1 << 30))
+    steps, numbers = Steps(plan), count(first)
     return lambda: steps[next(numbers)]
 
 
@@ -137,16 +98,3 @@ def _write_folder(root: Path, images: list[bytes], samples: int) -> None:
     for number in range(samples):
         (root / f"{number:06d}.jpg").write_bytes(images[number % len(images)])
         (root / f"{number:06d}.txt").write_text(f"a picture of number {number}, on a ground")
-
-
-def _write_tar(file: Path, samples: int) -> None:
-    """A tar of small JPEGs with texts."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture = io.BytesIO()
-    Image.effect_noise((SMALL, SMALL), 60).convert("RGB").save(picture, "JPEG")
-    with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number in range(samples):
-            for name, data in ((f"{number:06d}.jpg", picture.getvalue()), (f"{number:06d}.txt", b"a picture")):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))

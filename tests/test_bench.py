@@ -19,6 +19,7 @@ SMALL = {
     "decoder": "--images 2 --tokens 4 --length 24 --width 64 --depth 1 --vocabulary 50",
     "step": "--images 2 --vocabulary 50 --precision fp32 bf16",
     "input": "--count 2 --resolution 32",
+    "order": "--rows 5000 --row-shards 7 --positions 500 --shards 3 --resumed 9 --examples 200",
     "decoding": "--phrases 2 --images 1 --tokens 4 --width 32 --depth 1",
     "search": "--vectors 50 --width 8 --queries 2",
     "attention": "--images 2 --tokens 8 --heads 2 --width 16",
@@ -45,7 +46,7 @@ def ran(name: str, words: str, out: Path) -> dict[str, Any]:
 def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
     name: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = "" if name in ("input", "decoding", "search") else " --device cpu"
+    device = "" if name in ("input", "order", "decoding", "search") else " --device cpu"
     made = ran(name, SMALL[name] + device, tmp_path)
     said = capsys.readouterr().out
     names = {row["variant"] for row in made["rows"]}
@@ -54,6 +55,17 @@ def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
         assert row["variant"] in said and 0 < row["low"] <= row["seconds"] <= row["high"]
         assert row["peak_mib"] is None or row["peak_mib"] >= 0
     assert made["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "folder"])
+def test_every_kind_of_source_is_read_at_a_pace(kind: str, quick: None, tmp_path: Path) -> None:
+    words = ["--kind", kind, "--count", "2", "--samples", "20", "--resolution", "32", "--rounds", "1"]
+    assert main(["bench", "input", *words, "--out", str(tmp_path)]) == 0
+    made = json.loads((tmp_path / f"input-{kind}.json").read_text())
+    read = {row["variant"]: row for row in made["rows"] if row["case"].startswith(kind)}
+    assert {f"opensiglip {kind}", "opensiglip folder"} <= read.keys()
+    assert all(row["per_second"] > 0 for row in read.values())
+    assert any(row["variant"] == "opensiglip index" for row in made["rows"]) == (kind == "tar")
 
 
 def test_the_decoder_is_measured_over_regions(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,7 +247,7 @@ def texts(example: Example) -> dict[str, Any]:
 def place_image(source: Source, place: int, example: Example, split: str, out: Path) -> str:
     """Put the example's image below the folder; returns where. Files are linked where the disk allows, else copied."""
     if isinstance(source, Folder):
-        name, original = f"images/{example.name}", Path(source.rows[place]["image"]["path"]).resolve()
+        name, original = f"images/{example.name}", source.path(place).resolve()
     else:
         name, original = f"images/{split}-{place:07d}.png", None
     path = out / name

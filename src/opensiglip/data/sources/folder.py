@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageColumn
+import pyarrow as pa
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
 from opensiglip.data.sources.box_layout import BoxLayout, check_layout
@@ -22,33 +21,35 @@ from opensiglip.errors import EmptySplit, UserError
 BROKEN_LINES = 0.1  # a larger share of unusable lines is a mistake in the file, not a few bad rows
 HELD_OUT = 50  # one in so many is val where no row names a split
 
-CAPTIONS = List({"text": Value("large_string"), "language": Value("string"), "source": Value("string")})
-PHRASES = List({"language": Value("string"), "text": Value("large_string")})
-COLUMNS = Features(
+CAPTIONS = pa.list_(pa.struct({"text": pa.large_string(), "language": pa.string(), "source": pa.string()}))
+PHRASES = pa.list_(pa.struct({"language": pa.string(), "text": pa.large_string()}))
+REGION = pa.struct(
     {
-        "image": ImageColumn(decode=False),
-        "file_name": Value("string"),
-        "group": Value("string"),
-        "captions": CAPTIONS,
-        "captions_synthetic": CAPTIONS,
-        "name": Value("string"),
-        "regions": List(
-            {
-                "bbox": List(Value("float64")),
-                "phrases": PHRASES,
-                "n_boxes": Value("int32"),
-                "names": PHRASES,
-                "mask": Value("int32"),
-                "score": Value("float64"),
-            }
-        ),
-        "extras": Value("large_string"),  # JSON: their shapes differ from folder to folder
+        "bbox": pa.list_(pa.float64()),
+        "phrases": PHRASES,
+        "n_boxes": pa.int32(),
+        "names": PHRASES,
+        "mask": pa.int32(),
+        "score": pa.float64(),
     }
 )
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "file_name": pa.string(),
+        "name": pa.string(),
+        "group": pa.string(),
+        "captions": CAPTIONS,
+        "captions_synthetic": CAPTIONS,
+        "regions": pa.list_(REGION),
+        "extras": pa.large_string(),  # JSON: their shapes differ from folder to folder
+    }
+)
+AT_ONCE = 1000  # rows that are Python objects at one time
 
 
 class Folder(Source):
-    """The rows of one split of a folder, as a `datasets.Dataset` of undecoded images; decoded when asked for.
+    """The rows of one split of a folder, as an Arrow table of `SCHEMA`; images are decoded when asked for.
 
     Boxes are in pixels of the upright image (EXIF orientation applied, as `datasets` does).
     """
@@ -86,15 +87,17 @@ class Folder(Source):
             raise EmptySplit(f"{spec} has no row{texts} in split {split!r} (it has {have}); choose another.")
         self.captions, self.phrases = count_captions(rows), count_phrases(rows)
         self.languages = tuple(self.captions or self.phrases)
-        self.rows = Dataset.from_dict(to_columns(root, rows), features=COLUMNS)
+        self.rows = pa.table(to_columns(root, rows), SCHEMA)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.rows.num_rows)
 
     def example(self, index: int, language: str | None = None) -> Example:
         """Example `index`. Raises BrokenExample if its image can't be decoded; boxes outside the image are left out."""
-        row = self.rows[index]
-        image = read_image(Path(row["image"]["path"]))
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = self.rows.slice(index, 1).to_pylist()[0]
+        image = read_image(Path(row["path"]))
         captions = tuple(Caption(**caption) for caption in row["captions"])
         extras = json.loads(row["extras"])
         if "depth" in extras:
@@ -111,14 +114,18 @@ class Folder(Source):
         )
 
     def encoded(self, index: int) -> bytes:
-        return read_file(Path(self.rows[index]["image"]["path"]))
+        return read_file(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return Path(self.rows["path"][index].as_py())
 
     def group(self, index: int) -> str:
-        return str(self.rows["group"][index])
+        return str(self.rows["group"][index].as_py())
 
     def texts(self) -> Iterator[str]:
         """Every caption and phrase of the split, every question, answer and written word, in the file's order."""
-        for row in self.rows.select_columns(["captions", "regions", "extras"]):
+        for row in self._each("captions", "regions", "extras"):
             yield from (caption["text"] for caption in row["captions"])
             yield from (phrase["text"] for region in row["regions"] for phrase in region["phrases"])
             extras = json.loads(row["extras"])
@@ -129,11 +136,16 @@ class Folder(Source):
 
     def labels(self) -> list[Any]:
         """The column `label` of each row, None where it has none."""
-        return [json.loads(row["extras"]).get("label") for row in self.rows.select_columns("extras")]
+        return [json.loads(row["extras"]).get("label") for row in self._each("extras")]
+
+    def _each(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """Those columns of every row, in the file's order."""
+        for batch in self.rows.select(columns).to_batches(max_chunksize=AT_ONCE):
+            yield from batch.to_pylist()
 
     def describe(self) -> dict[str, Any]:
         """Counts of what stands in the split, and what was left out of the file."""
-        boxes = [region["n_boxes"] for row in self.rows.select_columns("regions") for region in row["regions"]]
+        boxes = [region["n_boxes"] for row in self._each("regions") for region in row["regions"]]
         return {
             "source": self.name,
             "kind": "folder",
@@ -232,7 +244,7 @@ def to_columns(root: Path, rows: list[Row]) -> dict[str, list[Any]]:
     for row in rows:
         groups.setdefault(row.path, row.path if row.image_id is None else f": {row.image_id}")
     return {
-        "image": [str(root / row.path) for row in rows],
+        "path": [str(root / row.path) for row in rows],
         "file_name": [row.file_name for row in rows],
         "name": [row.key or row.file_name for row in rows],
         "group": [f"{root}/{groups[row.path]}" for row in rows],

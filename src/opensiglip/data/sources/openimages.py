@@ -51,7 +51,7 @@ class OpenImages(Table):
         groups = 0
         if "IsGroupOf" in table.column_names:
             single = pc.not_equal(pc.fill_null(table["IsGroupOf"], b"0"), b"1")
-            groups = table.num_rows - pc.sum(single).as_py()
+            groups = table.num_rows - pc.sum(single, min_count=0).as_py()
             table = table.filter(single)
         codes = table["ImageID"].combine_chunks().dictionary_encode()
         order = np.argsort(codes.indices.to_numpy(), kind="stable")

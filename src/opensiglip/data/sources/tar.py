@@ -86,6 +86,7 @@ class Tars(LazySource):
         rows = Part(self.sizes.tolist(), part)
         self.shards = rows.sizes.tolist()
         self.opened = Recent(self._open, max(OPEN, 2 * self.lanes), OpenTar.close)
+        self.samples = Recent(self._find, 1)  # a row's texts, image and key are asked for one after the other
         self.fetches = any(isinstance(file, RemoteFile) for file in self.files)
         self.root = Path(spec.options.get("root") or folder_of(files[0])).expanduser()
         super().__init__(spec, split, languages, rows)
@@ -120,9 +121,13 @@ class Tars(LazySource):
         fetch_ahead(shards_of(indices, self.rows, self.ends, self.files))
 
     def _sample(self, row: int) -> tuple[OpenTar, str, dict[str, tuple[int, int]]]:
+        shard, key, members = self.samples[row]
+        return self.opened[shard], key, members
+
+    def _find(self, row: int) -> tuple[int, str, dict[str, tuple[int, int]]]:
+        """The number of a row's tar, its key, and offset and size of each member."""
         shard = int(np.searchsorted(self.ends, row, side="right"))
-        tar = self.opened[shard]
-        return tar, *tar.index.sample(row - int(self.ends[shard] - self.sizes[shard]))
+        return shard, *self.opened[shard].index.sample(row - int(self.ends[shard] - self.sizes[shard]))
 
     def _open(self, shard: int) -> OpenTar:
         return OpenTar(self.files[shard], self.stamps[shard])

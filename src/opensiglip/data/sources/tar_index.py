@@ -7,16 +7,21 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.disk_cache import cache_folder
 from opensiglip.data.sources.remote import RemoteFile, facts_of
+
+Ints = NDArray[np.int64]
 
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
@@ -54,8 +59,25 @@ class TarIndex:
 
     def sample(self, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
         """Key of a sample, and offset and size in bytes of each member by its extension."""
-        members = self.table["members"][row].as_py()
-        return self.table["key"][row].as_py(), {m["ext"]: (m["offset"], m["size"]) for m in members}
+        keys, ends, extensions, offsets, sizes = self._arrays
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {row} of {len(self)}")
+        part = slice(int(ends[row]), int(ends[row + 1]))
+        places = zip(offsets[part].tolist(), sizes[part].tolist(), strict=True)
+        return keys[row].as_py(), dict(zip(extensions[part].to_pylist(), places, strict=True))
+
+    @cached_property
+    def _arrays(self) -> tuple[pa.Array, Ints, pa.Array, Ints, Ints]:
+        """Keys [S], where each sample's members begin [S + 1], and extension, offset and size of each [M]: views."""
+        keys, members = (self.table[name].combine_chunks() for name in ("key", "members"))
+        inside = members.values
+        return (
+            keys,
+            members.offsets.to_numpy(),
+            inside.field("ext"),
+            inside.field("offset").to_numpy(),
+            inside.field("size").to_numpy(),
+        )
 
 
 def tar_index(path: Path) -> TarIndex:
@@ -101,7 +123,7 @@ def sidecar(tar: RemoteFile) -> TarIndex | None:
         return read_index(pa.PythonFile(copy, "r"), {"version": VERSION, "size": str(tar.size)}, tar.size)
 
 
-def keep_index(index: TarIndex, stamp: dict[str, str], where: Sequence[Path]) -> None:
+def keep_index(index: TarIndex, stamp: dict[str, str], where: Iterable[Path]) -> None:
     """Write an index to the first of these places that can be written to."""
     stamp["skipped"] = json.dumps(index.skipped)
     for place in where:
@@ -112,9 +134,10 @@ def keep_index(index: TarIndex, stamp: dict[str, str], where: Sequence[Path]) ->
         break
 
 
-def places(path: Path) -> tuple[Path, Path]:
+def places(path: Path) -> Iterator[Path]:
     """Where an index may lie: beside the tar, or in the user's cache where that folder can't be written to."""
-    return path.with_name(f"{path.name}.index"), in_cache(str(path.resolve()))
+    yield path.with_name(f"{path.name}.index")
+    yield in_cache(str(path.resolve()))
 
 
 def in_cache(name: str) -> Path:
@@ -133,6 +156,8 @@ def read_index(place: Path | pa.NativeFile, stamp: dict[str, str], size: int) ->
             return None
         table.validate(full=True)
         members = table["members"].combine_chunks().flatten()
+        if table["key"].null_count or table["members"].null_count or any(one.null_count for one in members.flatten()):
+            return None
         ends = pa.compute.add_checked(members.field("offset"), members.field("size"))
         if len(members) and not (
             pa.compute.min(members.field("offset")).as_py() >= 0
