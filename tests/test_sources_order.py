@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.loader import DataPlan
 from opensiglip.data.order import CYCLE, Joined, Lanes, Mixture, cycle_of, order_of, shares_of
 from opensiglip.data.sources.spec import split_weight
 from opensiglip.data.weights import parse_weights, weigh
 from opensiglip.errors import UserError
+from opensiglip.training.startup import source_lines
 
 
 class Rows(SimpleNamespace):
@@ -60,7 +63,7 @@ def test_sources_without_weights_or_shards_are_shuffled_as_one_by_numpy_as_older
 
 
 def test_each_source_has_its_share_to_within_one_at_every_place() -> None:
-    weights = [1.0, 2.0, 3.3, 1e-9]
+    weights = (1.0, 2.0, 3.3, 1e-9)
     pattern, counts = cycle_of(weights)
     assert counts.sum() == CYCLE and counts.min() == 1
     for number, count in enumerate(counts):
@@ -100,6 +103,15 @@ def test_a_rule_gives_each_source_its_share(rule: str, expected: list[float]) ->
     sources = [rows(400), rows(100)]
     weigh(sources, rule)
     assert shares_of(sources) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_start_up_lines_say_share_rows_and_epochs_of_each_of_several_sources() -> None:
+    sources = [rows(300, name="a.tar", weight=3.0), rows(50, name="b", weight=1.0)]
+    facts: dict[str, Any] = {"frame": Frame(8), "fields": [], "pipeline": None, "batch_size": 4, "seed": 0}
+    plan = DataPlan(sources=sources, **facts)
+    said = ["source      a.tar: 75.00%, 300 rows, 1 epochs", "source      b: 25.00%, 50 rows, 2 epochs"]
+    assert source_lines(plan, 400) == said
+    assert source_lines(DataPlan(sources=sources[:1], **facts), 400) == []
 
 
 @pytest.mark.parametrize("rule", ["temperature:2", "temperature", "temperature:x", "nan", "temperature:nan"])

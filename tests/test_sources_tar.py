@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +193,17 @@ def test_the_index_is_read_again_unless_the_tar_changed_or_the_index_is_damaged(
     assert len(made) == 5
 
 
-def test_an_index_that_points_outside_its_tar_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "forge", [lambda row: row["members"][0].update(offset=1 << 50), lambda row: row.update(key=None)]
+)
+def test_an_index_that_points_outside_its_tar_or_at_nothing_is_made_anew(
+    forge: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.tar", samples(1))
     good = tar_index(path)
     stamp = {key.decode(): value.decode() for key, value in read_metadata(path.with_name("a.tar.index")).items()}
     rows = good.table.to_pylist()
-    rows[0]["members"][0]["offset"] = 1 << 50
+    forge(rows[0])
     forged = index_module.pa.Table.from_pylist(rows, index_module.SCHEMA).replace_schema_metadata(stamp)
     index_module.write_index(forged, path.with_name("a.tar.index"))
     assert tar_index(path).sample(0) == good.sample(0)

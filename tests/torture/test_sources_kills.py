@@ -6,16 +6,17 @@ make torture COUNT=20 kills at so many moments; make test at two.
 import json
 import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_runs import context, run
 from test_sources_tables import write_parquet
 from test_sources_tar import samples, write
+from victim import go
 
 from opensiglip.data.fields.field import Texts
 from opensiglip.data.fields.frame import Frame
@@ -23,7 +24,7 @@ from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 
-STEPS, BATCH, FEW = 60, 8, 2
+STEPS, RUN, BATCH, FEW = 60, 24, 8, 2  # steps whose keys are compared, and of a run that trains
 
 
 @pytest.fixture(scope="module")
@@ -103,31 +104,32 @@ def losses(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
+def train_until(rows: int, out: Path, recipe: str, specs: list[str]) -> None:
+    """Begin or resume a run, and kill it once its log has so many rows."""
+    resume, said = (out / "config.json").is_file(), out.with_suffix(".txt")
+    flags = {"steps": RUN, "batch_size": BATCH, "save_every": 4, "memory_check": False}
+    work = partial(go, recipe, specs, out, resume=resume, **flags)
+    running = context.Process(target=run, args=(work, said), daemon=True)
+    running.start()
+    deadline = time.monotonic() + 120
+    while written(out / "metrics.jsonl") < rows and running.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.kill()
+    running.join()
+    assert written(out / "metrics.jsonl") >= rows, said.read_text()
+
+
 def test_a_run_that_is_killed_again_and_again_has_the_straight_runs_losses(
     specs: list[str], recipe: str, tmp_path: Path, torture_count: Callable[[int], int]
 ) -> None:
-    flags = ["--steps", str(STEPS), "--batch-size", str(BATCH), "--save-every", "5", "--workers", "0"]
-    flags += ["--held-out", "0"]
-    flags += ["--precision", "fp32", "--vocabulary", "300"] + [word for spec in specs for word in ("--data", spec)]
-
-    def command(out: Path, *more: str) -> list[str]:
-        return [sys.executable, "-m", "opensiglip", "train", recipe, "--out", str(out), *flags, *more]
-
-    subprocess.run(command(tmp_path / "straight"), check=True, capture_output=True, timeout=300)
-    out, moments, kills = tmp_path / "killed", torture_count(FEW), 0
-    rng = random.Random(1)
-    while kills < moments:
-        resume = ["--resume"] if (out / "config.json").is_file() else []
-        running = subprocess.Popen(command(out, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before, deadline = written(out / "metrics.jsonl"), time.monotonic() + 120
-        more = rng.randint(1, max(2, 2 * STEPS // (moments + 1)))
-        while written(out / "metrics.jsonl") < before + more and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        running.kill()
-        running.wait()
-        kills += 1
-    subprocess.run(command(out, "--resume"), check=True, capture_output=True, timeout=300)
-    expected = losses(tmp_path / "straight")
-    assert len(expected) == STEPS and losses(out) == expected
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train_until(RUN, straight, recipe, specs)
+    rng, moments = random.Random(1), torture_count(FEW)
+    for _ in range(moments):
+        more = rng.randint(1, max(2, 2 * RUN // (moments + 1)))
+        train_until(min(RUN, written(killed / "metrics.jsonl") + more), killed, recipe, specs)
+    train_until(RUN, killed, recipe, specs)
+    expected = losses(straight)
+    assert len(expected) == RUN and losses(killed) == expected
     epochs = {name: value for name, value in expected[-1].items() if name.startswith("epochs/")}
-    assert sorted(epochs.values()) == pytest.approx([STEPS * BATCH / 3 / 89, STEPS * BATCH * 2 / 3 / 98], abs=0.02)
+    assert sorted(epochs.values()) == pytest.approx([RUN * BATCH / 3 / 89, RUN * BATCH * 2 / 3 / 98], abs=0.02)

@@ -68,11 +68,11 @@ class Moments:
         return self
 
 
-def go(recipe: str, data: str, out: Path, *, resume: bool, **changes: Any) -> dict[str, Any]:
+def go(recipe: str, data: str | list[str], out: Path, *, resume: bool, **changes: Any) -> dict[str, Any]:
     """Six steps with a checkpoint after every second, held-out figures and an export."""
     flags: dict[str, Any] = {"steps": 6, "save_every": 2, "batch_size": 4, "workers": 0, "held_out": 0}
     flags |= {"precision": "fp32", "vocabulary": 300, "memory_check": False, "resume": resume} | changes
-    return train(recipe, data=[data], out=out, **flags)
+    return train(recipe, data=[data] if isinstance(data, str) else data, out=out, **flags)
 
 
 def killed() -> None:

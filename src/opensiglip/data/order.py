@@ -13,6 +13,7 @@ Every row comes once an epoch. Memory is a few words a shard, whatever the numbe
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from math import gcd
 
 import numpy as np
@@ -112,7 +113,7 @@ class Mixture:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float]) -> None:
         self.orders = list(orders)
-        self.pattern, self.counts = cycle_of(weights)
+        self.pattern, self.counts = cycle_of(tuple(weights))
         self.earlier = np.zeros(len(self.pattern), np.int64)  # places of the same source before each, in the cycle
         for number, count in enumerate(self.counts):
             self.earlier[self.pattern == number] = np.arange(count)
@@ -168,7 +169,8 @@ def shares_of(sources: Sequence[Source]) -> list[float]:
     return [float(share) for share in counts / counts.sum()]
 
 
-def cycle_of(weights: Sequence[float]) -> tuple[Ints, Ints]:
+@lru_cache(maxsize=16)  # a run asks for its own several times
+def cycle_of(weights: tuple[float, ...]) -> tuple[Ints, Ints]:
     """A cycle of sources [C] and how often each stands in it [S]; at least once.
 
     Each place goes to the source whose next turn is due first, of those that are not ahead of their share (Tijdeman,
