@@ -44,9 +44,9 @@ def bench(
             index, too.
         data: a folder whose JPEGs to read; by default scenes are drawn with grain at 500 pixels.
         resolution: pixels of a side that the networks see.
-        count: images of a batch.
+        count: JPEGs; of `jpeg` a batch has them all.
         rounds: of each variant, in turn; the median counts.
-        samples: in the shards that are read; the JPEGs come again and again.
+        samples: in the shards, in which the JPEGs come again and again; a batch has 64.
         out: folder for the JSON and the plot.
     """
     positive(resolution=resolution, count=count, rounds=rounds, samples=samples)

@@ -20,6 +20,7 @@ from opensiglip.recipes import siglip
 
 PEER = "open_clip WebDataset"
 SHARD_MB = 20
+BATCH = 64  # images
 
 
 def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: int, rounds: int) -> list[Row]:
@@ -28,13 +29,12 @@ def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: i
     _write_folder(source, [path.read_bytes() for path in paths], samples)
     for to in dict.fromkeys((kind, "tar", "folder")):
         convert(str(source), folder / to, to=to, shard_mb=SHARD_MB, workers=0)
-    batch = max(len(paths), 16)
-    variants = [Variant(f"opensiglip {kind}", batches(folder / kind, resolution, batch), items=batch)]
+    variants = [Variant(f"opensiglip {kind}", batches(folder / kind, resolution, BATCH), items=BATCH)]
     if kind != "folder":
-        variants.append(Variant("opensiglip folder", batches(folder / "folder", resolution, batch), items=batch))
+        variants.append(Variant("opensiglip folder", batches(folder / "folder", resolution, BATCH), items=BATCH))
     if peer("webdataset", "webdataset") and peer("open_clip_train.data", "open_clip_torch"):
-        loader = _open_clip(folder / "tar", resolution, batch, samples)
-        variants.append(Variant(PEER, lambda: next(loader), items=batch))
+        loader = _open_clip(folder / "tar", resolution, BATCH, samples)
+        variants.append(Variant(PEER, lambda: next(loader), items=BATCH))
     last = variants[-1].name
     return compare(f"{kind}, {resolution} pixels", variants, last, torch.device("cpu"), rounds, torch.float32)
 

@@ -1,5 +1,6 @@
 """Images and their files: the same pixels however an image comes, and names found as the disk spells them."""
 
+import io
 import json
 import sys
 import types
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from opensiglip.data.example import BrokenExample
+from opensiglip.data.sources import images as images_module
 from opensiglip.data.sources.files import Files
 from opensiglip.data.sources.folder import Folder
-from opensiglip.data.sources.images import read_image
+from opensiglip.data.sources.images import decode_image_bytes, jpeg_size, read_image
 from opensiglip.errors import UserError
 from opensiglip.inference.images import load_image
 
@@ -79,6 +81,36 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(name: str, tmp_path: Path) -> 
 
 HEIC = bytes.fromhex("0000001866747970") + b"heic\0\0\0\0mif1heic" + b"\0" * 200
 AVIF = bytes.fromhex("0000001866747970") + b"mif1\0\0\0\0mif1avif" + b"\0" * 200
+
+
+def jpeg(image: Image.Image, **how: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **how)
+    return file.getvalue()
+
+
+def test_the_frame_of_a_jpeg_is_found_as_pil_finds_it_and_of_no_other_file() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 3000
+    for how in ({}, {"progressive": True}, {"exif": exif, "comment": b"\xff\xc0" * 50}, {"restart_marker_rows": 1}):
+        for image in (COLOURED, COLOURED.convert("L")):
+            data = jpeg(image, **how)
+            assert jpeg_size(data) == (32, 64)
+            assert all(jpeg_size(data[:end]) in (None, (32, 64)) for end in range(0, len(data), 7))
+    png = io.BytesIO()
+    COLOURED.save(png, "PNG")
+    assert all(
+        jpeg_size(data) is None for data in (jpeg(COLOURED.convert("CMYK")), png.getvalue(), b"\xff\xd8\xff", b"")
+    )
+
+
+def test_a_jpeg_that_says_it_is_huge_is_refused_before_a_pixel_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpeg(COLOURED)
+    at = data.index(b"\xff\xc0") + 5
+    huge = data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :]
+    monkeypatch.setattr(images_module, "decode_image", None)
+    with pytest.raises(BrokenExample, match="image over 64 megapixels"):
+        decode_image_bytes(huge)
 
 
 def test_heic_is_said_by_name_and_read_where_its_reader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,8 @@ class Geometry(ABC):
         if image.shape[-2:] == (height, width) == (down, across):  # nothing to do: rendered at this size
             return image, regions
         kind = transform.InterpolationMode(self.interpolation)
-        image = transform.resized_crop(image, top, left, height, width, [down, across], kind, antialias=True)
+        part = image[:, top : top + height, left : left + width]
+        image = transform.resize(part, [down, across], kind, antialias=True)
         if not regions:
             return image, regions
         boxes, corner = np.array([region.bbox for region in regions]), np.array([left, top, left, top])

@@ -234,6 +234,8 @@ def _is_outline(value: Any) -> bool:
 
 def facts_of(row: dict[str, Any]) -> Counter[str]:
     """What the row's boxes look like."""
+    if row.get("regions") is None and row.get("objects") is None:
+        return Counter()
     regions = [item.get("bbox") for item in parse_list(row, "regions") if isinstance(item, dict)]
     objects = row.get("objects")
     others = objects.get("bbox") if isinstance(objects, dict) else None

@@ -59,22 +59,25 @@ class TarIndex:
 
     def sample(self, row: int) -> tuple[str, dict[str, tuple[int, int]]]:
         """Key of a sample, and offset and size in bytes of each member by its extension."""
-        keys, ends, extensions, offsets, sizes = self._arrays
+        keys, ends, extensions, names, offsets, sizes = self._arrays
         if not 0 <= row < len(self):
             raise IndexError(f"sample {row} of {len(self)}")
         part = slice(int(ends[row]), int(ends[row + 1]))
         places = zip(offsets[part].tolist(), sizes[part].tolist(), strict=True)
-        return keys[row].as_py(), dict(zip(extensions[part].to_pylist(), places, strict=True))
+        return keys[row].as_py(), dict(zip((names[one] for one in extensions[part].tolist()), places, strict=True))
 
     @cached_property
-    def _arrays(self) -> tuple[pa.Array, Ints, pa.Array, Ints, Ints]:
-        """Keys [S], where each sample's members begin [S + 1], and extension, offset and size of each [M]: views."""
+    def _arrays(self) -> tuple[pa.Array, Ints, Ints, list[str], Ints, Ints]:
+        """What a sample is found by: keys [S]; where its members begin, and the last ones end [S + 1]; of each member
+        [M] the number of its extension, what those are, its offset and size."""
         keys, members = (self.table[name].combine_chunks() for name in ("key", "members"))
         inside = members.values
+        extensions = inside.field("ext").dictionary_encode()
         return (
             keys,
             members.offsets.to_numpy(),
-            inside.field("ext"),
+            extensions.indices.to_numpy(),
+            extensions.dictionary.to_pylist(),
             inside.field("offset").to_numpy(),
             inside.field("size").to_numpy(),
         )
