@@ -107,7 +107,7 @@ def losses(out: Path) -> list[dict[str, Any]]:
 def train_until(rows: int, out: Path, recipe: str, specs: list[str]) -> None:
     """Begin or resume a run, and kill it once its log has so many rows."""
     resume, said = (out / "config.json").is_file(), out.with_suffix(".txt")
-    flags = {"steps": RUN, "batch_size": BATCH, "save_every": 4, "memory_check": False}
+    flags = {"steps": RUN, "batch_size": BATCH, "save_every": 4}
     work = partial(go, recipe, specs, out, resume=resume, **flags)
     running = context.Process(target=run, args=(work, said), daemon=True)
     running.start()
