@@ -48,7 +48,8 @@ def fairness(model: Predictor, examples: EncodedExamples, context: Context) -> B
         return BenchmarkResult(metrics, [], notes=["no example has both a label and groups, so there is no disparity"])
     judged = zero_shot(model, examples, context).metrics
     hits = np.asarray(judged["accuracy_values"]["scores"])
-    metrics["by_attribute"], notes = {}, []
+    metrics["by_attribute"] = {}
+    notes: list[str] = []
     for attribute in attributes:
         metrics["by_attribute"][attribute], small = by_group(labelled, hits, attribute)
         notes += [f"{attribute}: fewer than {SMALL} examples of {', '.join(small)}"] if small else []
