@@ -70,7 +70,7 @@ def server() -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{made.server_port}"
     made.shutdown()
-    thread.join()
+    thread.join(timeout=60)
     made.server_close()
 
 

@@ -9,7 +9,7 @@ import pytest
 from deadline import deadline
 
 TESTS = Path(__file__).parent
-WAITS = {"run", "check_call", "check_output", "communicate"}  # of subprocess: each takes a timeout
+WAITS = {"run", "check_call", "check_output", "communicate", "join"}  # of processes and threads: each takes a timeout
 STARTS = ("mp.spawn", "mp.start_processes", "context.Process", "mp.Process")
 CLOCKS = {"perf_counter", "process_time", "time_ns", "perf_counter_ns"}
 
@@ -35,9 +35,10 @@ def test_every_process_that_is_waited_for_has_a_deadline() -> None:
     missing = [
         place
         for place, call, name in calls()
-        if (name.startswith("subprocess.") or name.endswith(".communicate"))
+        if (name.startswith("subprocess.") or name.endswith((".communicate", ".join")))
         and name.rpartition(".")[2] in WAITS
         and "timeout" not in {keyword.arg for keyword in call.keywords}
+        and not (name.endswith(".join") and call.args)  # of a text or a path, whose parts have to be given
     ]
     assert missing == []
 

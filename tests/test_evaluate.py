@@ -84,6 +84,30 @@ def test_a_model_that_matches_is_right_in_every_language(squares: list[Example])
     assert retrieval(blind, encoded(blind, squares), Context()).metrics["text_to_image_r1"] == pytest.approx(1 / 3)
 
 
+def write_folder(folder: Path, rows: list[tuple[str, dict[str, Any]]]) -> Source:
+    """Rows of val, each with what it says of the picture that is one ink all over."""
+    for ink, color in INKS.items():
+        Image.new("RGB", (SIDE, SIDE), color).save(folder / f"{ink}.png")
+    lines = [json.dumps(row | {"file_name": f"{ink}.png", "split": "val"}) for ink, row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return open_source(str(folder), split="val")
+
+
+def test_rows_of_one_image_are_no_wrong_answers_to_each_other(tmp_path: Path) -> None:
+    """Five rows a file, as CSVs of captions have them: a model that matches finds all; it was 0.2 of them."""
+    rows = [(ink, {"caption": f"{ink} picture {number}"}) for number in range(5) for ink in INKS]
+    judged = encode_examples(oracle(), write_folder(tmp_path, rows), 64)
+    found = retrieval(oracle(), judged, Context()).metrics
+    assert found["images"] == 3 and found["captions"] == 15
+    assert found["image_to_text_r1"] == found["text_to_image_r1"] == 1.0
+
+
+def test_rows_with_labels_alone_are_classified(tmp_path: Path) -> None:
+    judged = encode_examples(oracle(), write_folder(tmp_path, [(ink, {"label": ink}) for ink in INKS]), 64)
+    found = zero_shot(oracle(), judged, Context(languages=("en",))).metrics
+    assert found["images"] == found["classes"] == 3 and found["accuracy"] == 1.0
+
+
 def test_languages_weigh_the_same_however_many_captions(squares: list[Example]) -> None:
     only_german = oracle(text=lambda texts: oracle().text(texts) if "ein" in texts[0] else torch.ones(len(texts), 3))
     figures = retrieval(only_german, encoded(only_german, squares), Context()).metrics

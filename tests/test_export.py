@@ -25,7 +25,8 @@ from opensiglip import load
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.formats.onnx import TOLERANCE, write_onnx
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.data.example import Source
+from opensiglip.data.example import Example, Source
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
@@ -106,6 +107,26 @@ def test_plain_transformers_gives_our_embeddings(exported: dict[str, Exported], 
     logits = image @ text.T * ours.model.logit_scale.exp() + ours.model.logit_bias
     assert float((output.logits_per_image - logits).abs().max()) < 1e-5
     assert float((text[0] - text[1]).abs().max()) > 0.01  # texts differ, so this compared something
+
+
+@pytest.mark.parametrize(("kind", "gap"), [("torchvision", 0), ("pil", 1)])
+def test_the_written_processor_sees_what_our_frame_sees(kind: str, gap: int, exported: dict[str, Exported]) -> None:
+    """Smooth photos of twelve other sizes, larger and smaller, in grey steps of 255: the same pixels by transformers'
+    processor, which computes with torchvision; by its other one, which computes with PIL, one step apart at most, at
+    no more than two values in a hundred.
+    """
+    processor = AutoImageProcessor.from_pretrained(exported["siglip2"].folder, backend=kind)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        height, width = rng.integers(20, 400, 2).tolist()
+        coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+        photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous()
+        ours, _ = Frame(SIDE).apply(Example(image, ()), None)
+        seen = (processor(photo, return_tensors="pt")["pixel_values"][0] + 1) * 127.5
+        assert float((seen - seen.round()).abs().max()) < 1e-4, "whole grey steps"
+        steps = (seen.round() - ours.float()).abs()
+        assert int(steps.max()) <= gap and float((steps > 0).float().mean()) < 0.02
 
 
 @torch.no_grad()

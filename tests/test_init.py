@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from big_vision import GOLDENS, load
 from conftest import Run
 from peers import LENGTH, PATCH, SIDE, VOCABULARY, Peer
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, SiglipVisionModel
+from transformers import AutoModel, AutoProcessor, SiglipModel, SiglipVisionModel
 
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.export import export
@@ -277,6 +278,25 @@ def begin(init: Path, folder: str, out: Path, recipe: str, **changes: Any) -> di
     train(recipe, data=[folder], out=out, init=str(init), **settings | {"lr": 1e-9, "warmup": 0} | changes)
     model = Model.from_pretrained(out / "model")
     return model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # of peft's, about transformers
+def test_training_begins_with_an_adapter_merged(folder: str, recipe: str, tmp_path: Path) -> None:
+    """W + alpha / r · B A, of a matrix that the adapter has, by hand; all else is the model's that it adapts."""
+    base = peers.siglip2(tmp_path / "base").folder
+    adapted = get_peft_model(SiglipModel.from_pretrained(base), LoraConfig(target_modules=["fc1"], r=4, lora_alpha=6))
+    torch.manual_seed(3)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    plain = Pretrained.open(base).model.state_dict()
+    merged = begin(tmp_path / "adapter", folder, tmp_path / "merged", recipe)
+    changes = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    stem = "base_model.model.vision_model.encoder.layers.0.mlp.fc1.lora_"
+    change = 6 / 4 * changes[f"{stem}B.weight"] @ changes[f"{stem}A.weight"]
+    (name,) = (n for n in plain if n.startswith("vision.") and ".0." in n and plain[n].shape == change.shape)
+    assert float((merged[name] - plain[name] - change).abs().max()) < 1e-5 < 0.1 < float(change.abs().max())
 
 
 @pytest.mark.parametrize("make", ["transformers SigLIP", "transformers SigLIP 2 NaFlex", "open_clip"])

@@ -1,6 +1,9 @@
 """The command line's `predict`: answers as text, JSON and pictures; one broken file does not end it."""
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,27 @@ def test_bad_questions_are_answered_in_a_sentence(
     monkeypatch.chdir(photos)
     assert main(["predict", model, *words]) == 2
     assert said.lower() in capsys.readouterr().err.splitlines()[-1].lower()
+
+
+def test_a_name_that_is_not_utf8_is_printed_escaped_and_its_image_answered(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latin-1 bytes, as old archives unpack them; the console is strict, as Python's own is by default."""
+    try:
+        (photos / "0.png").rename(photos / os.fsdecode(b"m\xfcll.png"))
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 alone")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
+    assert main(["predict", model, str(photos), "--caption", "--save", str(photos / "out" / "sheet.png")]) == 0
+    assert main(["predict", model, str(photos), "--caption", "--json"]) == 0
+    sys.stdout.flush()
+    said = written.getvalue().decode()
+    captions = {line.rpartition("/")[2] for line in said.splitlines() if line.endswith(".png")}
+    assert captions == {"m\\udcfcll.png", "2.png"}
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert len(answers) == 3 and sum("caption" in answer for answer in answers) == 2
+    assert (photos / "out" / "sheet.png").is_file()
 
 
 def test_a_box_outside_one_image_does_not_keep_the_others_from_theirs(

@@ -92,7 +92,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         served.url = f"http://127.0.0.1:{running.server_port}"
         yield served
         running.shutdown()
-        thread.join()
+        thread.join(timeout=60)
 
 
 def test_tars_on_a_web_server_are_fetched_once_and_are_the_same_examples(server: Server, tmp_path: Path) -> None:

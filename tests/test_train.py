@@ -18,6 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from conftest import SHAPE, Run, Small
+from PIL import Image
 from safetensors.torch import load_file
 
 from opensiglip.apps.cli import main
@@ -73,6 +74,17 @@ def test_a_run_leaves_its_files(out: Path) -> None:
     }
     assert (out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert (out / "model" / "model.safetensors").is_file()
+
+
+def test_the_start_up_line_counts_true_negatives(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten of five examples, two of which show one image: 6 others for each of its 4, 8 for each of the other 6."""
+    for name, colour in zip("abcd", ("red", "green", "blue", "white"), strict=True):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    rows = [("a", "left"), ("a", "right"), ("b", ""), ("c", ""), ("d", "")]
+    lines = [{"file_name": f"{name}.png", "caption": name, "label": label, "split": "train"} for name, label in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run(tmp_path / "run", data=[str(tmp_path)], steps=1, batch_size=10)
+    assert "batch       10 images a step, 7.2 negatives for each image on average" in capsys.readouterr().out
 
 
 def test_the_commands_that_a_run_names_at_its_end_run(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from conftest import SECONDS
 from forkserver import context
 from safetensors.torch import load_file
 from victim import Moments, go, killed
@@ -35,7 +36,7 @@ def forked(work: Callable[[], Any], said: Path) -> int:
     """The exit code of `work` in a process of its own, or minus its signal; what it says goes to a file."""
     child = context.Process(target=run, args=(work, said), daemon=True)
     child.start()
-    child.join()
+    child.join(timeout=SECONDS)
     assert child.exitcode is not None
     return child.exitcode
 
@@ -239,7 +240,7 @@ def test_ranks_agree_on_the_step_they_stop_at_and_end_without_their_launcher(
             while any(alive(rank) for rank in ranks):
                 assert time.monotonic() - asked < 60, "a rank goes on"
                 time.sleep(0.2)
-            launcher.join()
+            launcher.join(timeout=60)
             words = "".join(path.read_text() for path in said.parent.glob(f"{said.name}-*"))
             assert launcher.exitcode == (Stopped.code if kind == "asked" else -signal.SIGKILL), words
             newest = RunFolder(out).newest()

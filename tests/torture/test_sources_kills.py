@@ -88,7 +88,7 @@ def test_keys_are_the_same_at_any_number_of_ranks_and_after_any_kill(
         while written(killed) < before + more and running.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         running.kill()
-        running.join()
+        running.join(timeout=60)
         text = killed.read_text() if killed.exists() else ""
         killed.write_text(text[: text.rfind("\n") + 1])  # a line that was cut is a step to take again
     write_keys(specs, killed, 1)
@@ -115,7 +115,7 @@ def train_until(rows: int, out: Path, recipe: str, specs: list[str]) -> None:
     while written(out / "metrics.jsonl") < rows and running.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
     running.kill()
-    running.join()
+    running.join(timeout=60)
     assert written(out / "metrics.jsonl") >= rows, said.read_text()
 
 
