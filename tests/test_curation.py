@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from conftest import LENGTH, SIDE, Small
 from forkserver import start_ranks
+from PIL import Image
 from safetensors.torch import load_file
 from test_resume import assert_same_end, cut_short
 from torch import Tensor
@@ -291,6 +292,18 @@ def test_a_curated_run_cut_short_goes_on_bit_for_bit_and_its_paper_s_flags_hold(
     assert state["curated"]["seen"]["language/en"] == 32 and state["curated"]["chosen"]["language/en"] == 16
     learned = load_file(tmp_path / "straight" / "model" / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in learned.values())
+
+
+def test_the_start_up_line_counts_true_negatives_among_what_is_kept(
+    go: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight of two images, of which four are kept: 4 of an image's 7 others show the other one, so 3 · 4/7 are kept."""
+    for name in "ab":
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / f"{name}.png")
+    lines = [json.dumps({"file_name": f"{name}.png", "caption": name, "split": "train"}) for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    go(tmp_path / "run", data=[str(tmp_path)], steps=1, curate="learner", filter=0.5)
+    assert "batch       4 images a step, 1.714 negatives for each image on average" in capsys.readouterr().out
 
 
 def test_a_larger_patch_leaves_out_three_quarters() -> None:
