@@ -28,7 +28,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         bias = float(whole(model.logit_bias.detach()))
         others = Steps(plan).negatives(loop.step)
         if curator is not None:  # as many of what it keeps as of what it chooses from: what it will choose isn't known
-            others *= (curator.keep - 1) / max(1, plan.batch_size - 1)
+            others = others * (curator.keep - 1) / max(1, plan.batch_size - 1)
         average = "" if others == int(others) else " on average"
         negatives = f", {others:.4g} negatives for each image{average}, logit_bias {bias:.2f}"
     sharded = "" if loop.skeleton is None else ", sharded"
