@@ -81,7 +81,9 @@ def test_the_second_signal_stops_at_once(signals_in_step: Callable[..., None], r
 def test_the_command_line_ends_with_75_and_outside_steps_at_once(
     recipe: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("opensiglip.training.run_data.open_source", lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.setattr(
+        "opensiglip.training.run_data.open_source", lambda *_, **__: signal.raise_signal(signal.SIGUSR1)
+    )
     words = ["train", recipe, "--data", folder, "--out", str(tmp_path / "run"), "--held-out", "0"]
     assert main(words) == 75
     assert "stopped by SIGUSR1 before the run began: start it again as it is." in capsys.readouterr().err
