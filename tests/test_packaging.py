@@ -221,6 +221,7 @@ def test_make_alone_lists_every_target() -> None:
         "lint",
         "format",
         "train",
+        "photos",
         "clean",
         "audit",
         "torture",

@@ -30,6 +30,7 @@ def test_a_line_comes_after_the_first_units_and_then_every_half_minute(
         lines.update()
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [f"step {n} of 100" for n in (25, 30, 45, 60, 75, 90)]
+    assert said[0] == "step 25 of 100, loss 1.5", "too few for an estimate"
     assert said[1] == "step 30 of 100, 2 min left, loss 1.5"
     assert said[-1] == "step 90 of 100, 20 s left, loss 1.5"
 

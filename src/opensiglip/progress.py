@@ -18,7 +18,7 @@ class Lines:
         items: what iterating over this yields; None where `update` counts.
         total: units of the whole task, None where it is not known.
         initial: units that were done before.
-        first: units after which the first line is due, whatever the clock says; None: after half a minute.
+        first: units after which a line is due, whatever the clock says, and the time left is told; None: no such line.
     """
 
     def __init__(
@@ -34,28 +34,33 @@ class Lines:
         self.items, self.total, self.desc, self.unit = items, total, desc, unit
         self.n = self.initial = initial
         self.first, self.note = first, ""
-        self.started = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.begun: float | None = None  # when the first units were done: what came before them is no pace
+        self.counted = 0  # units since
 
     def update(self, n: int = 1) -> None:
         """Count so many units."""
-        self.n += n
         now = time.monotonic()
+        if self.begun is None:
+            self.begun = now
+        else:
+            self.counted += n
+        self.n += n
         if now - self.said < SECONDS and self.n - self.initial != self.first:
             return
         self.said = now
-        print(self.line(now - self.started), file=sys.stderr, flush=True)
+        print(self.line(now - self.begun), file=sys.stderr, flush=True)
 
     def set_postfix_str(self, note: str) -> None:
         """What the next line says beside the count."""
         self.note = note
 
     def line(self, seconds: float) -> str:
-        """The line after so many seconds: count, share, what is left at the pace so far, the note."""
-        done = self.n - self.initial
+        """The line when `counted` units have taken so many seconds: count, what is left at that pace, the note."""
         count = f"{self.unit} {self.n}" if self.total is None else f"{self.unit} {self.n} of {self.total}"
         parts = [f"{self.desc}: {count}" if self.desc else count]
-        if self.total is not None and done:
-            parts.append(f"{duration(seconds * (self.total - self.n) / done)} left")
+        if self.total is not None and self.counted >= (self.first or 2) - 1:
+            parts.append(f"{duration(seconds * (self.total - self.n) / self.counted)} left")
         return ", ".join([*parts, self.note] if self.note else parts)
 
     def __iter__(self) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
 from opensiglip.evaluation.encode import EncodedExamples
 from opensiglip.evaluation.labels import label
 from opensiglip.evaluation.metrics.intervals import bootstrap, mean_with_interval
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 
 GENDERS = ("a photo of a man", "a photo of a woman")
@@ -33,7 +34,7 @@ def fairness(model: Predictor, examples: EncodedExamples, context: Context) -> B
         raise NotApplicable("the model has no text tower beside its image tower")
     images = F.normalize(examples.pooled, dim=-1)
     man, woman = (images @ F.normalize(model.encode_texts(list(GENDERS)), dim=-1).T).unbind(1)
-    nearer = ((man > woman).double() + 0.5 * (man == woman)).cpu().numpy()
+    nearer = widen((man > woman) + 0.5 * (man == woman)).cpu().numpy()
     bias = bootstrap(
         np.stack([nearer, np.ones_like(nearer)], 1), lambda sums: np.abs(sums[..., 0] / sums[..., 1] - 0.5)
     )

@@ -115,7 +115,7 @@ class Curator:
 
     def _numbers(self, scores: Scores, own: Tensor, chosen: Tensor) -> Row:
         """How scores lie, of the examples that have a text; how far the models agree on what is hard."""
-        some = own[scores.valid].cpu().double()
+        some = widen(own[scores.valid].cpu())
         if not len(some):
             return {}
         row: Row = {
