@@ -92,7 +92,9 @@ def test_the_commands_that_a_run_names_at_its_end_run(out: Path, capsys: pytest.
     assert main(predict) == 0
     assert str(out / "example.png") in capsys.readouterr().out
     assert demo == ["demo", str(out)] and mine[0] == "train"
-    assert main([*mine[:4], str(out.parent / "data"), *mine[5:], "--help"]) == 0
+    data = str(out.parent / "data")
+    assert main([*(data if word == "FOLDER" else word for word in mine), "--dry-run"]) == 0
+    assert "8 images a step" in capsys.readouterr().out, "the run's own batch"
 
 
 def test_metrics_have_one_row_per_step(out: Path) -> None:

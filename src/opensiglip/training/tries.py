@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from torchvision.io import write_png
 
@@ -25,8 +24,8 @@ def tries(run: RunFolder, recipe: str, model: Model, tasks: Sequence[str], held_
         words = ["opensiglip", "predict", str(run.path), str(run.example), *flags]
         found[shlex.join(words)] = "what the model says of a held-out image"
     found[shlex.join(["opensiglip", "demo", str(run.path)])] = "a web page on this machine"
-    mine = Path(run.path).with_name("mine")
-    found[shlex.join(["opensiglip", "train", recipe, "--data", "FOLDER", "--out", str(mine)])] = "your own images"
+    mine = ["--config", str(run.config), "--data", "FOLDER", "--out", str(run.path.with_name("mine"))]
+    found[shlex.join(["opensiglip", "train", recipe, *mine])] = "the same on your own images"
     return found
 
 
