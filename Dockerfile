@@ -21,6 +21,5 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 USER opensiglip
 WORKDIR /home/opensiglip
 EXPOSE 8000
-HEALTHCHECK CMD python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health')"
 ENTRYPOINT ["opensiglip"]
 CMD ["--help"]

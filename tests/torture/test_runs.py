@@ -1,6 +1,6 @@
 """Runs killed at any moment, damaged anywhere, on a full disk: each ends as the run that nothing happened to.
 
-`make torture COUNT=100` tries a hundred of each and prints the table of docs/reliability.md.
+`make torture COUNT=100` kills fifty runs, twice each, and prints rows of the table of docs/reliability.md.
 """
 
 import json
