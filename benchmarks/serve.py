@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 from torchvision.io import encode_jpeg
 
 from benchmarks.measure import Row, positive
@@ -87,9 +87,11 @@ def bench(
         before = alone()
         with server(Path(folder) / "model") as (url, process):
             asyncio.run(ask(url, bodies, clients, 2.0, process.pid))  # the first batches allocate
-            cpu, began = cpu_seconds(process.pid), time.perf_counter()
+            used, began = psutil.Process(process.pid).cpu_times, time.perf_counter()
+            idle = used()
             load = asyncio.run(ask(url, bodies, clients, minutes * 60 or seconds, process.pid))
-            wall, spent = time.perf_counter() - began, cpu_seconds(process.pid) - cpu
+            wall, busy = time.perf_counter() - began, used()
+            spent = busy.user + busy.system - idle.user - idle.system
         after = alone()
     pace, per_cpu = (statistics.mean(both) for both in zip(before, after, strict=True))
     rate = len(load.seconds) / wall
@@ -137,7 +139,8 @@ def server(model: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
 
 async def ask(url: str, bodies: list[dict[str, str]], clients: int, seconds: float, pid: int) -> Load:
     """So many clients, each with one request at a time, for so long."""
-    load, end = Load(memory=[resident(pid)]), time.perf_counter() + seconds
+    server = psutil.Process(pid)
+    load, end = Load(memory=[server.memory_info().rss]), time.perf_counter() + seconds
 
     async def client(place: int) -> None:
         async with httpx.AsyncClient(timeout=120) as session:
@@ -154,7 +157,7 @@ async def ask(url: str, bodies: list[dict[str, str]], clients: int, seconds: flo
         began = time.perf_counter()
         while (left := end - time.perf_counter()) > 0:
             await asyncio.sleep(min(60.0, left))
-            load.memory.append(resident(pid))
+            load.memory.append(server.memory_info().rss)
             if seconds > 60:
                 minutes = (time.perf_counter() - began) / 60
                 print(
@@ -163,14 +166,3 @@ async def ask(url: str, bodies: list[dict[str, str]], clients: int, seconds: flo
 
     await asyncio.gather(watch(), *(client(place) for place in range(clients)))
     return load
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, of all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

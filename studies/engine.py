@@ -47,6 +47,8 @@ def carry_out(
     if seeds < 1:
         raise UserError("--seeds is at least 1.")
     data = data or study.data
+    for run in study.runs:
+        run.trains_on(data)
     claim(out, {"study": study.name, "data": data, "budget": budget})
     jobs = [
         Job(run, seed, out / f"seed-{seed}" / run.name, data, study.budgets[budget], tuple(study.tasks))
@@ -89,9 +91,8 @@ def carry_out_one(job: Job) -> Job:
             flags["continue_from"] = str(kept(folder.parent / job.run.after))
         if job.run.reference is not None:
             flags["reference"] = str(folder.parent / job.run.reference)
-        train(
-            job.run.recipe, data=[job.run.data.format(data=job.data)], out=folder, seed=job.seed, resume=resume, **flags
-        )
+        data = [job.run.trains_on(job.data)]
+        train(job.run.recipe, data=data, out=folder, seed=job.seed, resume=resume, **flags)
     part = folder / f"{JUDGED}.part"
     shutil.rmtree(part, ignore_errors=True)
     evaluate(str(folder), job.data, job.tasks, part, seed=job.seed, trust=True, **job.budget.judge)

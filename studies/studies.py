@@ -174,7 +174,7 @@ TINIER: dict[str, Any] = SMALL | {"size": "64x2x128x2/8", "lr": 0.002}  # a step
 
 def curation(percent: int) -> Study:
     """So many captions are exchanged; curated runs take 0.6 times the steps of the one that trains on all."""
-    data = f"{{data}},exchanged={percent / 100}"
+    wrong = f"exchanged={percent / 100}"
     return Study(
         name=f"curation-{percent}",
         question=f"Do chosen examples save steps where {percent} % of the captions are wrong?",
@@ -188,7 +188,7 @@ def curation(percent: int) -> Study:
         data=EASY.format(1),
         runs=(
             Run("reference", "siglip", AUTO, share=1.5),
-            Run("uncurated", "siglip", AUTO, data=data),
+            Run("uncurated", "siglip", AUTO, options=wrong),
             *(
                 Run(
                     way,
@@ -196,7 +196,7 @@ def curation(percent: int) -> Study:
                     AUTO | flags,
                     reference=None if way == "learner" else "reference",
                     share=0.6,
-                    data=data,
+                    options=wrong,
                 )
                 for way, flags in WAYS.items()
             ),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opensiglip.errors import UserError
+
 
 @dataclass(frozen=True)
 class Run:
@@ -15,12 +17,21 @@ class Run:
     after: str | None = None  # an earlier run that this goes on from, where its one checkpoint of `keep` stands
     reference: str | None = None  # an earlier run whose model is its --reference
     share: float = 1.0  # of the budget's steps
-    data: str = "{data}"  # what it trains on; {data} is the study's, on which all are judged
+    options: str = ""  # of scenes, added to those that it trains on; all runs are judged without
 
     @property
     def waits(self) -> bool:
         """Does it need another run?"""
         return self.after is not None or self.reference is not None
+
+    def trains_on(self, data: str) -> str:
+        """The study's data with the run's own options. Raises UserError where there is nothing to add them to."""
+        if not self.options:
+            return data
+        kind, colon, _ = data.partition(":")
+        if kind != "scenes":
+            raise UserError(f"--data {data}: run {self.name} trains on scenes with {self.options}; name scenes.")
+        return f"{data}{',' if colon else ':'}{self.options}"
 
 
 @dataclass(frozen=True)

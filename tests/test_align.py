@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,12 @@ import opensiglip
 from opensiglip import UserError
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
+from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
-from opensiglip.data.sources.part import split_off
+from opensiglip.data.sources.cached import facts_of, to_row
 from opensiglip.data.sources.registry import open_source
+from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
 from opensiglip.models.sizes import Architecture, PairShape, Shape
@@ -437,6 +442,78 @@ def test_features_with_patches_serve_heads_that_read_none(
         train("align", **arguments(towers, folder, tmp_path / f"{head}-encoded", head=head, features_gb=0))
         np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=0, atol=1e-6)
     assert "encoding" not in capsys.readouterr().out
+
+
+def test_states_written_anew_without_patches_are_not_taken_for_those_with(
+    towers: Path, folder: str, tmp_path: Path
+) -> None:
+    copied = tmp_path / "photos"
+    shutil.copytree(folder, copied)
+    train("align", **arguments(towers, str(copied), tmp_path / "first", head="map"))
+    photo(7).save(copied / "0.png")
+    train("align", **arguments(towers, str(copied), tmp_path / "narrow", head="mlp"))
+    for name, more in (("again", {}), ("encoded", {"features_gb": 0})):
+        train("align", **arguments(towers, str(copied), tmp_path / name, head="map", **more))
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+
+
+def test_changed_captions_are_encoded_anew(tmp_path: Path) -> None:
+    example = Example(torch.zeros(3, 2, 2, dtype=torch.uint8), (Caption("a fox"),))
+    for other in (replace(example, image=example.image + 1), replace(example, captions=(Caption("a cat"),))):
+        assert facts_of(other) != facts_of(example)
+    row = json.loads(to_row(example, 0))
+    assert {name: row[name] for name in ("pixels", "captions")} == facts_of(example)
+    assert json.loads(to_row(BrokenExample("cut off"), 0)) == {"broken": "cut off", "pixels": ""}
+
+
+def test_remembered_states_are_of_the_pooling_and_the_pixels_that_they_were_read_by(towers: Path) -> None:
+    memory, ids = remembered.Memory(), torch.tensor([[1, 5, 6, 2]])
+    bert, vit = BertModel.from_pretrained(towers / "bert"), ViTModel.from_pretrained(towers / "vit")
+    for pooling in ("mean", "cls"):
+        text = PretrainedText(bert, PairShape(embed=8, pooling=pooling), 0)
+        assert torch.equal(remembered.Remembered(text, memory)(ids).pooled, text(ids).pooled)
+    pixels = in_our_range(photo())
+    for mean in ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)):
+        vision = PretrainedVision(vit, mean=mean, std=STD, pair=PairShape(embed=8))
+        assert torch.equal(remembered.Remembered(vision, memory)(pixels).pooled, vision(pixels).pooled)
+
+
+def test_runs_that_keep_the_same_states_at_once_do_not_end_each_other(tmp_path: Path) -> None:
+    ours, theirs = remembered.Memory(tmp_path / "judged"), remembered.Memory(tmp_path / "judged")
+    assert ours.once("k", lambda: theirs.once("k", lambda: torch.ones(2))).tolist() == [1, 1]
+    (tmp_path / "file").touch()
+    assert remembered.Memory(tmp_path / "file" / "judged").once("k", lambda: torch.ones(2)).tolist() == [1, 1]
+
+
+def test_rows_set_aside_leave_shards_shards_and_half_to_train_on() -> None:
+    source = Shards([3, 2, 4], ["a", "b", "c", "d", "e", "f", "g", "h", "i"])
+    part = Subset(source, [0, 2, 5, 6, 8])
+    assert part.shards == [2, 3] and part.lanes == 2 and len(part) == 5
+    with pytest.raises(UserError, match="--set-aside 2 takes 9 of the 9"):
+        split_off(Shards([9], ["same"] * 9), 2)
+
+
+class Shards(Source):
+    """Rows of these groups in shards, nothing more."""
+
+    def __init__(self, shards: list[int], groups: list[str]) -> None:
+        self.name, self.languages, self.skipped = "shards", ("en",), Counter[str]()
+        self.shards, self.groups, self.lanes = shards, groups, 2
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def example(self, index: int, language: str | None = None) -> Example:
+        return Example(torch.zeros(3, 2, 2, dtype=torch.uint8), ())
+
+    def group(self, index: int) -> str:
+        return self.groups[index]
+
+    def texts(self) -> Iterator[str]:
+        return iter(())
+
+    def describe(self) -> dict[str, Any]:
+        return {}
 
 
 def test_a_run_from_features_is_judged_by_the_memory_that_it_needs(

@@ -54,4 +54,5 @@ def test_it_refuses_what_train_refuses_and_goes_on_where_resume_would(
         dry_run(recipe, steps=3, **same)
     said = dry_run(recipe, steps=6, resume=True, changed=True, **same)
     assert "steps       3 -> 6" in said and "stage       steps 3 to 5" in said and "for 3 steps" in said
+    assert "nothing is left to train: all 3 steps are done" in dry_run(recipe, steps=3, resume=True, **same)
     assert sorted(tmp_path.rglob("*")) == before

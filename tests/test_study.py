@@ -185,6 +185,10 @@ def test_what_a_study_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
         carry_out(SMALLEST, tmp_path / "out", data=None, seeds=0, budget="cpu-hour")
     with pytest.raises(UserError, match="studies are objectives, localization, tasks, encoders"):
         find("nothing")
+    with pytest.raises(UserError, match=r"--data FOLDER: run uncurated trains on scenes with exchanged=0.3"):
+        carry_out(STUDIES["curation-30"], tmp_path / "out", data="FOLDER", seeds=1, budget="cpu-hour")
+    assert STUDIES["curation-30"].runs[1].trains_on("scenes") == "scenes:exchanged=0.3"
+    assert STUDIES["curation-60"].runs[1].trains_on("scenes:objects=1") == "scenes:objects=1,exchanged=0.6"
     (tmp_path / "mine.py").write_text("mine = 3")
     with pytest.raises(UserError, match="no study 'mine'"):
         find(f"{tmp_path / 'mine.py'}:mine")

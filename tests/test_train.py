@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from opensiglip.apps.cli import main
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model
@@ -39,6 +40,7 @@ from opensiglip.training.loop import PATIENCE, Diverged, Loop
 from opensiglip.training.precision import multiply
 from opensiglip.training.record import command
 from opensiglip.training.run import train
+from opensiglip.training.tries import tries
 from opensiglip.types import Features
 
 STEPS = 6
@@ -95,6 +97,13 @@ def test_the_commands_that_a_run_names_at_its_end_run(out: Path, capsys: pytest.
     data = str(out.parent / "data")
     assert main([*(data if word == "FOLDER" else word for word in mine), "--dry-run"]) == 0
     assert "8 images a step" in capsys.readouterr().out, "the run's own batch"
+
+
+def test_a_run_in_the_folder_where_one_stands_names_a_folder_beside_it() -> None:
+    model: Any = SimpleNamespace(text=None)
+    for folder, mine in ((".", "../mine"), ("runs/one", "runs/mine")):
+        *_, words = tries(RunFolder(Path(folder)), "cap", model, (), None)
+        assert shlex.split(words)[-2:] == ["--out", mine]
 
 
 def test_metrics_have_one_row_per_step(out: Path) -> None:

@@ -24,6 +24,7 @@ from opensiglip.training.continued import take_over
 from opensiglip.training.curation.build import curator
 from opensiglip.training.feature_cache import Frozen, gigabytes
 from opensiglip.training.loop import Loop
+from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.planning.check import memory_line
 from opensiglip.training.planning.plan import gib
 from opensiglip.training.precision import autocast
@@ -68,6 +69,8 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     job = resolve(recipe, keywords)
     config, folder = job.config, job.config.out
     accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as in a run, whose steps are to be timed
     found = open_data(job, accelerator)
     sources, schedule = found.trained_on(found.sources), found.schedule
     curating = curator(config, job.recipe, sources, accelerator.device, autocast(precision, accelerator.device))
@@ -98,6 +101,8 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     size = gigabytes(learner.model, job.recipe, sources, frozen, dtype) if frozen.images or frozen.texts else None
     begin, last = loop.step, loop.last
     stages = [timed(loop, first, end) for first, end in bounds_of(loop)]
+    if not stages:
+        return "\n".join([*lines, f"time        nothing is left to train: all {last} steps are done"])
     lines += batch_lines(stages[0].batch)
     lines += [stage_line(stage) for stage in stages]
     lines.append(time_line(stages, loop.workers, last - begin))
@@ -113,7 +118,7 @@ def bounds_of(loop: Loop) -> Iterator[tuple[int, int]]:
     starts = {o.start for o in loop.learner.objectives.values() if isinstance(o, Objective)}
     firsts = sorted({loop.step, *(bisect_left(range(loop.last), share, key=loop.progress) for share in starts)})
     firsts = [first for first in firsts if loop.step <= first < loop.last]
-    yield from zip(firsts, [*firsts[1:], loop.last], strict=True)
+    yield from zip(firsts, [*firsts[1:], loop.last][: len(firsts)], strict=True)
 
 
 def timed(loop: Loop, first: int, last: int) -> Stage:

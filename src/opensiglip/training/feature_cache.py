@@ -22,8 +22,9 @@ from opensiglip.data.example import BrokenExample, Example, Source, reason_of
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.states import ImageStates, TextStates, as_array
-from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, pixels_of, to_row
+from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, facts_of, to_row
 from opensiglip.data.text import TextPipeline
+from opensiglip.distributed import from_first
 from opensiglip.inference.encoder import Autocast
 from opensiglip.json_file import write_json
 from opensiglip.models.model import Model
@@ -91,16 +92,19 @@ def with_features(
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
-    places = [place_of(root, source, model, recipe, frozen, dtype) for source in sources]
+    places: list[Path] = []
     if accelerator.is_main_process:
-        for source, place in zip(sources, places, strict=True):
-            if (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
+        for source in sources:
+            place = place_of(root, source, model, recipe, frozen, dtype)
+            while (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
                 accelerator.print(f"features    {changed}: encoded anew", flush=True)
                 shutil.rmtree(place)
+                place = place_of(root, source, model, recipe, frozen, dtype)  # without patches it is another
+            places.append(place)
             if not (place / DONE).is_file():
                 place.mkdir(parents=True, exist_ok=True)
                 _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
-    accelerator.wait_for_everyone()
+    places = from_first(places)
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
     side = recipe.frame.pixels
@@ -263,7 +267,8 @@ def framed(source: Source, index: int, frame: Geometry) -> Example | BrokenExamp
 def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
     """Why the features in a folder are not to be used; None where their files and the images are as they were.
 
-    Of the images `SAMPLE` are looked at, spread over the source: the key does not read pixels.
+    Of the rows `SAMPLE` are looked at, spread over the source, their pixels and captions; what changes between
+    them is not seen. The key knows the names of files and the first of the texts.
     """
     written = json.loads((place / DONE).read_text(encoding="utf-8")).get("files", {})
     for name, seen in written.items():
@@ -271,8 +276,8 @@ def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
             return f"{place / name} is not as it was written"
     known = CachedSource(source, place, frame.pixels)
     rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
-    same = all(known.pixels(index) == pixels_of(framed(source, index, frame)) for index in rows)
-    return None if same else f"images of {source.name} are others than before"
+    same = all(known.seen(index) == facts_of(framed(source, index, frame)) for index in rows)
+    return None if same else f"images or captions of {source.name} are others than before"
 
 
 def room_for(folder: Path, wanted: float) -> bool:

@@ -1,6 +1,8 @@
 """Frozen towers that are judged again and again: what they make of a batch is kept, only heads run anew."""
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,8 @@ class Memory:
             if found is None:
                 found = make()
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    part = path.with_suffix(".part")
-                    save_file({"states": found.contiguous().cpu()}, part)
-                    part.replace(path)
-            self.kept[key] = found
+                    _write(path, found)
+            self.kept[key] = found.cpu()
         return self.kept[key]
 
 
@@ -53,7 +52,11 @@ class Remembered:
 
     @cached_property
     def _weights(self) -> str:
-        return hashed(repr(self.tower.tower.config), *self.tower.tower.state_dict().values())
+        """A hash of all that `read` depends on beside the batch."""
+        tower = self.tower
+        reading = (tower.pooling, tower.pad_id) if isinstance(tower, PretrainedText) else (tower.prefix, tower.summary)
+        pixels = [] if isinstance(tower, PretrainedText) else [tower.mean, tower.std]
+        return hashed(f"{tower.tower.config!r} {reading}", *pixels, *tower.tower.state_dict().values())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tower, name)
@@ -80,6 +83,18 @@ def hashed(facts: str, *tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _write(path: Path, states: Tensor) -> None:
+    """Keep states in a file for other runs; a disk that does not take them is no reason to stop."""
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")  # of this run: another may be writing the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"states": states.contiguous().cpu()}, part)
+        part.replace(path)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            part.unlink()
 
 
 def _read(path: Path) -> Tensor | None:

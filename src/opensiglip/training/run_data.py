@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from opensiglip.data.example import Source
-from opensiglip.data.sources.part import Part, split_off
 from opensiglip.data.sources.registry import open_source, with_box_format
+from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.data.weights import weigh
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
@@ -42,7 +42,7 @@ class Data:
     def trained_on(self, sources: Sequence[Source]) -> list[Source]:
         """These sources without what is set aside."""
         first, *others = sources
-        return [first if self.kept is None else Part(first, self.kept), *others]
+        return [first if self.kept is None else Subset(first, self.kept), *others]
 
 
 def open_data(job: Job, accelerator: Accelerator) -> Data:
@@ -63,7 +63,7 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
         if config.held_out:
             source = open_held_out(config, specs[0], languages, frame.pixels)
             held_out = HeldOut(source, config.held_out, sources[0], memory)
-        judged = HeldOut(Part(sources[0], aside), len(aside), sources[0], memory) if aside else held_out
+        judged = HeldOut(Subset(sources[0], aside), len(aside), sources[0], memory) if aside else held_out
     return Data(sources, held_out, judged, schedule, kept)
 
 

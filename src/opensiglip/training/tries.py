@@ -1,5 +1,6 @@
 """What to type when a run has ended: its model on a picture that lies in its folder, its demo, one's own images."""
 
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ def tries(run: RunFolder, recipe: str, model: Model, tasks: Sequence[str], held_
         words = ["opensiglip", "predict", str(run.path), str(run.example), *flags]
         found[shlex.join(words)] = "what the model says of a held-out image"
     found[shlex.join(["opensiglip", "demo", str(run.path)])] = "a web page on this machine"
-    mine = ["--config", str(run.config), "--data", "FOLDER", "--out", str(run.path.with_name("mine"))]
+    mine = ["--config", str(run.config), "--data", "FOLDER", "--out", os.path.normpath(run.path / ".." / "mine")]
     found[shlex.join(["opensiglip", "train", recipe, *mine])] = "the same on your own images"
     return found
 

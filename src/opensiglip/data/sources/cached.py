@@ -65,10 +65,10 @@ class CachedSource(Source):
         image = torch.zeros(1, dtype=torch.uint8).expand(3, self.side, self.side)  # its pixels are not needed again
         return Example(image, spoken, regions, row["name"], extras, row["group"])
 
-    def pixels(self, index: int) -> str:
-        """`pixels_of` the image that was encoded."""
+    def seen(self, index: int) -> dict[str, Any]:
+        """`facts_of` the example that was encoded."""
         row = json.loads(self.rows[self.starts[index] : self.starts[index + 1]])
-        return str(row["pixels"])
+        return {name: row[name] for name in ("pixels", "captions") if name in row}
 
     def group(self, index: int) -> str:
         return self.source.group(index)
@@ -86,20 +86,20 @@ class CachedSource(Source):
 def to_row(example: Example | BrokenExample, first_text: int) -> str:
     """A line of `ROWS_FILE`, of an example in its frame; its captions' states begin at row `first_text`."""
     if isinstance(example, BrokenExample):
-        return json.dumps({"broken": str(example), "pixels": pixels_of(example)})
+        return json.dumps({"broken": str(example)} | facts_of(example))
     facts = {
         "name": example.name,
         "group": example.group,
-        "captions": [[c.text, c.language, c.source] for c in example.captions],
         "regions": [asdict(region) for region in example.regions],
         "first_text": first_text,
-        "pixels": pixels_of(example),
     }
-    return json.dumps(facts)
+    return json.dumps(facts | facts_of(example))
 
 
-def pixels_of(example: Example | BrokenExample) -> str:
-    """A hash of an example's pixels; empty of one that can't be read."""
+def facts_of(example: Example | BrokenExample) -> dict[str, Any]:
+    """What an example's states were made of: a hash of its pixels, its captions; of one that can't be read, neither."""
     if isinstance(example, BrokenExample):
-        return ""
-    return hashlib.blake2b(example.image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+        return {"pixels": ""}
+    captions = [[c.text, c.language, c.source] for c in example.captions]
+    pixels = hashlib.blake2b(example.image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+    return {"pixels": pixels, "captions": captions}

@@ -15,7 +15,7 @@ from opensiglip.data.fields.curation import ORIGIN, REFERENCE
 from opensiglip.data.fields.field import Field
 from opensiglip.data.loader import to_device
 from opensiglip.distributed import dealt, first_ranks, gathered, world
-from opensiglip.float64 import widen
+from opensiglip.float64 import widen, widest
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
 from opensiglip.training.curation.selection import SIGNS, Pairs, Scores, blocked_sampling, noise
@@ -55,7 +55,7 @@ class Curator:
         scores = self._scores(learner.model, raw)
         learner.train()
         valid = scores.valid
-        draws = noise(self.seed, step, min(self.chunks, self.keep), len(valid)).to(device)
+        draws = noise(self.seed, step, min(self.chunks, self.keep), len(valid)).to(device, widest(device))
         own = scores.own()
         chosen = first_ranks(blocked_sampling(own, scores.others, valid, self.keep, draws))
         whole = {name: torch.cat([part[name] for part in raw]) for name in raw[0]}

@@ -4,32 +4,37 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from opensiglip.data.example import Example, Source
 from opensiglip.errors import UserError
 
 
-class Part(Source):
-    """The rows `rows` of another source, in that order."""
+class Subset(Source):
+    """The rows `rows`, ascending, of another source."""
 
     def __init__(self, source: Source, rows: Sequence[int]) -> None:
-        self.source, self.rows = source, list(rows)
+        self.source, self.rows = source, np.asarray(rows, np.int64)
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
-        self.weight, self.fetches = source.weight, source.fetches
+        self.weight, self.fetches, self.lanes = source.weight, source.fetches, source.lanes
+        if source.shards is not None:
+            ends = np.searchsorted(self.rows, np.cumsum(source.shards))
+            self.shards = [count for count in np.diff(ends, prepend=0).tolist() if count]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def example(self, index: int, language: str | None = None) -> Example:
-        return self.source.example(self.rows[index], language)
+        return self.source.example(int(self.rows[index]), language)
 
     def encoded(self, index: int) -> bytes | None:
-        return self.source.encoded(self.rows[index])
+        return self.source.encoded(int(self.rows[index]))
 
     def group(self, index: int) -> str:
-        return self.source.group(self.rows[index])
+        return self.source.group(int(self.rows[index]))
 
     def prepare(self, indices: Sequence[int]) -> None:
-        self.source.prepare([self.rows[index] for index in indices])
+        self.source.prepare(self.rows[list(indices)].tolist())
 
     def texts(self) -> Iterator[str]:
         return self.source.texts()
@@ -45,7 +50,7 @@ class Part(Source):
 def split_off(source: Source, count: int) -> tuple[list[int], list[int]]:
     """Rows that stay, and about `count` that do not: whole images, chosen by a hash of what names them.
 
-    The same whatever the seed, so that runs are judged on the same ones. Raises UserError where half or more would go.
+    The same whatever the seed, so that runs are judged on the same ones. Raises UserError where over half would go.
     """
     if 2 * count > len(source):
         raise UserError(f"--set-aside {count} is more than half of the {len(source)} examples of {source.name}.")
@@ -57,4 +62,9 @@ def split_off(source: Source, count: int) -> tuple[list[int], list[int]]:
         if len(aside) >= count:
             break
         aside.update(groups[group])
+    if 2 * len(aside) > len(source):  # of few images with many rows each, whole ones are more than was asked for
+        raise UserError(
+            f"--set-aside {count} takes {len(aside)} of the {len(source)} examples of {source.name}, as rows of one "
+            "image stay together; give fewer."
+        )
     return [row for row in range(len(source)) if row not in aside], sorted(aside)
