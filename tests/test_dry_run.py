@@ -1,6 +1,7 @@
 """`train --dry-run` says what a run will do, and writes nothing."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def test_it_refuses_what_train_refuses_and_goes_on_where_resume_would(
     before = sorted(tmp_path.rglob("*"))
     same: dict[str, Any] = {"data": [folder], "out": tmp_path / "run", "batch_size": 8, "workers": 0, "held_out": 0,
                             "precision": "fp32", "vocabulary": 300, "memory_check": False}  # fmt: skip
+    shutil.copytree(folder, tmp_path / "data")
+    for image in sorted(tmp_path.glob("data/*.png"))[::2]:
+        image.write_bytes(b"no image")
+    before = sorted(tmp_path.rglob("*"))
+    said = dry_run(recipe, steps=3, **same | {"data": [str(tmp_path / "data")], "out": tmp_path / "new"})
+    assert "left out    of the examples of these batches, " in said and "free" in said and "too little" not in said
+    with pytest.raises(UserError, match=r"--out .*/0.png/run can't be made: .*/0.png takes no folder"):
+        dry_run(recipe, steps=3, **same | {"out": tmp_path / "data" / "0.png" / "run"})
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
         dry_run(recipe, steps=3, **same)
     said = dry_run(recipe, steps=6, resume=True, changed=True, **same)

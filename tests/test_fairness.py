@@ -32,7 +32,7 @@ def test_bias_is_how_far_the_share_of_images_is_from_half() -> None:
         low, high = found["representation_bias_ci95"]
         assert low <= bias <= high and found["images"] == 10
     note = fairness(subject, encoded(subject, examples), Context()).notes
-    assert note == ["no example has both a label and groups, so there is no disparity"]
+    assert note == ["no example has both columns `label` and `groups`, so there is no disparity"]
 
 
 def test_disparity_is_the_best_group_less_the_worst_and_each_group_is_told() -> None:

@@ -24,7 +24,7 @@ def locate(name: str) -> Path:
     if path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{name}: there is no such folder or file to start from.")
+        raise UserError(f"{name}: there is no such folder or file of weights; give the path of one, or a hub id.")
     from huggingface_hub import snapshot_download
 
     try:

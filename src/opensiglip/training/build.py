@@ -109,6 +109,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         limit=config.features_gb,
         accelerator=accelerator,
         precision=precision,
+        asked=config.features is not None,
     )
     job = replace(job, recipe=read)
     sources = found.trained_on(sources)

@@ -1,8 +1,10 @@
 """`train --dry-run`: what a run does before its first step, and a timed step of each stage; nothing is written."""
 
+import os
 import shutil
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +51,7 @@ class Stage:
     seconds: float
     reading: float
     batch: Batch
+    skipped: Counter[str]
 
     def wall(self, workers: int) -> float:
         """Seconds of all its steps: data workers read while a step computes, without them a step waits."""
@@ -71,6 +74,9 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
     if accelerator.device.type == "cpu":
         keep_freed_memory()  # as in a run, whose steps are to be timed
+    below = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (below.is_dir() and os.access(below, os.W_OK)):
+        raise UserError(f"--out {folder} can't be made: {below} takes no folder; name another place.")
     found = open_data(job, accelerator)
     sources, schedule = found.trained_on(found.sources), found.schedule
     curating = curator(config, job.recipe, sources, accelerator.device, autocast(precision, accelerator.device))
@@ -104,6 +110,9 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     if not stages:
         return "\n".join([*lines, f"time        nothing is left to train: all {last} steps are done"])
     lines += batch_lines(stages[0].batch)
+    if left_out := sum((stage.skipped for stage in stages), Counter[str]()):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
+        lines.append(f"left out    of the examples of these batches, {reasons}")
     lines += [stage_line(stage) for stage in stages]
     lines.append(time_line(stages, loop.workers, last - begin))
     if size is not None:
@@ -136,7 +145,7 @@ def timed(loop: Loop, first: int, last: int) -> Stage:
     loop.train_step(wrapped, batch)  # ends with numbers on the host, so the device is done
     seconds = time.perf_counter() - began
     names = tuple(name for name in loop.learner.objectives if name in terms)
-    return Stage(first, last, names, loss, seconds, reading, batch.parts[0])
+    return Stage(first, last, names, loss, seconds, reading, batch.parts[0], batch.skipped)
 
 
 def batch_lines(batch: Batch) -> list[str]:
@@ -176,10 +185,12 @@ def write_lines(loop: Loop, config: TrainConfig) -> list[str]:
     checkpoint = state + MOMENTS * trained
     stays = config.keep_last + len(config.keep) + (config.keep_best is not None)
     place = next(parent for parent in (loop.folder, *loop.folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    few = ", too little: give another --out" if free < (stays + 1) * checkpoint + model else ""
     return [
         f"writes      {run.config}, {run.metrics}, {run.start}",
         f"            {run.checkpoints}: {gib(checkpoint)} each, every {config.save_every} steps; {stays} stay, "
         f"so {gib((stays + 1) * checkpoint)} at most",
         f"            {run.model}: {gib(model)}; {run.summary}, {run.report}",
-        f"            the disk has {gib(shutil.disk_usage(place).free)} free",
+        f"            the disk has {gib(free)} free{few}",
     ]

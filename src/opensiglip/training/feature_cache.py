@@ -76,13 +76,18 @@ def with_features(
     limit: float,
     accelerator: Accelerator,
     precision: str,
+    asked: bool = False,
 ) -> tuple[Recipe, list[Source]]:
     """The recipe and its sources, reading states from `root` where towers are frozen; else both as they are.
 
-    `limit`: most gigabytes. The main process encodes what is missing while the other ranks wait.
+    `limit`: most gigabytes. `asked`: for them by --features, so that it is said where there are none. The main process
+    encodes what is missing while the other ranks wait.
     """
     frozen = Frozen.of(model, recipe)
     if not (frozen.images or frozen.texts):
+        if asked:
+            why = "no tower of --vision or --text is frozen, or the recipe reads more than images and texts"
+            accelerator.print(f"features    --features is not used: {why}", flush=True)
         return recipe, list(sources)
     model.to(accelerator.device)
     within = autocast(precision, accelerator.device)

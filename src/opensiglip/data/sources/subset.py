@@ -53,7 +53,10 @@ def split_off(source: Source, count: int) -> tuple[list[int], list[int]]:
     The same whatever the seed, so that runs are judged on the same ones. Raises UserError where over half would go.
     """
     if 2 * count > len(source):
-        raise UserError(f"--set-aside {count} is more than half of the {len(source)} examples of {source.name}.")
+        raise UserError(
+            f"--set-aside {count} is more than half of the {len(source)} examples of {source.name}; "
+            f"give at most {len(source) // 2}."
+        )
     groups: dict[str, list[int]] = {}
     for row in range(len(source)):
         groups.setdefault(source.group(row), []).append(row)

@@ -46,7 +46,9 @@ def fairness(model: Predictor, examples: EncodedExamples, context: Context) -> B
     labelled = [example for example in examples.examples if label(example)]
     attributes = dict.fromkeys(name for example in labelled for name in groups_of(example))
     if not attributes:
-        return BenchmarkResult(metrics, [], notes=["no example has both a label and groups, so there is no disparity"])
+        return BenchmarkResult(
+            metrics, [], notes=["no example has both columns `label` and `groups`, so there is no disparity"]
+        )
     judged = zero_shot(model, examples, context).metrics
     hits = np.asarray(judged["accuracy_values"]["scores"])
     metrics["by_attribute"] = {}
