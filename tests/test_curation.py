@@ -32,6 +32,7 @@ from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import check_recipe, open_reference
+from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.selection import (
     SIGNS,
@@ -389,3 +390,40 @@ def test_what_the_reference_sees_is_the_visit_in_its_own_frame(scenes: Source, p
     expected = torch.nn.functional.interpolate(visit.image[None].float(), (16, 16), mode="area")[0]
     assert (batch["reference_image"][0].float() - expected).abs().mean() < 12  # the same crop, resized once
     assert batch["origin_source"].tolist() == [0] * 4 and batch["origin_language"].tolist() == [0] * 4
+
+
+def test_learnability_is_the_learners_loss_less_the_references() -> None:
+    assert SIGNS == {"learnability": (1.0, -1.0), "easy-reference": (0.0, -1.0), "learner": (1.0, 0.0)}
+
+
+def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
+    torch.manual_seed(0)
+    learner, modes = Learner.new(case.recipe, case.pipeline), []
+    learner.model.vision.register_forward_hook(lambda module, *_: modes.append(module.training))
+    curator = Curator("learnability", BATCH, 4, 5, [], case.origins.names, case.reference, nullcontext)
+    batch = Steps(case.plans[1, 0, 1])[3].parts[0]
+    chosen, row = curator.choose(learner, [batch], 3, torch.device("cpu"))
+    assert modes == [False] and learner.training
+    losses = []
+    for model, text in ((learner.model, "text"), (case.reference, "reference_text")):
+        with torch.no_grad():
+            image, words = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch[text]).pooled
+            cosines = torch.nn.functional.cosine_similarity(image, words)
+            losses.append(torch.nn.functional.softplus(-(model.logit_scale.exp() * cosines + model.logit_bias)))
+    scores, valid = losses[0] - losses[1], batch["has_text"]
+    taken = torch.isin(batch["group"], chosen[0]["group"])
+    expected = {
+        "curate/score": scores[valid].mean(),
+        "curate/score_chosen": scores[taken].mean(),
+        "curate/score_p10": scores[valid].quantile(0.1),
+        "curate/score_p90": scores[valid].quantile(0.9),
+        "curate/agreement": torch.corrcoef(torch.stack(losses)[:, valid])[0, 1],
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(float(value), abs=1e-4), name
+
+
+def test_the_curator_has_the_runs_chunks_and_seed(small: Small, scenes: Source) -> None:
+    config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", chunks=3, seed=7, batch_size=8)
+    made = build_curator(config, small("siglip"), [scenes], torch.device("cpu"), nullcontext)
+    assert made is not None and (made.chunks, made.seed, made.keep) == (3, 7, 8)

@@ -512,3 +512,11 @@ def test_never_is_a_start_too(small: Small) -> None:
     recipe = small("siglip2", distill_start=1.0)
     learner = Learner(Model.new(replace(recipe.architecture), 300), recipe.objectives)
     assert learner.activate(0.999) == {"sigmoid", "caption"}
+
+
+def test_a_number_that_is_none_does_not_stay_in_the_mean_of_the_information() -> None:
+    term = LocalToGlobal(4, HeadShape(8, 4, 1024), weight=1.0, start=0.0)
+    for information in (0.5, float("nan"), 0.3):
+        notes = {"teacher_entropy": 5.0, "teacher_information": information}
+        term.health({f"local_to_global/{name}": torch.tensor(x) for name, x in notes.items()})
+    assert term.mean_information == pytest.approx(0.9 * 0.5 + 0.1 * 0.3)

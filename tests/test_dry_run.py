@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from opensiglip.apps.cli import main
 from opensiglip.errors import UserError
-from opensiglip.training.dry_run import dry_run
+from opensiglip.training import dry_run as dry_run_module
+from opensiglip.training.dry_run import Stage, dry_run
 from opensiglip.training.log import read_lines
 
 Run = Callable[..., dict[str, Any]]
@@ -22,6 +24,7 @@ def test_it_computes_the_first_loss_of_the_run_and_writes_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setattr(dry_run_module, "gib", lambda size: f"{size} bytes")
     assert main(["train", recipe, "--data", folder, "--out", "runs/dry", *SAME.split(), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert list((tmp_path / "empty").rglob("*")) == []
@@ -31,6 +34,8 @@ def test_it_computes_the_first_loss_of_the_run_and_writes_nothing(
     assert "stage       steps 8 to 10: sigmoid, caption, local_to_global, masked_patches; loss " in said
     assert "            image uint8 [8, 3, 32, 32]\n" in said and "small data  2 held-out examples" in said
     assert "runs/dry/checkpoints: " in said and "1 stay" in said
+    each, most = re.findall(r"checkpoints: (\d+) bytes each, .* so (\d+) bytes at most", said)[0]
+    assert int(most) == 2 * int(each), "a new one is written before the old one goes"
 
 
 def test_the_time_is_the_sum_of_the_timed_steps(recipe: str, folder: str, tmp_path: Path) -> None:
@@ -65,3 +70,14 @@ def test_it_refuses_what_train_refuses_and_goes_on_where_resume_would(
     assert "steps       3 -> 6" in said and "stage       steps 3 to 5" in said and "for 3 steps" in said
     assert "nothing is left to train: all 3 steps are done" in dry_run(recipe, steps=3, resume=True, **same)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_workers_read_while_a_step_computes() -> None:
+    stage = Stage(first=10, last=20, terms=(), loss=0.0, seconds=1.0, reading=4.0, batch={}, skipped=Counter())
+    assert [stage.wall(workers) for workers in (0, 1, 2, 8)] == [50, 40, 20, 10]
+
+
+def test_it_is_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run_module, "world", lambda: (0, 2))
+    with pytest.raises(UserError, match="--dry-run is of one process"):
+        dry_run("siglip", data=["scenes"], out=Path("no"))

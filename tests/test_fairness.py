@@ -71,3 +71,13 @@ def test_a_model_without_texts_is_left_out() -> None:
     with pytest.raises(NotApplicable, match="no text tower"):
         subject = oracle(text=None)
         fairness(subject, encoded(subject, [told("red")]), Context())
+
+
+def test_groups_of_unequal_size_and_examples_without_a_label_are_counted_as_they_are() -> None:
+    right = [told(color, groups="north") for color in [*INKS] * 2]
+    wrong = [replace(one, extras=one.extras | {"label": "red", "groups": "south"}) for one in right * 2]
+    bare = [replace(one, extras={"groups": "west"}) for one in right]
+    subject = oracle()
+    found = fairness(subject, encoded(subject, [*bare, *right, *wrong]), Context()).metrics["by_attribute"]["group"]
+    assert {name: one["images"] for name, one in found["groups"].items()} == {"north": 6, "south": 12}
+    assert found["disparity"] == pytest.approx(2 / 3)

@@ -51,6 +51,7 @@ def test_the_sum_is_that_of_a_sigmoid_with_more_columns(
             total = total - F.logsigmoid(z * (scale * (images[i] @ text) + bias))
     assert float(whole.detach() - total.detach()) == pytest.approx(0, abs=1e-9)
     assert float(ours.detach()) > 0.1
+    assert int(by_terms["hard_negatives"].live(batch)) == int(batch["has_text"].sum()), "n of Sigmoid"
 
 
 def test_those_of_scenes_are_false_and_differ_from_the_caption(scenes: object) -> None:
@@ -65,6 +66,8 @@ def test_those_of_scenes_are_false_and_differ_from_the_caption(scenes: object) -
         strange = example.extras["absent"]["de"]
         assert any(strange in text for text in known), "one names a drawing that is not there"
     assert min(counts) >= 1 and max(counts) >= 4
+    examples = [source.example(index, "de") for index in range(20)]
+    assert any(hard_texts(one, "de", 3) != hard_texts(one, "de", 4) for one in examples), "others at another visit"
 
 
 def test_those_of_a_row_are_its_negative_caption(tmp_path: Path, pipeline: TextPipeline) -> None:

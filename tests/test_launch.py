@@ -87,6 +87,7 @@ def test_a_rank_that_fails_ends_all_within_half_a_minute_with_one_sentence(
             2,
             "opensiglip (rank 1): the disk is full.\nopensiglip: s",
         ),
+        ([(1, "stopped by SIGINT.", 75)], 75, "opensiglip: stopped by SIGINT.\n"),
         ([], 75, "opensiglip: stopped by SIGINT before a step; start it again, with --resume if it has saved.\n"),
     ],
 )

@@ -116,6 +116,10 @@ def test_open_clip_by_its_own_library(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="folder has 0 .safetensors files"):
         Pretrained.open(f"open_clip:local-dir:{folder}")
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    save_file(model.state_dict(), folder / "other.safetensors")
+    with pytest.raises(UserError, match="folder has 2 .safetensors files"):
+        Pretrained.open(f"open_clip:local-dir:{folder}")
+    (folder / "other.safetensors").unlink()
     for spec in (f"local-dir:{folder}", f"small-clip:{folder / 'open_clip_model.safetensors'}"):
         state = Pretrained.open(f"open_clip:{spec}").model.text.state_dict()
         assert all(torch.equal(x, state[f"model.{name}"]) for name, x in model.state_dict().items())

@@ -72,3 +72,12 @@ def test_the_note_names_the_loss_its_terms_and_the_rate() -> None:
     row = {"loss": 5.25, "loss/sigmoid": 3.25, "loss/caption": 2.0, "loss/late": None, "images_per_second": 71.6}
     assert summary(row) == "loss 5.250 (sigmoid 3.250, caption 2.000), 72 images/s"
     assert summary({"loss": None, "images_per_second": 3.0}) == "step skipped"
+
+
+def test_what_is_not_to_be_shown_is_not_and_a_list_has_its_total(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for show in (False, True):
+        for _ in progress.progress(["a", "b"], show=show):
+            clock.now += 31
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["item 1 of 2", "item 2 of 2"]

@@ -268,12 +268,13 @@ def test_skipped_steps_are_said_at_the_end(
     assert "1 of 4" in json.loads((tmp_path / "run" / "summary.json").read_text())["advice"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_when_a_model_is_opened(
-    run: Run, straight: Path, tmp_path: Path
+    value: float, run: Run, straight: Path, tmp_path: Path
 ) -> None:
     Pretrained.open(straight).save(tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
-    weights["logit_bias"].fill_(float("nan"))
+    weights["logit_bias"].fill_(value)
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     for opened in (Pretrained.open, Model.from_pretrained):
         with pytest.raises(UserError, match=r"model has weights that are not finite, in logit_bias; take"):

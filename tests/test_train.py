@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import SIDECAR, Model
@@ -40,7 +41,7 @@ from opensiglip.training.loop import PATIENCE, Diverged, Loop
 from opensiglip.training.precision import multiply
 from opensiglip.training.record import command
 from opensiglip.training.run import train
-from opensiglip.training.tries import tries
+from opensiglip.training.tries import questions, tries
 from opensiglip.types import Features
 
 STEPS = 6
@@ -547,3 +548,13 @@ def test_a_learning_rate_far_too_large_ends_as_a_sentence(run: Run, tmp_path: Pa
 def test_only_finite_numbers_are_numbers(value: float) -> None:
     assert finite(value) is None
     assert finite(0.5) == 0.5
+
+
+def test_a_model_is_asked_what_it_can_answer_and_labels_have_no_comma() -> None:
+    captions = (Caption("a red square, alone"),)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    one = Example(image, captions, (Region((0.0, 0.0, 4.0, 4.0), {"en": "the red one"}),))
+    model: Any = SimpleNamespace(text=object())
+    assert questions([one, one], model, ()) == ["--classify", "a red square alone,a red square alone"]
+    assert questions([one], model, ("cap",)) == ["--caption"]
+    assert questions([one], model, ("cap", "aref")) == ["--caption", "--locate", "the red one"]
