@@ -147,7 +147,7 @@ def test_a_port_in_use_and_an_empty_folder_are_said(
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the images"):
         predictor.index(tmp_path)
-    for host, port, said in (("127.0.0.1", 99999, "can't be served"), ("256.1.1.1", 0, "can't be served")):
+    for host, port, said in (("127.0.0.1", 99999, "can't be served"), ("256.1.1.1", 0, "can't be bound")):
         with pytest.raises(UserError, match=said):
             check_port(host, port)
     assert main(["demo", str(tmp_path), "--port", "0"]) == 2

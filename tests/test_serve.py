@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import opensiglip
 from opensiglip.apps.cli import main
 from opensiglip.apps.serve import app as app_module
 from opensiglip.apps.serve import guard as guard_module
@@ -34,7 +37,7 @@ from opensiglip.apps.serve.refusal import Refused
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
-from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.predictor import Predictor, load
 from opensiglip.models.model import Model
 
 HERE = "http://127.0.0.1:8000"
@@ -112,8 +115,10 @@ def test_images_are_classified_located_and_captioned_as_by_the_model(client: Tes
 def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
     files = [("input", ("a.png", file, "image/png")) for file in FILES]
     form = client.post("/v1/classify", files=files, data={"labels": ["a fox", "a cat"]})
-    json = client.post("/v1/classify", json={"input": [url_of(f) for f in FILES], "labels": ["a fox", "a cat"]})
-    assert form.status_code == 200 and form.json() == json.json()
+    urls = client.post("/v1/classify", json={"input": [url_of(f) for f in FILES], "labels": ["a fox", "a cat"]})
+    assert form.status_code == 200 and form.json() == urls.json()
+    loud = url_of(FILES[0]).replace("data:image/png", "DATA:IMAGE/PNG")
+    assert client.post("/v1/classify", json={"input": loud, "labels": ["a"]}).status_code == 200, "of any case"
     part = {"type": "image_url", "image_url": {"url": url_of(FILES[0]), "detail": "low"}}
     parts = client.post("/v1/embeddings", json={"input": [part, {"type": "text", "text": "a fox"}]}).json()
     plain = client.post("/v1/embeddings", json={"input": [url_of(FILES[0]), "a fox"]}).json()
@@ -123,24 +128,51 @@ def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
-        ("embeddings", {}, 422, "input: field required."),
-        ("embeddings", {"input": []}, 422, "input: "),
-        ("embeddings", {"input": "a", "dimensions": 8}, 422, "dimensions: extra inputs are not permitted."),
+        ("embeddings", {}, 422, "input: field required; send it."),
+        ("embeddings", {"input": []}, 422, "input: give at least one text or image."),
+        ("embeddings", {"input": ["a"] * 257}, 422, "input: 257 are given and at most 256 are taken; send fewer."),
+        ("embeddings", {"input": [1, 2]}, 422, "input: token ids are not taken; send the text."),
+        ("embeddings", {"input": [[1, 2], [3]]}, 422, "input: token ids are not taken; send the text."),
+        ("embeddings", {"input": ["a", None]}, 422, "input[1]: send a text, or an image as data:image/png;base64,..."),
+        ("embeddings", {"input": [True]}, 422, "input[0]: send a text, or an image"),
+        ("embeddings", {"input": [{"type": "audio"}]}, 422, 'input[0].type: send "text" or "image_url".'),
+        ("embeddings", {"input": [{"type": []}]}, 422, "input[0].type: "),
+        ("embeddings", {"input": [{"type": "image_url", "image_url": {}}]}, 422, "input[0].image_url.url: field"),
+        ("embeddings", {"input": [{"type": "image_url", "image_url": "a"}]}, 422, "input[0].image_url: send an"),
+        ("embeddings", {"input": "a", "dimensions": 8}, 422, "dimensions: this model's embeddings have one width"),
+        ("embeddings", {"input": "a", "colour": 8}, 422, "colour: there is no such field; leave it out."),
+        ("embeddings", {"input": "a", "encoding_format": "x"}, 422, 'encoding_format: send "float" or "base64".'),
+        ("embeddings", {"input": "\ud800 fox"}, 422, "input[0] holds half of a surrogate pair; send whole letters."),
+        ("embeddings", {"input": [{"type": "text", "text": "\ud800"}]}, 422, "input[0].text holds half of a surrogate"),
+        ("embeddings", {"input": "a", "model": "\ud800"}, 404, "there is no model"),
+        ("embeddings", {"input": "a", "\ud800": 1}, 422, "unicode"),
+        ("embeddings", {"input": " "}, 422, "input[0] is empty; send a text."),
+        ("embeddings", {"input": "data:text/plain;base64,QQ=="}, 422, "input[0] begins with data:text/plain; and"),
+        ("embeddings", {"input": "data:image/png,QQ"}, 422, "and is no image in base64; send data:image/png;base64,"),
         ("embeddings", {"input": "x" * 20_001}, 413, "input[0] has 20001 letters, and a text may have 20000; shorten"),
         ("embeddings", {"input": ["data:image/png;base64,AAAA"]}, 422, "input[0] can't be read (image can't be"),
         ("embeddings", {"input": [{"type": "image_url", "image_url": {"url": "http://a/b"}}]}, 422, "none is fetched"),
         ("classify", {"input": "a fox", "labels": ["a"]}, 422, "input[0] is no image; send data:image/png;base64,..."),
-        ("classify", {"input": url_of(FILES[0]), "labels": []}, 422, "labels: list should have at least 1 item"),
+        ("classify", {"input": url_of(FILES[0]), "labels": []}, 422, "labels: give at least one to choose from."),
+        ("classify", {"input": url_of(FILES[0]), "labels": ["a", ""]}, 422, "labels[1] is empty; send a text."),
+        ("classify", {"input": url_of(FILES[0]), "labels": ["\ud800"]}, 422, "labels[0] holds half of a surrogate"),
+        ("classify", {"input": url_of(FILES[0]), "labels": [3]}, 422, "labels[0]: send a string."),
+        ("classify", {"input": url_of(FILES[0]), "labels": "a"}, 422, "labels: send a list."),
         ("caption", {"input": url_of(FILES[0]), "language": "de"}, 400, "tiny never saw 'de'"),
-        ("caption", {"input": url_of(FILES[0]), "num_beams": 9}, 422, "num_beams: input should be less than or equal"),
+        ("caption", {"input": url_of(FILES[0]), "num_beams": 9}, 422, "num_beams: send a whole number from 1 to 8."),
+        ("caption", {"input": url_of(FILES[0]), "num_beams": True}, 422, "num_beams: send a whole number from 1 to 8."),
+        ("caption", {"input": url_of(FILES[0]), "language": ""}, 422, "language is empty; send a text."),
+        ("locate", {"input": url_of(FILES[0]), "phrase": " "}, 422, "phrase is empty; send a text."),
         ("locate", {"input": url_of(FILES[0]), "phrase": "fox " * 300}, 400, "leaves no room"),
         ("fly", {}, 404, "there is no POST /v1/fly here; there are /health,"),
+        ("embeddings/", {"input": "a"}, 404, "there is no POST /v1/embeddings/ here"),
+        ("models", {}, 405, "/v1/models takes no POST; send GET."),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence_in_openais_form(
     path: str, body: dict[str, Any], status: int, sentence: str, client: TestClient
 ) -> None:
-    said = client.post(f"/v1/{path}", json=body)
+    said = client.post(f"/v1/{path}", content=json.dumps(body), follow_redirects=False)  # httpx takes no surrogates
     assert said.status_code == status, said.text
     assert sentence in said.json()["error"]["message"] and said.json()["error"]["type"] == "invalid_request_error"
 
@@ -153,10 +185,47 @@ def test_a_body_that_is_no_json_or_too_long_is_refused(client: TestClient, monke
     assert said.status_code == 413 and "at most 0 are taken" in said.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "sentence"),
+    [
+        ("; boundary=b", b"--b\r\nno form", "the form can't be read (Invalid multipart data); send multipart"),
+        ("", b"--b", "(Missing boundary in multipart); send multipart/form-data with an `input` file."),
+        (
+            "; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="input"\r\n\r\n\xff\r\n--b--',
+            "input[0] is not UTF-8; send it so, or an image as a file.",
+        ),
+        ("; boundary=b; charset=idna", b"--b--", "input: field required"),
+        (
+            "; boundary=b; charset=undefined",
+            b'--b\r\nContent-Disposition: form-data; name="phrase"\r\n\r\n\xff\r\n--b--',
+            "phrase is not UTF-8; send it so",
+        ),
+    ],
+)  # fmt: skip
+def test_a_form_that_cant_be_read_is_a_sentence(kind: str, body: bytes, sentence: str, client: TestClient) -> None:
+    said = client.post("/v1/locate", content=body, headers={"Content-Type": "Multipart/form-data" + kind})
+    assert said.status_code == 422 and sentence in said.json()["error"]["message"], said.text
+
+
+def test_text_of_a_form_is_utf8(client: TestClient) -> None:
+    forms = client.post("/v1/embeddings", files={"input": (None, "ein süßer Fuchs")}).json()
+    assert forms["data"] == client.post("/v1/embeddings", json={"input": "ein süßer Fuchs"}).json()["data"]
+
+
+def test_errors_name_a_folder_not_where_it_lies(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.pretrained.save(tmp_path / "model")
+    with TestClient(Server(load(tmp_path / "model"), Limits()).app) as client:
+        said = client.post("/v1/caption", json={"input": url_of(FILES[0]), "language": "de"}).json()["error"]
+        assert said["message"] == "model never saw 'de'; its captions are in en." and said["param"] == "language"
+        assert client.get("/openapi.json").json()["info"]["version"] == opensiglip.__version__
+
+
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(client: TestClient) -> None:
     """A PNG that says 10,000 x 10,000 and holds nothing."""
     said = client.post("/v1/embeddings", json={"input": url_of(header(10_000, 10_000))})
-    assert said.status_code == 413 and "image over 64 megapixels" in said.json()["error"]["message"]
+    assert said.status_code == 413
+    assert "input[0] can't be read (image over 64 megapixels); make it smaller." in said.json()["error"]["message"]
 
 
 def test_the_decoded_images_of_one_request_and_of_all_are_bounded(
@@ -311,36 +380,91 @@ def test_a_full_queue_refuses_with_429_and_empties_before_the_end(batches: Any) 
 
 def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.delenv("OPENSIGLIP_API_KEY", raising=False)
-    assert main(["serve", "nothing", "--host", "0.0.0.0"]) == 2
-    assert (
-        "--host 0.0.0.0 opens the model to whoever reaches this machine; set OPENSIGLIP_API_KEY"
-        in capsys.readouterr().err
-    )
+    for host, sentence in {
+        "0.0.0.0": "--host 0.0.0.0 opens the model to whoever reaches this machine; set OPENSIGLIP_API_KEY",
+        "256.1.1.1": "--host 256.1.1.1 can't be bound (",
+        "a..b": "--host a..b can't be bound (",
+        "": "--host is empty, which would be every address; give one",
+    }.items():
+        assert main(["serve", "nothing", "--host", host, "--port", free_port()]) == 2
+        assert sentence in capsys.readouterr().err
     assert main(["serve", "nothing", "--batch", "0"]) == 2
 
 
-def test_the_command_serves_and_ends_with_0_when_all_is_answered(predictor: Predictor, tmp_path: Path) -> None:
-    """SIGTERM comes while a request waits three seconds for others to share its batch."""
-    predictor.pretrained.save(tmp_path / "model")
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+@contextmanager
+def command(predictor: Predictor, folder: Path, *words: str, change: str = "") -> Iterator[tuple[Any, httpx.Client]]:
+    """`opensiglip serve` after some changes of its modules `requests` and `serve`; what it says on stderr is piped."""
+    predictor.pretrained.save(folder / "model")
+    port = free_port()
+    line = ["serve", str(folder / "model"), "--port", port, *words]
+    code = f"""
+import sys
+from opensiglip.apps.cli import main
+from opensiglip.apps.serve import requests, serve
+{change}
+sys.exit(main({line}))
+"""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENSIGLIP_API_KEY": "k"}
-    words = ["serve", str(tmp_path / "model"), "--port", port, "--wait-ms", "3000"]
-    command = [sys.executable, "-m", "opensiglip", *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with (
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer k"}, timeout=60) as client,
-        ThreadPoolExecutor() as pool,
     ):
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"model on http://127.0.0.1:{port}/v1; the API: /openapi.json\n"
-        asked = pool.submit(patiently, lambda: client.post("/v1/embeddings", json={"input": "a"}))
-        while "opensiglip_queue_inputs 1.0" not in patiently(lambda: client.get("/metrics")).text:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"model on http://127.0.0.1:{port}/v1; the API: /openapi.json\n"
+            patiently(lambda: client.get("/health"))
+            yield process, client
+        finally:
+            process.kill()
+
+
+def half_sent(client: httpx.Client) -> socket.socket:
+    """A request that stops within its body."""
+    connection = socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=60)
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer k\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b'{"input"')
+    return connection
+
+
+def said_by(connection: socket.socket) -> str:
+    """All that comes until the server ends the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+def test_the_command_ends_with_0_when_all_is_answered_and_no_half_sent_request_keeps_it(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """SIGTERM comes while one request waits three seconds for others to share its batch, and one is half sent."""
+    served = command(predictor, tmp_path, "--wait-ms", "3000", change="requests.STALL = 1.5")
+    with served as (process, client), ThreadPoolExecutor() as pool:
+        half_sent(client).close()
+        asked = pool.submit(client.post, "/v1/embeddings", json={"input": "a"})
+        while "opensiglip_queue_inputs 1.0" not in client.get("/metrics").text:
             assert not asked.done()
-        process.send_signal(signal.SIGTERM)
+        with half_sent(client) as stalled:
+            process.send_signal(signal.SIGTERM)
+            said = said_by(stalled)
+            assert said.startswith("HTTP/1.1 408 ") and "the body stopped for 1.5 seconds; send it again" in said
         assert asked.result(60).status_code == 200
         assert process.wait(60) == 0
+        assert process.stderr.read() == "", "nor is a traceback written for the one who went"
+
+
+def test_the_end_comes_in_bounded_time_whatever_a_client_does(predictor: Predictor, tmp_path: Path) -> None:
+    with command(predictor, tmp_path, change="serve.ENDING = 1") as (process, client), half_sent(client) as stalled:
+        assert client.get("/health").status_code == 200, "the other has arrived"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert "503 " in said_by(stalled)[:15]
+        assert process.wait(60) == 0 and time.monotonic() - began < requests_module.STALL
+        assert "Traceback" not in process.stderr.read()
 
 
 def patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:

@@ -29,11 +29,17 @@ def host_of(url: str) -> str:
 
 def check_port(host: str, port: int) -> None:
     """Raises UserError where nothing can be served."""
+    if not host:
+        raise UserError("--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0.")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind((host, port))
-        except (OSError, OverflowError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
+        except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no name of a host can be
+            number = getattr(error, "errno", None)
+            if number == errno.EADDRINUSE:
                 raise UserError(f"port {port} is in use; give another, such as --port {port + 1}.") from None
+            if isinstance(error, socket.gaierror | ValueError) or number == errno.EADDRNOTAVAIL:
+                sentence = f"--host {host} can't be bound ({error}); give an address of this machine, as 127.0.0.1."
+                raise UserError(sentence) from None
             raise UserError(f"--host {host} --port {port} can't be served ({error}); leave them out.") from None

@@ -1,21 +1,29 @@
 """What the batches' thread asks of the model."""
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from opensiglip.apps.serve.batcher import Question
+from opensiglip.apps.serve.refusal import Refused
 from opensiglip.data.fields.captions import Ids
+from opensiglip.errors import UserError
+from opensiglip.inference.capabilities import caption_words, require
 from opensiglip.inference.predictor import Predictor
 
 
 class Answers:
-    """A `Predictor`'s answers, by kind of question."""
+    """A `Predictor`'s answers, by kind of question. `name`: what it is asked by, the folder's name or the hub id."""
 
     def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+        path = Path(predictor.name)
+        self.name = path.resolve().name if path.exists() else predictor.name
+        self.predictor = predictor = copy.copy(predictor)
+        predictor.pretrained = replace(predictor.pretrained, name=self.name)  # no answer tells where the folder lies
         self.kinds: dict[str, Callable[..., Any]] = {
             "text": lambda texts: predictor.embed_texts(texts).numpy(),
             "image": lambda framed: predictor.embed_framed(framed).numpy(),
@@ -30,11 +38,13 @@ class Answers:
         answers: Sequence[Any] = self.kinds[question.kind](list(items), *given)
         return answers
 
-    @property
-    def name(self) -> str:
-        """What the model is asked by: the folder's name, or the hub id."""
-        path = Path(self.predictor.name)
-        return path.resolve().name if path.exists() else self.predictor.name
+    def check_language(self, language: str | None) -> None:
+        """Raises Refused where captions can't be had in it, UserError where none can be had."""
+        require(self.predictor.pretrained, "caption", ("cap", "caption"))
+        try:
+            caption_words(self.predictor.pretrained, language)
+        except UserError as error:
+            raise Refused(400, str(error), "language") from None
 
     def framed(self, image: Tensor) -> Tensor:
         """An image as the model sees it; made where it is decoded, so that the batches' thread only encodes."""

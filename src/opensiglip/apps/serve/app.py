@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
+from opensiglip import __version__
 from opensiglip.apps.serve.answers import Answers
 from opensiglip.apps.serve.batcher import Batcher, Question
 from opensiglip.apps.serve.guard import Guard
@@ -65,15 +66,22 @@ class Server:
         )
         self.held = 0
         self.decoders = anyio.CapacityLimiter(DECODERS)
-        self.app = FastAPI(title="OpenSigLIP", lifespan=self._lifespan, docs_url=None, redoc_url=None)
+        self.app = FastAPI(
+            title="OpenSigLIP",
+            version=__version__,
+            lifespan=self._lifespan,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
         self._add_routes()
         self.app.add_middleware(Guard, hosts=hosts, key=key)
 
     async def embeddings(self, request: Request) -> Response:
         """OpenAI's embeddings: unit vectors of texts and images, in one space."""
         asked = await self._read(request, EmbeddingsAsked)
-        images = await asyncio.gather(*(self._image(p, place, framed=True) for place, p in enumerate(asked.parts)))
-        texts = [text_of(part) for part, image in zip(asked.parts, images, strict=True) if image is None]
+        images = await asyncio.gather(*(self._image(p, place, framed=True) for place, p in enumerate(asked.input)))
+        texts = [text_of(part) for part, image in zip(asked.input, images, strict=True) if image is None]
         pixels = [image for image in images if image is not None]
         both = await asyncio.gather(self._ask(Question("text"), texts), self._ask(Question("image"), pixels))
         of_text, of_image = map(iter, both)
@@ -103,6 +111,7 @@ class Server:
     async def caption(self, request: Request) -> Response:
         """A caption of each image."""
         asked = await self._read(request, CaptionAsked)
+        self.answers.check_language(asked.language)
         async with self._images(asked) as images:
             found = await self._ask(Question("caption", (asked.language, asked.num_beams)), images)
         return self._answer([{"index": place, "text": text} for place, text in enumerate(found)])
@@ -133,7 +142,7 @@ class Server:
         found: list[Tensor] = []
         own = 0
         try:
-            for place, part in enumerate(asked.parts):
+            for place, part in enumerate(asked.input):
                 image = await self._image(part, place)
                 if image is None:
                     sentence = f"input[{place}] is no image; send data:image/png;base64,... or a file."
@@ -195,13 +204,15 @@ class Server:
         @self.app.exception_handler(UserError)
         async def refused(request: Request, error: UserError) -> Response:
             status, field = (error.status, error.field) if isinstance(error, Refused) else (400, None)
-            headers = {"Retry-After": "1"} if status == 429 else None
+            headers = {408: {"Connection": "close"}, 429: {"Retry-After": "1"}}.get(status)
             return JSONResponse(error_body(status, str(error), field), status_code=status, headers=headers)
 
         @self.app.exception_handler(HTTPException)
         async def unknown(request: Request, error: HTTPException) -> Response:
             sentence = f"there is no {request.method} {request.url.path} here; there are {', '.join(sorted(paths))}."
-            return JSONResponse(error_body(error.status_code, sentence), status_code=error.status_code)
+            if error.status_code == 405 and error.headers:
+                sentence = f"{request.url.path} takes no {request.method}; send {error.headers['Allow']}."
+            return JSONResponse(error_body(error.status_code, sentence), error.status_code, error.headers)
 
         @self.app.exception_handler(Exception)
         async def failed(request: Request, error: Exception) -> Response:

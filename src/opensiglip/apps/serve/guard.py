@@ -1,8 +1,10 @@
 """An ASGI layer before the API: hosts, the key, and how many bytes may come and be here at once."""
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from opensiglip.apps.hosts import names_only
@@ -38,6 +40,9 @@ class Guard:
         self.bodies += size
         try:
             await self.app(scope, receive, send)
+        except asyncio.CancelledError:  # uvicorn's, when the time of a graceful end is over
+            with suppress(RuntimeError):  # the answer has begun
+                await refuse(send, 503, "the server is stopping; ask another.")
         finally:
             self.bodies -= size
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,6 +12,7 @@ from opensiglip.errors import UserError
 from opensiglip.inference.predictor import load
 
 KEY = "OPENSIGLIP_API_KEY"
+ENDING = 30  # seconds for what is asked when the end is; more than `requests.STALL`, so a stalled body gets its 408
 
 
 def serve(
@@ -38,6 +39,7 @@ def serve(
         wait_ms: milliseconds that an input waits for others to share its batch.
     """
     check_bounds(serve, {"port": port, "batch": batch, "queue": queue, "wait_ms": wait_ms})
+    check_port(host, port)
     key, local = os.environ.get(KEY) or None, host in LOOPBACK
     if not local and key is None:
         raise UserError(f"--host {host} opens the model to whoever reaches this machine; set {KEY} first.")
@@ -47,10 +49,10 @@ def serve(
         from opensiglip.apps.serve.app import Limits, Server
     except ImportError as error:
         raise UserError(f'serve needs {error.name}; `pip install "opensiglip[serve]"`.') from None
-    check_port(host, port)
     hosts = (*(LOOPBACK if local else ()), *allow_host) or None
     server = Server(load(model), Limits(batch, queue, wait_ms / 1e3), hosts=hosts, key=key)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is answered: then end with 0
         signal.signal(number, lambda *_: None)
     print(f"{server.answers.name} on http://{host}:{port}/v1; the API: /openapi.json", flush=True)
-    uvicorn.Server(uvicorn.Config(server.app, host=host, port=port, log_level="warning", access_log=False)).run()
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": ENDING}
+    uvicorn.Server(uvicorn.Config(server.app, host=host, port=port, **settings)).run()
