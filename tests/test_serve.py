@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import openai
@@ -31,6 +32,7 @@ from opensiglip.apps.cli import main
 from opensiglip.apps.serve import app as app_module
 from opensiglip.apps.serve import guard as guard_module
 from opensiglip.apps.serve import requests as requests_module
+from opensiglip.apps.serve import serve as serve_module
 from opensiglip.apps.serve.app import Limits, Server
 from opensiglip.apps.serve.batcher import Batcher, Question
 from opensiglip.apps.serve.refusal import Refused
@@ -164,6 +166,10 @@ def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
         ("caption", {"input": url_of(FILES[0]), "language": ""}, 422, "language is empty; send a text."),
         ("locate", {"input": url_of(FILES[0]), "phrase": " "}, 422, "phrase is empty; send a text."),
         ("locate", {"input": url_of(FILES[0]), "phrase": "fox " * 300}, 400, "leaves no room"),
+        ("embeddings", {"input": [{"type": "text", "text": "x" * 20_001}]}, 413, "input[0].text has 20001 letters"),
+        ("classify", {"input": url_of(FILES[0]), "labels": ["a"] * 1001}, 422, "labels: 1001 are given and at"),
+        ("classify", {"input": url_of(FILES[0]), "labels": ["x" * 20_001]}, 413, "labels[0] has 20001 letters"),
+        ("locate", {"input": url_of(FILES[0]), "phrase": "x" * 20_001}, 413, "phrase has 20001 letters"),
         ("fly", {}, 404, "there is no POST /v1/fly here; there are /health,"),
         ("embeddings/", {"input": "a"}, 404, "there is no POST /v1/embeddings/ here"),
         ("models", {}, 405, "/v1/models takes no POST; send GET."),
@@ -480,3 +486,75 @@ def test_the_limits_are_what_the_page_says() -> None:
     page = (Path(__file__).parents[1] / "docs/how-to/serve.md").read_text(encoding="utf-8")
     for number in (requests_module.INPUTS, requests_module.LABELS, guard_module.BODY // 1_000_000):
         assert f"{number:,}" in page
+
+
+def test_the_bodies_of_all_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 of 100 bytes are here while another request brings 60; when they are gone it may."""
+    monkeypatch.setattr(guard_module, "BODIES", 100)
+    scope = {"type": "http", "path": "/v1/embeddings", "headers": [(b"content-length", b"60")]}
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message.get("status"))
+
+    async def inner(asked: Any, receive: Any, answer: Any) -> None:
+        if "within" not in asked:
+            await guard(scope | {"within": True}, receive, send)
+        await answer({"status": 200})
+
+    guard = guard_module.Guard(inner, hosts=None, key=None)
+    for _ in range(2):
+        said.clear()
+        anyio.run(guard, scope, None, send)
+        assert said == [429, None, 200] and guard.bodies == 0
+
+
+def test_no_more_images_are_decoded_at_once_than_there_are_decoders(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, most, plain = [0], [0], app_module.image_of
+
+    def slow(*given: Any) -> Any:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        now[0] -= 1
+        return plain(*given)
+
+    monkeypatch.setattr(app_module, "image_of", slow)
+    assert client.post("/v1/embeddings", json={"input": [url_of(FILES[0])] * 8}).status_code == 200
+    assert 0 < most[0] <= app_module.DECODERS
+
+
+def test_questions_of_one_kind_share_no_batch_where_what_is_given_differs(batches: Any) -> None:
+    model, batcher = batches()
+    busy(batcher)
+    asked = [batcher.submit(Question("a", (word,)), [1]) for word in ("fox", "cat")]
+    model.go.set()
+    assert [one.result(30) for one in asked] == [[2], [2]] and model.batches == [[0], [1], [1]]
+
+
+def test_a_request_that_is_gone_does_not_end_the_batches(batches: Any) -> None:
+    model, batcher = batches()
+    busy(batcher)
+    gone, later = batcher.submit(Question("a"), [1]), batcher.submit(Question("b"), [2])
+    assert gone.cancel()
+    model.go.set()
+    assert later.result(10) == [4] and model.batches == [[0], [2]]
+
+
+def test_the_command_hands_on_its_flags_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Made(Exception):
+        pass
+
+    def server(model: Any, limits: Limits, **given: Any) -> None:
+        raise Made(limits, given)
+
+    monkeypatch.setenv("OPENSIGLIP_API_KEY", "k")
+    monkeypatch.setattr(app_module, "Server", server)
+    monkeypatch.setattr(serve_module, "load", lambda name: name)
+    monkeypatch.setattr(serve_module, "check_port", lambda *_: None)
+    with pytest.raises(Made) as made:
+        serve_module.serve("m", batch=3, queue=5, wait_ms=7.0, allow_host=("api.example",))
+    hosts = ("localhost", "127.0.0.1", "::1", "api.example")
+    assert made.value.args == (Limits(3, 5, 0.007), {"hosts": hosts, "key": "k"})
