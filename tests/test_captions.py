@@ -111,6 +111,21 @@ def test_every_region_is_drawn(pipeline: TextPipeline) -> None:
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(("asked", "there"), [(2, 5), (3, 3), (5, 2), (1, 4)])
+def test_several_regions_are_asked_for_none_twice_and_all_alike_often(
+    asked: int, there: int, pipeline: TextPipeline
+) -> None:
+    visit = a_visit("a", *(replace(RED, phrases={"en": f"box {n}"}) for n in range(there)))
+    field, seen, rounds = Captions(TASKS, boxes=BOXES, regions=asked), Counter[Target](), 400
+    for seed in range(rounds):
+        targets = field.draw(visit, np.random.default_rng(seed), pipeline)
+        assert len(targets) == len(set(targets)) == 1 + 2 * min(asked, there)
+        seen.update(targets[1:])
+    share = min(asked, there) / there
+    assert len(seen) == 2 * there
+    assert all(abs(n / rounds - share) <= 4 * (share * (1 - share) / rounds) ** 0.5 for n in seen.values())
+
+
 def test_an_autoregressive_row_is_shifted_behind_pad() -> None:
     batch = packed(Target((5, 6), (7, 8, EOS)))
     assert batch["inputs"][0, :5].tolist() == [PAD, 5, 6, 7, 8]

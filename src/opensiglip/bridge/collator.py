@@ -33,15 +33,16 @@ class PreTrainingCollator:
         patch_size: int,
         parallel: float = 0.5,
         boxes: str = "y1 x1 y2 x2",
+        regions: int = 1,
         start: float = 0.8,
     ) -> None:
-        """`start`: as the model's; views are made shortly before it is reached."""
+        """`regions`: of an image, in a step. `start`: as the model's; views are made shortly before it is reached."""
         tasks, written = ("cap", "aref", "gcap"), BoxFormat.parse(boxes)
         self.pipeline, self.frame = pipeline, Frame(resolution)
         self.fields: list[Field] = [
             Images(self.frame),
             Texts(),
-            Captions(tasks, parallel=parallel, boxes=written),
+            Captions(tasks, parallel=parallel, boxes=written, regions=regions),
             Views(resolution, patch_size, start=start),
             PatchMask(resolution, patch_size, ratio=0.5, start=start),
         ]

@@ -19,6 +19,7 @@ def siglip2_naflex(
     length: Annotated[int, Bounds(at_least=8)] = 64,
     parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
     boxes: str = "y1 x1 y2 x2",
+    regions: Annotated[int, Bounds(at_least=1)] = 1,
     decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
@@ -39,6 +40,7 @@ def siglip2_naflex(
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
         boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
             integers 0..TOP instead of 0..500.
+        regions: of an image, how many are asked for by phrase and described in a step.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: its width; by default the text tower's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
@@ -68,7 +70,11 @@ def siglip2_naflex(
     return Recipe(
         replace(networks, naflex=True),
         frame,
-        fields=[data.Images(frame), data.Texts(), data.Captions(tasks, parallel=parallel, boxes=written)],
+        fields=[
+            data.Images(frame),
+            data.Texts(),
+            data.Captions(tasks, parallel=parallel, boxes=written, regions=regions),
+        ],
         objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive), objectives.Caption()],
         tasks=tasks,
         boxes=written,

@@ -70,12 +70,12 @@ def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
 
 
 class Captions(Field):
-    """Up to one sequence per task and visit, packed along one row per image.
+    """A caption and `regions` of each task that places, packed along one row per image.
 
     tasks: of "cap", "aref", "gcap" (LocCa, Sec. 3: `Cap: caption`, `ARef: phrase : box`, `GCap: box : phrase`, the loss
     on all that follows the prefix). ("cap",) with prefix=False is Cap's and CapPa's plain caption. `parallel` is the
-    fraction of *captions* predicted in parallel, drawn per example; ARef and GCap are always autoregressive. One region
-    is drawn for each of them; one that names several boxes, or does not fit the length, gives no sequence.
+    fraction of *captions* predicted in parallel, drawn per example; ARef and GCap are always autoregressive. Each of
+    them gets `regions` regions of the image, none twice; one that does not fit the length gives no sequence.
 
     Autoregressive input is shifted right behind pad, the start token. Parallel input is *not* shifted: prefix tokens in
     their places, then [MASK] to the row's full length (its true length would tell the decoder the answer's).
@@ -84,26 +84,33 @@ class Captions(Field):
     by_row = False
 
     def __init__(
-        self, tasks: tuple[str, ...] = ("cap",), *, prefix: bool = True, parallel: float = 0.0, boxes: BoxFormat
+        self,
+        tasks: tuple[str, ...] = ("cap",),
+        *,
+        prefix: bool = True,
+        parallel: float = 0.0,
+        boxes: BoxFormat,
+        regions: int = 1,
     ) -> None:
-        self.tasks, self.prefix, self.parallel, self.boxes = tasks, prefix, parallel, boxes
+        self.tasks, self.prefix, self.parallel, self.boxes, self.regions = tasks, prefix, parallel, boxes, regions
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Target]:
         # The same number of draws for every example, so that a visit's choices do not hang on its content.
         mode, *choices = rng.random(3)
         room = pipeline.policy.length
-        drawn = []
+        drawn: list[Target] = []
         if "cap" in self.tasks and visit.caption is not None:
             prefix = pipeline.ids(PREFIXES["cap"]) if self.prefix else ()
             target = (*pipeline.ids(f" {visit.caption.text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
             drawn.append(Target(prefix, target, parallel=bool(mode < self.parallel)))
         for task, choice in zip(("aref", "gcap"), choices, strict=True):
-            asked = TASKS[task].ask(visit, iter([choice]).__next__) if task in self.tasks else None
-            if asked is None:
-                continue
-            sequence = compose(asked, visit, self.boxes, pipeline)
-            if len(sequence.prefix) + len(sequence.target) <= room:
-                drawn.append(sequence)
+            # Evenly spaced choices: no region comes twice before all have come.
+            spaced = iter([(choice + k / self.regions) % 1 for k in range(self.regions)])
+            asked = [TASKS[task].ask(visit, spaced.__next__) for _ in range(self.regions)] if task in self.tasks else []
+            for one in asked:
+                sequence = None if one is None else compose(one, visit, self.boxes, pipeline)
+                if sequence and sequence not in drawn and len(sequence.prefix) + len(sequence.target) <= room:
+                    drawn.append(sequence)
         return drawn
 
     def collate(self, drawn: Sequence[list[Target]], pipeline: TextPipeline) -> Batch:
