@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import tyro
 
 from opensiglip.data.sources.registry import with_box_format
+from opensiglip.errors import UserError
 from opensiglip.evaluation import compare as comparing
 from opensiglip.evaluation.benchmark import DEFAULT_PROBE, ProbeConfig
-from opensiglip.evaluation.run import run_evaluation
+from opensiglip.evaluation.protocols.registry import run_protocol
+from opensiglip.evaluation.run import COUNT, run_evaluation
 from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.comparison import write_comparison
 from opensiglip.reports.evaluation_page import table, write_evaluation
@@ -21,8 +23,9 @@ def evaluate(
     tasks: Sequence[str] = (),
     out: str | Path | None = None,
     *,
+    benchmark: str | None = None,
     split: str = "val",
-    count: int = 500,
+    count: int | None = None,
     train_count: int = 2000,
     languages: Sequence[str] | None = None,
     seed: int = 0,
@@ -31,27 +34,29 @@ def evaluate(
     quiet: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Judge a model on `count` examples of a source, spread over it; the same call gives the same metrics.
+    """Judge a model on `count` examples of a source (500), spread over it; the same call gives the same metrics.
+
+    `benchmark` names a published protocol (`PROTOCOLS`): then `data` is a folder with its files as downloaded, all of
+    its examples are judged unless `count` says fewer, and `tasks`, `split` and `raw_class_names` do not apply.
 
     `tasks` are the benchmarks (`BENCHMARKS`); none for all but decoder_probe, which trains. The other arguments are
     those of `run_evaluation`. Returns model, data, counts, tasks: {name: metrics, those with an interval with
     NAME_ci95}, left_out: {name: why}; with `out`, evaluation.json and evaluation.html are written there. Raises
     UserError on bad input, and where none of the benchmarks applies.
     """
-    evaluation = run_evaluation(
-        model,
-        data,
-        tasks,
-        split=split,
-        count=count,
-        train_count=train_count,
-        languages=languages,
-        seed=seed,
-        probe=probe,
-        raw_class_names=raw_class_names,
-        quiet=quiet,
-        trust=trust,
-    )
+    shared: dict[str, Any] = {"train_count": train_count, "languages": languages, "seed": seed, "probe": probe}
+    shared |= {"quiet": quiet, "trust": trust}
+    if benchmark is not None:
+        if tasks or split != "val" or raw_class_names:
+            raise UserError(
+                "--benchmark says what is judged and how; leave out --tasks, --split and --raw-class-names."
+            )
+        evaluation = run_protocol(model, benchmark, data, count=count, **shared)
+    else:
+        count = COUNT if count is None else count
+        evaluation = run_evaluation(
+            model, data, tasks, split=split, count=count, raw_class_names=raw_class_names, **shared
+        )
     if out is not None:
         write_evaluation(Path(out), evaluation)
     return evaluation.record
@@ -59,12 +64,14 @@ def evaluate(
 
 def command(
     model: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[str | None, tyro.conf.Positional] = None,
     *,
-    data: str,
+    data: str | None = None,
+    benchmark: str | None = None,
     tasks: str = "all",
     out: Path | None = None,
     split: str = "val",
-    count: int = 500,
+    count: int | None = None,
     train_count: int = 2000,
     languages: str | None = None,
     box_format: str | None = None,
@@ -78,13 +85,16 @@ def command(
 
     Args:
         model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
+        folder: with --benchmark, where its files lie as downloaded.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
+        benchmark: a published protocol, in the place of --tasks: imagenet, coco-5k, flickr30k, xm3600, refcoco,
+            refcoco+, refcocog, sugarcrepe or aro.
         tasks: all (but decoder_probe, which trains, and fairness), or benchmarks with commas between: retrieval,
             zeroshot, grounding, grounded_captioning, captioning, answers, compositionality, probes, openvocab,
             fairness, decoder_probe.
         out: folder for evaluation.json and evaluation.html.
         split: val, test or train; scenes also have val_drawings.
-        count: examples to judge on, spread over the split.
+        count: examples to judge on, spread over the split: 500, with --benchmark all.
         train_count: training examples that probes are fitted to.
         languages: all, or codes such as en or de,fr; by default all the source has.
         box_format: how a folder writes boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
@@ -95,11 +105,19 @@ def command(
         probe_steps: of decoder_probe's training, of 64 images each.
         probe_tasks: what its decoder learns to write, of cap, aref and gcap.
     """
+    where = data if folder is None else folder
+    if where is None:
+        raise UserError("`opensiglip eval`: --data is missing: `scenes`, `scenes:key=value,...` or a folder.")
+    if folder is not None and (benchmark is None or data is not None):
+        raise UserError(
+            f"`opensiglip eval`: {folder} is one word too many; give --data, or --benchmark NAME and a folder."
+        )
     record = evaluate(
         model,
-        with_box_format([data], box_format)[0],
+        with_box_format([where], box_format)[0],
         () if tasks == "all" else _names(tasks),
         out,
+        benchmark=benchmark,
         split=split,
         count=count,
         train_count=train_count,

@@ -1,5 +1,6 @@
 """Every benchmark by name, and several of them run on one model and one source."""
 
+import inspect
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from opensiglip.evaluation.labels import class_names, label
 from opensiglip.evaluation.metrics.intervals import split_values
 from opensiglip.inference.predictor import Predictor, load
 
+COUNT = 500  # examples judged
+
 BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": retrieval,
     "zeroshot": zero_shot,
@@ -56,6 +59,7 @@ class Evaluation:
 
     record: dict[str, Any]
     results: dict[str, BenchmarkResult]
+    about: dict[str, str]  # by benchmark, what it measures
 
 
 def run_evaluation(
@@ -64,7 +68,7 @@ def run_evaluation(
     benchmarks: Sequence[str] = (),
     *,
     split: str = "val",
-    count: int = 500,
+    count: int = COUNT,
     train_count: int = 2000,
     languages: Sequence[str] | None = None,
     seed: int = 0,
@@ -127,7 +131,7 @@ def run_evaluation(
         "values": {name: result.values for name, result in results.items()},
         "left_out": left_out,
     } | ({"notes": notes} if notes else {})
-    return Evaluation(record, results)
+    return Evaluation(record, results, {name: about(BENCHMARKS[name]) for name in results})
 
 
 def run_benchmarks(
@@ -145,6 +149,11 @@ def run_benchmarks(
         metrics, values = split_values(result.metrics)
         results[name] = replace(result, metrics=metrics, values=values)
     return results, left_out
+
+
+def about(benchmark: Benchmark) -> str:
+    """The first paragraph of a benchmark's docstring: what it measures."""
+    return " ".join((inspect.getdoc(benchmark) or "").partition("\n\n")[0].split())
 
 
 def check_names(names: Sequence[str]) -> Sequence[str]:

@@ -1,6 +1,5 @@
 """What an evaluation shows people: evaluation.html, which needs nothing else, and the table in the terminal."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmark import Benchmark, Sample
+from opensiglip.evaluation.benchmark import Sample
 from opensiglip.evaluation.results import FILE, to_json
-from opensiglip.evaluation.run import BENCHMARKS, Evaluation
+from opensiglip.evaluation.run import Evaluation
 from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri, jpeg_uri
 from opensiglip.reports.maps import class_map, heat_map
 
@@ -46,7 +45,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     record = evaluation.record
     benchmarks = {
         name: {
-            "about": about(BENCHMARKS[name]),
+            "about": evaluation.about[name],
             "tables": tables(result.metrics),
             "samples": [draw(sample) for sample in result.samples],
         }
@@ -71,8 +70,22 @@ def table(record: dict[str, Any]) -> str:
             words = f"{row.heading}: {row.name}" if row.heading else row.name
             lines.append(f"  {words:<44} {row.value:>9}  {row.interval}".rstrip())
     lines += [f"\n{name} left out: {reason}" for name, reason in record["left_out"].items()]
+    if "protocol" in record:
+        lines += ["", *protocol_lines(record["protocol"])]
     lines += [f"\nnote: {note}" for note in record.get("notes", [])]
     return "\n".join(lines)
+
+
+def protocol_lines(protocol: dict[str, Any]) -> list[str]:
+    """Ours beside the nearest published model's, and what differs from the published protocol."""
+    published = protocol["published"]
+    lines = ["published   no figure of a released model is known here"]
+    if published is not None:
+        lines = [f"published   {published['model']}, the nearest in width and tokens ({published['source']})"]
+        lines.append(f"  {'':<44} {'ours':>9}  published")
+        for name, (ours, theirs) in published["figures"].items():
+            lines.append(f"  {name.replace('_', ' '):<44} {number_text(ours):>9}  {number_text(theirs):>9}")
+    return [*lines, "", *(f"differs     {sentence}" for sentence in protocol["differs"])]
 
 
 def rows(metrics: dict[str, Any], heading: str = "") -> Iterator[MetricRow]:
@@ -98,11 +111,6 @@ def tables(metrics: dict[str, Any]) -> dict[str, list[MetricRow]]:
 def number_text(value: Any) -> str:
     """A number in four figures, a count as it is."""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def about(benchmark: Benchmark) -> str:
-    """The first paragraph of a benchmark's docstring: what it measures."""
-    return " ".join((inspect.getdoc(benchmark) or "").partition("\n\n")[0].split())
 
 
 def draw(sample: Sample) -> DrawnSample:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ MAX_REFS_FILE = 1 << 29  # bytes
 PREFIX = "COCO_train2014_"
 SHAPE = "the shape of RefCOCO's refs(unc).p"
 
+Choose = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
 
 class RefCoco(Annotated):
     """One example an image and split: each sentence is a region, of the box of its object.
@@ -43,8 +45,18 @@ class RefCoco(Annotated):
     beside this one (LocCa, arXiv:2403.19596, trains so). `?pool=full` is train as published.
     """
 
-    def __init__(self, spec: Spec, *, split: str = "train", languages: Sequence[str] | None = None) -> None:
-        """Raises UserError where files are missing or of another shape, or images are not found."""
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        split: str = "train",
+        languages: Sequence[str] | None = None,
+        every_sentence: bool = False,
+    ) -> None:
+        """`every_sentence`: as published evaluations count, also one that two people said or that names two boxes.
+
+        Raises UserError where files are missing or of another shape, or images are not found.
+        """
         folder = Path(spec.path).expanduser().resolve()
         pool = spec.options.get("pool", "clean")
         if pool not in POOLS:
@@ -54,8 +66,9 @@ class RefCoco(Annotated):
         others = [refs_file(one, None) for one in family if one != folder and one.is_dir()]
         self.told = {"split_by": refs.stem, "pool": " ".join([pool, *(file.parent.name for file in others)])}
         held_out = [refs, *others] if family else []
-        parse_own = partial(parse, refs, instances, split, held_out)
-        records = read_records("refcoco", [refs, instances, *others], [split, pool], parse_own)
+        parse_own = partial(parse, refs, instances, split, held_out, list if every_sentence else once)
+        options = [split, pool, *(["every sentence"] if every_sentence else [])]
+        records = read_records("refcoco", [refs, instances, *others], options, parse_own)
         root, prefixed = find_images(spec, folder, first_name(records))
         self.drop = "" if prefixed else PREFIX
         super().__init__(spec, split, languages, records, root, "refcoco")
@@ -96,8 +109,13 @@ def wanted(split: str) -> tuple[str, ...]:
     return TEST if split == "test" else (split,)
 
 
-def parse(refs: Path, instances: Path, split: str, held_out: Sequence[Path], skipped: Counter[str]) -> Iterator[Record]:
-    """A record an image of the split; of those in `held_out`'s val and test none. Raises UserError."""
+def parse(
+    refs: Path, instances: Path, split: str, held_out: Sequence[Path], choose: Choose, skipped: Counter[str]
+) -> Iterator[Record]:
+    """A record an image of the split, with the regions that `choose` keeps; of `held_out`'s val and test none.
+
+    Raises UserError.
+    """
     images, boxes = (by_id(some) for some in lists_of(instances))
     leaks = {number for file in held_out for number in images_held_out(file)}
     of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
@@ -119,7 +137,7 @@ def parse(refs: Path, instances: Path, split: str, held_out: Sequence[Path], ski
         image = images[number]
         size = {key: image[key] for key in ("width", "height") if image.get(key) is not None}
         name = image.get("file_name")
-        yield Record(name if isinstance(name, str) else "", split, size | {"regions": once(regions)})
+        yield Record(name if isinstance(name, str) else "", split, size | {"regions": choose(regions)})
 
 
 def lists_of(file: Path) -> list[Any]:

@@ -33,6 +33,24 @@ def decoder_probe(model: Predictor, examples: EncodedExamples, context: Context)
     images of the training split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens,
     un-pooled, are encoded once; then come the metrics of `grounding`, `grounded_captioning` and `captioning`.
     """
+    probe, loss = fit_probe(model, context)
+    metrics: dict[str, Any] = {"training_images": len(context.training_examples(model).examples), "loss": loss}
+    samples: list[Sample] = []
+    for benchmark in (grounding, grounded_captioning, captioning):
+        try:
+            result = benchmark(probe, examples, context)
+        except NotApplicable:
+            continue
+        metrics |= {f"{benchmark.__name__}_{name}": value for name, value in result.metrics.items()}
+        samples += result.samples
+    return BenchmarkResult(metrics, samples)
+
+
+def fit_probe(model: Predictor, context: Context) -> tuple[Predictor, float]:
+    """The frozen encoder with the decoder that learned to read it, and the loss of its last 50 steps.
+
+    Raises NotApplicable where there is nothing to learn from.
+    """
     training = context.training_examples(model)
     steps, tasks = context.probe.steps, context.probe.tasks
     field, pipeline = Captions(tasks, boxes=BOXES), _pipeline(context)
@@ -57,17 +75,7 @@ def decoder_probe(model: Predictor, examples: EncodedExamples, context: Context)
         losses.append(float(loss.detach()))
     if not any(losses):
         raise NotApplicable("no training example has a caption or a region to learn from")
-    probe = model.with_decoder(decoder.eval(), pipeline, BOXES, tasks)
-    metrics: dict[str, Any] = {"training_images": len(training.examples), "loss": float(np.mean(losses[-50:]))}
-    samples: list[Sample] = []
-    for benchmark in (grounding, grounded_captioning, captioning):
-        try:
-            result = benchmark(probe, examples, context)
-        except NotApplicable:
-            continue
-        metrics |= {f"{benchmark.__name__}_{name}": value for name, value in result.metrics.items()}
-        samples += result.samples
-    return BenchmarkResult(metrics, samples)
+    return model.with_decoder(decoder.eval(), pipeline, BOXES, tasks), float(np.mean(losses[-50:]))
 
 
 def _pipeline(context: Context) -> TextPipeline:

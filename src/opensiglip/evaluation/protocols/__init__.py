@@ -1,0 +1,1 @@
+"""Published protocols by name: a file for each family, and the table of them (`registry`)."""
