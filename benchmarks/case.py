@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import flops
 from benchmarks.captions import packed, texts
@@ -36,12 +37,16 @@ class Case:
     place: torch.device
     dtype: torch.dtype
 
-    def variant(self, name: str, objectives: list[Objective], tasks: int, parallel: float = 0.0) -> Variant:
-        """Our step on these objectives."""
+    def variant(
+        self, name: str, objectives: list[Objective], tasks: int, parallel: float = 0.0, keep: float = 1.0
+    ) -> Variant:
+        """Our step on these objectives; with `keep` below 1 the tower reads that share of an image's patches."""
         networks = self.networks if tasks else replace(self.networks, decoder=None)
         learner = Learner(Model.new(networks, self.vocabulary), objectives).to(self.place)
         batch = self.batch(tasks, parallel)
-        return Variant(name, self.ours(learner, batch), self.floor(batch), self.images)
+        if keep < 1:
+            batch["image_kept"] = self.some_patches(keep)[:, None]
+        return Variant(name, self.ours(learner, batch), 0.0 if keep < 1 else self.floor(batch), self.images)
 
     def whole_run(self) -> list[Variant]:
         """siglip, SigLIP 2's first stage and all of it: one learner with more or fewer of its objectives begun."""
@@ -118,15 +123,20 @@ class Case:
 
     def views(self) -> Batch:
         """What distillation reads."""
-        side, patch = self.networks.resolution, self.networks.patch
-        small, patches = local_side(side, patch), (side // patch) ** 2
-        hidden = torch.rand(self.images, patches).argsort(1)[:, : patches // 2].sort(1).values
+        side = self.networks.resolution
+        small = local_side(side, self.networks.patch)
         views = {
             "global": torch.randn(self.images, 1, 3, side, side),
             "local": torch.randn(self.images, 8, 3, small, small),
-            "mask_indices": hidden,
+            "mask_indices": self.some_patches(0.5),
         }
         return {name: x.to(self.place) for name, x in views.items()}
+
+    def some_patches(self, share: float) -> Tensor:
+        """Places [B, K] int64 of that share of each image's patches, at random, in order."""
+        patches = (self.networks.resolution // self.networks.patch) ** 2
+        drawn = torch.rand(self.images, patches).argsort(1)[:, : max(1, round(share * patches))]
+        return drawn.sort(1).values.to(self.place)
 
     def floor(self, batch: Batch) -> float:
         """FLOP of both towers, the comparison, and what texts there are."""

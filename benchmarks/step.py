@@ -26,6 +26,7 @@ def bench(
     images: int = 32,
     precision: tuple[str, ...] = ("fp32",),
     cases: tuple[str, ...] = CASES,
+    keep_tokens: tuple[float, ...] = (),
     rounds: int = 3,
     device: str = "auto",
     out: Path = Path("runs/bench"),
@@ -39,11 +40,14 @@ def bench(
         precision: fp32, bf16 or both.
         cases: contrastive, "one caption", "three texts", "whole run" (80 % of SigLIP 2's first stage, 20 % of all of
             it, against siglip).
+        keep_tokens: instead of `cases`, our step with these shares of an image's patches read, against all of them.
         rounds: of each variant, in turn; the median counts.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """
-    positive(vocabulary=vocabulary, images=images, rounds=rounds)
+    positive(vocabulary=vocabulary, images=images, rounds=rounds, keep_tokens=keep_tokens)
+    if any(share >= 1 for share in keep_tokens):
+        raise UserError("--keep-tokens takes shares below 1; all patches are measured beside them.")
     if unknown := [case for case in cases if case not in CASES]:
         raise UserError(f"--cases {unknown[0]!r} is unknown; there are {', '.join(CASES)}.")
     if unknown := [name for name in precision if name not in ("fp32", "bf16")]:
@@ -53,13 +57,35 @@ def bench(
     for name in precision:
         dtype = torch.bfloat16 if name == "bf16" else torch.float32
         shared = Case(networks, shape, vocabulary, images, place, dtype)
-        for case in cases:
+        for case in ("contrastive", "one caption") if keep_tokens else ():
+            torch.manual_seed(0)
+            rows += kept_rows(f"{case}, {name}", shared, case == "one caption", keep_tokens, rounds)
+        for case in () if keep_tokens else cases:
             torch.manual_seed(0)
             variants, peer = _variants(case, shared)
             rows += compare(f"{case}, {name}", variants, peer, place, rounds, dtype)
             if case == "whole run":
                 rows.append(_weighted(rows[-3:]))
     report("step", rows, out, place)
+
+
+def kept_rows(case: str, shared: Case, captions: bool, shares: Sequence[float], rounds: int) -> list[Row]:
+    """Our step on all patches and on each share of them; `memory` is the ratio of peaks."""
+    variants = [
+        shared.variant(
+            "opensiglip, all patches" if share == 1 else f"opensiglip, {share:g} of them",
+            [Sigmoid(), *([Caption()] if captions else [])],
+            tasks=int(captions),
+            keep=share,
+        )
+        for share in (1.0, *shares)
+    ]
+    rows = compare(case, variants, variants[0].name, shared.place, rounds, shared.dtype)
+    whole = rows[0].peak_mib
+    return [
+        replace(row, facts=row.facts | {"memory": f"{row.peak_mib / whole:.2f}"}) if row.peak_mib and whole else row
+        for row in rows
+    ]
 
 
 def _variants(name: str, case: Case) -> tuple[list[Variant], str]:

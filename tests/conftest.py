@@ -22,6 +22,7 @@ from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import RECIPES, Recipe, find_recipe
+from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.run import train
 from opensiglip.types import Batch
 
@@ -188,6 +189,12 @@ def collate(recipe: Recipe, drawn: Drawn, pipeline: TextPipeline) -> Batch:
     for index, field in enumerate(recipe.fields):
         batch |= field.collate([row[index] for row in drawn], pipeline)
     return batch
+
+
+def half_read(recipe: Recipe, mask: str = "random") -> Recipe:
+    """The recipe of a step whose tower reads half of each image's patches, and in which all terms have begun."""
+    made = drop_tokens(recipe, 0.5, mask, 0.9)
+    return replace(made, fields=[field for field in made.fields if field.drawn_at(0.85)])
 
 
 def exact(batch: Batch) -> Batch:

@@ -57,6 +57,16 @@ def test_a_measurement_names_ours_and_a_peer_and_writes_what_it_prints(
     assert made["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+def test_a_step_is_measured_on_shares_of_the_patches(quick: None, tmp_path: Path) -> None:
+    made = ran("step", f"{SMALL['step']} --device cpu --keep-tokens 0.5 0.25", tmp_path)
+    assert [row["variant"] for row in made["rows"]][:3] == [
+        "opensiglip, all patches",
+        "opensiglip, 0.5 of them",
+        "opensiglip, 0.25 of them",
+    ]
+    assert len(made["rows"]) == 12 and all(row["per_second"] > 0 for row in made["rows"])
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet", "folder"])
 def test_every_kind_of_source_is_read_at_a_pace(kind: str, quick: None, tmp_path: Path) -> None:
     words = ["--kind", kind, "--count", "2", "--samples", "20", "--resolution", "32", "--rounds", "1"]
@@ -133,6 +143,7 @@ def test_padded_and_packed_texts_hold_the_same_tokens(parallel: bool) -> None:
         ("xyz", f"no such measurement: 'xyz'; there are {', '.join(BENCHES[:-1])} and {BENCHES[-1]}."),
         ("sigmoid --sizes 0", "--sizes 0 is out of range; give a number of more than 0."),
         ("step --cases all", "--cases 'all' is unknown; there are contrastive"),
+        ("step --keep-tokens 1", "--keep-tokens takes shares below 1"),
         ("step --precision fp8", "--precision 'fp8' is unknown; give fp32 or bf16."),
         ("lm-head --device tpu", "--device 'tpu' is unknown; give auto, cpu or cuda."),
         ("input --data nowhere", "--data nowhere holds no .jpg"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import Small, collate, distinct_recipes, draw, exact
+from conftest import Small, collate, distinct_recipes, draw, exact, half_read
 from forkserver import start_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +32,8 @@ from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
 CAPTIONS = "siglip, captions of one image as positives"
-NAMES = [*distinct_recipes(), CAPTIONS]
+KEPT = ("siglip2, half of the patches read", "siglip2_naflex, half of the patches read")
+NAMES = [*distinct_recipes(), CAPTIONS, *KEPT]
 Seen = dict[str, dict[str, Tensor]]
 
 
@@ -92,7 +93,8 @@ def work(rank: int, folder: str, cases: dict[str, Case]) -> None:
 def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str, Case]:
     made = {}
     for name in NAMES:
-        recipe = small("siglip", multi_positive=True) if name == CAPTIONS else small(name)
+        recipe = small("siglip", multi_positive=True) if name == CAPTIONS else small(name.partition(",")[0])
+        recipe = half_read(recipe) if name in KEPT else recipe
         grouped = [replace(visit, group=place % 3) for place, visit in enumerate(uneven)]  # of an image on both ranks
         drawn = draw(recipe, grouped if name == CAPTIONS else uneven, pipeline)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import Small, collate, distinct_recipes, draw, exact
+from conftest import Small, collate, distinct_recipes, draw, exact, half_read
 from forkserver import start_ranks
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +38,7 @@ from opensiglip.training.start import set_trainable
 from opensiglip.types import Batch
 
 CLIP, EXACT, SINGLE = 0.5, 1e-12, 1e-6
+KEPT = "siglip2, half of the patches read"
 TUNED, FLOAT32 = "siglip2, checkpointed, LoRA", "siglip2, float32"
 NAMES = ("siglip", "siglip2", "coca", TUNED)
 GROUPS = {2: 2, 4: 1}  # ranks: parts that each encodes its share of the batch in
@@ -133,6 +134,7 @@ def make(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> Callable[
     def case(name: str) -> Case:
         torch.manual_seed(1)
         recipe = small(name.partition(",")[0])
+        recipe = half_read(recipe) if name == KEPT else recipe
         plain = Case(recipe, pipeline, draw(recipe, uneven, pipeline), tuned=name == TUNED)
         return replace(plain, dtype=torch.float32, stages=(0.8,)) if name == FLOAT32 else plain
 
@@ -230,7 +232,7 @@ def sharded(
     return seen
 
 
-@pytest.mark.parametrize("name", distinct_recipes())
+@pytest.mark.parametrize("name", [*distinct_recipes(), KEPT])
 def test_a_recipe_of_each_kind_can_be_sharded(name: str, make: Callable[[str], Case], tmp_path: Path) -> None:
     case = make(name)
     with meeting(tmp_path / "meeting", 0, 1):

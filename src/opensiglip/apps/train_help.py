@@ -32,6 +32,7 @@ GROUPS = {
         "trust",
     ),
     "schedule": ("steps", "epochs", "batch_size", "lr", "warmup", "weight_decay", "betas", "clip_norm", "seed"),
+    "tokens": ("keep_tokens", "token_mask", "full_from"),
     "curation": ("curate", "reference", "filter", "chunks"),
     "machine": (
         "dry_run",

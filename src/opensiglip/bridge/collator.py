@@ -50,7 +50,7 @@ class PreTrainingCollator:
         self.ahead = 0.0  # what share of training loaders may be ahead of it
 
     def __call__(self, rows: Sequence[Any]) -> Batch:
-        fields = [field for field in self.fields if field.start <= float(self.progress) + self.ahead]
+        fields = [field for field in self.fields if field.drawn_at(float(self.progress) + self.ahead)]
         drawn = []
         for row in rows:
             rng = np.random.default_rng(int(torch.randint(2**62, ())))

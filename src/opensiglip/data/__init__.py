@@ -11,6 +11,7 @@ HOMES = {
     "Field": "fields.field",
     "Frame": "fields.frame",
     "HardTexts": "fields.hard_texts",
+    "KeptTokens": "fields.kept_tokens",
     "PatchMask": "fields.views",
     "Images": "fields.field",
     "Mixture": "tasks.mixture",

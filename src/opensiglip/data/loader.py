@@ -90,7 +90,7 @@ class Steps(Dataset[StepBatch]):
         frame, first, count = plan.step_slice(step)
         share = count // plan.ranks
         first += plan.rank * share
-        fields = [field for field in plan.fields if field.start <= plan.schedule_step(step) / plan.steps]
+        fields = [field for field in plan.fields if field.drawn_at(plan.schedule_step(step) / plan.steps)]
         rows = self.rows(first, share, skipped, frame, fields)
         size = share // plan.parts
         parts: list[Batch] = []

@@ -16,7 +16,7 @@ from transformers import CLIPVisionModel
 from opensiglip.models.decoder import Attention, Vocabulary
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
 from opensiglip.models.sizes import CoCaShape, Shape
-from opensiglip.models.towers import Vision
+from opensiglip.models.towers import Vision, select
 from opensiglip.types import Features
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -87,9 +87,12 @@ class ClipVision(nn.Module):
         for name, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, 1 + N, D]."""
-        x = self.tower.pre_layrnorm(self.tower.embeddings(((pixels + 1) / 2 - self.mean) / self.std))
+    def forward(self, pixels: Tensor, *, kept: Tensor | None = None) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1] -> tokens [B, 1 + N, D]; with `kept` [B, K] of the class token and those."""
+        x = self.tower.embeddings(((pixels + 1) / 2 - self.mean) / self.std)
+        if kept is not None:
+            x = torch.cat([x[:, :1], select(x[:, 1:], kept)], 1)
+        x = self.tower.pre_layrnorm(x)
         x = self.tower.encoder(inputs_embeds=x).last_hidden_state
         return Features(None, self.tower.post_layernorm(x) if self.normed else x)
 
@@ -113,9 +116,9 @@ class PooledVision(nn.Module):
         """The transformers model inside."""
         return self.image.tower
 
-    def forward(self, pixels: Tensor) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1] -> pooled [B, E] and tokens [B, Q, D]."""
-        seen = self.image(pixels).tokens
+    def forward(self, pixels: Tensor, *, kept: Tensor | None = None) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1], of which `kept` [B, K] are read -> pooled [B, E] and tokens [B, Q, D]."""
+        seen = self.image(pixels, kept=kept).tokens
         tokens = self.captioning(seen)
         if self.norm is not None:
             first, *rest = self.norm(tokens).split([1, tokens.shape[1] - 1], 1)

@@ -30,9 +30,16 @@ class Vision(nn.Module):
         self.width = int(tower.config.hidden_size)
 
     def forward(
-        self, image: Tensor | Patches, mask_indices: Tensor | None = None, token: Tensor | None = None
+        self,
+        image: Tensor | Patches,
+        mask_indices: Tensor | None = None,
+        token: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Features:
         """image [B, 3, H, W] or patches, in [-1, 1] -> tokens [B, N, D] after the final norm, MAP pooling [B, D].
+
+        With `kept` [B, K] int64 the layers read those of the patches alone, at their places in the whole image; -1 is
+        padding.    (FLIP)
 
         Patches at `mask_indices` [B, M] int64 are replaced by `token` [D] before positions are added, so that the
         tower knows where it does not see.    (iBOT; DINOv2 models/vision_transformer.py:216-221)
@@ -44,12 +51,14 @@ class Vision(nn.Module):
                 mask_indices[..., None].expand(-1, -1, x.shape[-1]),
                 token.to(x.dtype).expand(*mask_indices.shape, -1),
             )
-        valid, mask = None, None
+        valid = None
         if isinstance(image, Patches):
             valid, x = image.valid, x + self.places(image)
-            mask = valid[:, None, None]  # hides padding as keys alone: a query without a key gives NaN
         else:
             x = x + self.positions(image.shape[-2] // self.patch, image.shape[-1] // self.patch)
+        if kept is not None:
+            x, valid = select(x, kept), None if valid is None else kept >= 0
+        mask = None if valid is None else valid[:, None, None]  # of keys alone: a query without a key gives NaN
         tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
         return Features(self.pool(tokens, valid=valid) if self.tower.config.vision_use_head else None, tokens, valid)
 
@@ -95,6 +104,11 @@ class Vision(nn.Module):
         across = triangle(number % width, width, side, exact.dtype)
         with torch.autocast(exact.device.type, enabled=False):
             return ((down[..., None] * across[..., None, :]).flatten(2) @ exact).to(table.dtype)
+
+
+def select(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Of tokens [B, N, D] those at `kept` [B, K] int64; -1 is padding, and holds any."""
+    return tokens.take_along_dim(kept.clamp(min=0)[..., None], 1)
 
 
 def triangle(place: Tensor, size: Tensor, source: int, dtype: torch.dtype) -> Tensor:

@@ -28,8 +28,18 @@ class Encoded:
         self.notes: Notes = {}  # what objectives remember of this step, for after it
 
     def image(self, view: str = "image") -> Features:
-        """The image tower's features of a batch field [B, 3, H, W], of [B, V, 3, H, W] as B * V images, of patches."""
-        return self._once(f"image:{view}", lambda: self.model.vision(self._pixels(view)))
+        """The image tower's features of a batch field [B, 3, H, W], of [B, V, 3, H, W] as B * V images, of patches.
+
+        Where the batch has a field "<view>_kept" [B, V, K], those of the patches that it names.
+        """
+
+        def encode() -> Features:
+            kept = self.batch.get(f"{view}_kept")
+            only = {} if kept is None else {"kept": kept.flatten(0, 1)}
+            features: Features = self.model.vision(self._pixels(view), **only)
+            return features
+
+        return self._once(f"image:{view}", encode)
 
     def masked(self, view: str, token: Tensor) -> Features:
         """The same with `token` in the place of the patches that the batch field "mask_indices" [B, M] names."""

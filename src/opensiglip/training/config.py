@@ -44,6 +44,9 @@ class TrainConfig:
         betas: of AdamW: what its two averages keep at each step; SigLIP found the second necessary for stability.
         clip_norm: largest norm of the gradient.
         seed: of weights and of every random choice in the data.
+        keep_tokens: share of an image's patches that the tower reads, drawn for each visit; a cheaper step (FLIP).
+        token_mask: which: random (the default), block (a part of the image) or grid (spread evenly).
+        full_from: share of training from which on all are read, and boxes learned; by default 0.9, and 1 is never.
         precision: auto, fp32, bf16 or fp16.
         compile: the step by torch.compile: minutes at the start, worth it on GPUs; CPUs gain a few per cent.
         memory_check: refuse a run that needs more memory than is free, by estimate.
@@ -101,6 +104,9 @@ class TrainConfig:
     betas: Annotated[tuple[float, float], Bounds(at_least=0, less_than=1)] = (0.9, 0.95)
     clip_norm: Annotated[float, Bounds(more_than=0)] = 1.0
     seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
+    keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0
+    token_mask: Literal["random", "block", "grid"] | None = None
+    full_from: Annotated[float | None, Bounds(more_than=0, at_most=1)] = None
     precision: str = "auto"
     compile: bool = False
     memory_check: bool = True

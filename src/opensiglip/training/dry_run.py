@@ -18,7 +18,6 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import Steps
 from opensiglip.distributed import world
 from opensiglip.errors import UserError
-from opensiglip.objectives.base import Objective
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.build import build_learner, build_loop, data_plan, first_pipeline
 from opensiglip.training.config import TrainConfig
@@ -33,6 +32,7 @@ from opensiglip.training.precision import autocast
 from opensiglip.training.record import check
 from opensiglip.training.resolve import resolve
 from opensiglip.training.run_data import open_data
+from opensiglip.training.stages import stage_starts
 from opensiglip.training.start import start_line
 from opensiglip.training.startup import few_held_out, startup_lines
 from opensiglip.types import Batch
@@ -123,8 +123,8 @@ def dry_run(recipe: str, **keywords: Any) -> str:
 
 
 def bounds_of(loop: Loop) -> Iterator[tuple[int, int]]:
-    """First and last step of each stage that lies before the loop: objectives begin at shares of training."""
-    starts = {o.start for o in loop.learner.objectives.values() if isinstance(o, Objective)}
+    """First and last step of each stage that lies before the loop."""
+    starts = stage_starts(loop.learner.objectives.values(), loop.plan.fields)
     firsts = sorted({loop.step, *(bisect_left(range(loop.last), share, key=loop.progress) for share in starts)})
     firsts = [first for first in firsts if loop.step <= first < loop.last]
     yield from zip(firsts, [*firsts[1:], loop.last][: len(firsts)], strict=True)

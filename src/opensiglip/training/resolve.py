@@ -11,6 +11,7 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import TRAINED, Recipe, build_recipe, check_keywords, find_recipe
+from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.pretrained_towers import tower_keywords, with_towers
 from opensiglip.training.record import resolved
@@ -50,6 +51,7 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     if start is not None:
         recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
     recipe = with_towers(config, recipe)
+    recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     if config.curate is not None and config.filter is None:
         config = replace(config, filter=recipe.filter)
     return Job(config, recipe, resolved(name, own, config), start)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from opensiglip.data.fields.kept_tokens import KeptTokens
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
 from opensiglip.training.finish import count_parameters
@@ -44,6 +45,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
         f"images      {recipe.frame}",
+        *(f"tokens      {field}" for field in plan.fields if isinstance(field, KeptTokens)),
         f"batch       {plan.batch_size if curator is None else curator.keep} images a step{negatives}",
         *([] if curator is None else [f"curated     by {curator.method} of {plan.batch_size} images a step"]),
         f"parameters  {parameters}",

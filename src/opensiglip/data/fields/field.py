@@ -1,6 +1,7 @@
 """From an example to the fields of a batch. All randomness of training is drawn here, from one generator per visit."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,13 +56,18 @@ def group_id(group: str) -> int | None:
 
 
 class Field(ABC):
-    """What a recipe draws from each visit and how a batch holds it, from the share `start` of training on.
+    """What a recipe draws from each visit and how a batch holds it, from the share `start` of training to `end`.
 
     Fields draw in the recipe's order from one generator, so one that begins late stands last.
     """
 
     start: float = 0.0
+    end: float = math.inf
     by_row: bool = True  # has each tensor of its batch a row per example, so that examples can be chosen from it?
+
+    def drawn_at(self, progress: float) -> bool:
+        """Whether a step at the share `progress` of training has it."""
+        return self.start <= progress < self.end
 
     @abstractmethod
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:

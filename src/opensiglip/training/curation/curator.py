@@ -151,5 +151,5 @@ def _unit(x: Tensor) -> Tensor:
 def _as_reference(part: Batch) -> Batch:
     """A part's fields under the names by which the reference's towers ask for them."""
     own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
-    shared = {name: values for name, values in part.items() if name.startswith("image")}
+    shared = {name: v for name, v in part.items() if name.startswith("image") and name != "image_kept"}
     return (own if "image" in own else shared | own) | {"has_text": part["has_text"]}

@@ -15,6 +15,7 @@ from opensiglip.training.planning.shapes import batch_shapes
 from opensiglip.training.planning.step import Setting
 from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.resolve import Job
+from opensiglip.training.stages import stage_starts
 
 
 def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> str:
@@ -28,7 +29,7 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard)
     try:
         learner = meta_learner(job.recipe, data.pipeline, config.freeze or frozen_by_default(job.recipe), config.lora)
-        kinds = batch_shapes(data, max((float(o.start) for o in job.recipe.objectives if o.start < 1), default=0.0))
+        kinds = batch_shapes(data, stage_starts(job.recipe.objectives, data.fields)[-1])
         need = fullest(learner, kinds, setting).total
     except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
         return f"not estimated: {error}"

@@ -22,6 +22,8 @@ class PlanConfig:
         accumulate: parts that a rank's share of the batch is encoded in.
         checkpointing: keep no activations inside layers.
         shard: weights, gradients and moments cut among the ranks.
+        keep_tokens: share of an image's patches that the tower reads, as of `train`.
+        full_from: share of training from which on all are read; by default 0.9.
         precision: auto, fp32, bf16 or fp16.
         vocabulary: entries of the tokenizer.
         data: what texts and regions are drawn from, to know how long they are: scenes, or a folder.
@@ -36,6 +38,8 @@ class PlanConfig:
     accumulate: Annotated[int, Bounds(at_least=1)] = 1
     checkpointing: bool = False
     shard: bool = False
+    keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0
+    full_from: Annotated[float | None, Bounds(more_than=0, at_most=1)] = None
     precision: str = "auto"
     vocabulary: Annotated[int, Bounds(at_least=258)] = 32_000
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("scenes",)

@@ -10,13 +10,14 @@ import torch
 
 from opensiglip.data.loader import DataPlan
 from opensiglip.errors import UserError
-from opensiglip.objectives.base import Objective, Pairwise
+from opensiglip.objectives.base import Pairwise
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.learner import Learner
 from opensiglip.training.planning.machines import Machine
 from opensiglip.training.planning.shapes import Shapes, batch_shapes
 from opensiglip.training.planning.step import MOMENTS, Memory, Setting, Step, fake_step, size
 from opensiglip.training.planning.traffic import Traffic, traffic
+from opensiglip.training.stages import stage_starts
 
 SECONDS_A_DAY = 86_400
 READS_VALUES = (
@@ -27,7 +28,7 @@ READS_VALUES = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training, from the share `begin` to `end` of it, in which the same terms are computed."""
+    """A part of training, from the share `begin` to `end` of it, in which batches hold the same."""
 
     begin: float
     end: float
@@ -77,7 +78,7 @@ class Plan:
 def make_plan(learner: Learner, data: DataPlan, setting: Setting) -> Plan:
     """The plan of a recipe's networks on data. Raises UserError where an objective can't be traced."""
     stages = []
-    starts = sorted({0.0, *(start for start in _starts(learner) if start < 1)})
+    starts = stage_starts(learner.objectives.values(), data.fields)
     for begin, end in pairwise([*starts, 1.0]):
         kinds = tuple(batch_shapes(data, begin))
         steps = tuple(trace(learner, shapes, begin, setting) for shapes in kinds)
@@ -113,7 +114,7 @@ def trace(learner: Learner, shapes: Shapes, progress: float, setting: Setting) -
 
 def fullest(learner: Learner, kinds: Sequence[Shapes], setting: Setting) -> Memory:
     """The memory of the last stage, which holds most, with these kinds of batch. Raises UserError as `trace`."""
-    last = max((start for start in _starts(learner) if start < 1), default=0.0)
+    last = stage_starts(learner.objectives.values(), ())[-1]
     found = [trace(learner, shapes, last, setting).memory for shapes in kinds]
     return max(found, key=lambda memory: memory.total)
 
@@ -141,10 +142,6 @@ def mends(learner: Learner, kinds: Sequence[Shapes], setting: Setting, room: int
 def gib(size: float) -> str:
     """Bytes in words."""
     return f"{size / 2**30:.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:.0f} GiB"
-
-
-def _starts(learner: Learner) -> list[float]:
-    return [o.start for o in learner.objectives.values() if isinstance(o, Objective)]
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
+from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.planning import report
 from opensiglip.training.planning.config import PlanConfig
 from opensiglip.training.planning.machines import GIB, machine
@@ -28,6 +29,7 @@ def answer(name: str, keywords: Mapping[str, Any], asked: PlanConfig) -> tuple[s
     found, mixed = machine(asked.gpu, asked.precision)
     with torch.device("meta"):  # heads are as large as towers
         recipe = build_recipe(find_recipe(name), keywords)
+    recipe = drop_tokens(recipe, asked.keep_tokens, full_from=asked.full_from)
     data = data_plan(recipe, asked.data, asked.batch_size, asked.vocabulary)
     setting = Setting(found.kind, mixed, asked.gpus, asked.accumulate, asked.checkpointing, asked.shard)
     learner = meta_learner(recipe, data.pipeline)

@@ -58,7 +58,7 @@ def batch_shapes(plan: DataPlan, progress: float) -> list[Shapes]:
 
 
 def _drawn(plan: DataPlan, progress: float, frame: Geometry, size: int) -> Shapes:
-    fields = [field for field in plan.fields if field.start <= progress]
+    fields = [field for field in plan.fields if field.drawn_at(progress)]
     rows = Steps(plan).rows(0, DRAWN, Counter(), frame, fields)
 
     def collated(times: int) -> Batch:

@@ -1,7 +1,7 @@
 """One training step of a recipe's networks on fake tensors: its memory by part and its FLOP, without either."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -189,7 +189,7 @@ def named_parts(learner: Learner, examples: int) -> Iterator[tuple[nn.Module, Na
         if network is not None:
             named |= dict.fromkeys((m for m in network.modules() if m not in named), _within(label))
             if isinstance(getattr(network, "vocabulary", None), nn.Module):
-                named[cast(nn.Module, network.vocabulary)] = lambda part, inputs: "output layer"
+                named[cast(nn.Module, network.vocabulary)] = lambda part, inputs, named: "output layer"
     for label, tower in {"image tower": model.vision, "EMA teacher": learner.teacher}.items():
         if tower is not None:
             named |= dict.fromkeys(tower.modules(), _within(label))
@@ -198,19 +198,20 @@ def named_parts(learner: Learner, examples: int) -> Iterator[tuple[nn.Module, Na
 
 
 def _within(label: str) -> Name:
-    return lambda part, inputs: part if part.startswith(label) else label
+    return lambda part, inputs, named: part if part.startswith(label) else label
 
 
 def _views(label: str, examples: int) -> Name:
-    """An image tower's pass, by how many images of which size it takes for each example."""
+    """An image tower's pass, by how many images of which size it takes for each example, and what it reads of them."""
 
-    def name(part: str, inputs: tuple[Any, ...]) -> str:
+    def name(part: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str:
         image = inputs[0]
+        kept = f", {named['kept'].shape[1]} tokens" if "kept" in named else ""
         if isinstance(image, Patches):
-            return f"{label}, {image.values.shape[1]} patches"
+            return f"{label}, {image.values.shape[1]} patches{kept}"
         if isinstance(image, TowerStates):
             return f"{label}, from features"
         masked = " masked" if len(inputs) > 1 else ""
-        return f"{label}, {len(image) / examples:g} x {image.shape[-1]} px{masked}"
+        return f"{label}, {len(image) / examples:g} x {image.shape[-1]} px{masked}{kept}"
 
     return name

@@ -22,7 +22,7 @@ ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch'
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 OURS = "opensiglip"  # the namespace of the fused losses
 REST = "losses"  # what runs in no part
-Name = Callable[[str, tuple[Any, ...]], str]
+Name = Callable[[str, tuple[Any, ...], Mapping[str, Any]], str]  # of the part around it, and what it is given
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Trace(TorchDispatchMode):
         for module, name in parts.items():
             entered: list[str] = []
             enter, leave = partial(self._enter, name, entered), partial(self._leave, entered)
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            handles += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
         try:
             yield
         finally:
@@ -108,9 +108,11 @@ class Trace(TorchDispatchMode):
             self._ours.discard(storage._cdata)
             self.losses -= storage.nbytes()
 
-    def _enter(self, name: Name, entered: list[str], module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _enter(
+        self, name: Name, entered: list[str], module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> None:
         entered.append(self._part)
-        self._begin(name(self._part, inputs))
+        self._begin(name(self._part, inputs, named))
 
     def _leave(self, entered: list[str], module: nn.Module, inputs: Any, out: Any) -> None:
         self._begin(entered.pop())
