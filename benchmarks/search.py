@@ -41,9 +41,9 @@ def bench(
     files = [File(f"{number:07d}.jpg", 1, 1) for number in range(vectors)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        write_rows(path / ROWS, dict(zip(files, table.numpy(), strict=True)))
+        write_rows(path / ROWS, dict(zip(files, table.numpy(), strict=True)), width)
         write_vectors(path / VECTORS, np.ascontiguousarray(table.numpy()))
-        write_json(path / ABOUT, {"folder": "/photos", "model": "random", "probe": []})
+        write_json(path / ABOUT, {"folder": "/photos", "model": "random", "probe": [0.0] * width})
         disk = IndexFolder.open(path)
         memory = Index([Path("/photos", file.path) for file in files], table)
         for query in asked:

@@ -90,7 +90,8 @@ def test_without_a_question_there_is_a_caption_and_a_picture(
         (["0.png", "--describe", "40,4,90,9"], "is no box of an image of 48 x 24"),
         (["0.png", "--classify", " , "], "--classify has no label"),
         (["0.png", "--save", "out.jpg"], "should end in .png"),
-        ([], "IMAGES"),
+        ([], "name an image file to ask about"),
+        (["--caption"], "name an image file to ask about"),
     ],
 )
 def test_bad_questions_are_answered_in_a_sentence(

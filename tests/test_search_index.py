@@ -1,23 +1,25 @@
 """An index on disk finds what the model finds, goes on after a stop, and embeds only what is new."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from opensiglip.apps import search
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference import index_folder
-from opensiglip.inference.index_folder import IndexFolder, write_vectors
+from opensiglip.inference.index_folder import File, IndexFolder, write_vectors
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 
@@ -100,7 +102,7 @@ def test_a_build_that_was_cut_short_goes_on(
 
     def cut(words: object) -> None:
         said.append(str(words))
-        if str(words).startswith("8 of"):
+        if str(words).startswith("7 of 10 embedded, 1 can't be read"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +111,7 @@ def test_a_build_that_was_cut_short_goes_on(
         IndexFolder.open(tmp_path / "index")
     embedded.clear()
     index = IndexFolder.build(predictor, photos, tmp_path / "index", said.append)
-    assert sum(embedded[1:]) <= 2 and "10 images, 8 of them embedded before" in said
+    assert sum(embedded[1:]) <= 2 and "10 images, 8 of them done before" in said
     assert len(index.files) == 9 and list((tmp_path / "index").glob("part-*")) == []
     assert predictor.search(index, image=photos / "8.png")[0].path == photos / "8.png"
 
@@ -150,10 +152,178 @@ def test_the_commands_build_and_search(predictor: Predictor, photos: Path, tmp_p
     predictor.pretrained.save(tmp_path / "model")
     index = str(tmp_path / "index")
     assert main(["search-index", str(tmp_path / "model"), str(photos), "--out", index]) == 0
-    assert "9 images in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "9 of 10 embedded, 1 can't be read" in said and "9 images in" in said
+    assert "1 can't be read: broken.jpg; " in said
     assert main(["search", index, "a", "fox", "--count", "2", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = predictor.search(index, "a fox", count=2)
     assert [row["image"] for row in rows] == [str(hit.path) for hit in expected]
+    assert main(["search", index, "a fox", "--count", "20"]) == 0
+    text = capsys.readouterr()
+    assert text.out.splitlines()[0] == "  cosine  image" and len(text.out.splitlines()) == 10
+    assert text.err == f"opensiglip: {index} has only 9 images, of --count 20.\n"
     assert main(["search", index]) == 2
     assert "give a text to look for, or --image FILE." in capsys.readouterr().err
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    """A byte among the pages."""
+    content = bytearray(path.read_bytes())
+    content[60] ^= 255
+    path.write_bytes(content)
+
+
+def other_columns(path: Path) -> None:
+    pq.write_table(pa.table({"path": ["0.png"]}), path)
+
+
+def other_width(path: Path) -> None:
+    index_folder.write_rows(path, {File("0.png", 1, 1): np.ones(7, np.float32)}, 7)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "cut": cut,
+    "empty": empty,
+    "flipped": flip,
+    "missing": Path.unlink,
+    "other columns": other_columns,
+    "other width": other_width,
+}
+PROBES = ("1", "{}", "null", "[1.0, null]", '["1"]', "[[1.0]]", "[NaN]")
+ABOUTS = ["", "{", "[]", "1", "null", '{"folder": 1, "model": "m", "probe": []}']
+ABOUTS += ['{"folder": "f", "model": "m"' + probe + "}" for probe in ("", *(f', "probe": {x}' for x in PROBES))]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To load a model fails the test."""
+
+    def loaded(spec: str) -> Predictor:
+        raise AssertionError(f"{spec} was loaded")
+
+    monkeypatch.setattr(search, "load", loaded)
+
+
+def refused(words: list[str], capsys: Any) -> str:
+    """The one sentence of a command that ends with 2."""
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("opensiglip: ")
+    return said.err
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_rows_are_one_sentence_of_search_and_embedded_again_by_search_index(
+    predictor: Predictor, photos: Path, tmp_path: Path, capsys: Any, embedded: list[int], damage: str
+) -> None:
+    place = tmp_path / "index"
+    IndexFolder.build(predictor, photos, place)
+    DAMAGE[damage](place / "embeddings.parquet")
+    said = refused(["search", str(place), "a fox"], capsys)
+    assert f"{place / 'embeddings.parquet'} is missing or damaged; give its `opensiglip search-index` again." in said
+    lines: list[str] = []
+    embedded.clear()
+    IndexFolder.build(predictor, photos, place, lines.append)
+    assert lines[0] == f"{place / 'embeddings.parquet'} can't be read; its images are embedded again"
+    assert sum(embedded) == 10 and len(IndexFolder.open(place).nearest(torch.ones(32), 20)) == 9, "the probe, and nine"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_damaged_vectors_are_one_sentence_of_search_and_made_again_by_search_index(
+    predictor: Predictor, photos: Path, tmp_path: Path, capsys: Any, embedded: list[int]
+) -> None:
+    place = tmp_path / "index"
+    IndexFolder.build(predictor, photos, place)
+    for damage in (cut, empty):
+        damage(place / "vectors.faiss")
+        said = refused(["search", str(place), "a fox"], capsys)
+        assert f"{place / 'vectors.faiss'} can't be read; give its `opensiglip search-index` again." in said
+        embedded.clear()
+        assert len(IndexFolder.build(predictor, photos, place).nearest(torch.ones(32), 20)) == 9
+        assert embedded == [1], "the probe alone"
+
+
+@pytest.mark.parametrize("damage", [cut, empty, other_columns])
+def test_of_damaged_parts_only_their_own_images_are_embedded_again(
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    embedded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(index_folder, "PART", 4)
+    place, lines = tmp_path / "index", list[str]()
+    monkeypatch.setattr(index_folder, "write_vectors", lambda path, vectors: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        IndexFolder.build(predictor, photos, place)
+    monkeypatch.undo()
+    (place / "embeddings.parquet").unlink()
+    damage(place / "part-000001.parquet")
+    (place / "part-junk.parquet").write_bytes(b"no parquet")
+    embedded.clear()
+    index = IndexFolder.build(predictor, photos, place, lines.append)
+    assert [line.split(" ")[0] for line in lines[:2]] == [
+        str(place / f"part-{name}.parquet") for name in ("000001", "junk")
+    ]
+    assert lines[2] == "10 images, 6 of them done before"
+    assert len(index.files) == 9 and list(place.glob("part-*")) == []
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_damaged_index_json_is_one_sentence_of_both_commands(
+    predictor: Predictor, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    place = tmp_path / "index"
+    build = ["search-index", "model", str(photos), "--out", str(place)]
+    IndexFolder.build(predictor, photos, place)
+    for about in ABOUTS:
+        (place / "index.json").write_text(about)
+        for words in (["search", str(place), "a fox"], build):
+            said = refused(words, capsys)
+            assert f"{place / 'index.json'} is damaged, or no index's: delete {place} and give its" in said, about
+    (place / "index.json").unlink()
+    assert f"{place} is no index; make one with" in refused(["search", str(place), "a fox"], capsys)
+    assert "holds embeddings.parquet but no index.json; if it was an index, delete it, else" in refused(build, capsys)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_what_cannot_be_written_or_is_not_there_is_refused_before_the_model_is_loaded(
+    photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    outs = [tmp_path / "file", tmp_path / "file" / "below" / "it", tmp_path / ("n" * 300), Path("/proc/x")]
+    for out in outs[: None if Path("/proc/self").exists() else -1]:
+        said = refused(["search-index", "model", str(photos), "--out", str(out)], capsys)
+        assert f"--out {out} can't be written to (" in said and said.endswith("); name another folder.\n")
+    (tmp_path / "none").mkdir()
+    for folder, words in (("none", "no image below"), ("nowhere", "there is no folder")):
+        assert words in refused(
+            ["search-index", "model", str(tmp_path / folder), "--out", str(tmp_path / "new" / "x")], capsys
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_text_and_a_model_that_is_gone_are_one_sentence(
+    predictor: Predictor, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    place = tmp_path / "index"
+    IndexFolder.build(predictor, photos, place)
+    about = json.loads((place / "index.json").read_text()) | {"model": str(tmp_path / "gone")}
+    (place / "index.json").write_text(json.dumps(about))
+    for text in ("", "  \n"):
+        said = refused(["search", str(place), text], capsys)
+        assert "the text is empty; say what to look for, or give --image FILE." in said
+    said = refused(["search", str(place), "a fox"], capsys)
+    assert f"no such folder or file to start from; {place} was made with it: give --model, where it is now." in said

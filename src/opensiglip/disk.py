@@ -4,8 +4,9 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opensiglip.errors import UserError
@@ -81,6 +82,20 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def writable(out: Path) -> None:
+    """Raises UserError where the folder --out can't be made or written to; leaves nothing there."""
+    place = out.absolute()
+    try:
+        for near in (place, *place.parents):
+            with suppress(FileNotFoundError):
+                near.lstat()
+                break
+        with tempfile.TemporaryDirectory(dir=near):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written to ({error.strerror}); name another folder.") from error
 
 
 @contextmanager

@@ -64,6 +64,8 @@ def predict(
         json: one JSON object a line, one line an image.
         save: a PNG to draw the images on, with boxes and captions.
     """
+    if not images:
+        raise UserError("name an image file to ask about, a folder of them, or a pattern in quotes.")
     if save is not None and save.suffix.lower() != ".png":
         raise UserError(f"--save writes a PNG: {save} should end in .png.")
     box = None if describe is None else read_box(describe)

@@ -1,6 +1,7 @@
 """`opensiglip search-index` and `search`: a folder of images, embedded once, found by text or by image."""
 
 import json as json_format
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,10 @@ from typing import Annotated
 import tyro
 
 from opensiglip.errors import UserError
-from opensiglip.inference.index_folder import IndexFolder, library
+from opensiglip.inference.index_folder import ROWS, IndexFolder, check, library
 from opensiglip.inference.predictor import load
+
+NAMED = 3  # files that can't be read
 
 
 def search_index(
@@ -25,13 +28,17 @@ def search_index(
         out: the index's folder.
     """
     library()
+    check(folder, out)
     began = time.perf_counter()
 
     def say(words: str) -> None:
         print(f"{time.perf_counter() - began:8.1f} s  {words}", flush=True)
 
     index = IndexFolder.build(load(model), folder, out, say)
-    say(f"{len(index.files)} images in {out}, {len(index.unreadable)} that can't be read")
+    say(f"{len(index.files)} images in {out}")
+    if lost := [str(path.relative_to(index.about["folder"])) for path in index.unreadable]:
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        say(f"{len(lost)} can't be read: {', '.join(lost[:NAMED])}{more}; {out / ROWS} says why")
 
 
 def search(
@@ -43,7 +50,7 @@ def search(
     model: str | None = None,
     json: bool = False,
 ) -> None:
-    """The images of an index that are nearest to a text or to an image, nearest first.
+    """The images of an index that are nearest to a text or to an image, nearest first: the cosine, and the file.
 
     Args:
         index: a folder that `opensiglip search-index` made.
@@ -51,14 +58,28 @@ def search(
         image: an image to look for instead.
         count: images to list.
         model: where the model is now, if not where the index was made with it.
-        json: one JSON object a line.
+        json: one JSON object a line, its score the cosine.
     """
     if count < 1:
         raise UserError(f"--count {count} is out of range; give at least 1.")
     if not text and image is None:
         raise UserError("give a text to look for, or --image FILE.")
+    if text and not "".join(text).strip():
+        raise UserError("the text is empty; say what to look for, or give --image FILE.")
     opened = IndexFolder.open(index)
-    predictor = load(model or opened.about["model"])
+    there = opened.vectors.ntotal  # a damaged index is refused before the model is loaded
+    try:
+        predictor = load(model or opened.about["model"])
+    except UserError as error:
+        if model is not None:
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}; {index} was made with it: give --model, where it is now."
+        ) from error
+    if count > there:
+        print(f"opensiglip: {index} has only {there} images, of --count {count}.", file=sys.stderr)
+    if not json:
+        print("  cosine  image")
     for hit in predictor.search(opened, " ".join(text) or None, image=image, count=count):
         found = {"image": str(hit.path), "score": round(hit.score, 4)}
         print(json_format.dumps(found, ensure_ascii=False) if json else f"{hit.score:8.4f}  {hit.path}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from opensiglip.disk import refusals, whole_file
+from opensiglip.disk import refusals, whole_file, writable
 from opensiglip.errors import UserError
 from opensiglip.inference.images import SUFFIXES, load_image
 from opensiglip.inference.search import Hit
@@ -71,13 +72,9 @@ class IndexFolder:
     def open(cls, path: str | Path) -> "IndexFolder":
         """One that has been built. Raises UserError."""
         place = Path(path)
-        try:
-            about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-            assert isinstance(about["folder"], str) and isinstance(about["model"], str)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError):
-            raise UserError(
-                f"{path} is no index; make one with `opensiglip search-index MODEL FOLDER --out INDEX`."
-            ) from None
+        if not (place / ABOUT).is_file():
+            raise UserError(f"{path} is no index; make one with `opensiglip search-index MODEL FOLDER --out INDEX`.")
+        about = read_about(place)
         if not (place / VECTORS).is_file():
             raise UserError(f"{path} is not built to its end; give its `opensiglip search-index` again.")
         return cls(place, about)
@@ -86,36 +83,41 @@ class IndexFolder:
     def build(
         cls, encoder: Embeds, folder: str | Path, out: str | Path, say: Say = lambda words: None
     ) -> "IndexFolder":
-        """Embed what is new below a folder, leave out what is gone, write the index.
+        """Embed what is new below a folder, leave out what is gone, write the index; damaged rows are embedded again.
 
-        Raises UserError where the folder has no image, and where `out` is of another folder or model.
+        Raises UserError where `check` does, and where `out` is of another model.
         """
-        source, place = Path(folder).expanduser().resolve(), Path(out)
-        if not source.is_dir():
-            raise UserError(f"there is no folder {folder}; check the path.")
+        source, place = check(folder, out), Path(out)
         about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder)}
+        width = len(about["probe"])
         if (place / ABOUT).is_file():
-            check(place, json.loads((place / ABOUT).read_text(encoding="utf-8")), about)
+            check_model(place, read_about(place), about["probe"])
         files = [File.found(source, path) for path in images_below(source)]
-        if not files:
-            raise UserError(f"no image below {folder}; give a folder of image files.")
         with refusals(place, "make room, or mend the permission, and give the command again"):
             place.mkdir(parents=True, exist_ok=True)
             write_json(place / ABOUT, about)
-            known = read_rows(place)
+            known: dict[File, np.ndarray | str] = {}
+            parts = sorted(place.glob(PARTS))
+            for path in [*([place / ROWS] if (place / ROWS).exists() or (place / VECTORS).exists() else []), *parts]:
+                try:
+                    known |= read_rows(path, width)
+                except UserError:
+                    say(f"{path} can't be read; its images are embedded again")
             wanted = [file for file in files if file not in known]
-            say(f"{len(files)} images, {len(files) - len(wanted)} of them embedded before")
-            part = len(list(place.glob(PARTS)))
+            say(f"{len(files)} images, {len(files) - len(wanted)} of them done before")
+            part, unreadable = len(parts), 0
             with ThreadPoolExecutor(THREADS) as pool:
                 for start in range(0, len(wanted), PART):
                     some = wanted[start : start + PART]
                     rows = embedded(encoder, source, some, pool)
-                    write_rows(place / f"part-{part:06d}.parquet", rows)
+                    write_rows(place / f"part-{part:06d}.parquet", rows, width)
                     known |= rows
                     part += 1
-                    say(f"{start + len(some)} of {len(wanted)} embedded")
+                    unreadable += sum(isinstance(row, str) for row in rows.values())
+                    but = f", {unreadable} can't be read" if unreadable else ""
+                    say(f"{start + len(some) - unreadable} of {len(wanted)} embedded{but}")
             (place / VECTORS).unlink(missing_ok=True)  # it must not outlive the rows that it is of
-            write_rows(place / ROWS, {file: known[file] for file in files})
+            write_rows(place / ROWS, {file: known[file] for file in files}, width)
             readable = [vector for file in files if isinstance(vector := known[file], np.ndarray)]
             if not readable:
                 raise UserError(f"none of the images below {folder} can be read; check the folder.")
@@ -127,13 +129,13 @@ class IndexFolder:
     @cached_property
     def rows(self) -> dict[File, np.ndarray | str]:
         """A unit vector [D] float32 of each image, or why it could not be read."""
-        return read_rows(self.path)
+        return read_rows(self.path / ROWS, len(self.about["probe"]))
 
     @cached_property
     def files(self) -> list[Path]:
         """The images, in the vectors' order."""
         root = Path(self.about["folder"])
-        table = pq.read_table(self.path / ROWS, columns=["path", "reason"])
+        table = read_table(self.path / ROWS, len(self.about["probe"]), ["path", "reason"])
         paths, reasons = table["path"].to_pylist(), table["reason"].to_pylist()
         return [root / path for path, reason in zip(paths, reasons, strict=True) if reason is None]
 
@@ -164,6 +166,46 @@ class IndexFolder:
         scores, places = self.vectors.search(query.float().numpy()[None], min(count, self.vectors.ntotal))
         pairs = zip(scores[0].tolist(), places[0].tolist(), strict=True)
         return [Hit(self.files[place], score) for score, place in pairs if place >= 0]
+
+
+def check(folder: str | Path, out: str | Path) -> Path:
+    """The whole path of a folder whose index can be built in `out`, as far as can be told without the model.
+
+    Raises UserError where it has no image, and where `out` can't be written or holds something else.
+    """
+    source, place = Path(folder).expanduser().resolve(), Path(out)
+    if not source.is_dir():
+        raise UserError(f"there is no folder {folder}; check the path.")
+    if next(images_below(source), None) is None:
+        raise UserError(f"no image below {folder}; give a folder of image files.")
+    writable(place)
+    others = [path.name for name in (ROWS, VECTORS, PARTS) for path in place.glob(name)]
+    if (place / ABOUT).exists():
+        if (before := read_about(place)["folder"]) != str(source):
+            raise UserError(f"--out {place} is the index of {before}; name another for {source}.")
+    elif others:
+        raise UserError(
+            f"--out {place} holds {others[0]} but no {ABOUT}; if it was an index, delete it, else name another."
+        )
+    return source
+
+
+def read_about(place: Path) -> dict[str, Any]:
+    """What index.json says. Raises UserError where it is not as `build` writes it."""
+    path = place / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        whole = (
+            isinstance(about["folder"], str) and isinstance(about["model"], str) and isinstance(about["probe"], list)
+        )
+        if whole and all(isinstance(value, float) and isfinite(value) for value in about["probe"]):
+            return about
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(
+        f"{path} is damaged, or no index's: delete {place} and give its `opensiglip search-index` again, or name "
+        "another folder."
+    )
 
 
 def library() -> Any:
@@ -204,34 +246,48 @@ def embedded(
     return rows | {file: vector.numpy() for file, vector in zip(readable, vectors, strict=True)}
 
 
-def write_rows(path: Path, rows: dict[File, np.ndarray | str]) -> None:
-    """Columns path, bytes, modified, embedding, reason; of embedding and reason one is null."""
-    size = next((len(value) for value in rows.values() if isinstance(value, np.ndarray)), 1)
-    vectors = [value if isinstance(value, np.ndarray) else np.zeros(size, np.float32) for value in rows.values()]
+def schema(width: int) -> pa.Schema:
+    """Of the rows; of embedding and reason one is null."""
+    columns = {"path": pa.string(), "bytes": pa.int64(), "modified": pa.int64()}
+    return pa.schema(columns | {"embedding": pa.list_(pa.float32(), width), "reason": pa.string()})
+
+
+def write_rows(path: Path, rows: dict[File, np.ndarray | str], width: int) -> None:
+    """A row a file, as `schema` has it."""
+    vectors = [value if isinstance(value, np.ndarray) else np.zeros(width, np.float32) for value in rows.values()]
     mask = pa.array([isinstance(value, str) for value in rows.values()])
     flat = pa.array(np.concatenate(vectors) if vectors else np.zeros(0, np.float32), pa.float32())
-    columns = {
-        "path": pa.array([file.path for file in rows], pa.string()),
-        "bytes": pa.array([file.bytes for file in rows], pa.int64()),
-        "modified": pa.array([file.modified for file in rows], pa.int64()),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, size, mask=mask),
-        "reason": pa.array([value if isinstance(value, str) else None for value in rows.values()], pa.string()),
-    }
+    columns = [
+        [file.path for file in rows],
+        [file.bytes for file in rows],
+        [file.modified for file in rows],
+        pa.FixedSizeListArray.from_arrays(flat, width, mask=mask),
+        [value if isinstance(value, str) else None for value in rows.values()],
+    ]
     with whole_file(path) as part:
-        pq.write_table(pa.table(columns), part)
+        pq.write_table(pa.table(columns, schema(width)), part, write_page_checksum=True)
 
 
-def read_rows(place: Path) -> dict[File, np.ndarray | str]:
-    """The rows of an index and of its parts; none where nothing was written."""
-    rows: dict[File, np.ndarray | str] = {}
-    for path in [*(one for one in [place / ROWS] if one.is_file()), *sorted(place.glob(PARTS))]:
-        table = pq.read_table(path)
-        size = table.schema.field("embedding").type.list_size
-        vectors = table["embedding"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, size)
-        names = (table[name].to_pylist() for name in ("path", "bytes", "modified", "reason"))
-        for (name, count, modified, reason), vector in zip(zip(*names, strict=True), vectors, strict=True):
-            rows[File(name, count, modified)] = vector if reason is None else reason
-    return rows
+def read_table(path: Path, width: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a file, or some of their columns. Raises UserError where they can't be read or are others."""
+    try:
+        if pq.read_schema(path).equals(schema(width)):
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException):
+        pass
+    raise UserError(f"{path} is missing or damaged; give its `opensiglip search-index` again.")
+
+
+def read_rows(path: Path, width: int) -> dict[File, np.ndarray | str]:
+    """The rows that `write_rows` wrote. Raises UserError."""
+    table = read_table(path, width)
+    vectors = table["embedding"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, width)
+    names = (table[name].to_pylist() for name in ("path", "bytes", "modified", "reason"))
+    pairs = zip(zip(*names, strict=True), vectors, strict=True)
+    return {
+        File(name, count, modified): vector if reason is None else reason
+        for (name, count, modified, reason), vector in pairs
+    }
 
 
 def write_vectors(path: Path, vectors: np.ndarray) -> None:
@@ -253,13 +309,10 @@ def probe(encoder: Embeds) -> list[float]:
     return [round(value, 6) for value in encoder.embed_framed(encoder.framed([load_image(ramp)]))[0].tolist()]
 
 
-def check(place: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises UserError where an index is of another folder or model than it is to be."""
-    if before.get("folder") != now["folder"]:
-        raise UserError(f"--out {place} is the index of {before.get('folder')}; name another for {now['folder']}.")
-    old, new = before.get("probe", []), now["probe"]
-    if len(old) != len(new) or float(np.dot(old, new)) < SAME:
-        raise UserError(f"--out {place} was made with another model, {before.get('model')}; name another index.")
+def check_model(place: Path, before: dict[str, Any], now: list[float]) -> None:
+    """Raises UserError where an index is of another model than the one with this probe."""
+    if len(before["probe"]) != len(now) or float(np.dot(before["probe"], now)) < SAME:
+        raise UserError(f"--out {place} was made with another model, {before['model']}; name another index.")
 
 
 def _spec(name: str) -> str:
