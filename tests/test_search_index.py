@@ -1,6 +1,7 @@
 """An index on disk finds what the model finds, goes on after a stop, and embeds only what is new."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def test_many_vectors_become_a_graph_that_finds_nearly_all_neighbours(
     write_vectors(tmp_path / "graph", vectors)
     graph = index_folder.library().read_index(str(tmp_path / "graph"))
     assert "HNSW" in type(index_folder.library().downcast_index(graph)).__name__
+    assert index_folder.library().downcast_index(graph).hnsw.efSearch == index_folder.WALK
     found = graph.search(vectors[:50], 8)[1]
     exact = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :8]
     overlap = [len(set(one) & set(other)) for one, other in zip(found.tolist(), exact.tolist(), strict=True)]
@@ -326,4 +328,34 @@ def test_an_empty_text_and_a_model_that_is_gone_are_one_sentence(
         said = refused(["search", str(place), text], capsys)
         assert "the text is empty; say what to look for, or give --image FILE." in said
     said = refused(["search", str(place), "a fox"], capsys)
-    assert f"no such folder or file to start from; {place} was made with it: give --model, where it is now." in said
+    assert "gone: there is no such folder or file" in said
+    assert f"; {place} was made with it: give --model, where it is now." in said
+
+
+def test_a_file_of_another_time_is_embedded_again_and_linked_folders_are_left_out(
+    predictor: Predictor, photos: Path, tmp_path: Path, embedded: list[int]
+) -> None:
+    (photos / "loop").symlink_to(photos)
+    assert len(IndexFolder.build(predictor, photos, tmp_path / "index").files) == 9
+    os.utime(photos / "2.png", ns=(1, 1))
+    embedded.clear()
+    IndexFolder.build(predictor, photos, tmp_path / "index")
+    assert embedded == [1, 1], "the probe, then the file"
+
+
+def test_vectors_and_rows_of_two_builds_are_not_searched(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    IndexFolder.build(predictor, photos, tmp_path / "index")
+    write_vectors(tmp_path / "index" / index_folder.VECTORS, np.eye(2, 32, dtype=np.float32))
+    with pytest.raises(UserError, match="holds parts of two builds"):
+        IndexFolder.open(tmp_path / "index").nearest(torch.ones(32), 1)
+
+    def stop(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_folder, "write_vectors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        IndexFolder.build(predictor, photos, tmp_path / "index")
+    with pytest.raises(UserError, match="is not built to its end"):
+        IndexFolder.open(tmp_path / "index")
