@@ -67,6 +67,7 @@ def test_every_row_of_parquet_files_is_train_or_val_and_row_groups_are_shards(tm
         example.captions == (Caption(f"picture {s}"),) for example, s in zip(examples, shades(examples), strict=True)
     )
     assert source.describe()["columns"] == "image: jpg; texts: caption"
+    assert "all but every fiftieth row" in source.describe()["split"]
 
 
 def test_parquet_row_groups_are_decoded_once_each_when_rows_come_in_order(

@@ -16,7 +16,7 @@ from opensiglip.data.sources.files import below
 from opensiglip.data.sources.images import decode_image_bytes, from_pil, read_file, read_image
 from opensiglip.data.sources.metadata import Row, parse_record
 from opensiglip.data.sources.spec import Spec
-from opensiglip.data.sources.split import Rows
+from opensiglip.data.sources.split import Part, Rows
 from opensiglip.data.sources.values import resolve_codes
 from opensiglip.errors import EmptySplit, UserError
 
@@ -114,11 +114,11 @@ class LazySource(Source):
     def describe(self) -> dict[str, Any]:
         """Counts, and what the rows tried at the start show."""
         shards = {} if self.shards is None else {"shards": len(self.shards)}
-        tried = min(SAMPLE, len(self))
+        tried, held_out = min(SAMPLE, len(self)), isinstance(self.rows, Part) and self.rows.part == "train"
         return {
             "source": self.name,
             "kind": self.kind,
-            "split": self.split,
+            "split": self.split + (", all but every fiftieth row (val: no file is named so)" if held_out else ""),
             "images": len(self),
             **shards,
             **self.facts(),
