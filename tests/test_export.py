@@ -270,7 +270,7 @@ def test_the_ten_lines_of_the_docs_classify_a_photo(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (Path(__file__).parents[1] / "docs" / "how-to" / "pretrained-weights.md").read_text(encoding="utf-8")
-    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if '"mine-hf"' in block]
+    code, by_pipeline = [block.split("```")[0] for block in page.split("```python\n")[1:] if '"mine-hf"' in block]
     assert len([line for line in code.splitlines() if line]) <= 10
     shutil.copytree(exported["siglip2"].folder, tmp_path / "mine-hf")
     picture.save(tmp_path / "photo.png")
@@ -281,6 +281,10 @@ def test_the_ten_lines_of_the_docs_classify_a_photo(
     ours = load("mine-hf").classify(picture, [name for _, name in said])
     assert len(said) == 3
     assert {name: float(probability) for probability, name in said} == pytest.approx(ours, abs=2e-3)
+    exec(compile(by_pipeline, "pretrained-weights.md", "exec"), {})
+    found = dict(reversed(line.split("  ")) for line in capsys.readouterr().out.splitlines())
+    for text in ("This is a photo of a boat.", "a boat"):
+        assert float(found[text]) == pytest.approx(load("mine-hf").classify(picture, [text])[text], abs=2e-3)
 
 
 @pytest.mark.parametrize("lora", [None, 2])

@@ -99,7 +99,9 @@ COMMANDS: dict[str, Command | Group] = {
     "plan": Group("what a run will need: memory, FLOP, days", "recipe", plans, also="FILE.py:FUNCTION"),
     "eval": Command("judge a model: retrieval, zero-shot, probes, ...", "opensiglip.apps.evaluate", "command"),
     "compare": Command("models side by side, with paired intervals", "opensiglip.apps.evaluate", "compare"),
-    "export": Command("write a model as a transformers folder or as ONNX", "opensiglip.checkpoints.export", "export"),
+    "export": Command(
+        "write a model for transformers, open_clip, timm or ONNX", "opensiglip.checkpoints.export", "export"
+    ),
     "recipes": Command("the table of recipes: paper, objectives, tasks", "opensiglip.apps.recipes", "recipes"),
     "data": Group("look at data, count it, write it anew", "data command", shown),
     "tokenizer": Group(

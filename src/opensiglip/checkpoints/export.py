@@ -1,4 +1,4 @@
-"""`opensiglip export`: a run, or weights of another make, as a transformers folder or as ONNX, with a model card."""
+"""`opensiglip export`: a run, or weights of another make, as other tools load it, with a model card."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,16 +12,17 @@ from opensiglip.errors import UserError, first_line
 def export(
     source: Annotated[str, tyro.conf.Positional],
     out: Path,
-    format: Literal["hf", "onnx"] = "hf",
+    format: Literal["hf", "onnx", "open_clip", "timm"] = "hf",
     tokenizer: str | None = None,
     push_to_hub: str | None = None,
 ) -> None:
-    """Write a model as other tools load it: a transformers folder, or ONNX encoders of images and texts.
+    """Write a model as other tools load it: a folder of transformers, open_clip or timm, or ONNX encoders.
 
     Args:
         source: a run, or whatever `train --init` reads: transformers, open_clip, timm or big_vision weights.
         out: the folder to write, not there yet or empty.
-        format: hf, for AutoModel, AutoProcessor and pipelines; or onnx, checked by onnxruntime.
+        format: hf, for AutoModel, AutoProcessor and pipelines; onnx, checked by onnxruntime; open_clip, both towers, or
+            timm, the image tower, each loaded by its library and compared.
         tokenizer: folder or hub id, for weights that come without their own.
         push_to_hub: OWNER/NAME of the hub's repository that the folder is sent to as well.
     """
@@ -36,7 +37,7 @@ def export(
         else:
             print(f"{source} has no tokenizer and neither has the export; --tokenizer names the one it needs.")
     try:
-        pretrained.save(out, "onnx" if format == "onnx" else "transformers", repository=push_to_hub or out.name)
+        pretrained.save(out, "transformers" if format == "hf" else format, repository=push_to_hub or out.name)
     except OSError as error:
         raise UserError(f"--out {out} can't be written ({error.strerror or error}); name another folder.") from error
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

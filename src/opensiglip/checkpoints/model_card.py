@@ -11,8 +11,8 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, spell
 
 CARD = """---
-library_name: transformers
-pipeline_tag: {{ "zero-shot-image-classification" if has_text else "image-feature-extraction" }}
+library_name: {{ library }}
+pipeline_tag: {{ "zero-shot-image-classification" if has_text and format != "timm" else "image-feature-extraction" }}
 license: other
 tags: [opensiglip{% if recipe %}, {{ recipe }}{% endif %}]
 ---
@@ -34,7 +34,27 @@ Trained with OpenSigLIP by
 Converted by OpenSigLIP from {{ origin }}; nothing was trained.
 {% endif %}
 ## Use
-{% if onnx %}
+{% if format == "open_clip" %}
+```python
+import open_clip
+
+model, _, transform = open_clip.create_model_and_transforms("{{ address }}")
+tokenizer = open_clip.get_tokenizer("{{ address }}")
+image_embeds = model.eval().encode_image(transform(image)[None], normalize=True)
+text_embeds = model.encode_text(tokenizer(["a red apple"]), normalize=True)
+logits = model.logit_scale.exp() * image_embeds @ text_embeds.T{{ " + model.logit_bias" if bias }}
+probability = logits.{{ "sigmoid()" if bias else "softmax(-1)" }}
+```
+{% elif format == "timm" %}
+```python
+import timm
+
+model = timm.create_model("{{ address }}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model(transform(image)[None])
+```
+The image tower alone, pixels in [-1, 1].
+{% elif format == "onnx" %}
 `image_encoder.onnx` takes {% if patches %}images of any aspect ratio as transformers' `Siglip2ImageProcessor` cuts
 them, `pixel_values` [B, N, {{ 3 * patches.patch_size ** 2 }}], `pixel_attention_mask` [B, N] and `spatial_shapes`
 [B, 2]{% else %}`pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% endif %}{% if has_text %} and
@@ -70,12 +90,12 @@ from transformers import AutoImageProcessor, AutoModel
 model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoImageProcessor.from_pretrained("{{ folder }}")
 tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 ```
-{% endif %}{% if has_text and not pair %}
+{% endif %}{% if has_text and not pair and format != "timm" %}
 Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
 silently gives other embeddings.
-{% endif %}{% if has_decoder and not onnx %}
+{% endif %}{% if has_decoder and format == "transformers" %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
-{% endif %}{% if has_more %}
+{% endif %}{% if has_more and format in ("transformers", "onnx") %}
 What a transformers model has no place for is in `beside.safetensors`; `opensiglip.Model.from_pretrained` loads it, too.
 {% endif %}
 ## Licence
@@ -90,13 +110,16 @@ OpenMoji drawings (CC BY-SA 4.0) in synthetic layouts: real artwork and real nam
 """
 
 
-def write_card(folder: Path, contents: Contents, *, repository: str = "model", onnx: bool = False) -> None:
+def write_card(folder: Path, contents: Contents, format: str = "transformers", *, repository: str = "model") -> None:
     """Write README.md; `repository` is what the example in it loads: a folder's name, or a hub id."""
     model: Model = contents.model
     facts = contents.card if "command" in contents.card else _of_other_make(contents)
     facts = {**facts, "title": facts.get("title") or facts["recipe"]} | {
         "folder": repository,
-        "onnx": onnx,
+        "format": format,
+        "library": format if format in ("open_clip", "timm") else "transformers",
+        "address": f"{'hf-hub' if '/' in repository else 'local-dir'}:{repository}",
+        "bias": model.architecture.logit_bias,
         "has_text": isinstance(model.host[0], SiglipModel | Siglip2Model),
         "pair": model.architecture.foreign is not None,
         "has_decoder": model.decoder is not None,

@@ -95,7 +95,7 @@ class Pretrained(Contents):
     def save(
         self,
         place: str | Path,
-        format: Literal["transformers", "onnx"] = "transformers",
+        format: Literal["transformers", "onnx", "open_clip", "timm"] = "transformers",
         *,
         repository: str = "model",
     ) -> None:
@@ -109,8 +109,8 @@ class Pretrained(Contents):
             raise UserError(
                 f"{self.name} is a {self.format}, whose networks are not ours to write; save it by its own library."
             )
-        with whole_files(Path(place), last="config.json") as part:
-            folder.write(part, self, onnx=format == "onnx", repository=repository)
+        with whole_files(Path(place), last=open_clip.CONFIG if format == "open_clip" else "config.json") as part:
+            folder.write(part, self, format, repository=repository)
 
 
 def _read(place: Path, name: str) -> Contents:

@@ -138,6 +138,10 @@ class TextPipeline:
             )
         return made
 
+    def agrees_in_open_clip(self, tokenizer: Any, texts: Sequence[str]) -> bool:
+        """Does a tokenizer of open_clip's give the ids of `fixed` for these texts?"""
+        return make.agrees_in_open_clip(tokenizer, texts, self.fixed)
+
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""
         self.plain().save_pretrained(folder)

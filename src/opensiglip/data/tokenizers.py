@@ -259,6 +259,12 @@ def agrees(tokenizer: Any, length: int, fixed: Callable[[str], np.ndarray]) -> b
     return all(list(row) == fixed(text).tolist() for row, text in zip(given, PROBES, strict=True))
 
 
+def agrees_in_open_clip(tokenizer: Any, texts: Sequence[str], fixed: Callable[[str], np.ndarray]) -> bool:
+    """Does a tokenizer of open_clip's give the ids of `fixed`? It joins several blanks, so `texts` have single ones."""
+    rows = tokenizer(list(texts)).tolist()
+    return all(row == fixed(text).tolist() for row, text in zip(rows, texts, strict=True))
+
+
 def exact(
     tokenizer: Any, *, length: int, lower: bool, clean: str, start_id: int | None, eos_id: int, pad_id: int
 ) -> PreTrainedTokenizerFast | None:

@@ -1,4 +1,4 @@
-"""What is written: a transformers folder, or ONNX encoders, with tokenizer, processor, sidecar and model card."""
+"""What is written: a transformers folder or another format, with tokenizer, processor, sidecar and model card."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from opensiglip.checkpoints.contents import Contents
+from opensiglip.checkpoints.formats import open_clip_folder, timm_folder
 from opensiglip.checkpoints.formats.onnx import write_onnx
 from opensiglip.checkpoints.model_card import patches, write_card
 from opensiglip.json_file import write_json
@@ -25,9 +26,20 @@ KINDS = ("text", "image")
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
-def write(folder: Path, contents: Contents, *, onnx: bool = False, repository: str = "model") -> None:
-    """Write the whole folder; `repository` is what the card's example loads. Raises UserError."""
+def write(folder: Path, contents: Contents, format: str = "transformers", *, repository: str = "model") -> None:
+    """Write the whole folder; `repository` is what the card's example loads.
+
+    `format`: transformers or onnx; open_clip or timm, which hold what those libraries read and no sidecar of ours.
+    Raises UserError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if format in ("open_clip", "timm"):
+        if format == "open_clip":
+            open_clip_folder.write(folder, contents, repository)
+        else:
+            timm_folder.write(folder, contents.model)
+        write_card(folder, contents, format, repository=repository)
+        return
     model: Model = contents.model
     about: dict[str, Any] = {
         "boxes": None if contents.boxes is None else str(contents.boxes),
@@ -39,13 +51,13 @@ def write(folder: Path, contents: Contents, *, onnx: bool = False, repository: s
     if contents.pipeline is not None:
         about["text"] = contents.pipeline.save_pretrained(folder)
     write_processor(folder, contents)
-    if onnx:
+    if format == "onnx":
         write_json(folder / SIDECAR, about | write_onnx(folder, model))
     else:
         model.save_pretrained(folder, about)
         if isinstance(model.host[0], SiglipModel | Siglip2Model) and contents.pipeline is not None:
             write_sentence_transformers(folder, model.architecture.length)
-    write_card(folder, contents, repository=repository, onnx=onnx)
+    write_card(folder, contents, format, repository=repository)
 
 
 def write_processor(folder: Path, contents: Contents) -> None:

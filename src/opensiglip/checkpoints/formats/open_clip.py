@@ -3,9 +3,11 @@
 (model_configs/)
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from opensiglip.checkpoints.contents import Contents, frame_of, shape
@@ -41,8 +43,9 @@ def read(folder: Path, name: str) -> Contents:
     state = read_tensors(folder, WEIGHTS, name)
     if networks is None:
         return coca.read(config, state, folder, name)
+    networks = replace(networks, logit_bias="logit_bias" in state)
     try:
-        ours = to_ours(state)
+        ours = {"logit_bias": torch.zeros(1)} | to_ours(state)
         vocabulary = len(ours["text.tower.embeddings.token_embedding.weight"])
     except KeyError as error:
         raise UserError(f"{name} has no {error.args[0]}, which its config speaks of; fetch it again.") from error
