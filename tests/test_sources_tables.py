@@ -70,6 +70,14 @@ def test_every_row_of_parquet_files_is_train_or_val_and_row_groups_are_shards(tm
     assert "all but every fiftieth row" in source.describe()["split"]
 
 
+def test_a_column_whose_name_is_not_utf8_is_a_sentence(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "0.parquet", 0, 5)
+    damaged = (tmp_path / "0.parquet").read_bytes().replace(b"caption", b"capti\xd0n")
+    (tmp_path / "0.parquet").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"0\.parquet can't be read .*leave out the file"):
+        open_source(str(tmp_path))
+
+
 def test_parquet_row_groups_are_decoded_once_each_when_rows_come_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,7 @@ class Parquet(Table):
         try:
             with open_here(file) as copy, pq.ParquetFile(copy) as opened:
                 return opened.read_row_group(group, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException):
+        except (OSError, ValueError, pa.ArrowException):  # ValueError: names of columns that are not UTF-8
             raise BrokenExample(f"{file.name} can't be read") from None
 
 
@@ -122,7 +122,7 @@ def read_footer(file: Path | RemoteFile) -> tuple[pq.FileMetaData, pa.Schema]:
 
     try:
         return read_range(file, read) if isinstance(file, RemoteFile) else read(file)
-    except (OSError, pa.ArrowException, BrokenExample) as error:
+    except (OSError, ValueError, pa.ArrowException, BrokenExample) as error:
         raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); mend or leave out the file.") from None
 
 
