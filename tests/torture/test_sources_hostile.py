@@ -64,6 +64,14 @@ def parquet() -> bytes:
     return file.getvalue()
 
 
+def arrow() -> bytes:
+    table = pq.read_table(io.BytesIO(parquet()))
+    out = io.BytesIO()
+    with pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table)
+    return out.getvalue()
+
+
 COCO = {
     "images": [{"id": 1, "file_name": "1.png", "width": 24, "height": 16, "coco_url": "http://a/b/1.png"}],
     "annotations": [*BOXES, {"id": 2, "image_id": 1, "caption": "a fox"}, {"image_id": 1, "segments_info": BOXES}],
@@ -100,6 +108,7 @@ FORMS: dict[str, tuple[str, dict[str, bytes]]] = {  # the file that is damaged, 
     "narratives": ("a.jsonl", {"a.jsonl": json.dumps(NARRATIVE).encode() + b"\n", "1.jpg": png()}),
     "csv": ("a.csv", {"a.csv": b"filepath,title,split\n1.png,a,train\n1.png,b,train\n", "1.png": png()}),
     "parquet": ("a.parquet", {"a.parquet": parquet()}),
+    "arrow": ("a.arrow", {"a.arrow": arrow()}),
     "tar": ("a.tar", {"a.tar": tar()}),
     "folder": ("metadata.jsonl", {"metadata.jsonl": b'{"file_name": "1.png", "caption": "a"}\n', "1.png": png()}),
 }

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.columns import find_columns
 from opensiglip.data.sources.metadata import SPLITS
 from opensiglip.data.sources.objects import category_names
@@ -39,24 +41,44 @@ class Tabled(Table):
         if not chosen:
             have = ", ".join(str(name) for name in names)
             raise EmptySplit(f"{spec.name} has no split {split!r} (it has {have}); choose another.")
-        rows = parts[chosen[0]] if len(chosen) == 1 else datasets.concatenate_datasets([parts[at] for at in chosen])
-        features = rows.features.to_dict()
-        columns = find_columns(rows.column_names, spec, features)
-        if isinstance(rows.features[columns.image], datasets.Image):
-            rows = rows.cast_column(columns.image, datasets.Image(decode=False))
-        self.values_of, self.cells = rows.select_columns(columns.names), rows.select_columns([columns.image])
+        try:
+            rows = parts[chosen[0]] if len(chosen) == 1 else datasets.concatenate_datasets([parts[at] for at in chosen])
+            features = rows.features.to_dict()
+            columns = find_columns(rows.column_names, spec, features)
+            if isinstance(rows.features[columns.image], datasets.Image):
+                rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+            rows = rows.with_format("arrow")
+            self.values_of, self.cells = rows.select_columns(columns.names), rows.select_columns([columns.image])
+        except UserError:
+            raise
+        except Exception as error:
+            raise _refused(spec, error) from None
         root = Path(spec.path).expanduser() if spec.path and Path(spec.path).expanduser().is_dir() else None
         classes = category_names(features.get(columns.label))
         super().__init__(spec, split, languages, Part([len(rows)], part), columns, root, classes)
 
     def values(self, row: int) -> dict[str, Any]:
-        return self.values_of[row] if self.named.names else {}
+        return read_row(self.values_of, row) if self.named.names else {}
 
     def cell(self, row: int) -> Any:
-        return self.cells[row][self.named.image]
+        return read_row(self.cells, row)[self.named.image]
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | ({} if self.revision is None else {"revision": self.revision})
+
+
+def read_row(rows: Dataset, row: int) -> dict[str, Any]:
+    """A row of a dataset in Arrow's format. Raises BrokenExample.
+
+    An Arrow file is mapped as it is, and its offsets are addresses: those of the row are checked before they are used.
+    """
+    try:
+        table: pa.Table = rows[row]
+        table.validate(full=True)
+        values: dict[str, Any] = table.to_pylist()[0]
+    except (pa.ArrowException, ValueError, OSError):
+        raise BrokenExample("row can't be decoded") from None
+    return values
 
 
 def load(spec: Spec) -> Dataset | DatasetDict:
@@ -67,7 +89,7 @@ def load(spec: Spec) -> Dataset | DatasetDict:
             return Dataset.from_file(str(path))
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # `datasets` raises all sorts
-        raise UserError(f"--data {spec.name} can't be read as a saved dataset ({_line(error)}).") from None
+        raise _refused(spec, error) from None
     return found
 
 
@@ -82,6 +104,10 @@ def fetch(spec: Spec) -> tuple[DatasetDict, str | None]:
         return datasets.load_dataset(spec.path, spec.options.get("config"), revision=revision), revision
     except Exception as error:  # of the hub, of the connection, of the files
         raise UserError(f"--data {spec.name} can't be fetched from the hub ({_line(error)}).") from None
+
+
+def _refused(spec: Spec, error: Exception) -> UserError:
+    return UserError(f"--data {spec.name} can't be read as a saved dataset ({_line(error)}).")
 
 
 def _line(error: Exception) -> str:
