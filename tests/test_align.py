@@ -202,6 +202,28 @@ def test_a_run_from_cached_features_equals_one_that_encodes(
     assert torch.equal(cached[f"model.vision.tower.{name}"], tower[name]), "a frozen tower stays as it was"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("locca", {"image_positions": True, "regions": 2, "captions": 2, "freeze": "vision"}),
+        ("captioner", {"encoder": None, "image_positions": True}),
+        ("siglip2", {"distill_start": 1.0, "freeze": "vision"}),
+    ],
+)
+def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
+    towers: Path, folder: str, tmp_path: Path, recipe: str, more: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {"embed": None, "text": None, "decoder_depth": 1, "parallel": 0.5, "length": 48, "size": "tiny"} | more
+    for name, cached in (("encoded", {"features_gb": 0}), ("cached", {})):
+        given = arguments(towers, folder, tmp_path / name, **plain, **cached)
+        train(recipe, **{key: value for key, value in given.items() if value is not None or key == "encoder"})
+    assert "encoding 24 images" in capsys.readouterr().out
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    assert losses(tmp_path / "cached")[-1] < losses(tmp_path / "cached")[0] - 0.1, "it learns"
+    tower, name = load_file(towers / "dinov2" / "model.safetensors"), "encoder.layer.0.mlp.fc1.weight"
+    assert torch.equal(learner(tmp_path / "cached")[f"model.vision.tower.{name}"], tower[name])
+
+
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

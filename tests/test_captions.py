@@ -126,6 +126,24 @@ def test_several_regions_are_asked_for_none_twice_and_all_alike_often(
     assert all(abs(n / rounds - share) <= 4 * (share * (1 - share) / rounds) ** 0.5 for n in seen.values())
 
 
+def test_several_captions_of_an_image_are_of_the_visits_language_and_none_comes_twice(pipeline: TextPipeline) -> None:
+    texts = [Caption("a"), Caption("b"), Caption("c"), Caption("ein d", "de")]
+    visit = a_visit("a", RED)
+    visit = replace(visit, caption=texts[0], example=replace(visit.example, captions=tuple(texts)))
+    seen = Counter[str]()
+    for count, seed in ((2, seed) for seed in range(40)):
+        field = Captions(TASKS, parallel=1.0, boxes=BOXES, captions=count)
+        said = field.draw(visit, np.random.default_rng(seed), pipeline)
+        assert [target.parallel for target in said] == [True, True, False, False]
+        assert pipeline.text(said[0].target) == "a", "the visit's own is the first"
+        seen[pipeline.text(said[1].target)] += 1
+    assert seen.keys() == {"b", "c"}
+    field, counted, rng = Captions(TASKS, boxes=BOXES, captions=5), np.random.default_rng(5), np.random.default_rng(5)
+    assert sorted(pipeline.text(target.target) for target in field.draw(visit, rng, pipeline)[:-2]) == ["a", "b", "c"]
+    counted.random(7)
+    assert rng.random() == counted.random(), "the next field draws the same whatever an example holds"
+
+
 def test_an_autoregressive_row_is_shifted_behind_pad() -> None:
     batch = packed(Target((5, 6), (7, 8, EOS)))
     assert batch["inputs"][0, :5].tolist() == [PAD, 5, 6, 7, 8]

@@ -185,6 +185,32 @@ def test_image_tokens_that_are_padding_change_nothing() -> None:
     assert (hidden(decoder, batch, longer) - plain).abs().max() > 1e-2, "unmasked, they would"
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_positions_of_image_tokens_are_added_to_them(bias: bool) -> None:
+    """In training, in decoding, and for the gradient, as if tokens had come with them."""
+    torch.manual_seed(0)
+    placed = Decoder(SHAPE, VOCABULARY, LENGTH, memory(1).shape[-1], bias=bias, image_positions=16)
+    torch.nn.init.normal_(placed.vocabulary.weight)
+    for name, parameter in placed.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    plain = Decoder(SHAPE, VOCABULARY, LENGTH, memory(1).shape[-1], bias=bias)
+    plain.load_state_dict({k: v for k, v in placed.state_dict().items() if k != "image_position"})
+    position, row = placed.image_position, packed([Target((), (3, 4, EOS))], [Target((), (5, EOS))])
+    inputs, slopes = [row[field] for field in ("inputs", "positions", "segments", "full")], []
+    assert position is not None and float(position.detach().square().mean()) == pytest.approx(1)
+    for decoder, image in ((placed, memory(2)), (plain, memory(2) + position)):
+        (slope,) = torch.autograd.grad(decoder(*inputs, image).square().sum(), position)
+        slopes.append(slope)
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-4)
+    ids, starts = torch.tensor([[0, 3, 4], [0, 5, 6]]), torch.zeros(2, dtype=torch.int64)
+    with torch.no_grad():
+        caches = placed.start_cache(memory(2)), plain.start_cache(memory(2) + position)
+        found, wanted = (d.append(ids, starts, c) for d, c in zip((placed, plain), caches, strict=True))
+        assert (found - plain.append(ids, starts, plain.start_cache(memory(2)))).abs().max() > 0.01
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_cache_gives_the_logits_of_the_whole_row(padded: bool) -> None:
     """Rows that stand at different places, some leaving, against one packed forward pass of each whole text."""

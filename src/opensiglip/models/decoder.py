@@ -4,6 +4,7 @@ After big_vision models/proj/cappa/cappa.py:52-259, with which the goldens compa
 per image, so an image's keys and values are computed once per layer, whatever the number of its texts.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.models.attention import attention
 from opensiglip.models.initialisation import lecun_normal_
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
+from opensiglip.models.short_start import waves
 from opensiglip.models.sizes import Shape
 from opensiglip.types import Batch, Features
 
@@ -59,9 +61,14 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def keys(self, memory: Tensor, unpadded: Unpadded | None = None) -> Tensor:
-        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M], or of its real tokens [T, M]."""
+    def keys(self, memory: Tensor, unpadded: Unpadded | None = None, position: Tensor | None = None) -> Tensor:
+        """Keys and values [2, B, heads, N, D / heads] of memory [B, N, M], or of its real tokens [T, M].
+
+        position [N, M] is added to memory, in effect: to what the matrix makes of it, so that positions learn without a
+        gradient of every image's tokens.
+        """
         both = self.key_value(memory)
+        both = both if position is None else both + F.linear(position, self.key_value.weight)
         both = both if unpadded is None else unpadded.pad(both)
         return both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
@@ -88,12 +95,20 @@ class Block(nn.Module):
         self.down = nn.Linear(shape.mlp, width, bias=bias)
 
     def forward(
-        self, x: Tensor, memory: Tensor, mask: Tensor, image_mask: Tensor | None, unpadded: Unpadded | None = None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        position: Tensor | None,
+        mask: Tensor,
+        image_mask: Tensor | None,
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
-        """x [B, R, D], or its real tokens [T, D]; memory [B, N, M] image tokens."""
+        """x [B, R, D], or its real tokens [T, D]; memory [B, N, M] image tokens; position [N, M] of theirs."""
         normed = self.norm1(x)
         x = x + self.self_attention(normed, self.self_attention.keys(normed, unpadded), mask, unpadded)
-        x = x + self.cross_attention(self.norm2(x), self.cross_attention.keys(memory), image_mask, unpadded)
+        x = x + self.cross_attention(
+            self.norm2(x), self.cross_attention.keys(memory, position=position), image_mask, unpadded
+        )
         return x + self.mlp(x)
 
     def append(
@@ -158,11 +173,22 @@ class Vocabulary(nn.Module):
 class Decoder(nn.Module):
     """Predicts packed texts from image tokens. [MASK] is one more *input* row, id `vocabulary`."""
 
-    def __init__(self, shape: Shape, vocabulary: int, length: int, memory_width: int, *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        vocabulary: int,
+        length: int,
+        memory_width: int,
+        *,
+        bias: bool = False,
+        image_positions: int = 0,
+    ) -> None:
+        """`image_positions`: of the image tokens, each with a learned one that the decoder adds; 0: it adds none."""
         super().__init__()
         self.shape, self.length, self.mask_id = shape, length, vocabulary
         self.embedding = nn.Embedding(vocabulary + 1, shape.width)
         self.position = nn.Parameter(torch.empty(length, shape.width))
+        self.image_position = nn.Parameter(torch.empty(image_positions, memory_width)) if image_positions else None
         self.blocks = nn.ModuleList(Block(shape, memory_width, bias) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.vocabulary = Vocabulary(shape.width, vocabulary)
@@ -172,10 +198,14 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """flax's initialisation, as recipes of CapPa have it: embeddings N(0, 1), positions N(0, 1/sqrt(D)), attention
-        lecun-normal, MLP xavier-uniform with biases N(0, 1e-6), output layer zero.
+        lecun-normal, MLP xavier-uniform with biases N(0, 1e-6), output layer zero. Positions of image tokens, ours,
+        begin as waves whose mean square is 1.
         """
         nn.init.normal_(self.embedding.weight, std=1.0)
         nn.init.normal_(self.position, std=self.shape.width**-0.5)
+        if self.image_position is not None:
+            count, width = self.image_position.shape
+            self.image_position.copy_(2**0.5 * waves(math.isqrt(count), width))
         for block in self.blocks:
             assert isinstance(block, Block)
             for part in (block.self_attention, block.cross_attention):
@@ -215,7 +245,7 @@ class Decoder(nn.Module):
             inputs, positions = inputs.flatten()[real], positions.flatten()[real]
         x = self.embedding(inputs) + F.embedding(positions, self.position)
         for block in self.blocks:
-            given = x, memory, mask[:, None], image_mask, unpadded
+            given = x, memory, self.image_position, mask[:, None], image_mask, unpadded
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -228,8 +258,9 @@ class Decoder(nn.Module):
 
         owners [K] int64: the image that each row attends to, by default row i image i; valid [B, N] bool.
         """
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        return KVCache.start([block.cross_attention.keys(memory) for block in blocks], owners, valid)
+        blocks, position = [block for block in self.blocks if isinstance(block, Block)], self.image_position
+        keys = [block.cross_attention.keys(memory, position=position) for block in blocks]
+        return KVCache.start(keys, owners, valid)
 
     def append(self, inputs: Tensor, starts: Tensor, cache: KVCache, column: Tensor | None = None) -> Tensor:
         """Hidden states [B, R, D] of each row's next inputs [B, R], of which the first stands at position `starts` [B].

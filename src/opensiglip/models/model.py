@@ -96,6 +96,7 @@ class Model(nn.Module):
                 architecture.length,
                 self.vision.width,
                 bias=architecture.decoder_bias,
+                image_positions=architecture.image_positions * (architecture.resolution // architecture.patch) ** 2,
             )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The two tensors of a tower that depend on the size of images and patches, resized to another one."""
+"""The tensors of a tower and a decoder that depend on the size of images and patches, resized to another one."""
 
 import math
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from opensiglip.float64 import widen, widest
 
 TOWERS = ("vision.tower.", "teacher.copy.tower.")  # as a model names its image tower, and a learner the teacher's
-POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
+POSITIONS = (*(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS), "decoder.image_position")
 PATCHES = tuple(f"{tower}embeddings.patch_embedding.weight" for tower in TOWERS)
 CONVOLUTION = 4  # dimensions of a patch embedding; NaFlex has it as a matrix [D, p * p * 3], of columns y, x, colour
 
 
 def resize_tensor(name: str, tensor: Tensor, like: Tensor, *, corner_aligned: bool = False) -> Tensor:
-    """A tensor of a tower in the shape of `like`: for another image size, patch size or layout of its patch embedding.
+    """A tensor of a model in the shape of `like`: for another image size, patch size or layout of its patch embedding.
 
     Any tensor that these rules do not speak of comes back as it is. `corner_aligned` as in `resize_positions`.
     """

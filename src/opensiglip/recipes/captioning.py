@@ -51,6 +51,8 @@ def cappa(
     decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
+    image_positions: bool = False,
+    captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """CapPa: captioning, three quarters of the captions predicted in parallel.    (arXiv:2306.07915)
@@ -63,6 +65,8 @@ def cappa(
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
+        captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
     """
     networks = architecture(
@@ -73,13 +77,15 @@ def cappa(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        image_positions=image_positions,
     )
     boxes = data.BoxFormat()
     frame = data.Frame(networks.resolution, crop_area)
+    texts = data.Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes, captions=captions)
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), data.Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes)],
+        fields=[data.Images(frame), texts],
         objectives=[objectives.Caption()],
         tasks=("cap",),
     )
@@ -96,6 +102,8 @@ def locca(
     decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
+    image_positions: bool = False,
+    captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """LocCa: captions, referring boxes and grounded captions, half of the captions in parallel.    (arXiv:2403.19596)
@@ -111,6 +119,8 @@ def locca(
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
+        captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
     """
     networks = architecture(
@@ -121,13 +131,15 @@ def locca(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        image_positions=image_positions,
     )
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     frame = data.Frame(networks.resolution, crop_area)
+    texts = data.Captions(tasks, parallel=parallel, boxes=written, regions=regions, captions=captions)
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), data.Captions(tasks, parallel=parallel, boxes=written, regions=regions)],
+        fields=[data.Images(frame), texts],
         objectives=[objectives.Caption()],
         tasks=tasks,
         boxes=written,
@@ -145,6 +157,8 @@ def captioner(
     decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
+    image_positions: bool = False,
+    captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
@@ -159,6 +173,8 @@ def captioner(
         decoder_depth: layers of the decoder; by default half the size's, rounded down.
         decoder_width: its width; by default the size's.
         decoder_bias: biases in the decoder's attention, MLP and block norms.
+        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
+        captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
     """
     recipe = cappa(
@@ -169,6 +185,8 @@ def captioner(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        image_positions=image_positions,
+        captions=captions,
         crop_area=crop_area,
     )
     return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=frozen))

@@ -19,6 +19,7 @@ def siglip2(
     decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
     decoder_bias: bool = False,
+    image_positions: bool = False,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
     multi_positive: bool = False,
@@ -43,6 +44,7 @@ def siglip2(
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: its width; by default the text tower's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
         logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
             p = 1 / batch, which small batches need.
@@ -62,6 +64,7 @@ def siglip2(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        image_positions=image_positions,
     )
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")

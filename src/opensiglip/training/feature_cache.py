@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from opensiglip.checkpoints.manifest import checksum_of
 from opensiglip.data.example import BrokenExample, Example, Source, reason_of
+from opensiglip.data.fields.captions import Captions
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.fields.states import ImageStates, TextStates, as_array
@@ -52,7 +53,8 @@ class Frozen:
     def of(cls, model: Model, recipe: Recipe) -> "Frozen":
         """Those of another make that nothing trains; images only where each is always seen the same.
 
-        None where a field reads more of an example than its image and a caption, which is all that the cache holds.
+        None where a field reads more of an example than its image, captions and regions, which is all that the cache
+        holds.
         """
         pair = model.architecture.foreign
         frame = recipe.frame
@@ -60,7 +62,7 @@ class Frozen:
         images = pair is not None and pair.vision is not None and still and is_frozen(model.vision.tower)
         texts = pair is not None and pair.text is not None and is_frozen(getattr(model.text, "tower", None))
         reads = {type(field) for field in recipe.fields}
-        plain = reads <= {Images, Texts}
+        plain = reads <= {Images, Texts, Captions}
         images, texts = plain and images and Images in reads, plain and texts and Texts in reads
         head = model.vision.head if images else None
         return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))
@@ -151,7 +153,8 @@ def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: tor
     digest = hashlib.sha256()
     facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
     pair = replace(model.architecture.foreign, vision=None, text=None, head="", embed=0, dropout=0.0)  # type: ignore[type-var]
-    digest.update(repr([facts, pair, model.architecture.length]).encode())
+    length = model.architecture.length if frozen.texts else None
+    digest.update(repr([facts, pair, length]).encode())
     for tower in (model.vision.tower, getattr(model.text, "tower", None)):
         for tensor in () if tower is None else tower.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

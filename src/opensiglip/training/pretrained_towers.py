@@ -36,14 +36,16 @@ def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:
         networks = towers.with_text(networks, locate(config.text), config.text)
     if networks is recipe.architecture:
         return recipe
-    if networks.text is not None and networks.pair is not None and any(o.teacher for o in recipe.objectives):
+    # What begins at the end of training never does, and neither field nor head of it is made.
+    fields, terms = ([part for part in some if part.start < 1] for some in (recipe.fields, recipe.objectives))
+    if networks.text is not None and any(term.teacher for term in terms):
         raise UserError(
             "--vision and --text: a recipe with an EMA teacher takes towers of ours; give --distill-start 1."
         )
     frame = recipe.frame
     if isinstance(frame, Frame):
         frame = replace(frame, interpolation=networks.interpolation)
-    return replace(recipe, architecture=networks, frame=frame)
+    return replace(recipe, architecture=networks, frame=frame, fields=fields, objectives=terms)
 
 
 def frozen_by_default(recipe: Recipe) -> str | None:

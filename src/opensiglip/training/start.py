@@ -47,7 +47,7 @@ def keywords_of(start: Pretrained, function: RecipeFunction, keywords: dict[str,
         taken["length"] = networks.length
     if networks.decoder is not None:
         taken |= {"decoder_depth": networks.decoder.depth, "decoder_width": networks.decoder.width}
-        taken["decoder_bias"] = networks.decoder_bias
+        taken |= {"decoder_bias": networks.decoder_bias, "image_positions": networks.image_positions}
     return keywords | {name: value for name, value in taken.items() if name in free}
 
 

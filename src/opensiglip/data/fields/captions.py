@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from opensiglip.types import Batch
 
 PREFIXES = {task: TASKS[task].words for task in ("cap", "aref", "gcap")}
 Ids = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,26 @@ def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
     return " ".join(words)
 
 
+def others_of(visit: Visit) -> list[str]:
+    """The other captions of the visit's example in its language."""
+    first = visit.caption
+    return [c.text for c in visit.example.captions if first and c is not first and c.language == first.language]
+
+
+def pick(some: Sequence[T], choices: Sequence[float]) -> list[T]:
+    """As many different ones as there are choices, numbers in [0, 1), or all; in the order that they are drawn."""
+    left = list(some)
+    return [left.pop(int(choice * len(left))) for choice in choices[: len(left)]]
+
+
 class Captions(Field):
-    """A caption and `regions` of each task that places, packed along one row per image.
+    """`captions` and `regions` of each task that places, packed along one row per image.
 
     tasks: of "cap", "aref", "gcap" (LocCa, Sec. 3: `Cap: caption`, `ARef: phrase : box`, `GCap: box : phrase`, the loss
     on all that follows the prefix). ("cap",) with prefix=False is Cap's and CapPa's plain caption. `parallel` is the
     fraction of *captions* predicted in parallel, drawn per example; ARef and GCap are always autoregressive. Each of
     them gets `regions` regions of the image, none twice; one that does not fit the length gives no sequence.
+    `captions`: so many different ones of the visit's language, the visit's first.
 
     Autoregressive input is shifted right behind pad, the start token. Parallel input is *not* shifted: prefix tokens in
     their places, then [MASK] to the row's full length (its true length would tell the decoder the answer's).
@@ -91,19 +106,22 @@ class Captions(Field):
         parallel: float = 0.0,
         boxes: BoxFormat,
         regions: int = 1,
+        captions: int = 1,
     ) -> None:
-        self.tasks, self.prefix, self.parallel, self.boxes, self.regions = tasks, prefix, parallel, boxes, regions
+        self.tasks, self.prefix, self.parallel, self.boxes = tasks, prefix, parallel, boxes
+        self.regions, self.captions = regions, captions
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Target]:
         # The same number of draws for every example, so that a visit's choices do not hang on its content.
-        mode, *choices = rng.random(3)
+        mode, refer, describe, *others = rng.random(2 + self.captions).tolist()
         room = pipeline.policy.length
         drawn: list[Target] = []
         if "cap" in self.tasks and visit.caption is not None:
             prefix = pipeline.ids(PREFIXES["cap"]) if self.prefix else ()
-            target = (*pipeline.ids(f" {visit.caption.text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
-            drawn.append(Target(prefix, target, parallel=bool(mode < self.parallel)))
-        for task, choice in zip(("aref", "gcap"), choices, strict=True):
+            for text in (visit.caption.text, *pick(others_of(visit), others)):
+                target = (*pipeline.ids(f" {text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
+                drawn.append(Target(prefix, target, parallel=mode < self.parallel))
+        for task, choice in (("aref", refer), ("gcap", describe)):
             # Evenly spaced choices: no region comes twice before all have come.
             spaced = iter([(choice + k / self.regions) % 1 for k in range(self.regions)])
             asked = [TASKS[task].ask(visit, spaced.__next__) for _ in range(self.regions)] if task in self.tasks else []
