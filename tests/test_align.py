@@ -33,6 +33,7 @@ from transformers import (
 import opensiglip
 from opensiglip import UserError
 from opensiglip.apps.cli import main
+from opensiglip.checkpoints.export import export
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
 from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.field import Visit
@@ -224,6 +225,17 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
     assert torch.equal(learner(tmp_path / "cached")[f"model.vision.tower.{name}"], tower[name])
 
 
+def test_a_resumed_run_with_dropout_is_the_straight_run_bit_for_bit(towers: Path, folder: str, tmp_path: Path) -> None:
+    pair = arguments(towers, folder, tmp_path / "run", dropout=0.5, save_every=2, keep_last=9)
+    train("align", **pair)
+    straight, weights = losses(tmp_path / "run"), learner(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    train("align", **pair, resume=True)
+    assert losses(tmp_path / "run") == straight
+    again = learner(tmp_path / "run")
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +307,35 @@ def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, fold
         assert AutoModel.from_pretrained(tmp_path / "run" / "model" / part) is not None
     kept = json.loads((tmp_path / "run" / "model" / "preprocessor_config.json").read_text())
     assert kept["image_mean"] == MEAN and kept["resample"] == 3, "the processor is that of the tower"
+
+
+@pytest.mark.parametrize(("vision", "head"), [("dinov2", "mlp"), ("registers", "map"), ("vit", "linear")])
+@pytest.mark.filterwarnings("default")  # of the other library, about its own parts
+def test_other_libraries_give_the_embeddings_of_an_aligned_pair(
+    towers: Path, folder: str, tmp_path: Path, vision: str, head: str
+) -> None:
+    """Texts by sentence-transformers, which the folder text/ is made for; images and texts by onnxruntime."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    pair = arguments(towers, folder, tmp_path / "run", vision=str(towers / vision), head=head)
+    train("align", **pair)
+    ours = opensiglip.load(tmp_path / "run")
+    texts, images = np.asarray(ours.embed_texts(TEXTS)), np.asarray(ours.embed_images([photo(1), photo(2)]))
+    place = str(tmp_path / "run" / "model" / "text")
+    theirs = sentence_transformers.SentenceTransformer(place, local_files_only=True, device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS), texts, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode(TEXTS[:1]), texts[:1], rtol=0, atol=1e-5)
+    assert np.abs(texts[0] - texts[1]).max() > 0.01, "texts differ, so this compared something"
+    export(str(tmp_path / "run"), out=tmp_path / "onnx", format="onnx")
+    sessions = {
+        part: onnxruntime.InferenceSession(tmp_path / "onnx" / f"{part}_encoder.onnx") for part in ("image", "text")
+    }
+    pipeline = text_pipeline(towers / "bert", "bert", 24)
+    ids = np.stack([pipeline.fixed(text) for text in TEXTS])
+    np.testing.assert_allclose(sessions["text"].run(None, {"input_ids": ids})[0], texts, rtol=0, atol=1e-5)
+    seen = torch.cat([in_our_range(photo(1)), in_our_range(photo(2))]).numpy()
+    np.testing.assert_allclose(sessions["image"].run(None, {"pixel_values": seen})[0], images, rtol=0, atol=1e-5)
 
 
 def test_a_tuned_tower_moves_and_a_locked_one_does_not(towers: Path, folder: str, tmp_path: Path) -> None:

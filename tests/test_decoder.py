@@ -197,7 +197,8 @@ def test_positions_of_image_tokens_are_added_to_them(bias: bool) -> None:
     plain = Decoder(SHAPE, VOCABULARY, LENGTH, memory(1).shape[-1], bias=bias)
     plain.load_state_dict({k: v for k, v in placed.state_dict().items() if k != "image_position"})
     position, row = placed.image_position, packed([Target((), (3, 4, EOS))], [Target((), (5, EOS))])
-    inputs, slopes = [row[field] for field in ("inputs", "positions", "segments", "full")], []
+    inputs = [row[field] for field in ("inputs", "positions", "segments", "full")]
+    slopes: list[Tensor] = []
     assert position is not None and float(position.detach().square().mean()) == pytest.approx(1)
     for decoder, image in ((placed, memory(2)), (plain, memory(2) + position)):
         (slope,) = torch.autograd.grad(decoder(*inputs, image).square().sum(), position)

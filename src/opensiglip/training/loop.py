@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
@@ -35,6 +36,7 @@ from opensiglip.training.sharding import gather, hollow, whole
 from opensiglip.training.stop import Stop
 from opensiglip.types import Batch
 
+DROPOUT = 3  # first word of a generator's seed: what it is for
 PATIENCE = 5  # non-finite steps in a row that end a run
 SAVE_SECONDS = 600  # after which a checkpoint is due, whatever --save-every says
 
@@ -242,6 +244,9 @@ class Loop:
             parts, curated = self.curator.choose(self.learner, parts, self.step, self.accelerator.device)
         parts = [to_device(part, self.accelerator.device) for part in parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
+        # What a step leaves out is a function of (seed, step, rank), so that a resumed run leaves out the same.
+        words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.default_rng(words).integers(2**63)))
         losses, notes, norm, wishes = self._gradient(wrapped, parts)
         overflow = self._overflows(losses, norm)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):

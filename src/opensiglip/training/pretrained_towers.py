@@ -37,7 +37,8 @@ def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:
     if networks is recipe.architecture:
         return recipe
     # What begins at the end of training never does, and neither field nor head of it is made.
-    fields, terms = ([part for part in some if part.start < 1] for some in (recipe.fields, recipe.objectives))
+    fields = [field for field in recipe.fields if field.start < 1]
+    terms = [term for term in recipe.objectives if term.start < 1]
     if networks.text is not None and any(term.teacher for term in terms):
         raise UserError(
             "--vision and --text: a recipe with an EMA teacher takes towers of ours; give --distill-start 1."

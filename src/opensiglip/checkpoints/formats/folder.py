@@ -17,9 +17,11 @@ from transformers import (
 from opensiglip.checkpoints.contents import Contents
 from opensiglip.checkpoints.formats import open_clip_folder, timm_folder
 from opensiglip.checkpoints.formats.onnx import write_onnx
+from opensiglip.checkpoints.formats.sentence_encoder import POOLING, write_sentence_encoder
 from opensiglip.checkpoints.model_card import patches, write_card
 from opensiglip.json_file import write_json
 from opensiglip.models.model import SIDECAR, Model
+from opensiglip.models.pretrained_towers import PretrainedText
 from opensiglip.models.timm_tower import TimmVision
 
 KINDS = ("text", "image")
@@ -57,6 +59,8 @@ def write(folder: Path, contents: Contents, format: str = "transformers", *, rep
         model.save_pretrained(folder, about)
         if isinstance(model.host[0], SiglipModel | Siglip2Model) and contents.pipeline is not None:
             write_sentence_transformers(folder, model.architecture.length)
+        if isinstance(model.text, PretrainedText) and model.text.pooling in POOLING and contents.pipeline is not None:
+            write_sentence_encoder(folder / "text", model.text, contents.pipeline)
     write_card(folder, contents, format, repository=repository)
 
 
