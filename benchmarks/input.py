@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.measure import Variant, compare, peer, positive, start
 from benchmarks.report import report
 from benchmarks.shards import indexing, pace
+from benchmarks.views import own_views, torchvision_views
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.frame import Frame
@@ -39,9 +40,9 @@ def bench(
     """JPEG to batch on one core, against open_clip: single files, or tars, parquet and folders by the whole loader.
 
     Args:
-        kind: jpeg: decode and resize, then all that a step's fields draw, against open_clip's transform. Else our
-            loader over sources of this kind against open_clip's WebDataset pipeline (webdataset 0.2.86); with tar, the
-            index, too.
+        kind: jpeg: decode and resize, then all that a step's fields draw, against open_clip's transform; and the views
+            of self-distillation alone, against torchvision's functions one view at a time. Else our loader over sources
+            of this kind against open_clip's WebDataset pipeline (webdataset 0.2.86); with tar, the index, too.
         data: a folder whose JPEGs to read; by default scenes are drawn with grain at 500 pixels.
         resolution: pixels of a side that the networks see.
         count: JPEGs; of `jpeg` a batch has them all.
@@ -72,6 +73,12 @@ def bench(
         variants += [_whole(recipe, paths, resolution) for recipe in (siglip, siglip2)]
         last = variants[1].name if len(variants) > 3 else variants[0].name
         rows = compare(f"{resolution} pixels", variants, last, place, rounds, torch.float32)
+        images = [read_image(path) for path in paths]
+        drawing = {"opensiglip views": own_views, "torchvision, one view at a time": torchvision_views}
+        variants = [
+            Variant(name, partial(draw, images, resolution), items=len(images)) for name, draw in drawing.items()
+        ]
+        rows += compare("1 global and 8 local views", variants, variants[1].name, place, rounds, torch.float32)
     report("input", rows, out, place)
 
 

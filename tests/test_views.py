@@ -9,21 +9,22 @@ import torch
 from conftest import Small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.example import Caption, Example, Source
-from opensiglip.data.fields import views
+from opensiglip.data.fields import photometry, views
 from opensiglip.data.fields.field import SecondTexts, Visit
-from opensiglip.data.fields.views import (
+from opensiglip.data.fields.photometry import (
+    DRAWS,
     FIRST_GLOBAL,
     LOCAL,
     OTHER_GLOBAL,
-    PatchMask,
     Photometry,
-    Views,
     augment,
-    crop,
-    local_side,
+    gaussian_blur,
+    without_colour,
 )
+from opensiglip.data.fields.views import PatchMask, Views, crop, local_side
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.text import TextPipeline
 
@@ -69,21 +70,55 @@ def test_a_crop_keeps_its_share_of_the_area(height: int, width: int, area: tuple
 
 
 KINDS = (FIRST_GLOBAL, OTHER_GLOBAL, LOCAL)
+CENTRE = 0.5  # a draw that neither changes a colour nor, with `PLAIN`, does anything else
+
+
+def chances(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, DRAWS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_augmentation_changes_the_picture_not_its_kind_and_draws_alike(kind: Photometry) -> None:
+def test_augmentation_changes_the_picture_not_its_kind_and_no_view_hangs_on_others(kind: Photometry) -> None:
     image = torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    kinds = Counter[bool]()
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        seen = augment(image, kind, rng)
-        assert seen.shape == image.shape and seen.dtype == torch.uint8
-        kinds[torch.equal(seen, image)] += 1
-        other = np.random.default_rng(seed)
-        other.random(10)
-        assert rng.random() == other.random(), "what follows must not hang on chance"
-    assert kinds[False] > 30
+    many, draws = image.expand(40, -1, -1, -1), chances(40)
+    seen = augment(many, [kind] * 40, draws)
+    assert seen.shape == many.shape and seen.dtype == torch.uint8
+    assert sum(torch.equal(view, image) for view in seen) < 10
+    for place in range(40):
+        alone = augment(image[None], [kind], draws[place : place + 1])[0]
+        assert (alone.int() - seen[place].int()).abs().max() <= 1  # a float32 sum that is rounded to uint8
+    assert torch.equal(many[0], image), "what it is given stays as it is"
+
+
+def test_draws_that_change_nothing_leave_every_value() -> None:
+    image = torch.arange(256, dtype=torch.uint8).expand(3, 16, 256)[None]
+    draws = np.full((1, DRAWS), CENTRE)
+    draws[:, 1] = 0.0  # jittered, by nothing
+    assert torch.equal(augment(image, [PLAIN], draws), image)
+
+
+@pytest.mark.parametrize("function", ["adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"])
+def test_colours_are_torchvisions_to_1e_6(function: str) -> None:
+    views = torch.rand(6, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    views[0, 1:] = views[0, :1]  # grey, black and white, of few colours, with equal channels
+    views[1], views[2], views[3] = 0.0, 1.0, views[3].round()
+    views[4, 1] = views[4, 0]
+    amounts = [0.1, -0.1, 0.05, -0.03, 0.02, 0.0] if function == "adjust_hue" else [0.6, 1.4, 1.0, 0.8, 1.2, 1.3]
+    ours = getattr(photometry, function)(views.clone(), torch.tensor(amounts).view(-1, 1, 1, 1))
+    for view, got, amount in zip(views, ours, amounts, strict=True):
+        torch.testing.assert_close(got, getattr(transform, function)(view, amount), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [1, 4, 8])
+def test_grey_and_blur_are_torchvisions_to_1e_6(reach: int) -> None:
+    views = torch.rand(3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    grey = transform.rgb_to_grayscale(views, num_output_channels=3)
+    torch.testing.assert_close(without_colour(views), grey, atol=1e-6, rtol=0)
+    sigmas = [0.1, 0.9, 4.0]
+    ours = gaussian_blur(views, reach, torch.tensor(sigmas).view(-1, 1, 1, 1))
+    for view, got, sigma in zip(views, ours, sigmas, strict=True):
+        kernel = [2 * reach + 1] * 2
+        torch.testing.assert_close(got, transform.gaussian_blur(view, kernel, [sigma] * 2), atol=1e-6, rtol=0)
 
 
 # A picture that tells what was done to it: bright orange on the left, dark violet on the right.
@@ -97,8 +132,7 @@ PLAIN = Photometry(0.0, 0.0, 96)
 def test_half_of_the_views_are_flipped_a_fifth_grey_and_four_fifths_jittered() -> None:
     """Shares over 1,000 views, to three standard deviations."""
     counts = Counter[str]()
-    for seed in range(1000):
-        view = augment(SIDES, PLAIN, np.random.default_rng(seed)).float()
+    for view in augment(SIDES.expand(1000, -1, -1, -1), [PLAIN] * 1000, chances(1000)).float():
         left, right = view[:, 0, 0], view[:, 0, -1]
         flipped, grey = bool(left.sum() < right.sum()), bool((view == view[:1]).all())
         brighter = right if flipped else left
@@ -121,50 +155,55 @@ def test_colours_are_jittered_as_far_as_dinov2_does(
     function: str, bounds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amounts: list[float] = []
-    monkeypatch.setattr(views.transform, function, lambda image, amount: amounts.append(amount) or image)
-    for seed in range(400):
-        augment(SIDES, PLAIN, np.random.default_rng(seed))
+    monkeypatch.setattr(photometry, function, lambda x, amount: amounts.extend(amount.flatten().tolist()) or x)
+    augment(SIDES.expand(400, -1, -1, -1), [PLAIN] * 400, chances(400))
     low, high = bounds
     assert low <= min(amounts) < low + 0.03 * (high - low) and high - 0.03 * (high - low) < max(amounts) <= high
     assert abs(np.mean(amounts) - (low + high) / 2) < 0.06 * (high - low)
 
 
 @pytest.mark.parametrize(
-    ("kind", "side", "blurred", "solarized", "kernel", "sigmas"),
+    ("kind", "side", "blurred_share", "solarized", "reach", "sigmas"),
     [
-        (FIRST_GLOBAL, 224, 1.0, 0.0, 9, (0.1, 2.0)),
-        (OTHER_GLOBAL, 224, 0.1, 0.2, 9, (0.1, 2.0)),
-        (LOCAL, 96, 0.5, 0.0, 9, (0.1, 2.0)),
-        (LOCAL, 192, 0.5, 0.0, 17, (0.2, 4.0)),
-        (FIRST_GLOBAL, 56, 1.0, 0.0, 3, (0.025, 0.5)),
+        (FIRST_GLOBAL, 224, 1.0, 0.0, 4, (0.1, 2.0)),
+        (OTHER_GLOBAL, 224, 0.1, 0.2, 4, (0.1, 2.0)),
+        (LOCAL, 96, 0.5, 0.0, 4, (0.1, 2.0)),
+        (LOCAL, 192, 0.5, 0.0, 8, (0.2, 4.0)),
+        (FIRST_GLOBAL, 56, 1.0, 0.0, 1, (0.025, 0.5)),
     ],
 )
 def test_blur_and_solarization_are_dinov2s_at_its_sizes_and_in_proportion_at_others(
     kind: Photometry,
     side: int,
-    blurred: float,
+    blurred_share: float,
     solarized: float,
-    kernel: int,
+    reach: int,
     sigmas: tuple[float, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """recipes.md 6.3: p 1.0 (first), 0.1 with solarization 0.2 (second), 0.5 (local); kernel 9, sigma 0.1 to 2."""
-    seen: list[tuple[list[int], list[float]]] = []
-    turned: list[int] = []
+    seen: list[tuple[int, list[float]]] = []
     monkeypatch.setattr(
-        views.transform, "gaussian_blur", lambda image, size, sigma: seen.append((size, sigma)) or image
+        photometry, "gaussian_blur", lambda x, reach, sigma: seen.append((reach, sigma.flatten().tolist())) or x
     )
-    monkeypatch.setattr(views.transform, "solarize", lambda image, start: turned.append(start) or image)
-    for name in ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"):
-        monkeypatch.setattr(views.transform, name, lambda image, amount: image)
-    image = torch.zeros(3, side, side, dtype=torch.uint8)
-    for seed in range(600):
-        augment(image, kind, np.random.default_rng(seed))
-    assert abs(len(seen) / 600 - blurred) < 0.07 and abs(len(turned) / 600 - solarized) < 0.05
-    assert all(size == [kernel, kernel] and sigma[0] == sigma[1] for size, sigma in seen)
-    drawn, span = [sigma for _, (sigma, _) in seen], sigmas[1] - sigmas[0]
-    assert sigmas[0] <= min(drawn) < sigmas[0] + 0.1 * span and sigmas[1] - 0.1 * span < max(drawn) <= sigmas[1]
-    assert set(turned) <= {128}
+    draws = chances(600)
+    draws[:, :3] = 0.99  # neither flipped nor jittered nor grey
+    image = torch.full((600, 3, 2, side), 200, dtype=torch.uint8)
+    turned = (augment(image, [kind] * 600, draws) == 55).all(1).all(1).all(1)
+    [(reached, drawn)] = seen
+    assert abs(len(drawn) / 600 - blurred_share) < 0.07 and abs(turned.float().mean() - solarized) < 0.05
+    assert reached == reach
+    span = sigmas[1] - sigmas[0]
+    low, high = pytest.approx(sigmas[0], rel=1e-5), pytest.approx(sigmas[1], rel=1e-5)
+    assert (sigmas[0] < min(drawn) or min(drawn) == low) and min(drawn) < sigmas[0] + 0.1 * span
+    assert (max(drawn) < sigmas[1] or max(drawn) == high) and max(drawn) > sigmas[1] - 0.1 * span
+
+
+def test_values_from_128_on_are_turned_round() -> None:
+    draws, kind = np.full((1, DRAWS), 0.99), Photometry(0.0, 1.0, 96)
+    values = torch.arange(256, dtype=torch.uint8)
+    turned = augment(values.expand(1, 3, 2, 256), [kind], draws)[0, 0, 0]
+    assert torch.equal(turned, transform.solarize(values.expand(3, 2, 256), 128)[0, 0])
 
 
 def test_global_and_local_views_keep_the_papers_shares_of_the_area(
@@ -172,7 +211,7 @@ def test_global_and_local_views_keep_the_papers_shares_of_the_area(
 ) -> None:
     """Read off two ramps; SILC's 0.4 to 1 and 0.05 to 0.4, whose means are 0.7 and 0.225."""
     kinds: list[Photometry] = []
-    monkeypatch.setattr(views, "augment", lambda image, kind, rng: kinds.append(kind) or image)
+    monkeypatch.setattr(views, "augment", lambda images, some, draws: kinds.extend(some) or images)
     across = torch.arange(256, dtype=torch.uint8).expand(256, 256)
     image = torch.stack([across, across.T, torch.zeros_like(across)])
     visit = Visit(Example(image, ()), image, (), None)
