@@ -37,13 +37,13 @@ def write_sentence_encoder(folder: Path, text: PretrainedText, pipeline: TextPip
             parts.append(("Dense", width | {"activation_function": IDENTITY if layer is layers[-1] else GELU}, layer))
     parts.append(("Normalize", {}, None))
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-    for number, (kind, config, layer) in enumerate(parts, start=1):
+    for number, (kind, config, part) in enumerate(parts, start=1):
         place = folder / f"{number}_{kind}"
         place.mkdir(exist_ok=True)
         write_json(place / "config.json", config)
-        if layer is not None:
+        if part is not None:
             name = "norm" if kind == "LayerNorm" else "linear"
-            weights = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
+            weights = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
             save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
         modules.append(
             {"idx": number, "name": str(number), "path": place.name, "type": f"sentence_transformers.models.{kind}"}
