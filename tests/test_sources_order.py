@@ -22,9 +22,13 @@ class Rows(SimpleNamespace):
     def __len__(self) -> int:
         return int(self.rows)
 
+    @property
+    def epoch_rows(self) -> int:
+        return len(self) if self.example_weights is None else round(self.example_weights.sum())
+
 
 def rows(count: int, **facts: Any) -> Any:
-    return Rows(rows=count, **({"weight": None, "shards": None, "lanes": 1} | facts))
+    return Rows(rows=count, **({"weight": None, "shards": None, "lanes": 1, "example_weights": None} | facts))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,16 @@ HELP_ALL = "--help-all"
 HELP = {"-h", "--help", HELP_ALL}
 RECIPE = "recipe"  # the group of the recipe's own keywords
 GROUPS = {
-    "data": ("data", "data_weights", "box_format", "languages", "tokenizer", "vocabulary", "held_out"),
+    "data": (
+        "data",
+        "data_weights",
+        "example_weights",
+        "box_format",
+        "languages",
+        "tokenizer",
+        "vocabulary",
+        "held_out",
+    ),
     "start": (
         "init",
         "vision",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from opensiglip.errors import UserError
 
 if TYPE_CHECKING:  # so that what reads flags need not wait for torch
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the example's image
@@ -85,11 +87,17 @@ class Source(ABC):
     weight: float | None = None  # its share of what is read, as the user gave it
     shards: Sequence[int] | None = None  # rows of each; None where rows are as cheap in any order
     lanes: int = 1  # shards to read side by side
+    example_weights: "NDArray[np.float64] | None" = None  # how often an epoch has each row, on average; None: once
     fetches: bool = False  # are its shards fetched from elsewhere, so that it helps to know which come next?
 
     @abstractmethod
     def __len__(self) -> int:
         """How many examples there are in this split."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """How many rows an epoch reads: each once, or as often as `example_weights` say."""
+        return len(self) if self.example_weights is None else max(1, round(float(self.example_weights.sum())))
 
     @abstractmethod
     def example(self, index: int, language: str | None = None) -> Example:

@@ -55,7 +55,11 @@ class DataPlan:
 
     def epochs(self, images: int) -> list[float]:
         """How often each source has been read once so many images were."""
-        return [share * images / len(source) for share, source in zip(self.shares, self.sources, strict=True)]
+        return [share * images / rows for share, rows in zip(self.shares, self._epoch_rows, strict=True)]
+
+    @cached_property
+    def _epoch_rows(self) -> list[int]:
+        return [source.epoch_rows for source in self.sources]
 
     def schedule_step(self, step: int) -> float:
         """Where a step stands in the schedule."""
@@ -120,6 +124,8 @@ class Steps(Dataset[StepBatch]):
         source, local = place
         for attempt in range(len(source)):
             index = (local + attempt) % len(source)
+            if source.example_weights is not None and not source.example_weights[index]:
+                continue
             rng = np.random.default_rng([VISIT, self.plan.seed, position])
             language = source.languages[rng.integers(len(source.languages))] if source.languages else None
             try:

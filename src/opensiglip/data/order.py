@@ -8,7 +8,8 @@ them side by side. A *window* takes a slice of every lane and shuffles its rows:
     lanes   [ lane 0     ][ lane 1     ][ ... ]       about as many shards are open at once
     window    ####          ####          ####        the unit of shuffling
 
-Every row comes once an epoch. Memory is a few words a shard, whatever the number of rows.
+Every row comes once an epoch. Memory is a few words a shard, whatever the number of rows. With weights a row comes as
+often as its weight says (`Weighted`), for 8 bytes of memory a row.
 """
 
 from abc import ABC, abstractmethod
@@ -23,18 +24,19 @@ from opensiglip.data.example import Source
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
+Floats = NDArray[np.float64]
 
 SHUFFLE = 0  # first word of a generator's seed: what it is for
-LINE, WINDOW = 1, 2  # the same, for permutations by `permute`
+LINE, WINDOW, SHIFT = 1, 2, 3  # the same, for `hash_words`
 ROUNDS = 8  # of the Feistel network: with 6, pairs of a permutation of 12 are visibly uneven
 WINDOW_ROWS = 1 << 18
 CYCLE = 10_000  # positions after which a mixture repeats its pattern of sources
 
 
 class Order(ABC):
-    """Which row stands at each position of an endless stream over `rows` rows, each once in every epoch."""
+    """Which row stands at each position of an endless stream; each comes once in every epoch, if it has no weight."""
 
-    rows: int
+    rows: int  # positions of an epoch
     window: int = 0  # positions after which other shards are open
 
     @abstractmethod
@@ -105,6 +107,33 @@ class Lanes(Order):
         return self._line
 
 
+class Weighted(Order):
+    """Rows as often as their weights say: floor(w) or ceil(w) times in each epoch, w times on average, 0 never.
+
+    This is systematic sampling (W. G. Madow, 1949). The weights end to end are a line of `rows` units, scaled by the
+    little that makes that a whole number. An epoch takes the points u, u + 1, ... of it, for a u in [0, 1) drawn anew
+    each epoch; the row whose stretch holds a point comes. The points are permuted by `Lanes`, as rows are that have no
+    weights, so a sharded source opens as few shards as without.
+    """
+
+    def __init__(self, weights: Floats, rows: int, seed: int, shards: Sequence[int] | None = None, lanes: int = 1):
+        self.seed, self.rows, self.last = seed, rows, int(np.flatnonzero(weights)[-1])
+        self.ends = np.cumsum(weights, dtype=np.float64)
+        self.ends *= rows / self.ends[-1]
+        edges = np.cumsum([len(weights)] if shards is None else shards)
+        starts = np.floor(np.where(edges > 0, self.ends[edges - 1], 0))  # the first point beyond each shard
+        starts[edges > self.last] = rows
+        points = np.diff(starts, prepend=0).astype(np.int64)
+        self.lanes = Lanes(points[points > 0], seed, lanes)
+        self.window = self.lanes.window
+
+    def find(self, positions: Ints) -> Ints:
+        # 24 bits, so that a point is exact as a float64
+        shifts = (hash_words(self.seed, SHIFT, positions // self.rows) >> np.uint64(40)) / 2.0**24
+        rows = np.searchsorted(self.ends, self.lanes.find(positions) + shifts, side="right")
+        return np.minimum(rows, self.last)  # beyond it lies a point only where the last end was rounded down
+
+
 class Mixture:
     """Sources side by side in shares by weight, each in its own order and epochs.
 
@@ -148,16 +177,19 @@ class Joined:
 def order_of(sources: Sequence[Source], seed: int) -> Joined | Mixture:
     """The order that sources are trained on in: by weight where any has one or is sharded, else shuffled as one.
 
-    A source without a weight beside others with one counts 1; where none has one, each counts its rows.
+    A source without a weight beside others with one counts 1; where none has one, each counts the rows of its epoch.
     """
-    if all(source.weight is None and source.shards is None for source in sources):
+    if all(source.weight is None and source.shards is None and source.example_weights is None for source in sources):
         return Joined([len(source) for source in sources], seed)
-    orders = [
-        Lanes([len(source)] if source.shards is None else source.shards, seed + number, source.lanes)
-        for number, source in enumerate(sources)
-    ]
+    orders = [_order_of_one(source, seed + number) for number, source in enumerate(sources)]
     weighted = any(source.weight is not None for source in sources)
-    return Mixture(orders, [(source.weight or 1.0) if weighted else float(len(source)) for source in sources])
+    return Mixture(orders, [(source.weight or 1.0) if weighted else float(source.epoch_rows) for source in sources])
+
+
+def _order_of_one(source: Source, seed: int) -> Order:
+    if source.example_weights is not None:
+        return Weighted(source.example_weights, source.epoch_rows, seed, source.shards, source.lanes)
+    return Lanes([len(source)] if source.shards is None else source.shards, seed, source.lanes)
 
 
 def shares_of(sources: Sequence[Source]) -> list[float]:

@@ -27,4 +27,4 @@ def weigh(sources: Sequence[Source], rule: str) -> None:
     """Give each source its weight. Raises UserError."""
     power = parse_weights(rule)
     for source in sources:
-        source.weight = float(len(source)) ** power
+        source.weight = float(source.epoch_rows) ** power

@@ -10,7 +10,12 @@ from opensiglip.data.weights import parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
-SEVERAL = ("data", "keep", "trackers")  # keywords that take several values, of which Python may give one alone
+SEVERAL = (
+    "data",
+    "example_weights",
+    "keep",
+    "trackers",
+)  # keywords that take several values, of which Python may give one alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,9 @@ class TrainConfig:
         cache_gb: gigabytes of this node's disk for shards that are fetched from object stores and web servers.
         data_weights: shares of the sources, where no --data says =WEIGHT: size (of each its number of examples), equal,
             or temperature:A (that number to the power of A, 0 to 1; 0.5 is between the two).
+        example_weights: a parquet file with a column `weight` for each --data, in their order, a row for each of its
+            training examples: how often an epoch has it, 0 for never; `none` for a source without. `opensiglip data
+            balance` and `data dedup` write such files.
         keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
         keep_last: newest checkpoints that stay.
         keep_best: the metric, such as eval/retrieval/image_to_text_r1, whose best judgement's checkpoint stays too.
@@ -119,6 +127,7 @@ class TrainConfig:
     changed: bool = False
     cache_gb: Annotated[float, Bounds(more_than=0)] = CACHE_GB
     data_weights: str | None = None
+    example_weights: tuple[str, ...] = ()
     keep: Annotated[tuple[float, ...], Bounds(more_than=0, less_than=1)] = ()
     keep_last: Annotated[int, Bounds(at_least=1)] = 2
     keep_best: str | None = None
@@ -138,7 +147,8 @@ class TrainConfig:
         for name in SEVERAL:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str | int | float | Path) else tuple(value))
-        object.__setattr__(self, "data", tuple(map(str, self.data)))
+        for name in ("data", "example_weights"):
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "out", Path(self.out))
         check_bounds(TrainConfig, vars(self))
@@ -146,6 +156,11 @@ class TrainConfig:
             parse_weights(self.data_weights, self.data)
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+        if self.example_weights and len(self.example_weights) != len(self.data):
+            raise UserError(
+                f"--example-weights names {len(self.example_weights)} file(s) for {len(self.data)} --data; give one "
+                "for each, in their order, and `none` for a source without."
+            )
         self._check_curation()
         if self.shard and self.compile:
             raise UserError("--shard and --compile do not go together; leave one out.")

@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from opensiglip import __version__, user_file
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
+from opensiglip.data.weighting.file import fingerprint
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 from opensiglip.recipes import find_recipe
@@ -26,7 +26,6 @@ FREE |= {"features", "features_gb"}
 FREE |= {"save_every", "log_every", "keep", "keep_last"}
 # A run that continues another says these itself.
 OWN = {"resume", "changed", "keep", "continue_from", "trackers", "trust"}
-FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 
 
 def resolved(recipe: str, keywords: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -174,25 +173,27 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
     """By source: a hash of how many examples it has and of its first texts. Pixels are not read."""
-    return {source.name: _fingerprint(source) for source in sources}
+    return {source.name: fingerprint(source) for source in sources}
+
+
+def weights_digests(sources: Sequence[Source]) -> dict[str, str]:
+    """By source that has `example_weights`: a hash of them."""
+    weights = {source.name: source.example_weights for source in sources}
+    return {name: hashlib.sha256(own.tobytes()).hexdigest()[:16] for name, own in weights.items() if own is not None}
 
 
 def data_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The sources whose content differs, of those that both runs name; none for runs that wrote no fingerprints."""
-    old, new = before.get("fingerprints", {}), now["fingerprints"]
-    return [f"data: {name} has other examples than before" for name in new if old.get(name, new[name]) != new[name]]
+    """The sources whose content or example weights differ, of those that both runs name; none where none were noted."""
+    found = []
+    for noted, what in (("fingerprints", "examples"), ("example_weights", "example weights")):
+        old, new = before.get(noted, {}), now[noted]
+        found += [f"data: {name} has other {what} than before" for name in new if old.get(name, new[name]) != new[name]]
+    return found
 
 
 def plain(value: Any) -> Any:
     """A keyword's value as JSON holds it."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _fingerprint(source: Source) -> str:
-    digest = hashlib.sha256(str(len(source)).encode())
-    for text in islice(source.texts(), FINGERPRINT_TEXTS):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _keyword_defaults(recipe: str) -> dict[str, Any]:

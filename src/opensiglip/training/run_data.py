@@ -3,18 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from opensiglip.data.example import Source
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.sources.subset import Subset, split_off
+from opensiglip.data.weighting.file import read_weights
 from opensiglip.data.weights import weigh
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin
 from opensiglip.training.held_out import HeldOut
-from opensiglip.training.record import fingerprints
+from opensiglip.training.record import fingerprints, weights_digests
 from opensiglip.training.remembered import Memory
 from opensiglip.training.resolve import Job
 
@@ -41,8 +43,13 @@ class Data:
 
     def trained_on(self, sources: Sequence[Source]) -> list[Source]:
         """These sources without what is set aside."""
-        first, *others = sources
-        return [first if self.kept is None else Subset(first, self.kept), *others]
+        return trained_on(sources, self.kept)
+
+
+def trained_on(sources: Sequence[Source], kept: list[int] | None) -> list[Source]:
+    """Sources, of the first of them only the rows `kept`; None: all."""
+    first, *others = sources
+    return [first if kept is None else Subset(first, kept), *others]
 
 
 def open_data(job: Job, accelerator: Accelerator) -> Data:
@@ -52,13 +59,17 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
     languages = None if config.languages is None else config.languages.split(",")
     specs, cache = with_box_format(config.data, config.box_format), config.cache_gb
     sources = [open_source(spec, languages=languages, pixels=frame.pixels, cache_gb=cache) for spec in specs]
+    for source, file in zip(sources, config.example_weights):  # noqa: B905 - as many, or none
+        if file != "none":
+            source.example_weights = read_weights(Path(file), source)
     if config.data_weights is not None:
         weigh(sources, config.data_weights)
     kept, aside = split_off(sources[0], config.set_aside) if config.set_aside else (None, [])
-    schedule = schedule_of(job, sum(len(source) for source in sources) - len(aside))
+    schedule = schedule_of(job, sum(source.epoch_rows for source in trained_on(sources, kept)))
     held_out, judged = None, None
     if accelerator.is_main_process:
         job.record["fingerprints"] = fingerprints(sources)
+        job.record["example_weights"] = weights_digests(sources)
         memory = Memory(config.features_folder / "judged" if config.features_gb else None)
         if config.held_out:
             source = open_held_out(config, specs[0], languages, frame.pixels)

@@ -17,6 +17,10 @@ class Subset(Source):
         self.source, self.rows = source, np.asarray(rows, np.int64)
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
         self.weight, self.fetches, self.lanes = source.weight, source.fetches, source.lanes
+        if source.example_weights is not None:
+            self.example_weights = source.example_weights[self.rows]
+            if not self.example_weights.any():
+                raise UserError(f"--example-weights of {source.name} are 0 for every example that is not set aside.")
         if source.shards is not None:
             ends = np.searchsorted(self.rows, np.cumsum(source.shards))
             self.shards = [count for count in np.diff(ends, prepend=0).tolist() if count]

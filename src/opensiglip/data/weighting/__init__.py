@@ -1,0 +1,1 @@
+"""How often each example is read: the file of weights, and what writes one."""
