@@ -54,6 +54,7 @@ LATE_LIBRARIES = {
     "onnxscript": "of the extra `onnx`",
     "peft": "of the extra `lora`",
     "pycocotools": "of the extra `eval`",
+    "scipy": "of the extra `eval`",
     "sklearn": "of the extra `eval`",
     "pillow_heif": "of no extra: only where a HEIC image is read",
     "timm": "of the extra `timm`",

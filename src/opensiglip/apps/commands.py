@@ -84,7 +84,12 @@ def shown(words: Sequence[str]) -> dict[str, Runnable]:
         "convert": "write a source anew as tars, parquet or a folder",
         "split": "the same with train, val and test drawn by a hash",
     }
-    return {name: Command(help, "opensiglip.apps.data", name) for name, help in told.items()}
+    weighed = {
+        "balance": "weights that balance attributes, such as gender and occupation",
+        "dedup": "weights that leave out copies, and what held-out data holds",
+    }
+    homes = {"opensiglip.apps.data": told, "opensiglip.apps.weights": weighed}
+    return {name: Command(help, home, name) for home, commands in homes.items() for name, help in commands.items()}
 
 
 def measured(words: Sequence[str]) -> dict[str, Runnable]:

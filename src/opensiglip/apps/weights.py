@@ -1,0 +1,211 @@
+"""`opensiglip data balance` and `data dedup`: files of weights for `train --example-weights`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from opensiglip.data.example import Source
+from opensiglip.data.parallel import default_workers
+from opensiglip.data.sources.registry import open_source, splits_of, with_box_format
+from opensiglip.data.stats.collect import collect, starts
+from opensiglip.data.stats.counts import Wish
+from opensiglip.data.weighting import balance as balancing
+from opensiglip.data.weighting.attributes import read_attributes
+from opensiglip.data.weighting.dedup import PAIRS, Ints, alike, cluster, keep
+from opensiglip.data.weighting.file import write_weights
+from opensiglip.data.weighting.lexicon import Lexicon
+from opensiglip.errors import UserError
+from opensiglip.inference.predictor import load
+from opensiglip.json_file import write_json
+from opensiglip.progress import progress
+
+BATCH = 64  # images that are embedded at a time
+ASSOCIATIONS = 12  # that are printed, the largest before; the JSON has all
+
+
+def balance(
+    source: Annotated[str, tyro.conf.Positional],
+    *,
+    sensitive: str,
+    out: Path,
+    targets: str = "",
+    lexicon: Path | None = None,
+    tolerance: float = 0.01,
+    most: float = 5.0,
+    languages: str | None = None,
+    box_format: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Weights that bring values of sensitive attributes to equal shares and part them from targets.
+
+    Moments before and after, the effective sample size and the rows that show each attribute are printed, and written
+    beside as JSON.
+
+    Args:
+        source: any that --data of train takes; its train split is weighed.
+        sensitive: attributes whose values are to be as frequent as each other, such as gender, or gender,age.
+        out: the file to write, such as weights.parquet.
+        targets: attributes that are not to go with those, such as occupation; by default none.
+        lexicon: JSON of {attribute: {value: {language: [words]}}} for attributes without a column; by default lists of
+            gender (en, de, fr, es) and occupation (en) that ship.
+        tolerance: largest share above or below the equal one, and largest correlation with a target, that may stay.
+        most: largest weight.
+        languages: as train is to be given them.
+        box_format: how a folder writes boxes, as `data show` has it.
+        workers: processes; by default one a CPU, 0 for this one alone.
+    """
+    if not 0 < tolerance < 1:
+        raise UserError(f"--tolerance {tolerance} is out of range; give a number between 0 and 1, such as 0.01.")
+    if not 1 < most <= 1000:
+        raise UserError(f"--most {most} is out of range; give a number above 1, at most 1000.")
+    named, wanted = names_of(sensitive), names_of(targets)
+    if not named or set(named) & set(wanted):
+        raise UserError("--sensitive and --targets name attributes, each one only once.")
+    (spec,) = with_box_format([source], box_format)
+    opened = open_source(spec, languages=None if languages is None else languages.split(","))
+    lists = Lexicon.load(lexicon)
+    shown = read_attributes(opened, [*named, *wanted], lists, default_workers() if workers is None else workers)
+    moments = balancing.moments_of(shown, named, wanted)
+    weights = balancing.solve(shown.counts, moments, tolerance, most)
+    write_weights(out, weights[shown.rows], opened)
+    found = balancing.facts(shown, moments, weights)
+    write_json(out.with_suffix(".json"), found)
+    print("\n".join([*lines(found), f"weights: {out}\nfigures: {out.with_suffix('.json')}"]))
+
+
+def dedup(
+    source: Annotated[str, tyro.conf.Positional],
+    *,
+    out: Path,
+    against: str | None = None,
+    model: str | None = None,
+    cosine: float = 0.95,
+    languages: str | None = None,
+    box_format: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Weights of 0 for images that repeat an earlier one, or that stand in held-out data, and of 1 for all others.
+
+    Images are the same by their file or by what is seen, whatever their size, format and quality; with a model also by
+    its embeddings. Counts and examples are printed, and written beside as JSON.
+
+    Args:
+        source: any that --data of train takes; its train split is weighed.
+        out: the file to write, such as weights.parquet.
+        against: held-out data, all of whose splits train must not show; of the source itself, those that are not train.
+        model: compare by its image embeddings too: a run, its model/ folder, or a hub id.
+        cosine: of two embeddings from which on they are of one image.
+        languages: as train is to be given them.
+        box_format: how a folder writes boxes, as `data show` has it.
+        workers: processes; by default one a CPU, 0 for this one alone.
+    """
+    if not 0 < cosine <= 1:
+        raise UserError(f"--cosine {cosine} is out of range; give a number above 0, at most 1, such as 0.95.")
+    (spec,) = with_box_format([source], box_format)
+    splits = {"train": open_source(spec, languages=None if languages is None else languages.split(","))}
+    splits |= {} if against is None else held_out_splits(against, source)
+    found = collect(splits, Wish(), None, default_workers() if workers is None else workers)
+    places, opened = found.counts.indices, list(splits.values())
+    if not len(places):
+        raise UserError(f"no image of {source} can be read; `opensiglip data show` says why.")
+    clusterings = [found.exact, found.near]
+    if model is not None:
+        clusterings.append(alike(embeddings(model, opened, places), cosine))
+    train = opened[0]
+    kept = keep(len(train), places, cluster(len(places), *clusterings), train.group)
+    if not kept.weights.any():
+        raise UserError(f"every example of {source} is held out by --against {against}; name other data.")
+    write_weights(out, kept.weights, train)
+    pairs = [("repeats", pair) for pair in kept.repeats[:PAIRS]] + [
+        ("is held out as", pair) for pair in kept.leaks[:PAIRS]
+    ]
+    examples = [f"{named(splits, row)} {what} {named(splits, other)}" for what, (row, other) in pairs]
+    told = {
+        "rows": len(train),
+        "broken": dict(found.counts.broken.most_common()),
+        "repeats": len(kept.repeats),
+        "held_out_too": len(kept.leaks),
+        "left": int(kept.weights.sum()),
+        "too_plain_to_tell": found.plain,
+        "every_pair_was_compared": found.near.complete,
+        "examples": examples,
+    }
+    write_json(out.with_suffix(".json"), told)
+    print(f"{told['repeats']:>9} of {len(train)} rows repeat an earlier one")
+    print(f"{told['held_out_too']:>9} stand in held-out data")
+    print("".join(f"          {one}\n" for one in examples), end="")
+    print(f"{told['left']:>9} are left\nweights: {out}\nfigures: {out.with_suffix('.json')}")
+
+
+def held_out_splits(against: str, source: str) -> dict[str, Source]:
+    """The splits of held-out data by name; of the source itself but train. Raises UserError where there is none."""
+    splits = splits_of(against)
+    if against == source:
+        splits.pop("train", None)
+    if not splits:
+        raise UserError(f"--against {against} has no split but train; name other data.")
+    return {f"held-out {name}": one for name, one in splits.items()}
+
+
+def embeddings(model: str, sources: Sequence[Source], places: Ints) -> Tensor:
+    """Unit embeddings [N, D] of the rows at these places, numbered on over the sources."""
+    predictor, parts, firsts = load(model), [], np.array(starts(sources))
+    with progress(total=len(places), desc="embed", unit="image") as bar:
+        for at in range(0, len(places), BATCH):
+            some = places[at : at + BATCH]
+            numbers = np.searchsorted(firsts, some, side="right") - 1
+            rows = zip(numbers.tolist(), (some - firsts[numbers]).tolist(), strict=True)
+            parts.append(predictor.embed_framed(predictor.framed([sources[n].example(row).image for n, row in rows])))
+            bar.update(len(some))
+    return torch.cat(parts)
+
+
+def named(splits: Mapping[str, Source], place: int) -> str:
+    """A row by its split, number and name."""
+    for split, source in splits.items():
+        if place < len(source):
+            return f"{split} {place} ({source.example(place).name or source.group(place)})"
+        place -= len(source)
+    raise IndexError(place)
+
+
+def names_of(text: str) -> list[str]:
+    """Names that commas part, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The facts of balancing as text."""
+    rows = found["rows"]
+    said = [f"{n:>9} of {rows} rows show {name} ({n / rows:.1%})" for name, n in found["rows_that_show"].items()]
+    said += [f"{n:>9} rows can't be read: {reason}" for reason, n in found["broken"].items()]
+    alone = [one for one in found["moments"] if one["target"] is None]
+    said += ["", f"{'share of':<48} {'rows':>9} {'before':>8} {'after':>8}"]
+    said += [f"{one['value']:<48} {one['rows']:>9} {share(one)}" for one in alone]
+    pairs = sorted((one for one in found["moments"] if one["target"]), key=lambda one: -abs(one["moment"][0]))
+    if pairs:
+        said += ["", f"{'share of, among rows of':<48} {'rows':>9} {'before':>8} {'after':>8}  correlation"]
+        said += [
+            f"{one['value'] + ', ' + one['target']:<48} {one['rows']:>9} {share(one)}  "
+            f"{one['moment'][0]:+.3f} -> {one['moment'][1]:+.3f}"
+            for one in pairs[:ASSOCIATIONS]
+        ]
+    if len(pairs) > ASSOCIATIONS:
+        said.append(f"and {len(pairs) - ASSOCIATIONS} smaller ones")
+    effective = found["effective_rows"]
+    return [
+        *said,
+        "",
+        f"effective sample size {effective:.0f} of {rows} rows ({effective / rows:.1%}); largest weight "
+        f"{found['largest_weight']:.2f}; {found['rows_of_weight_0']} rows of weight 0",
+    ]
+
+
+def share(one: dict[str, Any]) -> str:
+    """Shares before and after; a dash where nothing is left to have one."""
+    return " ".join(f"{'-' if value is None else f'{value:.1%}':>8}" for value in one["share"])
