@@ -82,6 +82,7 @@ class Source(ABC):
 
     name: str  # as the user wrote it
     languages: tuple[str, ...]  # those its captions come in, after --languages
+    language_weights: tuple[float, ...] | None = None  # how often a visit asks for each; None: all as often
     skipped: Counter[str]  # rows and regions left out when the source was opened, by reason
     shuffled: ClassVar[bool] = False  # are the first examples as good a sample as any?
     weight: float | None = None  # its share of what is read, as the user gave it

@@ -127,7 +127,7 @@ class Steps(Dataset[StepBatch]):
             if source.example_weights is not None and not source.example_weights[index]:
                 continue
             rng = np.random.default_rng([VISIT, self.plan.seed, position])
-            language = source.languages[rng.integers(len(source.languages))] if source.languages else None
+            language = draw_language(source, rng)
             try:
                 visit = Visit.draw(source.example(index, language), frame, rng, language)
                 visit = replace(visit, group=group_id(source.group(index)), source=source.name)
@@ -156,6 +156,16 @@ class Steps(Dataset[StepBatch]):
         """The source that each of `count` positions of the stream falls to, and the example's index in it."""
         numbers, indices = self.order.find(np.arange(first, first + count))
         return [(self.plan.sources[n], i) for n, i in zip(numbers.tolist(), indices.tolist(), strict=True)]
+
+
+def draw_language(source: Source, rng: np.random.Generator) -> str | None:
+    """One of a source's languages, each as often or by weight; None where it has none."""
+    if not source.languages:
+        return None
+    if source.language_weights is None:
+        return source.languages[rng.integers(len(source.languages))]
+    ends = np.cumsum(source.language_weights)
+    return source.languages[np.searchsorted(ends[:-1], rng.random() * ends[-1], side="right")]
 
 
 class BrokenLimit:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.data.sources.spec import CACHE_GB
-from opensiglip.data.weights import parse_weights
+from opensiglip.data.weights import parse_languages, parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
@@ -36,7 +36,8 @@ class TrainConfig:
         freeze: towers that are not trained: vision (LiT's), text, both or none; by default none, of `align` both.
         tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
         lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
-        languages: all, or codes such as en or de,fr; by default all that a source has.
+        languages: all, or codes such as en or de,fr; by default all that a source has. With weights, such as
+            en:0.9,de:0.1, those are the shares of the visits that ask for each language; else all are as often.
         tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
         vocabulary: most entries of the tokenizer that is trained.
         steps: optimizer steps.
@@ -156,6 +157,7 @@ class TrainConfig:
             parse_weights(self.data_weights, self.data)
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
+        parse_languages(self.languages)
         if self.example_weights and len(self.example_weights) != len(self.data):
             raise UserError(
                 f"--example-weights names {len(self.example_weights)} file(s) for {len(self.data)} --data; give one "

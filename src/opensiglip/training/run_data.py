@@ -11,7 +11,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.data.weighting.file import read_weights
-from opensiglip.data.weights import weigh
+from opensiglip.data.weights import parse_languages, weigh, weigh_languages
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin
@@ -56,12 +56,13 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
     """Open the sources and the held-out split; the main process notes the data's fingerprints. Raises UserError."""
     config, frame = job.config, job.recipe.frame
     check_batch(config, frame.batch_multiple, accelerator.num_processes)
-    languages = None if config.languages is None else config.languages.split(",")
+    languages, language_weights = parse_languages(config.languages)
     specs, cache = with_box_format(config.data, config.box_format), config.cache_gb
     sources = [open_source(spec, languages=languages, pixels=frame.pixels, cache_gb=cache) for spec in specs]
-    for source, file in zip(sources, config.example_weights):  # noqa: B905 - as many, or none
+    for source, file in zip(sources, config.example_weights, strict=bool(config.example_weights)):
         if file != "none":
             source.example_weights = read_weights(Path(file), source)
+    weigh_languages(sources, language_weights)
     if config.data_weights is not None:
         weigh(sources, config.data_weights)
     kept, aside = split_off(sources[0], config.set_aside) if config.set_aside else (None, [])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from opensiglip.data.example import Source
 from opensiglip.data.fields.kept_tokens import KeptTokens
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
@@ -41,6 +42,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         + (f", {regions} regions" if regions else "")
         + (f", 1 to {drawn} regions in each scene" if drawn else "")
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
+        *language_lines(plan.sources),
         *source_lines(plan, plan.step_slice(loop.last).first),
         f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
         + (" ".join(recipe.tasks) or "none"),
@@ -66,6 +68,17 @@ def source_lines(plan: DataPlan, images: int) -> list[str]:
         return []
     found = zip(plan.sources, plan.shares, plan.epochs(images), strict=True)
     return [f"source      {s.name}: {share:.2%}, {len(s)} rows, {epochs:.3g} epochs" for s, share, epochs in found]
+
+
+def language_lines(sources: Sequence[Source]) -> list[str]:
+    """A line for each source whose visits ask for languages by weight: the share of each."""
+    return [
+        f"languages   {source.name}: "
+        + ", ".join(f"{code} {share:.1%}" for code, share in zip(source.languages, shares, strict=True))
+        for source in sources
+        if (weights := source.language_weights) is not None
+        for shares in [[weight / sum(weights) for weight in weights]]
+    ]
 
 
 def small_data(images: int, batch_size: int, tasks: Sequence[str], regions: int) -> list[str]:

@@ -27,7 +27,7 @@ class CachedSource(Source):
         self.source, self.folder, self.side, self.tokens = source, folder, side, tokens
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
         self.weight, self.shards, self.lanes = source.weight, source.shards, source.lanes
-        self.example_weights = source.example_weights
+        self.example_weights, self.language_weights = source.example_weights, source.language_weights
         self.rows = (folder / ROWS_FILE).read_bytes()
         ends = np.flatnonzero(np.frombuffer(self.rows, np.uint8) == ord("\n"))
         self.starts = np.concatenate([[0], ends + 1])

@@ -17,6 +17,7 @@ class Subset(Source):
         self.source, self.rows = source, np.asarray(rows, np.int64)
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
         self.weight, self.fetches, self.lanes = source.weight, source.fetches, source.lanes
+        self.language_weights = source.language_weights
         if source.example_weights is not None:
             self.example_weights = source.example_weights[self.rows]
             if not self.example_weights.any():
