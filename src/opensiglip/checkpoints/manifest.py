@@ -3,7 +3,6 @@
 The hash is XXH3 of 128 bits: it is made for damage, not for forgery, and runs at the speed of memory.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, manifest_of, optimizer_of, state_of
 from opensiglip.errors import UserError, first_line
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 
 BLOCK = 2**24  # bytes that are hashed at a time
 COUNTS = ("step", "skipped_steps", "read")  # of a checkpoint's state
@@ -47,7 +46,7 @@ def verify(checkpoint: Path, say: Callable[[str], object] = print) -> dict[str, 
                 raise damaged(checkpoint, f"{file.name}: {first_line(error)}") from error
         return state
     try:
-        manifest = json.loads(manifest_of(checkpoint).read_text(encoding="utf-8"))
+        manifest = load_json(manifest_of(checkpoint))
         files = {str(name): (fact["bytes"], fact["xxh3_128"]) for name, fact in manifest["files"].items()}
         step = int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -90,7 +89,7 @@ def sound(run: RunFolder, say: Callable[[str], object] = print) -> Path | None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What state.json says, its numbers being numbers. Raises Damaged."""
     try:
-        state = json.loads(state_of(checkpoint).read_text(encoding="utf-8"))
+        state = load_json(state_of(checkpoint))
         counts = {name: state[name] for name in COUNTS}
         skipped, progress = dict(state["skipped_examples"]), state.get("progress", 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,8 +1,9 @@
 """A run's folder: the one place that knows the names in it, and which of its checkpoints are whole."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from opensiglip.json_file import load_json
 
 PART = ".part"  # ends the name of what is being written
 DAMAGED = ".damaged"  # and of a checkpoint that was passed over
@@ -71,7 +72,7 @@ class RunFolder:
     def begun(self) -> bool:
         """Is this the folder of a run?"""
         try:
-            return "train" in json.loads(self.config.read_text(encoding="utf-8"))
+            return "train" in load_json(self.config)
         except (OSError, ValueError, TypeError):
             return False
 

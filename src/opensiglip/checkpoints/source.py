@@ -1,6 +1,5 @@
 """Where a checkpoint lies, and its files: JSON and safetensors by name. Nothing is unpickled."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opensiglip.errors import UserError, first_line
+from opensiglip.json_file import load_json
 from opensiglip.models.limits import check_sizes
 
 # What is fetched of a hub id: weights as safetensors, and text files. Nothing that could run, nothing pickled.
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path)
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({first_line(error)}); fetch the checkpoint again.") from error
     if not isinstance(facts, dict):

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from opensiglip.data.sentencepiece import read_sentencepiece
 from opensiglip.errors import UserError, first_line
+from opensiglip.json_file import load_json
 
 PAD, EOS = "<pad>", "</s>"
 FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
@@ -104,7 +105,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
             raise FileNotFoundError("there is no such file")
         folder = path if path.is_dir() else _fetched(name)
         config = folder / "tokenizer_config.json"
-        named = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        named = load_json(config) if config.is_file() else {}
         kind, pieces, whole = named.get("tokenizer_class"), folder / "spiece.model", folder / "tokenizer.json"
         if pieces.is_file() and (kind == CANONICAL or (kind is None and not whole.is_file())):
             return of_sentencepiece(pieces)
@@ -128,7 +129,7 @@ def check_ids(path: Path) -> None:
         return
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than {LARGEST_FILE:,}; fetch it again.")
-    for number in _numbers(json.loads(path.read_text(encoding="utf-8"))):
+    for number in _numbers(load_json(path)):
         if number > LARGEST_ID:
             raise UserError(f"{path} has the number {str(number)[:20]}, beyond any id of a tokenizer; fetch it again.")
 

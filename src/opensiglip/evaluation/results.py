@@ -6,6 +6,7 @@ from typing import Any
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.metrics.intervals import flatten
+from opensiglip.json_file import load_json
 
 FILE = "evaluation.json"
 LARGEST = 500_000_000  # bytes of one
@@ -31,7 +32,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError("it is too large")
-        return comparable(json.loads(path.read_text(encoding="utf-8")))
+        return comparable(load_json(path))
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`."

@@ -3,7 +3,6 @@
 Written in parts, so that a run that is cut short goes on; built again, it embeds only files that are new or changed.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from opensiglip.disk import refusals, whole_file, writable
 from opensiglip.errors import UserError
 from opensiglip.inference.images import SUFFIXES, load_image
 from opensiglip.inference.search import Hit
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 
 ABOUT, ROWS, VECTORS = "index.json", "embeddings.parquet", "vectors.faiss"
 PARTS = "part-*.parquet"
@@ -194,7 +193,7 @@ def read_about(place: Path) -> dict[str, Any]:
     """What index.json says. Raises UserError where it is not as `build` writes it."""
     path = place / ABOUT
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = load_json(path)
         whole = (
             isinstance(about["folder"], str) and isinstance(about["model"], str) and isinstance(about["probe"], list)
         )

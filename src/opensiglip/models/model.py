@@ -36,6 +36,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opensiglip.errors import UserError, first_line
+from opensiglip.json_file import load_json
 from opensiglip.models import timm_tower
 from opensiglip.models.attention import NAME
 from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimodal
@@ -229,7 +230,7 @@ def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool
 def check_host(folder: Path) -> None:
     """Raises UserError where config.json is not of a host of ours, or has a size that none has."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = load_json(path)
     if not isinstance(config, dict) or config.get("model_type", "timm_wrapper") not in HOSTS:
         raise UserError(f"{path} is of no model that a run writes ({', '.join(HOSTS)}); export the run again.")
     check_sizes(config, path)
@@ -241,7 +242,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no {SIDECAR}; give the model/ folder of a run.")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); export the run again.") from error
     if not isinstance(facts, dict):

@@ -1,6 +1,5 @@
 """A timm encoder as the image tower: any ViT that returns its tokens, in transformers' wrapper, so it exports too."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from opensiglip.errors import UserError, first_line
+from opensiglip.json_file import load_json
 from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
 from opensiglip.types import Features
 
@@ -61,7 +61,7 @@ def check_size(name: str) -> None:
     if not folder.is_dir():
         return
     config = folder / "config.json"
-    check_sizes(json.loads(config.read_text(encoding="utf-8")), config)
+    check_sizes(load_json(config), config)
     with torch.device("meta"):
         encoder = TimmWrapperModel(TimmWrapperConfig.from_pretrained(folder))
     check_room(name, encoder, stored_in(folder))

@@ -5,7 +5,6 @@ precision, and read by every later step; a run that is killed while it writes go
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, C
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import from_first
 from opensiglip.inference.encoder import Autocast
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
 from opensiglip.recipes import Recipe
@@ -186,7 +185,7 @@ class _Writer:
         self.model.eval()
         done: dict[str, int] = {"examples": 0, "texts": 0, "bytes": 0}
         if (self.folder / PROGRESS).is_file():
-            done = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+            done = load_json(self.folder / PROGRESS)
         total, began, said, first = len(self.source), time.perf_counter(), time.perf_counter(), done["examples"]
         print(f"features    encoding {total} images and their texts once, into {self.folder}", flush=True)
         with (self.folder / ROWS_FILE).open("ab") as rows:
@@ -278,7 +277,7 @@ def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
     Of the rows `SAMPLE` are looked at, spread over the source, their pixels and captions; what changes between
     them is not seen. The key knows the names of files and the first of the texts.
     """
-    written = json.loads((place / DONE).read_text(encoding="utf-8")).get("files", {})
+    written = load_json(place / DONE).get("files", {})
     for name, seen in written.items():
         if not (place / name).is_file() or checksum_of(place / name) != seen:
             return f"{place / name} is not as it was written"

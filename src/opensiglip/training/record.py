@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import platform
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.weighting.file import fingerprint
 from opensiglip.errors import UserError
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.recipes import find_recipe
 from opensiglip.training.config import TrainConfig
 
@@ -122,7 +121,7 @@ def stored(run: Path) -> dict[str, Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """What a config.json holds. Raises UserError."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(path)
         assert isinstance(record["train"], dict) and isinstance(record["keywords"], dict)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} can't be read ({error or type(error).__name__}); name the folder of a run.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opensiglip.errors import UserError
+from opensiglip.json_file import load_json
 
 SETTINGS, ROWS, LEFT_OUT = "annotation.json", "metadata.jsonl", "left_out.jsonl"
 
@@ -27,7 +28,7 @@ class Ledger:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.is_file():
-                check(json.loads(path.read_text(encoding="utf-8")), settings, folder)
+                check(load_json(path), settings, folder)
             elif any(other != half for other in folder.iterdir()):
                 raise UserError(f"--out {folder} holds other files; name a new or empty folder.")
             else:

@@ -1,6 +1,5 @@
 """What is written: a transformers folder or another format, with tokenizer, processor, sidecar and model card."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from opensiglip.checkpoints.formats import open_clip_folder, timm_folder
 from opensiglip.checkpoints.formats.onnx import write_onnx
 from opensiglip.checkpoints.formats.sentence_encoder import POOLING, write_sentence_encoder
 from opensiglip.checkpoints.model_card import patches, write_card
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.pretrained_towers import PretrainedText
 from opensiglip.models.timm_tower import TimmVision
@@ -96,7 +95,7 @@ def keep_class(path: Path) -> None:
     (models/auto/tokenization_auto.py: MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS): silently other ids. A folder that
     names a class of its own is left alone, and without trust_remote_code that class is never looked for.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = load_json(path)
     config["auto_map"] = {"AutoTokenizer": [None, "tokenizer.PreTrainedTokenizerFast"]}
     write_json(path, config)
 

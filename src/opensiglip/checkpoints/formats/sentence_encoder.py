@@ -4,7 +4,6 @@ transformers has one class for a pair of any two towers, VisionTextDualEncoderMo
 by a matrix without a bias, so neither the mean of tokens nor a head of ours can be written for it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from opensiglip.data.text import TextPipeline
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.models.pretrained_towers import PretrainedText
 
 POOLING = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
@@ -22,7 +21,7 @@ IDENTITY, GELU = "torch.nn.modules.linear.Identity", "torch.nn.modules.activatio
 def write_sentence_encoder(folder: Path, text: PretrainedText, pipeline: TextPipeline) -> None:
     """Write into `folder`, where the tower already lies, what makes embeddings of length 1 of its states."""
     pipeline.plain().save_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = load_json(folder / "tokenizer_config.json")
     settings.pop("processor_class", None)  # of the pair, which has its images' processor elsewhere
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": pipeline.policy.length, "do_lower_case": False})

@@ -23,6 +23,7 @@ from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.table import Table, choose_rows, relative
 from opensiglip.data.sources.values import is_number
 from opensiglip.errors import UserError
+from opensiglip.json_file import DATA, load_json
 
 VERSION = "1"  # of the rows: raise it where a parser reads anything otherwise
 SMALL = 1 << 22  # bytes of files that are parsed anew each time
@@ -167,7 +168,7 @@ def read_json(file: Path, shape: str) -> Any:
     """A JSON file. Raises UserError, saying what `shape` it should have."""
     stat_of(file)
     try:
-        return json.loads(file.read_bytes())
+        return load_json(file, DATA)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read ({error}); give a JSON file in {shape}.") from None
 

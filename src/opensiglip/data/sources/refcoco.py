@@ -23,6 +23,7 @@ from opensiglip.data.sources.records import (
 )
 from opensiglip.data.sources.spec import Spec
 from opensiglip.errors import EmptySplit, UserError
+from opensiglip.json_file import DATA, load_json
 
 REFS = re.compile(r"refs\((\w+)\)\.(p|json)")
 PREFERRED = ("unc", "umd", "google")
@@ -96,7 +97,7 @@ def read_refs(file: Path) -> list[dict[str, Any]]:
     if stat_of(file)[1] > MAX_REFS_FILE:
         raise UserError(f"{file} is over {MAX_REFS_FILE >> 20} MB; give one in {SHAPE}.")
     try:
-        stored = read_plain(file.read_bytes()) if file.suffix == ".p" else json.loads(file.read_bytes())
+        stored = read_plain(file.read_bytes()) if file.suffix == ".p" else load_json(file, DATA)
     except (OSError, ValueError, RecursionError, NotPlain) as error:
         raise UserError(f"{file} can't be read ({error}); give one in {SHAPE}, of plain values.") from None
     if not isinstance(stored, list):

@@ -1,6 +1,5 @@
 """A file in SugarCrepe's shape as a source: images, each with a caption and others that are not true of it."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from opensiglip.data.sources.files import Files, parse_file_name
 from opensiglip.data.sources.images import read_image
 from opensiglip.data.sources.values import checked_text, negative_captions, resolve_codes
 from opensiglip.errors import EmptySplit, UserError
+from opensiglip.json_file import load_json
 
 LARGEST = 200_000_000  # bytes of the file
 
@@ -67,7 +67,7 @@ def read_items(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is over {LARGEST // 1_000_000} MB")
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = load_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}); give a JSON file in SugarCrepe's shape.") from error
     if isinstance(stored, dict):

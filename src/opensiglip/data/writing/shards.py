@@ -7,7 +7,6 @@ done. A killed process leaves no more than a `.part` that the next start writes 
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -24,7 +23,7 @@ from opensiglip.data.sources.tar_index import tar_index
 from opensiglip.data.writing.formats import FORMATS, ROWS, Shard
 from opensiglip.data.writing.record import Record
 from opensiglip.errors import UserError
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.progress import progress
 
 PLAN, SUMS, METADATA = "convert.json", "SHA256SUMS", "metadata.jsonl"
@@ -90,7 +89,7 @@ class Job:
     def _known(self, number: int) -> Done | None:
         """What the job has done before; None where it has not, or a file of it is gone or of another size."""
         try:
-            stored = json.loads(done_place(self.out, number).read_text(encoding="utf-8"))
+            stored = load_json(done_place(self.out, number))
             there = all((self.out / file["name"]).stat().st_size == file["bytes"] for file in stored["files"])
             return Done.of(stored["done"]) if there else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -129,7 +128,7 @@ def write_shards(
     first = [0, *accumulate(counts)]
     with sole_writer(out, plan):
         if (out / SUMS).is_file():
-            return Done.of(json.loads((out / PLAN).read_text(encoding="utf-8"))["done"])
+            return Done.of(load_json(out / PLAN)["done"])
         jobs = each(Job(out, format, rows, first), len(counts), workers)
         with progress(total=sum(counts), unit="row", desc=out.name) as bar:
             for number, one in enumerate(jobs):
@@ -155,7 +154,7 @@ def sole_writer(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         except OSError:
             raise UserError(f"another process is writing to {out}; wait for it, or give another --out.") from None
         place = out / PLAN
-        known = json.loads(place.read_text(encoding="utf-8")).get("plan") if place.is_file() else None
+        known = load_json(place).get("plan") if place.is_file() else None
         others = [file for file in out.iterdir() if file.name not in (ROWS, PLAN)] if known is None else []
         if others or (known is not None and known != plan):
             held = "other files" if others else "a conversion of another source or with other flags"
@@ -185,7 +184,7 @@ def finish(out: Path, plan: dict[str, Any], done: Done, jobs: int) -> None:
 def files_of(out: Path, jobs: int) -> Iterator[dict[str, Any]]:
     """Every file that the jobs wrote, in order."""
     for number in range(jobs):
-        yield from json.loads(done_place(out, number).read_text(encoding="utf-8"))["files"]
+        yield from load_json(done_place(out, number))["files"]
 
 
 def done_place(out: Path, number: int) -> Path:
