@@ -369,15 +369,16 @@ def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsy
     for entropy, words in ((0.0, "same prototype"), (top, "equally likely")):
         alarms, bad, fine, unknown = Alarms(), found(entropy), found(top / 2), found(math.nan)
         for place in range(Signal.stop + 10):  # a good step between starts the count again
-            assert alarms.check(place, bad if place % (Signal.warn - 1) else fine)
+            assert alarms.check(place, bad if place % (Signal.warn - 1) else fine, 0.5)
         assert capsys.readouterr().err == ""
-        alarms.check(0, fine)
-        healthy = [alarms.check(place, bad) for place in range(Signal.stop - 1)]
+        alarms.check(0, fine, 0.5)
+        healthy = [alarms.check(place, bad, 0.5) for place in range(Signal.stop - 1)]
         assert healthy == [place + 1 < Signal.warn for place in range(Signal.stop - 1)]
         assert capsys.readouterr().err.count(words) == 1
-        alarms.check(0, unknown)  # a skipped step says nothing
+        alarms.check(0, unknown, 0.5)  # a skipped step says nothing
         with pytest.raises(Collapsed, match="last good checkpoint with another --momentum or --lr and --changed"):
-            alarms.check(Signal.stop, bad)
+            alarms.check(Signal.stop, bad, 0.89)
+        assert not alarms.check(Signal.stop + 1, bad, 0.9), "in its last tenth a run goes on to its end"
 
 
 def health(scores: Tensor) -> tuple[dict[str, float], list[Signal]]:
@@ -397,12 +398,12 @@ def test_a_teacher_that_says_nearly_the_same_of_all_images_is_warned_of(capsys: 
         scores = width * common.expand(64, -1).clone()
         scores[images, images % 3] = scores.max() + 0.02
         notes, signals = health(scores)
-        assert alarms.check(step, signals), "checkpoints are saved"
+        assert alarms.check(step, signals, 0.5), "checkpoints are saved"
         assert notes["prototypes_used"] == 3 / 64 and 4 < notes["teacher_entropy"] < 6.9
         assert ("nearly the same for all images" in capsys.readouterr().err) == (step == 49)
     assert notes["teacher_entropy"] > 6.7
     for step in range(1000):
-        alarms.check(50 + step, signals)  # it is left at that
+        alarms.check(50 + step, signals, 0.5)  # it is left at that
 
 
 @pytest.mark.parametrize(("usual", "warned"), [(0.15, 1), (0.25, 0)])
@@ -414,7 +415,7 @@ def test_one_batch_of_another_kind_neither_ends_a_warning_nor_makes_one(
     for step in range(60):
         information = 0.4 - usual if step % 10 == 9 else usual
         notes = {"teacher_entropy": 5.0, "teacher_information": information}
-        alarms.check(step, term.health({f"local_to_global/{name}": torch.tensor(x) for name, x in notes.items()}))
+        alarms.check(step, term.health({f"local_to_global/{name}": torch.tensor(x) for name, x in notes.items()}), 0.5)
     assert capsys.readouterr().err.count("nearly the same for all images") == warned
 
 
@@ -425,7 +426,7 @@ def test_a_healthy_teacher_is_not_warned_of(capsys: pytest.CaptureFixture[str]) 
         scores = torch.zeros(64, 1024)
         scores[images, images % 20] = sure
         notes, signals = health(scores)
-        assert alarms.check(step, signals) and capsys.readouterr().err == ""
+        assert alarms.check(step, signals, 0.5) and capsys.readouterr().err == ""
     shares = (images % 20).bincount() / 64
     assert notes["teacher_information"] == pytest.approx(
         float(torch.special.entr(shares).sum()) / math.log(64), rel=1e-3

@@ -9,6 +9,8 @@ from opensiglip.training.learner import Learner
 from opensiglip.training.log import finite
 from opensiglip.training.sharding import whole
 
+LAST = 0.9  # share of training from which on no alarm ends a run
+
 
 class Collapsed(UserError):
     """An objective's alarm has lasted too long."""
@@ -34,13 +36,19 @@ def logged(found: list[Signal]) -> dict[str, float | None]:
 
 
 class Alarms:
-    """Counts alarms in a row: first a warning and no more checkpoints over the last good one, then the run ends."""
+    """Counts alarms in a row: first a warning and no more checkpoints over the last good one, then the run ends.
+
+    In its last tenth a run is not ended: little would be saved, and its model is worth a look.
+    """
 
     def __init__(self) -> None:
         self.streaks: dict[str, int] = {}
 
-    def check(self, step: int, found: list[Signal]) -> bool:
-        """Whether the run is well at this step. Raises Collapsed where an alarm has lasted for its `stop` steps."""
+    def check(self, step: int, found: list[Signal], progress: float) -> bool:
+        """Whether the run is well at this step, which stands at the share `progress` of training.
+
+        Raises Collapsed where an alarm has lasted for its `stop` steps.
+        """
         for signal in found:
             if signal.alarm is None:
                 if math.isfinite(signal.value):
@@ -49,7 +57,7 @@ class Alarms:
             streak = self.streaks[signal.name] = self.streaks.get(signal.name, 0) + 1
             if streak == signal.warn:
                 print(f"warning: {signal.alarm} for {streak} steps.", file=sys.stderr, flush=True)
-            if signal.stop is not None and streak >= signal.stop:
+            if signal.stop is not None and streak >= signal.stop and progress < LAST:
                 raise Collapsed(
                     f"{signal.alarm} for {streak} steps at step {step}; --resume from the last good checkpoint with "
                     f"{signal.mend} and --changed."

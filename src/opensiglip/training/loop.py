@@ -158,7 +158,7 @@ class Loop:
             row, found, wishes = self.train_step(wrapped, batch)
             log.step(self.step, row, self.plan.step_slice(self.step).size)
             self._check_finite(row)
-            healthy = self.alarms.check(self.step, found)
+            healthy = self.alarms.check(self.step, found, self.progress(self.step))
             self.step += 1
             self._evaluate_and_save(log, healthy, wishes)
             if wishes.stop:
