@@ -44,8 +44,8 @@ def study(
     It may be stopped at any moment: the same command goes on, and with more --seeds adds them.
 
     Args:
-        name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, or FILE.py:NAME for one
-            of your own.
+        name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
+            or FILE.py:NAME for one of your own.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: how many times all runs are repeated, from seed 0 on.

@@ -212,5 +212,24 @@ def curation(percent: int) -> Study:
     )
 
 
-_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60))
+TOKENS = Study(
+    name="token-classification",
+    question="Does predicting the caption's tokens help a small batch?",
+    about=(
+        "SigLIP alone, and with SuperCLIP's term of weight 1: one linear layer predicts from the image's mean token "
+        "which tokens are in the caption. SuperCLIP says that it makes up for a small batch; here it is 64."
+    ),
+    data="scenes:drawings=200,objects=5,languages=en",
+    runs=(Run("without", "siglip", AUTO), Run("with", "siglip", AUTO | {"token_weight": 1.0})),
+    figures=(
+        Figure("retrieval", "image_to_text_r1", "image to text, R@1", ("without", "with"), "SuperCLIP"),
+        Figure("retrieval", "text_to_image_r1", "text to image, R@1", ("without", "with"), "SuperCLIP"),
+    ),
+    budgets={
+        "cpu-hour": Budget(TINIER | {"batch_size": 64, "steps": 960}, {"count": 500}),
+        "gpu-10min": Budget(LARGER | {"batch_size": 64, "steps": 4000}, {"count": 500}),
+    },
+)
+
+_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
 STUDIES = {study.name: study for study in _ALL}

@@ -135,7 +135,8 @@ def test_a_frozen_batch_is_memorised(name: str, learn: Any) -> None:
             pairs_only = recipe.architecture.frozen and recipe.architecture.text is not None
             # Hard negatives begin far from their images, as the bias is -10: their loss rises with it first.
             before = max(row[loss] for row in own) if objective.name == "hard_negatives" else own[0][loss]
-            assert own[-1][loss] < (0.3 if pairs_only else 0.05) * before, loss
+            labels = objective.name == "token_classification"  # whose entropy is left: several tokens are in a caption
+            assert own[-1][loss] < (0.5 if labels else 0.3 if pairs_only else 0.05) * before, loss
 
 
 @pytest.mark.parametrize("name", reading("aref"))

@@ -165,6 +165,24 @@ def test_the_chunked_cross_entropy_and_its_slopes_are_autograds(
     assert_same(ours, value_and_slopes(plain_cross_entropy, arguments, 3), EXACT)
 
 
+@quick
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 4), st.integers(1, 8), st.integers(1, 4))
+def test_several_targets_of_a_row_are_that_row_several_times(
+    seed: int, count: int, several: int, vocabulary: int, chunk: int
+) -> None:
+    hidden, weight, bias, targets, weights = tokens(seed, count * several, 3, vocabulary)
+    once = [hidden[::several], weight, bias, targets.view(count, several), weights.view(count, several)]
+
+    def plain(hidden: Tensor, *others: Tensor) -> Tensor:
+        return plain_cross_entropy(hidden.repeat_interleave(several, 0), *others[:2], targets, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        row = 8 * vocabulary  # bytes
+        patch.setattr(fused, "CPU", fused.CPU._replace(block=row * chunk, tokens=1, strip=row * max(1, chunk // 2)))
+        ours = value_and_slopes(linear_cross_entropy, once, 3)
+    assert_same(ours, value_and_slopes(plain, once, 3), EXACT)
+
+
 def test_without_tokens_the_loss_is_zero_with_zero_slopes() -> None:
     loss, *slopes = value_and_slopes(linear_cross_entropy, tokens(0, 0, 4, 5), 3)
     assert loss == 0 and [tuple(x.shape) for x in slopes] == [(0, 4), (5, 4), (5,)]

@@ -16,7 +16,11 @@ NAMED = 3  # files that can't be read
 
 
 def search_index(
-    model: Annotated[str, tyro.conf.Positional], folder: Annotated[str, tyro.conf.Positional], *, out: Path
+    model: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[str, tyro.conf.Positional],
+    *,
+    out: Path,
+    dim: int | None = None,
 ) -> None:
     """Embed the images of a folder and of those below it, into an index to search.
 
@@ -26,6 +30,7 @@ def search_index(
         model: a run, its model/ folder, or a hub id.
         folder: of images.
         out: the index's folder.
+        dim: numbers of a vector, one of those that the model was trained at by --nested; by default all.
     """
     library()
     check(folder, out)
@@ -34,7 +39,7 @@ def search_index(
     def say(words: str) -> None:
         print(f"{time.perf_counter() - began:8.1f} s  {words}", flush=True)
 
-    index = IndexFolder.build(load(model), folder, out, say)
+    index = IndexFolder.build(load(model), folder, out, say, dim)
     say(f"{len(index.files)} images in {out}")
     if lost := [str(path.relative_to(index.about["folder"])) for path in index.unreadable]:
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""

@@ -93,6 +93,9 @@ tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
 {% endif %}{% if has_text and not pair and format != "timm" %}
 Texts are padded to exactly {{ length }} tokens, lower-cased by the tokenizer, and need no attention mask: anything else
 silently gives other embeddings.
+{% endif %}{% if nested and format != "timm" %}
+Embeddings of images and texts may be cut to their first {{ nested | join(" or ") }} numbers, if their length is made 1
+again: the model was trained to compare them so, too.
 {% endif %}{% if has_decoder and format == "transformers" %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
 {% endif %}{% if has_more and format in ("transformers", "onnx") %}
@@ -125,6 +128,7 @@ def write_card(folder: Path, contents: Contents, format: str = "transformers", *
         "has_decoder": model.decoder is not None,
         "has_more": bool(model.beside()),
         "length": model.architecture.length,
+        "nested": model.architecture.nested,
         "resolution": model.architecture.resolution,
         "patches": patches(model.architecture, contents.frame),
     }

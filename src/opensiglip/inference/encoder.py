@@ -144,18 +144,39 @@ class Encoder:
         rows, columns = self.frame.grid(image, len(patches))
         return patches[: rows * columns].unflatten(0, (rows, columns))
 
-    def embed_images(self, images: ImageInputs) -> Tensor:
-        """Unit embeddings [B, D] float32, on the CPU; of a model that pools nothing, the mean of its tokens."""
-        return self.embed_framed(self.framed(load_images(images)))
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """Widths that its embeddings may be cut to, as it was trained to compare them at each (`--nested`)."""
+        return tuple(getattr(getattr(self.pretrained.model, "architecture", None), "nested", ()))
+
+    def cut(self, embeddings: Tensor, dim: int | None) -> Tensor:
+        """Unit embeddings [B, D] -> [B, dim]: the first `dim` numbers, of length 1 again; None keeps all.
+
+        Raises UserError where the model was not trained at that width.
+        """
+        if dim is None or dim == embeddings.shape[-1]:
+            return embeddings
+        if dim not in self.nested:
+            widths = ", ".join(map(str, self.nested))
+            mend = f"; give one of {widths}" if widths else "; train with --nested to have others"
+            raise UserError(f"embeddings of {self.name} have {embeddings.shape[-1]} numbers, not {dim}{mend}.")
+        return F.normalize(embeddings[..., :dim], dim=-1)
+
+    def embed_images(self, images: ImageInputs, *, dim: int | None = None) -> Tensor:
+        """Unit embeddings [B, D] float32, on the CPU; of a model that pools nothing, the mean of its tokens.
+
+        `dim`: as in `cut`.
+        """
+        return self.cut(self.embed_framed(self.framed(load_images(images))), dim)
 
     def embed_framed(self, framed: Sequence[Tensor]) -> Tensor:
-        """The same of images that `framed` gave."""
+        """The same of images that `framed` gave, whole."""
         return F.normalize(pooled_features(self._encode_framed(framed)), dim=-1).cpu()
 
-    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
-        """Unit embeddings [T, D] float32, on the CPU. Raises UserError without a text tower."""
+    def embed_texts(self, texts: str | Sequence[str], *, dim: int | None = None) -> Tensor:
+        """Unit embeddings [T, D] float32, on the CPU; `dim` as in `cut`. Raises UserError without a text tower."""
         with memory_errors():
-            return self.encode_texts([texts] if isinstance(texts, str) else list(texts)).cpu()
+            return self.cut(self.encode_texts([texts] if isinstance(texts, str) else list(texts)), dim).cpu()
 
     def features(self, images: ImageInputs) -> Tensor:
         """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError where images have unlike shapes."""
@@ -193,7 +214,7 @@ class Encoder:
             raise UserError("search by a text or by an image: give one of the two.")
         query = self.embed_images([image])[0] if text is None else self.embed_texts(text)[0]  # type: ignore[list-item]
         index = self.index(where) if isinstance(where, str | Path) else where
-        return index.nearest(query, count)
+        return index.nearest(self.cut(query, index.dim) if index.dim in self.nested else query, count)
 
     def with_vision(self, vision: Any) -> Self:
         """The same model with another image tower."""

@@ -44,6 +44,8 @@ class Embeds(Protocol):
 
     def embed_framed(self, framed: Sequence[Tensor]) -> Tensor: ...
 
+    def cut(self, embeddings: Tensor, dim: int | None) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class File:
@@ -80,14 +82,20 @@ class IndexFolder:
 
     @classmethod
     def build(
-        cls, encoder: Embeds, folder: str | Path, out: str | Path, say: Say = lambda words: None
+        cls,
+        encoder: Embeds,
+        folder: str | Path,
+        out: str | Path,
+        say: Say = lambda words: None,
+        dim: int | None = None,
     ) -> "IndexFolder":
-        """Embed what is new below a folder, leave out what is gone, write the index; damaged rows are embedded again.
+        """Embed what is new below a folder, leave out what is gone, write the index, of vectors of `dim` numbers; damaged rows
+        are embedded again.
 
-        Raises UserError where `check` does, and where `out` is of another model.
+        Raises UserError where `check` does, and where `out` is of another model or width.
         """
         source, place = check(folder, out), Path(out)
-        about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder)}
+        about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder, dim)}
         width = len(about["probe"])
         if (place / ABOUT).is_file():
             check_model(place, read_about(place), about["probe"])
@@ -108,7 +116,7 @@ class IndexFolder:
             with ThreadPoolExecutor(THREADS) as pool:
                 for start in range(0, len(wanted), PART):
                     some = wanted[start : start + PART]
-                    rows = embedded(encoder, source, some, pool)
+                    rows = embedded(encoder, source, some, pool, dim)
                     write_rows(place / f"part-{part:06d}.parquet", rows, width)
                     known |= rows
                     part += 1
@@ -155,11 +163,16 @@ class IndexFolder:
             raise UserError(f"{self.path} holds parts of two builds; give its `opensiglip search-index` again.")
         return found
 
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return int(self.vectors.d)
+
     def nearest(self, query: Tensor, count: int) -> list[Hit]:
         """The images whose cosine with the unit embedding [D] is largest, best first. Raises UserError."""
-        if len(query) != self.vectors.d:
+        if len(query) != self.dim:
             raise UserError(
-                f"{self.path} holds vectors of {self.vectors.d} numbers, and the model gives {len(query)}; ask the "
+                f"{self.path} holds vectors of {self.dim} numbers, and the model gives {len(query)}; ask the "
                 f"model that it was made with, {self.about['model']}."
             )
         scores, places = self.vectors.search(query.float().numpy()[None], min(count, self.vectors.ntotal))
@@ -227,7 +240,7 @@ def images_below(folder: Path) -> Iterator[Path]:
 
 
 def embedded(
-    encoder: Embeds, folder: Path, files: Sequence[File], pool: ThreadPoolExecutor
+    encoder: Embeds, folder: Path, files: Sequence[File], pool: ThreadPoolExecutor, dim: int | None
 ) -> dict[File, np.ndarray | str]:
     """Each file's unit vector [D] float32, or why it can't be read; decoded and framed in threads."""
 
@@ -240,7 +253,7 @@ def embedded(
     found = dict(zip(files, pool.map(read, files), strict=True))
     readable = [file for file, image in found.items() if not isinstance(image, str)]
     images = [image for image in found.values() if not isinstance(image, str)]
-    vectors = list(encoder.embed_framed(images)) if images else []
+    vectors = list(encoder.cut(encoder.embed_framed(images), dim)) if images else []
     rows: dict[File, np.ndarray | str] = {file: reason for file, reason in found.items() if isinstance(reason, str)}
     return rows | {file: vector.numpy() for file, vector in zip(readable, vectors, strict=True)}
 
@@ -302,15 +315,20 @@ def write_vectors(path: Path, vectors: np.ndarray) -> None:
         faiss.write_index(index, str(part))
 
 
-def probe(encoder: Embeds) -> list[float]:
+def probe(encoder: Embeds, dim: int | None) -> list[float]:
     """The vector of one fixed image, by which a model is known again whatever it is called."""
     ramp = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
-    return [round(value, 6) for value in encoder.embed_framed(encoder.framed([load_image(ramp)]))[0].tolist()]
+    vector = encoder.cut(encoder.embed_framed(encoder.framed([load_image(ramp)])), dim)[0]
+    return [round(value, 6) for value in vector.tolist()]
 
 
 def check_model(place: Path, before: dict[str, Any], now: list[float]) -> None:
-    """Raises UserError where an index is of another model than the one with this probe."""
-    if len(before["probe"]) != len(now) or float(np.dot(before["probe"], now)) < SAME:
+    """Raises UserError where an index is of another model or width than the one with this probe."""
+    if len(before["probe"]) != len(now):
+        raise UserError(
+            f"--out {place} holds vectors of {len(before['probe'])} numbers, and these have {len(now)}; name another index."
+        )
+    if float(np.dot(before["probe"], now)) < SAME:
         raise UserError(f"--out {place} was made with another model, {before['model']}; name another index.")
 
 

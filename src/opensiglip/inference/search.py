@@ -31,6 +31,10 @@ class Searchable(Protocol):
     @property
     def unreadable(self) -> dict[Path, str]: ...
 
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+
     def nearest(self, query: Tensor, count: int) -> list[Hit]:
         """The images whose cosine with the unit embedding [D] is largest, best first."""
 
@@ -71,6 +75,11 @@ class Index:
         if not parts:
             raise UserError(f"none of the images in {folder} can be read; check the folder.")
         return cls(files, torch.cat(parts), unreadable)
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return self.embeddings.shape[1]
 
     def nearest(self, query: Tensor, count: int) -> list[Hit]:
         """The images whose cosine with the unit embedding [D] is largest, best first."""

@@ -10,7 +10,8 @@ from opensiglip.losses.fused import fuse, result, tile_sizes
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """sum_m w_m * -log softmax(W h_m + b)[y_m], chunked over tokens.
 
-    hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32. Under autocast the products run in
+    hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32; or both [M, K], which are K targets
+    of each row: the sum is over them too. Under autocast the products run in
     its dtype, but for fp16: the slopes are formed here, before the loss is scaled, and most of them would be 0 in it.
     M may be 0: the loss is then 0, with zero gradients.
     """

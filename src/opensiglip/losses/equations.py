@@ -115,18 +115,20 @@ def softmax_slopes(
 
 
 def cross_entropy_block(logits: Tensor, targets: Tensor, weights: Tensor, *, slopes: bool) -> tuple[Tensor, ...]:
-    """sum_m w_m * -log softmax(z_m)[y_m] over one block of tokens.    (CapPa, Sec. 3)
+    """sum_m sum_k w_mk * -log softmax(z_m)[y_mk] over one block of rows.    (CapPa, Sec. 3, where k is 1)
 
-    logits z [M, V] are overwritten; targets [M], weights [M]. Returns the sum and, with `slopes`, its gradient by z.
+    logits z [M, V] are overwritten; targets and weights [M], or [M, K] for several targets a row. Returns the sum and,
+    with `slopes`, its gradient by z.
     """
+    targets, weights = targets.view(len(targets), -1), weights.view(len(targets), -1)
     logits.sub_(logits.amax(-1, keepdim=True))
-    hit = logits.gather(1, targets[:, None])[:, 0]
-    total = logits.mul_(LOG2_E).exp2_().sum(-1)
+    hit = logits.gather(1, targets)
+    total = logits.mul_(LOG2_E).exp2_().sum(-1, keepdim=True)
     loss = (weights * (total.log() - hit)).sum()
     if not slopes:
         return (loss,)
-    slope = logits.mul_((weights / total)[:, None])
-    slope[torch.arange(len(targets), device=targets.device), targets] -= weights
+    slope = logits.mul_(weights.sum(1, keepdim=True) / total)
+    slope.scatter_add_(1, targets, -weights)
     return loss, slope
 
 

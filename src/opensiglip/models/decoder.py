@@ -161,7 +161,7 @@ class Vocabulary(nn.Module):
     ) -> Tensor:
         """hidden [M, D] -> logits [M, V], or [M, A] of the ids `among` [A] alone.
 
-        With targets and weights [M], the weighted sum of -log p instead.
+        With targets and weights [M] or [M, K], the weighted sum of -log p instead.
         """
         if among is not None:
             return F.linear(hidden, self.weight[among], self.bias[among])

@@ -113,6 +113,19 @@ class Architecture:
     t5: Shape | None = None  # PaLI's encoder-decoder; each half so deep
     pair: PairShape | None = None  # pretrained towers of other makes, and heads over them
     interpolation: str = "bilinear"  # how images are resized: bilinear or bicubic, as an image tower was trained
+    nested: tuple[int, ...] = ()  # widths that embeddings may be cut to, as pairwise terms compare them so, too
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a nested width is none of an embedding's part."""
+        if wrong := [width for width in self.nested if not 0 < width < self.embedding]:
+            raise UserError(f"--nested {wrong[0]} is no part of an embedding of {self.embedding} numbers; give fewer.")
+
+    @property
+    def embedding(self) -> int:
+        """Numbers of an embedding."""
+        if self.coca is not None:
+            return self.coca.embed
+        return self.vision.width if self.foreign is None or self.foreign.vision is None else self.foreign.embed
 
     @property
     def foreign(self) -> PairShape | None:
@@ -128,7 +141,7 @@ class Architecture:
         """The inverse of `to_json`."""
         kinds: dict[str, Any] = {"coca": CoCaShape, "pair": PairShape}
         shapes = {key: kinds.get(key, Shape)(**value) for key, value in stored.items() if isinstance(value, dict)}
-        return cls(**{**stored, **shapes})
+        return cls(**{**stored, **shapes, "nested": tuple(stored.get("nested", ()))})
 
 
 def architecture(

@@ -14,6 +14,7 @@ HOMES = {
     "Momentum": "base",
     "Sigmoid": "contrastive",
     "Softmax": "contrastive",
+    "TokenClassification": "token_classification",
 }
 
 

@@ -1,16 +1,18 @@
 """Images and texts compared: which belong together?"""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.losses.pairwise import sigmoid_loss, softmax_loss
 from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import Architecture
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise, PerExample
 from opensiglip.types import Batch
@@ -29,6 +31,9 @@ class Sigmoid(Pairwise):
     itself and the mean counts (SILC aligns each global view). Where the batch has k texts of each image, there are k
     rows of it, so that each text counts as a positive once. With `probe_width` the image is pooled by a probe of this
     term's own, so that it may summarise the image otherwise than the tower does (TIPS: a second CLS token).
+
+    Where the networks have `nested` widths, L is added of the first w numbers of x and y, normalised again, for each of
+    these w, with the same t and b.    (Matryoshka, arXiv:2205.13147, Eq. 1 with c_m = 1)
     """
 
     name = "sigmoid"
@@ -47,11 +52,15 @@ class Sigmoid(Pairwise):
         """`logit_bias`: where b starts, a number or "auto" (`start_bias`). Raises UserError on anything else."""
         super().__init__(weight=weight)
         self.image, self.text, self.multi_positive, self.name = image, text, multi_positive, name
+        self.nested: tuple[int, ...] = ()
         self.logit_bias = logit_bias
         start_bias(logit_bias, 2)
         self.probe: nn.Parameter | None = None
         if probe_width is not None:  # it starts as the tower's own
             self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+        self.nested = architecture.nested
 
     @torch.no_grad()
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
@@ -79,11 +88,15 @@ class Sigmoid(Pairwise):
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
         views, text, *others = rows  # has_text, and the group if the batch has one
-        losses = [
-            sigmoid_loss(view.contiguous(), text, *shared, *others, multi_positive=self.multi_positive)
-            for view in views.unbind(1)
-        ]
-        return torch.stack(losses).mean()
+
+        def compared(views: Tensor, text: Tensor) -> Tensor:
+            losses = [
+                sigmoid_loss(view.contiguous(), text, *shared, *others, multi_positive=self.multi_positive)
+                for view in views.unbind(1)
+            ]
+            return torch.stack(losses).mean()
+
+        return at_widths(compared, views, text, self.nested)
 
 
 class HardNegatives(PerExample):
@@ -106,6 +119,16 @@ class HardNegatives(PerExample):
             cosines = (image[:, None] * text.unflatten(0, has.shape)).sum(-1)
             logits = encoded.model.logit_scale.exp() * cosines + encoded.model.logit_bias
         return torch.where(has, F.softplus(logits), 0.0).sum()
+
+
+def at_widths(
+    compare: Callable[[Tensor, Tensor], Tensor], image: Tensor, text: Tensor, nested: Sequence[int]
+) -> Tensor:
+    """The comparison of unit embeddings [..., D], plus that of their first `nested` numbers, normalised again."""
+    total = compare(image, text)
+    for width in nested:
+        total = total + compare(*(F.normalize(x[..., :width], dim=-1) for x in (image, text)))
+    return total
 
 
 def start_bias(wanted: str, batch_size: int) -> float:
@@ -131,7 +154,7 @@ class Softmax(Pairwise):
     L2-normalised; n counts the examples that have a text, and only those are candidates. Examples of one image (batch
     field "group") are no candidates for each other; with `multi_positive` they are, and the log-probabilities of all k
     are averaged. After each step t is clipped to `most`: 100 in CLIP, "found necessary to prevent training
-    instability".
+    instability". `nested` widths are as in `Sigmoid`.
     """
 
     name = "softmax"
@@ -139,6 +162,10 @@ class Softmax(Pairwise):
     def __init__(self, *, most: float = 100.0, multi_positive: bool = False, weight: float = 1.0) -> None:
         super().__init__(weight=weight)
         self.most, self.multi_positive = most, multi_positive
+        self.nested: tuple[int, ...] = ()
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+        self.nested = architecture.nested
 
     @torch.no_grad()
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
@@ -155,7 +182,11 @@ class Softmax(Pairwise):
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
         image, text, *others = rows  # has_text, and the group if the batch has one
-        return softmax_loss(image, text, *shared, *others, multi_positive=self.multi_positive)
+
+        def compared(image: Tensor, text: Tensor) -> Tensor:
+            return softmax_loss(image, text, *shared, *others, multi_positive=self.multi_positive)
+
+        return at_widths(compared, image, text, self.nested)
 
     @torch.no_grad()
     def constrain(self, model: Model) -> None:

@@ -20,6 +20,8 @@ def siglip(
     logit_bias: str = "-10",
     multi_positive: bool = False,
     hard_negatives: Annotated[int, Bounds(at_least=0, at_most=8)] = 0,
+    token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
     """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
 
@@ -34,8 +36,11 @@ def siglip(
             no negatives.
         hard_negatives: texts of an image that nearly fit it, and are negatives of it alone (NegCLIP): of the column
             `negative_caption`, of scenes by their grammar; 0 in the paper.
+        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
+            none, 1 the paper's.
+        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
     """
-    networks = architecture(size, resolution, length=length, text=True)
+    networks = replace(architecture(size, resolution, length=length, text=True), nested=nested)
     frame = data.Frame(networks.resolution, crop_area)
     hard = [data.HardTexts(hard_negatives)] if hard_negatives else []
     return Recipe(
@@ -45,6 +50,7 @@ def siglip(
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             *([objectives.HardNegatives()] if hard else []),
+            *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],
     )
 
@@ -60,6 +66,7 @@ def align(
     captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "auto",
+    nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
     """Two pretrained towers that stay as they are, and heads that learn to bring them together.    (LiT; SAIL)
 
@@ -76,10 +83,12 @@ def align(
         captions: different captions of each image at a step, all of them its positives.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
         logit_bias: where the sigmoid's bias starts: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
     """
     networks = replace(
         architecture(size, resolution, length=length, text=True),
         pair=PairShape(head=head, embed=embed, dropout=dropout),
+        nested=nested,
     )
     frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
@@ -97,6 +106,8 @@ def clip(
     resolution: Annotated[int | None, Bounds(at_least=1)] = None,
     length: Annotated[int, Bounds(at_least=8)] = 64,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
     """CLIP: the right text among all texts, the right image among all images.    (arXiv:2103.00020)
 
@@ -105,14 +116,22 @@ def clip(
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
         length: tokens of a text.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
+            none, 1 the paper's.
+        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
     """
-    networks = replace(architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False)
+    networks = replace(
+        architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False, nested=nested
+    )
     frame = data.Frame(networks.resolution, crop_area)
     return Recipe(
         networks,
         frame,
         fields=[data.Images(frame), data.Texts()],
-        objectives=[objectives.Softmax()],
+        objectives=[
+            objectives.Softmax(),
+            *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
+        ],
     )
 
 

@@ -26,6 +26,8 @@ def siglip2_naflex(
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
     multi_positive: bool = False,
+    token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
     budgets: Annotated[tuple[int, ...] | None, Bounds(at_least=1)] = None,
 ) -> Recipe:
     """SigLIP 2 NaFlex: SigLIP + LocCa on images of their own aspect ratio, at many sizes.    (arXiv:2502.14786)
@@ -48,6 +50,9 @@ def siglip2_naflex(
         logit_bias: where the sigmoid's bias starts if no run is continued: -10, another number, or auto.
         multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
             no negatives.
+        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
+            none, 1 the paper's.
+        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
         budgets: patches of an image, one drawn for each batch; by default the paper's 128 256 576 784 1024, for tiny,
             whose squares have 64 patches instead of 256, a quarter of these. The largest has half the batch.
     """
@@ -68,14 +73,18 @@ def siglip2_naflex(
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     frame = data.NaFlex(patch, square, chosen, crop_area)
     return Recipe(
-        replace(networks, naflex=True),
+        replace(networks, naflex=True, nested=nested),
         frame,
         fields=[
             data.Images(frame),
             data.Texts(),
             data.Captions(tasks, parallel=parallel, boxes=written, regions=regions),
         ],
-        objectives=[objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive), objectives.Caption()],
+        objectives=[
+            objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
+            objectives.Caption(),
+            *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
+        ],
         tasks=tasks,
         boxes=written,
         # The schedule counts examples, and the largest budget takes two steps for a batch of them.

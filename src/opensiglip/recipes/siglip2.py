@@ -1,5 +1,6 @@
 """SigLIP 2: the sum of the others, and the fine-tuning of its smaller models."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from opensiglip import data, objectives
@@ -27,6 +28,8 @@ def siglip2(
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
     masked_weight: Annotated[float | None, Bounds(at_least=0)] = None,
+    token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
     """SigLIP 2: SigLIP + LocCa; in the last fifth also SILC and TIPS.    (arXiv:2502.14786)
 
@@ -54,6 +57,9 @@ def siglip2(
         momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
         prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
         masked_weight: of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
+        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
+            none, 1 the paper's.
+        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
     """
     networks = architecture(
         size,
@@ -66,6 +72,7 @@ def siglip2(
         decoder_bias=decoder_bias,
         image_positions=image_positions,
     )
+    networks = replace(networks, nested=nested)
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
@@ -92,6 +99,7 @@ def siglip2(
                 start=start,
                 momentum=teacher,
             ),
+            *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],
         tasks=tasks,
         boxes=written,

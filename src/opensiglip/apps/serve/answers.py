@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from opensiglip.apps.serve.batcher import Question
@@ -49,6 +51,10 @@ class Answers:
     def framed(self, image: Tensor) -> Tensor:
         """An image as the model sees it; made where it is decoded, so that the batches' thread only encodes."""
         return self.predictor.framed([image])[0]
+
+    def cut(self, vector: np.ndarray, dimensions: int | None) -> np.ndarray:
+        """A unit vector [D] of so many numbers. Raises UserError where the model was not trained at that width."""
+        return self.predictor.cut(torch.from_numpy(vector), dimensions).numpy()
 
     def tokens(self, texts: Sequence[str]) -> int:
         """The tokens of texts, for OpenAI's `usage`."""

@@ -85,7 +85,7 @@ class Server:
         pixels = [image for image in images if image is not None]
         both = await asyncio.gather(self._ask(Question("text"), texts), self._ask(Question("image"), pixels))
         of_text, of_image = map(iter, both)
-        vectors = [next(of_text if image is None else of_image) for image in images]
+        vectors = [self.answers.cut(next(of_text if image is None else of_image), asked.dimensions) for image in images]
         tokens = self.answers.tokens(texts)
         rows = [
             {"object": "embedding", "index": place, "embedding": _encoded(vector, asked.encoding_format)}

@@ -30,7 +30,7 @@ OTHER_URL = re.compile(r"data:(?:[\w.+-]{1,40}/[\w.+-]{1,40}[;,]|;base64,)", re.
 SEND = "send data:image/png;base64,..."
 LISTS = ("input", "labels")  # fields of a form that may come several times
 OF_FIELDS = {
-    "dimensions": "this model's embeddings have one width; leave it out",
+    "dimensions": "send a whole number of at least 1",
     "encoding_format": 'send "float" or "base64"',
     "num_beams": "send a whole number from 1 to 8",
 }
@@ -137,6 +137,7 @@ class EmbeddingsAsked(Asked):
     """OpenAI's, of images too."""
 
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1), BeforeValidator(_no_bool)] | None = None  # a width of --nested, or all
 
 
 class ClassifyAsked(Asked):

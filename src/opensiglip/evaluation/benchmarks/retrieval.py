@@ -19,7 +19,8 @@ SHOWN = 3  # captions or images below a sample
 def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """R@1, 5, 10 of both ways between all images and all captions of a language; any of an image's captions counts.
 
-    On whole images squashed to a square, by dot products.    (big_vision evaluators/proj/image_text/
+    Of a model with nested widths also with its embeddings cut to each, as `image_to_text_at_64_r1`. On whole images
+    squashed to a square, by dot products.    (big_vision evaluators/proj/image_text/
     image_text_retrieval.py:23-85.) In several languages each is judged by itself, and the figures above them are their
     means (as on XM3600). Intervals: bootstrap over images.
     """
@@ -29,7 +30,8 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
     if not languages:
         raise NotApplicable("the examples have no captions")
     images = F.normalize(examples.pooled, dim=-1)
-    rows: dict[str, list[tuple[int, int, str]]] = {"image_to_text": [], "text_to_image": []}  # (rank, image, language)
+    widths = {f"_at_{width}": width for width in model.nested} | {"": None}  # that embeddings are cut to; all come last
+    rows: dict[str, list[tuple[int, int, str]]] = {}  # (rank, image, language)
     samples: list[Sample] = []
     count: dict[str, int] = {}  # captions by language
     for language in context.progress(languages, "retrieval", len(languages)):
@@ -43,10 +45,14 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
         owners = torch.tensor([place for place, _ in captions], device=images.device)
         texts = model.encode_texts([text for _, text in captions])
         with_text = owners.unique()
-        to_text = ranks(images[with_text], texts, with_text, owners).tolist()
-        to_image = ranks(texts, images, owners, torch.arange(len(images), device=images.device)).tolist()
-        rows["image_to_text"] += zip(to_text, with_text.tolist(), [language] * len(to_text), strict=True)
-        rows["text_to_image"] += zip(to_image, owners.tolist(), [language] * len(to_image), strict=True)
+        for at, width in widths.items():
+            shown, written = model.cut(images, width), model.cut(texts, width)
+            to_text = ranks(shown[with_text], written, with_text, owners).tolist()
+            to_image = ranks(written, shown, owners, torch.arange(len(images), device=images.device)).tolist()
+            of_images = zip(to_text, with_text.tolist(), [language] * len(to_text), strict=True)
+            of_texts = zip(to_image, owners.tolist(), [language] * len(to_image), strict=True)
+            rows.setdefault(f"image_to_text{at}", []).extend(of_images)
+            rows.setdefault(f"text_to_image{at}", []).extend(of_texts)
         if not samples:
             samples = _caption_samples(examples, images, texts, captions, with_text.tolist(), to_text)
             samples += _image_samples(examples, images, texts, captions, to_image)

@@ -91,7 +91,7 @@ def make_plan(learner: Learner, data: DataPlan, setting: Setting) -> Plan:
         wide,
         sum(size(p) for p in learner.parameters() if p.requires_grad),
         last.examples,
-        learner.model.vision.width,
+        learner.model.vision.width + sum(learner.model.architecture.nested),
         losses,
         setting.ranks,
         setting.shard,
