@@ -99,7 +99,8 @@ def distinct_recipes() -> list[str]:
     for name, function in RECIPES.items():
         recipe = function(size="tiny")
         networks = recipe.architecture
-        kind = tuple(type(objective) for objective in recipe.objectives), networks.naflex, bool(networks.coca)
+        terms = tuple((type(objective), objective.teacher) for objective in recipe.objectives)
+        kind = terms, networks.naflex, bool(networks.coca)
         found.setdefault(kind, name)
     return list(found.values())
 

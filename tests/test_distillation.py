@@ -476,6 +476,40 @@ def test_a_step_compiles_whole(name: str, small: Small, visits: list[Visit], pip
     assert max(gaps.values()) < 1e-10
 
 
+def test_tips2_predicts_every_patch_from_a_teacher_that_is_the_students_tower(
+    small: Small, visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe = small("tips2")
+    batch = exact(collate(recipe, draw(recipe, visits[:4], pipeline), pipeline))
+    torch.manual_seed(0)
+    learner = Learner.new(recipe, pipeline).double()
+    assert learner.teacher is None and not any(name.startswith("teacher") for name in learner.state_dict())
+    term, vision = learner.objectives["masked_patches"], learner.model.vision
+    assert isinstance(term, MaskedPatches)
+    torch.nn.init.normal_(term.token)
+    torch.nn.init.normal_(term.slow_head.copy.prototypes)  # another head than the student's
+    encoded = Encoded(learner.model, batch, learner.teacher)
+    encoded.image("global")  # as the sigmoid asks for it
+    ours = term(encoded)
+    whole = batch["global"].flatten(0, 1)
+    with torch.no_grad():
+        answers = (term.slow_head(vision(whole).tokens) / 0.04).softmax(-1)
+    student = term.head(vision(whole, batch["mask_indices"], term.token).tokens)
+    assert student.shape[1] == 16 > batch["mask_indices"].shape[1]
+    plain = -(answers * (student / 0.1).log_softmax(-1)).sum(-1).mean(1).sum()
+    weights = [p for p in (*vision.parameters(), *term.head.parameters(), term.token) if p.requires_grad]
+    slopes = [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (ours, plain)]
+    assert ours.item() == pytest.approx(plain.item(), abs=1e-10)
+    gaps = [float((x - y).abs().max()) for x, y in zip(*slopes, strict=True) if x is not None and y is not None]
+    assert len(gaps) > 20 and max(gaps) < 1e-10
+    late = Encoded(learner.model, batch, learner.teacher)  # asked for before the sigmoid does
+    assert torch.equal(late.teacher("global").tokens, encoded.teacher("global").tokens)
+    assert not late.teacher("global").tokens.requires_grad and late.image("global").tokens.requires_grad
+    before = term.slow_head.copy.prototypes.clone()
+    learner.after_step(encoded.notes | learner(batch, denominators(learner, [batch])).notes, 0.5)
+    assert not torch.equal(term.slow_head.copy.prototypes, before), "the head's average moves"
+
+
 def test_tips_pools_by_two_probes_and_silc_aligns_both_views(
     small: Small, visits: list[Visit], pipeline: TextPipeline
 ) -> None:

@@ -26,6 +26,8 @@ from opensiglip.models.short_start import waves
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.optimizers.make import OptimizerName
+from opensiglip.training.optimizers.muon import hidden_matrices
 from opensiglip.training.planning import check
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import make_plan, mends
@@ -130,6 +132,20 @@ def test_weights_moments_and_teacher_are_those_of_the_learner(data: Callable[[Re
     trained = sum(p.numel() * 4 for p in learner.parameters() if p.requires_grad)
     assert memory.weights + memory.teacher == whole
     assert (memory.moments, memory.all_gradients) == (2 * trained, trained)
+
+
+def test_adafactors_state_is_a_quarter_of_adamws_and_muons_half_in_matrices(
+    data: Callable[[Recipe], DataPlan],
+) -> None:
+    recipe = tiny("siglip")
+    plan = data(recipe)
+    learner, shapes = meta_learner(recipe, plan.pipeline), batch_shapes(plan, 0.0)[0]
+    names: tuple[OptimizerName, ...] = ("adamw", "muon", "adafactor")
+    held = [fake_step(learner, shapes, 0.0, Setting("cpu", "no", optimizer=name)).memory.moments for name in names]
+    matrices = hidden_matrices(learner)
+    in_matrices = sum(p.numel() * 4 for p in learner.parameters() if id(p) in matrices)
+    assert held[1] == held[0] - in_matrices and in_matrices > 0.3 * held[0] / 2
+    assert 0.25 < held[2] / held[0] < 0.3
 
 
 def test_checkpointing_parts_and_sharding_hold_less(data: Callable[[Recipe], DataPlan]) -> None:

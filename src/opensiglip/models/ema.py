@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Momentum:
-    """How much an average keeps at each step: `start`, or from there to `end` along a cosine (DINO's schedule)."""
+    """How much an average keeps at each step: `start`, or from there to `end` along a cosine (DINO's schedule).
+
+    With `heads_alone` only the heads have averages, and the teacher's tower is the student's (TIPSv2).
+    """
 
     start: float
     end: float | None = None
+    heads_alone: bool = False
 
     def at(self, progress: float) -> float:
         """Its value when the share `progress` of the teacher's time is over."""

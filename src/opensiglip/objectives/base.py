@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from opensiglip.data.text import TextPipeline
@@ -46,11 +47,13 @@ class Encoded:
         return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["mask_indices"], token))
 
     def teacher(self, view: str) -> Features:
-        """The EMA teacher's features of a batch field; no gradient."""
+        """The teacher's features of a batch field, of its EMA tower or without one of the student's; no gradient."""
 
+        @torch.no_grad()
         def encode() -> Features:
-            assert self.ema is not None, "this recipe has no teacher"
-            features: Features = self.ema(self._pixels(view))
+            if self.ema is None and f"image:{view}" in self.passes:
+                return Features(*(None if x is None else x.detach() for x in self.passes[f"image:{view}"]))  # type: ignore[arg-type]
+            features: Features = (self.model.vision if self.ema is None else self.ema)(self._pixels(view))
             return features
 
         return self._once(f"teacher:{view}", encode)

@@ -123,14 +123,25 @@ class MaskedPatches(Distilled):
     """At each hidden patch, predict the teacher's probabilities there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
 
     L = -1/B sum_b mean over hidden i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
+    With `visible`, the mean is over all patches, hidden or not (iBOT++ of TIPSv2; that all weigh the same is ours).
     Reads "global" [B, 1, 3, S, S] and "mask_indices" [B, M], places of patches.
     """
 
     name = "masked_patches"
     least_information = 0.1  # many patches look the same
 
-    def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
+    def __init__(
+        self,
+        width: int,
+        head: HeadShape,
+        *,
+        weight: float,
+        start: float,
+        momentum: Momentum = DINO,
+        visible: bool = False,
+    ) -> None:
         super().__init__(width, head, weight=weight, start=start, momentum=momentum)
+        self.visible = visible
         self.token = nn.Parameter(torch.zeros(width))  # what stands in place of a hidden patch
 
     def live(self, batch: Batch) -> Tensor:
@@ -140,7 +151,7 @@ class MaskedPatches(Distilled):
         mask_indices = encoded["mask_indices"]
 
         def there(tokens: Tensor) -> Tensor:
-            return tokens.take_along_dim(mask_indices[..., None], 1)  # [B, M, D]
+            return tokens if self.visible else tokens.take_along_dim(mask_indices[..., None], 1)  # [B, M, D]
 
         teacher = self.assign(encoded, there(encoded.teacher("global").tokens))
         student = self.head(there(encoded.masked("global", self.token).tokens))

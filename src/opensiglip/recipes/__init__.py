@@ -2,7 +2,7 @@
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
 from opensiglip.recipes.contrastive import clip, coca, lit, siglip
-from opensiglip.recipes.distillation import silc, tips
+from opensiglip.recipes.distillation import silc, tips, tips2
 from opensiglip.recipes.find import build_recipe, check_keywords, find_recipe
 from opensiglip.recipes.naflex import siglip2_naflex
 from opensiglip.recipes.recipe import Continuation, Recipe, RecipeFunction
@@ -35,4 +35,5 @@ __all__ = [
     "silc",
     "tasks",
     "tips",
+    "tips2",
 ]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from opensiglip import data, objectives
 from opensiglip.bounds import Bounds
-from opensiglip.models.sizes import architecture, head
+from opensiglip.models.sizes import Architecture, architecture, head
 from opensiglip.recipes.recipe import Recipe
 
 
@@ -77,9 +77,57 @@ def tips(
         prototypes: of each projection head; by default the paper's 32768, for tiny 1024 (ours).
     """
     networks = architecture(size, resolution, length=length, text=True)
+    teacher = objectives.Momentum(momentum, momentum_end)
+    return _tips(networks, size, mask, logit_bias, multi_positive, teacher, prototypes, visible=False)
+
+
+def tips2(
+    *,
+    size: str = "B/16",
+    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
+    length: Annotated[int, Bounds(at_least=8)] = 64,
+    mask: Annotated[float, Bounds(more_than=0, at_most=1)] = 0.75,
+    logit_bias: str = "-10",
+    multi_positive: bool = False,
+    momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.994,
+    momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
+    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
+) -> Recipe:
+    """TIPSv2: TIPS with every patch predicted, hidden or not, and averages of the heads alone.    (arXiv:2604.12012)
+
+    The loss is that of `tips`, but masked_patches means over all patches (iBOT++), and the teacher is the student's own
+    tower under the EMA of the heads. Weights, mask and momentum are TIPS's, as TIPSv2's are not known here (ours).
+
+    Args:
+        size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
+        length: tokens of a text.
+        mask: share of the patches that is hidden from the student.
+        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
+            no negatives.
+        momentum: of the heads' averages at the start.
+        momentum_end: of them at the end, along a cosine.
+        prototypes: of each projection head; by default TIPS's 32768, for tiny 1024 (ours).
+    """
+    networks = architecture(size, resolution, length=length, text=True)
+    teacher = objectives.Momentum(momentum, momentum_end, heads_alone=True)
+    return _tips(networks, size, mask, logit_bias, multi_positive, teacher, prototypes, visible=True)
+
+
+def _tips(
+    networks: Architecture,
+    size: str,
+    mask: float,
+    logit_bias: str,
+    multi_positive: bool,
+    teacher: "objectives.Momentum",
+    prototypes: int | None,
+    *,
+    visible: bool,
+) -> Recipe:
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     shape = head(size, prototypes or (None if size == "tiny" else 32768))
-    teacher = objectives.Momentum(momentum, momentum_end)
     return Recipe(
         networks,
         data.Frame(side),
@@ -101,6 +149,6 @@ def tips(
                 multi_positive=multi_positive,
             ),
             objectives.LocalToGlobal(width, shape, weight=1.0, start=0.0, momentum=teacher),
-            objectives.MaskedPatches(width, shape, weight=2.0, start=0.0, momentum=teacher),
+            objectives.MaskedPatches(width, shape, weight=2.0, start=0.0, momentum=teacher, visible=visible),
         ],
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
 from opensiglip.recipes.contrastive import align, clip, coca, lit, siglip
-from opensiglip.recipes.distillation import silc, tips
+from opensiglip.recipes.distillation import silc, tips, tips2
 from opensiglip.recipes.naflex import siglip2_naflex
 from opensiglip.recipes.recipe import RecipeFunction
 from opensiglip.recipes.siglip2 import siglip2, siglip2_acid
@@ -22,6 +22,7 @@ _ALL = (
     coca,
     silc,
     tips,
+    tips2,
     siglip2,
     siglip2_naflex,
     siglip2_acid,

@@ -22,7 +22,6 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.disk import refusals, whole_folder
 from opensiglip.distributed import from_first
 from opensiglip.models.model import Model
-from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
@@ -36,6 +35,7 @@ from opensiglip.training.learner import Learner
 from opensiglip.training.lock import held
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
+from opensiglip.training.optimizers.make import make
 from opensiglip.training.planning.check import memory_line
 from opensiglip.training.precision import autocast
 from opensiglip.training.pretrained_towers import frozen_by_default
@@ -217,8 +217,14 @@ def build_loop(
     return Loop(
         accelerator=accelerator,
         learner=learner,
-        optimizer=adamw(
-            learner, config.lr, config.weight_decay, tower_parameters(fitted), config.tower_lr, config.betas
+        optimizer=make(
+            config.optimizer,
+            learner,
+            config.lr,
+            config.weight_decay,
+            tower_parameters(fitted),
+            config.tower_lr,
+            config.betas,
         ),
         plan=plan,
         folder=config.out,

@@ -20,10 +20,10 @@ from opensiglip.json_file import write_json
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner
+from opensiglip.training.optimizers.make import fresh
 from opensiglip.training.sharding import cut, gather
 
 Tensors = dict[str, Tensor]
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
 
 
 def save(
@@ -134,10 +134,11 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
     states = by_parameter(moments)
     _check_names(path, states.keys() | parameters.keys(), parameters.keys())
     for name, found in states.items():
-        _check_names(path, [f"{name}/{key}" for key in found], [f"{name}/{key}" for key in MOMENTS])
+        wanted = fresh(optimizer, parameters[name])
+        _check_names(path, [f"{name}/{key}" for key in found], [f"{name}/{key}" for key in wanted])
         for key, tensor in found.items():
-            _check_shape(path, f"{name}/{key}", tensor, torch.zeros(()) if key == "step" else parameters[name])
-        if not 1 <= float(found["step"]) <= (math.inf if begin else state["step"]):
+            _check_shape(path, f"{name}/{key}", tensor, wanted[key])
+        if "step" in found and not 1 <= float(found["step"]) <= (math.inf if begin else state["step"]):
             raise UserError(
                 f"checkpoint {path} is of step {state['step']}, its {name}/step of {float(found['step']):g}."
             )
@@ -147,16 +148,13 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
         )
     learner.load_state_dict({name: cut(weights[name], like) for name, like in own.items()})
     for name, found in states.items():
-        optimizer.state[parameters[name]] = {
-            key: x if key == "step" else like_parameter(x, parameters[name]) for key, x in found.items()
-        }
+        optimizer.state[parameters[name]] = restored(fresh(optimizer, parameters[name]), found)
     return state
 
 
-@torch.no_grad()
-def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
-    """A parameter's whole moment where the parameter lies: on its device, this rank's slice of it."""
-    return torch.zeros_like(parameter, dtype=value.dtype).copy_(cut(value.to(parameter.device), parameter))
+def restored(state: Tensors, values: Mapping[str, Tensor]) -> Tensors:
+    """An optimizer's `fresh` state of a parameter with the whole `values`: each on its device, this rank's slice."""
+    return {key: like.copy_(cut(values[key].to(like.device), like)) for key, like in state.items()}
 
 
 def by_parameter(moments: Tensors) -> dict[str, Tensors]:

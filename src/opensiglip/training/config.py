@@ -47,7 +47,10 @@ class TrainConfig:
         lr: peak learning rate.
         warmup: steps of linear warm-up; by default 5 % of all.
         weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 is 0.1 here.
-        betas: of AdamW: what its two averages keep at each step; SigLIP found the second necessary for stability.
+        betas: what the averages of gradient and square keep at each step (Adafactor: at most); SigLIP found the second
+            necessary for stability.
+        optimizer: adamw, muon (linear layers by Muon with half of AdamW's memory, the rest by AdamW) or adafactor
+            (big_vision's: a factored second moment and a momentum in bfloat16, a quarter of AdamW's memory).
         clip_norm: largest norm of the gradient.
         seed: of weights and of every random choice in the data.
         keep_tokens: share of an image's patches that the tower reads, drawn for each visit; a cheaper step (FLIP).
@@ -111,6 +114,7 @@ class TrainConfig:
     warmup: Annotated[int | None, Bounds(at_least=0)] = None
     weight_decay: Annotated[float, Bounds(at_least=0)] = 0.1
     betas: Annotated[tuple[float, float], Bounds(at_least=0, less_than=1)] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     clip_norm: Annotated[float, Bounds(more_than=0)] = 1.0
     seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
     keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0

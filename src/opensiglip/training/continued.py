@@ -16,8 +16,9 @@ from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
 from opensiglip.errors import UserError, first_line
 from opensiglip.models.resize import resize_tensor
-from opensiglip.training.checkpoint import by_parameter, like_parameter
+from opensiglip.training.checkpoint import by_parameter, restored
 from opensiglip.training.learner import Learner
+from opensiglip.training.optimizers.make import fresh
 from opensiglip.training.record import run_of
 from opensiglip.training.sharding import cut
 
@@ -51,8 +52,9 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
     """Give the learner the checkpoint's weights and the optimizer its state; return the names of what was resized.
 
     What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Positions are resized bilinearly,
-    patch kernels by FlexiViT's pseudo-inverse, and these tensors' optimizer state starts fresh: the papers do not say,
-    so this is ours. Raises UserError naming a tensor that is missing or fits by no rule.
+    patch kernels by FlexiViT's pseudo-inverse, and these tensors' optimizer state starts fresh, as that of another
+    optimizer does: the papers do not say, so this is ours. Raises UserError naming a tensor that is missing or fits by
+    no rule.
     """
     try:
         old = load_file(learner_of(origin.checkpoint))
@@ -69,12 +71,10 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
     learner.load_state_dict({name: cut(fitted(name, old[name], like), like) for name, like in wanted.items()})
     states = by_parameter(moments)
     for name, parameter in learner.named_parameters():
-        own = states.get(name, {})
-        if own and own["exp_avg"].numel() == parameter.numel():
-            optimizer.state[parameter] = {
-                key: value if key == "step" else like_parameter(fitted(name, value, parameter), parameter)
-                for key, value in own.items()
-            }
+        own, state = states.get(name, {}), fresh(optimizer, parameter)
+        if own.keys() == state.keys() and all(own[key].numel() == like.numel() for key, like in state.items()):
+            values = {key: fitted(name, own[key], like) if like.ndim else own[key] for key, like in state.items()}
+            optimizer.state[parameter] = restored(state, values)
     return [name for name, like in wanted.items() if old[name].numel() != like.numel()]
 
 

@@ -26,6 +26,7 @@ from opensiglip.training.curation.build import curator
 from opensiglip.training.feature_cache import Frozen, gigabytes
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
+from opensiglip.training.optimizers.make import state_bytes
 from opensiglip.training.planning.check import memory_line
 from opensiglip.training.planning.plan import gib
 from opensiglip.training.precision import autocast
@@ -36,8 +37,6 @@ from opensiglip.training.stages import stage_starts
 from opensiglip.training.start import start_line
 from opensiglip.training.startup import few_held_out, startup_lines
 from opensiglip.types import Batch
-
-MOMENTS = 8  # bytes of AdamW's two averages of a trained weight
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,7 @@ def write_lines(loop: Loop, config: TrainConfig) -> list[str]:
     run, learner = RunFolder(loop.folder), loop.learner
     model = sum(weights.nbytes for weights in learner.model.parameters())
     state = sum(weights.nbytes for weights in learner.state_dict().values())
-    trained = sum(p.numel() for group in loop.optimizer.param_groups for p in group["params"])
-    checkpoint = state + MOMENTS * trained
+    checkpoint = state + state_bytes(loop.optimizer)
     stays = config.keep_last + len(config.keep) + (config.keep_best is not None)
     place = next(parent for parent in (loop.folder, *loop.folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free

@@ -31,7 +31,8 @@ class Learner(nn.Module):
     """Everything with weights. Serving needs the model; only training needs the rest.
 
     Objectives begin at their `start`: until `activate` reaches it they are frozen and cost nothing. The teacher is the
-    EMA of the image tower; it begins as a copy of the student when the first objective that needs it does.
+    EMA of the image tower; it begins as a copy of the student when the first objective that needs it does. Where only
+    the heads have averages (`Momentum.heads_alone`), it is the student's tower itself.
     """
 
     def __init__(self, model: Model, objectives: Sequence[Objective]) -> None:
@@ -43,7 +44,7 @@ class Learner(nn.Module):
         if len(momenta) > 1:
             raise ValueError(f"objectives share one teacher, so they must agree on its momentum: {momenta}")
         self.momentum = next(iter(momenta), None)
-        self.teacher = None if self.momentum is None else Ema(model.vision)
+        self.teacher = None if self.momentum is None or self.momentum.heads_alone else Ema(model.vision)
         self.active: set[str] = {objective.name for objective in objectives}
 
     @classmethod
@@ -102,10 +103,11 @@ class Learner(nn.Module):
         for objective in terms:
             objective.constrain(self.model)
         taught = [o for o in terms if o.teacher is not None]
-        if taught and self.teacher is not None and self.momentum is not None:
+        if taught and self.momentum is not None:
             start = min(o.start for o in taught)
             momentum = self.momentum.at((progress - start) / max(1 - start, 1e-9))
-            self.teacher.update(momentum)
+            if self.teacher is not None:
+                self.teacher.update(momentum)
             for objective in taught:
                 update_averages(objective, momentum)
         for objective in terms:

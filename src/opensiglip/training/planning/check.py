@@ -26,7 +26,7 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
     config, data = job.config, replace(data, batch_size=job.config.batch_size)  # what is left out has no gradient
     kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
     shard = config.shard and data.ranks > 1
-    setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard)
+    setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard, config.optimizer)
     try:
         learner = meta_learner(job.recipe, data.pipeline, config.freeze or frozen_by_default(job.recipe), config.lora)
         kinds = batch_shapes(data, stage_starts(job.recipe.objectives, data.fields)[-1])

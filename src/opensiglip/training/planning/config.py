@@ -25,6 +25,7 @@ class PlanConfig:
         keep_tokens: share of an image's patches that the tower reads, as of `train`.
         full_from: share of training from which on all are read; by default 0.9.
         precision: auto, fp32, bf16 or fp16.
+        optimizer: adamw, muon or adafactor.
         vocabulary: entries of the tokenizer.
         data: what texts and regions are drawn from, to know how long they are: scenes, or a folder.
         utilisation: share of the machine's peak rate that the products take.
@@ -41,6 +42,7 @@ class PlanConfig:
     keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0
     full_from: Annotated[float | None, Bounds(more_than=0, at_most=1)] = None
     precision: str = "auto"
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     vocabulary: Annotated[int, Bounds(at_least=258)] = 32_000
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("scenes",)
     utilisation: Annotated[float, Bounds(more_than=0, at_most=1)] = UTILISATION

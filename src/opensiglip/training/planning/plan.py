@@ -15,7 +15,7 @@ from opensiglip.training.finish import count_parameters
 from opensiglip.training.learner import Learner
 from opensiglip.training.planning.machines import Machine
 from opensiglip.training.planning.shapes import Shapes, batch_shapes
-from opensiglip.training.planning.step import MOMENTS, Memory, Setting, Step, fake_step, size
+from opensiglip.training.planning.step import Memory, Setting, Step, fake_step, size
 from opensiglip.training.planning.traffic import Traffic, traffic
 from opensiglip.training.stages import stage_starts
 
@@ -161,7 +161,6 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "parameters": plan.parameters,
         "setting": asdict(plan.setting),
-        "moments_per_weight": MOMENTS,
         "by_stage": stages,
         "flops_per_example": plan.flops,
         "bytes_sent_per_step": asdict(plan.traffic),

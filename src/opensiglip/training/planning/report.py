@@ -10,7 +10,7 @@ GIGA = 1e9
 PARTS = {  # of memory, in words
     "weights": "weights",
     "teacher": "EMA teacher",
-    "moments": "moments of AdamW",
+    "moments": "state of the optimizer",
     "gradients": "gradients",
     "activations": "activations",
     "losses": "logits and slopes of the losses",

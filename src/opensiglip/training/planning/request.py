@@ -31,7 +31,9 @@ def answer(name: str, keywords: Mapping[str, Any], asked: PlanConfig) -> tuple[s
         recipe = build_recipe(find_recipe(name), keywords)
     recipe = drop_tokens(recipe, asked.keep_tokens, full_from=asked.full_from)
     data = data_plan(recipe, asked.data, asked.batch_size, asked.vocabulary)
-    setting = Setting(found.kind, mixed, asked.gpus, asked.accumulate, asked.checkpointing, asked.shard)
+    setting = Setting(
+        found.kind, mixed, asked.gpus, asked.accumulate, asked.checkpointing, asked.shard, asked.optimizer
+    )
     learner = meta_learner(recipe, data.pipeline)
     plan = make_plan(learner, data, setting)
     other = replace(setting, checkpointing=not setting.checkpointing)

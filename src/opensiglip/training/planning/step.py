@@ -17,11 +17,11 @@ from opensiglip.models.ema import Ema
 from opensiglip.objectives.base import Objective
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner
+from opensiglip.training.optimizers.make import OptimizerName, make, state_bytes
 from opensiglip.training.planning.shapes import Shapes
 from opensiglip.training.planning.trace import Flops, Name, Trace
 from opensiglip.types import Patches, TowerStates
 
-MOMENTS = 2  # of Adam, as wide as a weight
 TRACED = 2  # parts at most; further ones hold no more than their features
 # Shares of what a step holds that the allocator keeps besides, in holes that fit no tensor. Of glibc's heap 0.33 was
 # fitted to measured steps, which kept 0.17 to 0.53; `opensiglip bench plan` prints what it leaves. Of torch's pools on
@@ -40,6 +40,7 @@ class Setting:
     parts: int = 1
     checkpointing: bool = False
     shard: bool = False  # weights, gradients and moments over the ranks
+    optimizer: OptimizerName = "adamw"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def fake_step(learner: Learner, shapes: Shapes, progress: float, setting: Settin
         trained = [parameter for parameter in faked.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(trace.gradient)
+        moments = state_bytes(make(setting.optimizer, faked, 1.0, 0.0))
         batches = [shapes.empty(examples // setting.parts) for _ in range(parts)]
         live = torch.ones(len(faked.terms()))
 
@@ -119,7 +121,7 @@ def fake_step(learner: Learner, shapes: Shapes, progress: float, setting: Settin
     memory = Memory(
         weights=held(tensors(faked)) - teacher,
         teacher=teacher,
-        moments=MOMENTS * wide,
+        moments=moments,
         gradients=peak.gradients,
         activations=peak.total - peak.gradients - peak.losses,
         losses=peak.losses,

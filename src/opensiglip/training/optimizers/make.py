@@ -1,0 +1,42 @@
+"""`--optimizer`: AdamW, Muon or Adafactor over the same groups, and what each keeps of a parameter."""
+
+from collections.abc import Container
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from opensiglip.optim import BETAS, adamw, parameter_groups
+from opensiglip.training.optimizers.adafactor import Adafactor
+from opensiglip.training.optimizers.muon import MuonAdamW, adamw_state
+
+OptimizerName = Literal["adamw", "muon", "adafactor"]
+
+
+def make(
+    name: OptimizerName,
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    slowed: Container[str] = (),
+    factor: float = 1.0,
+    betas: tuple[float, float] = BETAS,
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups`. Every weight decay is decoupled and multiplied by the rate."""
+    if name == "adamw":
+        return adamw(module, lr, weight_decay, slowed, factor, betas)
+    groups = parameter_groups(module, weight_decay, slowed, factor)
+    return MuonAdamW(module, groups, lr, betas) if name == "muon" else Adafactor(groups, lr, betas)
+
+
+def fresh(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimizer keeps of a parameter, as it is before its first step."""
+    if isinstance(optimizer, MuonAdamW | Adafactor):
+        return optimizer.fresh(parameter)
+    return adamw_state(parameter)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what it keeps of all its parameters, numbers of steps aside."""
+    kept = (fresh(optimizer, p) for group in optimizer.param_groups for p in group["params"])
+    return sum(x.nbytes for state in kept for x in state.values() if x.ndim)

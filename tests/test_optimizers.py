@@ -1,0 +1,192 @@
+"""What each optimizer does to a weight, what it keeps, and that a run goes on with it bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPE, Small
+from forkserver import start_ranks
+from safetensors.torch import load_file, save_file
+from test_resume import assert_same_end, cut_short
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from opensiglip.checkpoints.manifest import write_manifest
+from opensiglip.data.text import TextPipeline
+from opensiglip.distributed import meeting
+from opensiglip.errors import UserError
+from opensiglip.models.sizes import SHAPES
+from opensiglip.training.checkpoint import restored
+from opensiglip.training.learner import Learner
+from opensiglip.training.optimizers.make import OptimizerName, fresh, make
+from opensiglip.training.optimizers.muon import hidden_matrices
+from opensiglip.training.run import train
+from opensiglip.training.sharding import gather
+
+NAMES: tuple[OptimizerName, ...] = ("muon", "adafactor")
+LR, DECAY, BETAS = 0.01, 0.2, (0.9, 0.95)
+
+
+def by_hand(weight: np.ndarray, grads: list[np.ndarray], decay: float) -> np.ndarray:
+    """big_vision's Adafactor as its equations are written; the momentum is rounded to bfloat16 between steps."""
+    rows, columns, whole = np.zeros(len(weight)), np.zeros(weight.shape[-1]), np.zeros(weight.shape)
+    momentum = np.zeros(weight.shape)
+    for step, grad in enumerate(grads, 1):
+        keep, squares = min(BETAS[1], 1 - step**-0.8), grad**2 + 1e-30
+        rows = keep * rows + (1 - keep) * squares.mean(-1)
+        columns = keep * columns + (1 - keep) * squares.mean(0)
+        whole = keep * whole + (1 - keep) * squares
+        factored = weight.ndim == 2 and min(weight.shape) >= 32
+        second = np.outer(rows, columns) / rows.mean() if factored else whole
+        momentum = BETAS[0] * momentum + (1 - BETAS[0]) * grad / np.sqrt(second)
+        weight = weight - LR * momentum - LR * decay * weight
+        momentum = torch.from_numpy(momentum).bfloat16().double().numpy()
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(40, 33), (31, 50), (64,), (2, 40, 33)])
+def test_adafactor_is_big_visions_by_hand(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    module = nn.Linear(shape[-1], shape[0], bias=False).double() if len(shape) == 2 else nn.Module()
+    parameter = nn.Parameter(torch.from_numpy(rng.normal(size=shape)))
+    module.weight = parameter
+    start, grads = parameter.detach().numpy().copy(), [rng.normal(size=shape) for _ in range(4)]
+    optimizer = make("adafactor", module, LR, DECAY, betas=BETAS)
+    for grad in grads:
+        parameter.grad = torch.from_numpy(grad)
+        optimizer.step()
+    expected = by_hand(start, grads, DECAY if len(shape) == 2 else 0.0)
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=0, atol=1e-12)
+    assert float(optimizer.state[parameter]["step"]) == 4
+    assert optimizer.state[parameter].keys() == fresh(optimizer, parameter).keys()
+
+
+def test_muon_takes_the_matrices_between_hidden_features_and_adamw_the_rest(
+    small: Small, pipeline: TextPipeline
+) -> None:
+    learner = Learner.new(small("siglip2", token_weight=1.0), pipeline)
+    taken = hidden_matrices(learner)
+    names = {name for name, p in learner.named_parameters() if id(p) in taken}
+    assert {name for name in names if "layers" not in name and "blocks" not in name} == {
+        *(f"model.vision.tower.head.mlp.{part}.weight" for part in ("fc1", "fc2")),
+        "model.vision.tower.head.attention.out_proj.weight",
+        "model.text.tower.head.weight",
+        "model.decoder.memory.weight",
+    } & set(dict(learner.named_parameters()))
+    left = set(dict(learner.named_parameters())) - names
+    for word in (
+        "embedding",
+        "norm",
+        "bias",
+        "vocabulary",
+        "prototypes",
+        "probe",
+        "logit_scale",
+        "token_classification",
+    ):
+        assert any(word in name for name in left) and not any(word in name for name in names), word
+
+
+def test_muon_beside_adamw_is_torchs_two_optimizers_bit_for_bit() -> None:
+    def module() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 4))
+
+    ours, theirs = module(), module()
+    matrices = [theirs[0].weight, theirs[2].weight]
+    others = [p for p in theirs.parameters() if all(p is not one for one in matrices)]
+    muon = torch.optim.Muon(matrices, lr=LR, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=LR, betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = make("muon", ours, LR, DECAY, betas=BETAS)
+    for step in range(3):
+        for group in (*optimizer.param_groups, *muon.param_groups, *adamw.param_groups):
+            group["lr"] = LR / (step + 1)  # as the schedule sets it
+        x = torch.randn(5, 8)
+        for one, steps in ((ours, [optimizer]), (theirs, [muon, adamw])):
+            one.zero_grad()
+            one(x).square().sum().backward()
+            for part in steps:
+                part.step()
+    assert all(torch.equal(x, y) for x, y in zip(ours.parameters(), theirs.parameters(), strict=True))
+    for parameter in ours.parameters():
+        assert optimizer.state[parameter].keys() == fresh(optimizer, parameter).keys()
+
+
+def sharded_module(ranks: int) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 67), nn.LayerNorm(67), nn.Linear(67, 33)).double()
+    if ranks > 1:
+        mesh = init_device_mesh("cpu", (ranks,))
+        for part in module:
+            fully_shard(part, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    return module
+
+
+def three_steps(name: OptimizerName, ranks: int) -> dict[str, Tensor]:
+    """Weights and state after three steps on the same batch on every rank, whole; the state goes through a copy."""
+    module = sharded_module(ranks)
+    optimizer = make(name, module, LR, DECAY)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        module(torch.randn(5, 40, generator=generator, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for parameter in module.parameters():
+            kept = gather({key: torch.as_tensor(x) for key, x in optimizer.state[parameter].items()})
+            optimizer.state[parameter] = restored(fresh(optimizer, parameter), kept)
+    found = dict(module.named_parameters())
+    state = {f"{at}/{key}": torch.as_tensor(x) for at, p in found.items() for key, x in optimizer.state[p].items()}
+    return gather(found | state)
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    with meeting(Path(folder) / "meeting", rank, 2):
+        for name in ("adamw", *NAMES):
+            torch.save(three_steps(name, 2), f"{folder}/{name} {rank}")
+
+
+def test_sharded_ranks_step_as_one_does(tmp_path: Path) -> None:
+    start_ranks(work, (str(tmp_path),), 2)
+    for name in ("adamw", *NAMES):
+        alone = three_steps(name, 1)
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{name} {rank}")
+            assert found.keys() == alone.keys()
+            for key, value in alone.items():
+                # Muon's products are in bfloat16, of slices; Adafactor's momentum may be rounded the other way.
+                close = 1e-12 if name == "adamw" else 2e-3 if name == "muon" or key.endswith("momentum") else 1e-4
+                torch.testing.assert_close(found[key], value, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_cut_short_goes_on_bit_for_bit_and_its_state_is_checked(
+    name: OptimizerName, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", SHAPE)
+    settings: dict[str, Any] = {"size": "tiny", "resolution": 32, "batch_size": 8, "workers": 0, "held_out": 0}
+    settings |= {"steps": 4, "save_every": 2, "precision": "fp32", "memory_check": False, "data": folder}
+    settings |= {"vocabulary": 300, "optimizer": name}
+    train("siglip", out=tmp_path / "straight", **settings)
+    cut_short(3, lambda: train("siglip", out=tmp_path / "cut", **settings))
+    train("siglip", out=tmp_path / "cut", resume=True, **settings)
+    assert_same_end(tmp_path / "cut", tmp_path / "straight", 4)
+    saved = tmp_path / "cut/checkpoints/step-00000004"
+    state = load_file(saved / "optimizer.safetensors")
+    kinds = {key.rpartition("/")[2] for key in state}
+    adamws = {"step", "exp_avg", "exp_avg_sq"}
+    assert kinds == (adamws | {"momentum_buffer"} if name == "muon" else {"step", "momentum", "rows", "columns"})
+    wrong = next(key for key in state if key.endswith("/momentum_buffer" if name == "muon" else "/rows"))
+    (saved / "optimizer.safetensors").unlink()
+    save_file(state | {wrong: torch.zeros(3)}, saved / "optimizer.safetensors")
+    write_manifest(saved, 4)
+    with pytest.raises(UserError, match=rf"has {wrong} as \[3\], here it is"):
+        train("siglip", out=tmp_path / "cut", resume=True, **settings)
+    with pytest.raises(UserError, match=rf"optimizer: '{name}' before, 'adamw' now"):
+        train("siglip", out=tmp_path / "straight", resume=True, **settings | {"optimizer": "adamw"})
+    with pytest.raises(UserError, match="step-00000004 lacks .*: it is of another recipe"):
+        train("siglip", out=tmp_path / "straight", resume=True, changed=True, **settings | {"optimizer": "adamw"})
