@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from opensiglip.checkpoints.manifest import write_manifest
+from opensiglip.checkpoints.run_folder import manifest_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import meeting
 from opensiglip.errors import UserError
@@ -158,8 +159,8 @@ def test_sharded_ranks_step_as_one_does(tmp_path: Path) -> None:
             found = torch.load(tmp_path / f"{name} {rank}")
             assert found.keys() == alone.keys()
             for key, value in alone.items():
-                # Muon's products are in bfloat16, of slices; Adafactor's momentum may be rounded the other way.
-                close = 1e-12 if name == "adamw" else 2e-3 if name == "muon" or key.endswith("momentum") else 1e-4
+                # Adafactor's sums over rows are in another order, so its momentum may be rounded the other way.
+                close = 1e-12 if name != "adafactor" else 5e-3 if key.endswith("momentum") else 1e-4
                 torch.testing.assert_close(found[key], value, rtol=close, atol=close)
 
 
@@ -179,10 +180,12 @@ def test_a_run_cut_short_goes_on_bit_for_bit_and_its_state_is_checked(
     state = load_file(saved / "optimizer.safetensors")
     kinds = {key.rpartition("/")[2] for key in state}
     adamws = {"step", "exp_avg", "exp_avg_sq"}
-    assert kinds == (adamws | {"momentum_buffer"} if name == "muon" else {"step", "momentum", "rows", "columns"})
+    adafactors = {"step", "momentum", "rows", "columns", "exp_avg_sq"}
+    assert kinds == (adamws | {"momentum_buffer"} if name == "muon" else adafactors)
     wrong = next(key for key in state if key.endswith("/momentum_buffer" if name == "muon" else "/rows"))
     (saved / "optimizer.safetensors").unlink()
     save_file(state | {wrong: torch.zeros(3)}, saved / "optimizer.safetensors")
+    manifest_of(saved).unlink()
     write_manifest(saved, 4)
     with pytest.raises(UserError, match=rf"has {wrong} as \[3\], here it is"):
         train("siglip", out=tmp_path / "cut", resume=True, **settings)

@@ -89,10 +89,10 @@ class IndexFolder:
         say: Say = lambda words: None,
         dim: int | None = None,
     ) -> "IndexFolder":
-        """Embed what is new below a folder, leave out what is gone, write the index, of vectors of `dim` numbers; damaged rows
-        are embedded again.
+        """Embed what is new below a folder, leave out what is gone, write the index; damaged rows are embedded again.
 
-        Raises UserError where `check` does, and where `out` is of another model or width.
+        Vectors have `dim` numbers, by default all. Raises UserError where `check` does, and where `out` is of another
+        model or width.
         """
         source, place = check(folder, out), Path(out)
         about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder, dim)}
@@ -326,7 +326,7 @@ def check_model(place: Path, before: dict[str, Any], now: list[float]) -> None:
     """Raises UserError where an index is of another model or width than the one with this probe."""
     if len(before["probe"]) != len(now):
         raise UserError(
-            f"--out {place} holds vectors of {len(before['probe'])} numbers, and these have {len(now)}; name another index."
+            f"--out {place} holds vectors of {len(before['probe'])} numbers, and these have {len(now)}; name another."
         )
     if float(np.dot(before["probe"], now)) < SAME:
         raise UserError(f"--out {place} was made with another model, {before['model']}; name another index.")

@@ -51,8 +51,10 @@ class Encoded:
 
         @torch.no_grad()
         def encode() -> Features:
-            if self.ema is None and f"image:{view}" in self.passes:
-                return Features(*(None if x is None else x.detach() for x in self.passes[f"image:{view}"]))  # type: ignore[arg-type]
+            student = None if f"{view}_kept" in self.batch else self.passes.get(f"image:{view}")  # of all patches
+            if self.ema is None and student is not None:
+                pooled, tokens, valid = student
+                return Features(None if pooled is None else pooled.detach(), tokens.detach(), valid)
             features: Features = (self.model.vision if self.ema is None else self.ema)(self._pixels(view))
             return features
 
