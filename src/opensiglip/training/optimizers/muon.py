@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from opensiglip.training.sharding import READ, cut, whole
+from opensiglip.training.sharding import READ, cut, local, whole
 
 
 def hidden_matrices(module: nn.Module) -> set[int]:
@@ -51,7 +50,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.adamw.step()
-        sharded = [(group, p) for group in self.muon.param_groups for p in group["params"] if isinstance(p, DTensor)]
+        sharded = [(group, p) for group in self.muon.param_groups for p in group["params"] if local(p) is not p]
         if not sharded:
             self.muon.step()
         for group, parameter in sharded:
