@@ -95,7 +95,7 @@ class IndexFolder:
         model or width.
         """
         source, place = check(folder, out), Path(out)
-        about = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder, dim)}
+        about: dict[str, Any] = {"folder": str(source), "model": _spec(encoder.name), "probe": probe(encoder, dim)}
         width = len(about["probe"])
         if (place / ABOUT).is_file():
             check_model(place, read_about(place), about["probe"])
