@@ -109,3 +109,21 @@ def test_a_difference_without_interval_says_why(tmp_path: Path) -> None:
     names, (row,) = compare([first, evaluation(tmp_path, "two", hits(3).tolist(), values={"grounding": others})])
     assert row.differences == [[0.0]] and row.reasons == ["judged on other examples"]
     assert "no interval of a difference (judged on other examples): grounding: accuracy" in table(names, [row])
+
+
+def test_the_page_of_a_comparison_marks_what_is_more_than_chance(tmp_path: Path) -> None:
+    one = hits(0)
+    better, same = one.copy(), one.copy()
+    better[np.flatnonzero(one == 0)[:60]] = 1
+    same[:2] = 1 - same[:2]
+    folders = [
+        evaluation(tmp_path, name, some.tolist()) for name, some in (("<one>", one), ("better", better), ("same", same))
+    ]
+    assert main(["compare", *folders, "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "&lt;one&gt;" in page and "<one>" not in page
+    assert page.count("▲ +0.150") == 1, "60 of 400"
+    assert page.count("▲") == 2 and page.count("▼") == 1, "one difference and the legend"
+    assert (
+        'loading="lazy"' in page and "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+    )

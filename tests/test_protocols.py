@@ -254,6 +254,7 @@ def test_ours_stands_beside_the_published_figure_and_what_differs(tmp_path: Path
     assert record["command"] == f"opensiglip eval oracle --benchmark coco-5k {tmp_path}"
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "first five captions count" in page and "CLIP B/16-224" in page and "0.3310" in page
+    assert "retrieval: text → image, first hit (R@1)" in page
 
 
 @pytest.mark.parametrize(

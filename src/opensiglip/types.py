@@ -47,6 +47,13 @@ class TowerStates(NamedTuple):
         return cls(batch[f"{view}_states"]) if f"{view}_states" in batch else None
 
 
+class Reading(NamedTuple):
+    """How a curve of the log is read: a sentence, and the value under which something is wrong."""
+
+    text: str
+    least: float | None = None
+
+
 def pixels(batch: Batch, view: str) -> Tensor | Patches | TowerStates:
     """A batch's view as the image tower takes it: patches, or [B, 3, H, W] (of [B, V, 3, H, W] B * V images)."""
     if (states := TowerStates.of(batch, view)) is not None:

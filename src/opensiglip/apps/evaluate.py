@@ -15,6 +15,7 @@ from opensiglip.evaluation.run import COUNT, run_evaluation
 from opensiglip.inference.predictor import Predictor
 from opensiglip.reports.comparison import write_comparison
 from opensiglip.reports.evaluation_page import table, write_evaluation
+from opensiglip.reports.notebook import EvaluationResult
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
         )
     if out is not None:
         write_evaluation(Path(out), evaluation)
-    return evaluation.record
+    return EvaluationResult(evaluation.record)
 
 
 def command(
@@ -151,7 +152,7 @@ def compare(
         models: two or more: folders with an evaluation.json that `opensiglip eval --out` left, or models to judge now.
         data: what to judge on: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
         tasks: all, or names with commas between, as `opensiglip eval --help` lists them.
-        out: folder for compare.json and compare.png.
+        out: folder for compare.json, compare.html and compare.png.
         split: val, test or train; scenes also have val_drawings.
         count: examples to judge on, spread over the split.
         train_count: training examples that probes are fitted to.
@@ -173,7 +174,7 @@ def compare(
     print(comparing.table(names, rows))
     if out is not None:
         write_comparison(out, names, rows)
-        print(f"\nplot        {out / 'compare.png'}\nfigures     {out / 'compare.json'}")
+        print(f"\npage        {out / 'compare.html'}\nfigures     {out / 'compare.json'}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
-from opensiglip.types import Batch, Features, Patches, TowerStates, pixels
+from opensiglip.types import Batch, Features, Patches, Reading, TowerStates, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
 
@@ -135,6 +135,10 @@ class Objective(nn.Module, ABC):
 
         `notes` are the step's, averaged over parts and ranks.
         """
+
+    def readings(self) -> dict[str, Reading]:
+        """How its curves are read, by the name in the log: "loss/NAME", and its signals."""
+        return {}
 
     def health(self, notes: Notes) -> list[Signal]:
         """Numbers for the log beside its scalar notes, which are logged as they are, and alarms."""

@@ -5,7 +5,12 @@ from torch import Tensor
 from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.objectives.base import Encoded, PerExample
-from opensiglip.types import Batch
+from opensiglip.types import Batch, Reading
+
+TOKENS = Reading(
+    "-log p of a token, averaged over each text. It falls, and e to its power is how many tokens the decoder hesitates "
+    "between."
+)
 
 
 class Caption(PerExample):
@@ -16,6 +21,9 @@ class Caption(PerExample):
     """
 
     name = "caption"
+
+    def readings(self) -> dict[str, Reading]:
+        return {f"loss/{self.name}": TOKENS}
 
     def live(self, batch: Batch) -> Tensor:
         return batch["sequences"].sum()
@@ -34,6 +42,9 @@ class Continue(PerExample):
     """
 
     name = "caption"
+
+    def readings(self) -> dict[str, Reading]:
+        return {f"loss/{self.name}": TOKENS}
 
     def live(self, batch: Batch) -> Tensor:
         return batch["has_text"].sum()
@@ -55,6 +66,9 @@ class Answer(PerExample):
     """
 
     name = "answer"
+
+    def readings(self) -> dict[str, Reading]:
+        return {f"loss/{self.name}": TOKENS}
 
     def live(self, batch: Batch) -> Tensor:
         return batch["sequences"].sum()

@@ -15,7 +15,7 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.models.towers import Vision
 from opensiglip.objectives.base import Encoded, Pairwise, PerExample
-from opensiglip.types import Batch
+from opensiglip.types import Batch, Reading
 
 PAPERS_BIAS = "-10"  # SigLIP, Sec. 3.2
 
@@ -68,6 +68,14 @@ class Sigmoid(Pairwise):
         if "logit_bias" not in loaded or self.logit_bias != PAPERS_BIAS:
             nn.init.constant_(model.logit_bias, start_bias(self.logit_bias, batch_size))
 
+    def readings(self) -> dict[str, Reading]:
+        return {
+            f"loss/{self.name}": Reading(
+                "It falls towards 0. A caption is compared with every image of the batch, so the loss depends on the "
+                "batch size: compare runs of one size only."
+            )
+        }
+
     def live(self, batch: Batch) -> Tensor:
         return batch[f"has_{self.text}"].sum()
 
@@ -107,6 +115,13 @@ class HardNegatives(PerExample):
     """
 
     name = "hard_negatives"
+
+    def readings(self) -> dict[str, Reading]:
+        return {
+            f"loss/{self.name}": Reading(
+                "The sum over an image's hard negatives. It falls towards 0 as their texts are told from the caption."
+            )
+        }
 
     def live(self, batch: Batch) -> Tensor:
         return batch["has_text"].sum()
@@ -170,6 +185,13 @@ class Softmax(Pairwise):
     @torch.no_grad()
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
         nn.init.zeros_(model.logit_bias)  # a softmax does not feel it; a checkpoint of SigLIP's brings one
+
+    def readings(self) -> dict[str, Reading]:
+        return {
+            f"loss/{self.name}": Reading(
+                "It starts near the logarithm of the batch size, which is chance, and falls towards 0."
+            )
+        }
 
     def live(self, batch: Batch) -> Tensor:
         return batch["has_text"].sum()

@@ -9,7 +9,7 @@ from opensiglip.losses.equations import distillation
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.objectives.base import Encoded, Notes, PerExample, Signal
-from opensiglip.types import Batch
+from opensiglip.types import Batch, Reading
 
 STUDENT_TEMPERATURE = 0.1  # DINO and iBOT; SILC's recalled as the same
 TEACHER_TEMPERATURE = 0.04
@@ -62,6 +62,27 @@ class Distilled(PerExample):
     def after_step(self, notes: Notes) -> None:
         mean = notes[f"{self.name}/centre"]  # over all ranks and parts
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
+
+    def readings(self) -> dict[str, Reading]:
+        """The loss is the teacher's entropy and the distance from it, of which only the second is to fall."""
+        highest, name = math.log(len(self.centre)), self.name
+        return {
+            f"loss/{name}": Reading(
+                "The teacher's entropy plus the student's distance from it (kl). It may rise as the teacher says more "
+                "about each image, which is no divergence: read kl and the teacher's information."
+            ),
+            f"{name}/kl": Reading("The student's distance from the teacher. It falls, or stays low while both learn."),
+            f"{name}/teacher_entropy": Reading(
+                f"An alarm from {(1 - NEAR) * highest:.2f} on, where all {len(self.centre)} prototypes are equally "
+                f"likely, and below {NEAR * highest:.2f} where every image gets the same one."
+            ),
+            f"{name}/teacher_information": Reading(
+                f"Below {self.least_information:.0%} (dotted) the teacher's answers are nearly the same for all "
+                f"images; a warning after {SLOW} steps.",
+                self.least_information,
+            ),
+            f"{name}/prototypes_used": Reading("The share of prototypes in use. Near 0 the teacher has collapsed."),
+        }
 
     def health(self, notes: Notes) -> list[Signal]:
         """Norm of the centre; the teacher's entropy and information, with alarms where images get one answer, or any.

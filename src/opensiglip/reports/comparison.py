@@ -1,26 +1,59 @@
-"""What a comparison of models leaves behind: compare.json, and a plot of every metric with its intervals."""
+"""What a comparison of models leaves behind: compare.json, a page, and a plot of every metric with its intervals."""
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.compare import Comparison
 from opensiglip.reports.drawing import COLORS
+from opensiglip.reports.evaluation_page import in_words, style
 
 
 def write_comparison(out: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
-    """compare.json and compare.png in the folder `out`. Raises UserError where that can't be done."""
+    """compare.json, compare.html and compare.png in the folder `out`. Raises UserError where that can't be done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"models": list(names), "rows": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False)
         (out / "compare.json").write_text(text + "\n", encoding="utf-8")
         plot(out / "compare.png", names, rows)
+        (out / "compare.html").write_text(page(names, rows, out / "compare.png"), encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+
+
+def page(names: Sequence[str], rows: Sequence[Comparison], plot: Path) -> str:
+    """The page, which needs nothing else: a table for each benchmark, and the plot."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        words = ": ".join(map(in_words, row.figure.split(": ")))
+        values = ["–" if value is None else f"{value:.3f}" for value in row.values]
+        differences = [difference_cell(some) for some in row.differences]
+        tasks.setdefault(row.task, []).append({"name": words, "cells": values, "differences": differences})
+        for reason in dict.fromkeys(filter(None, row.reasons)):
+            reasons.setdefault(reason, []).append(f"{row.task.replace('_', ' ')}, {words}")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("comparison_page.html").read_text(encoding="utf-8"))
+    letters = [chr(65 + number) for number in range(len(names))]
+    drawn = "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode()
+    return template.render(names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn, style=style())
+
+
+def difference_cell(some: list[float] | None) -> dict[str, str]:
+    """A difference and its interval; ▲ or ▼ where the interval does not hold 0."""
+    if some is None:
+        return {"value": "–", "interval": ""}
+    value, *interval = some
+    mark = "" if not interval else "▲ " if interval[0] > 0 else "▼ " if interval[1] < 0 else ""
+    return {"value": f"{mark}{value:+.3f}", "interval": " – ".join(f"{end:+.3f}" for end in interval)}
 
 
 def plot(path: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:

@@ -17,11 +17,25 @@ WINDOW = 0.04  # of the steps: the smoothed line is a mean over so many to eithe
 LOGARITHMIC = 20  # a curve whose largest value is so many times its smallest is drawn on a logarithmic scale
 
 
-def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True) -> str:
+def switches(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """The steps at which a loss term begins after the first row, with the names of those that do."""
+    found: dict[int, list[str]] = {}
+    begun: set[str] = set()
+    for row in rows:
+        for name in row:
+            if name.startswith("loss/") and name not in begun:
+                begun.add(name)
+                if row["step"] > rows[0]["step"]:
+                    found.setdefault(row["step"], []).append(name.removeprefix("loss/").replace("_", " "))
+    return found
+
+
+def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True, least: float | None = None) -> str:
     """An <svg> of a value over steps: rows as faint points under their running mean; unless `measured`, a plain line.
 
     Rows where the value is missing or None have no point; where all are, the text is empty. All curves of a run share
-    the extent of x, so that a term that begins late stands where it began.
+    the extent of x, so that a term that begins late stands where it began. A dashed line stands at each step at which
+    a loss term begins, a dotted one at `least`, the value under which something is wrong.
     """
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:
@@ -43,6 +57,10 @@ def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True) -
     axes.grid(color=INK, alpha=0.15, linewidth=0.5)
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.spines[:].set_visible(False)
+    for step in switches(rows):
+        axes.axvline(step, color=INK, alpha=0.6, linewidth=1, linestyle="--")
+    if least is not None:
+        axes.axhline(least, color=INK, alpha=0.6, linewidth=1, linestyle=":")
     few = np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int)
     if measured:
         axes.plot(steps[few], values[few], ".", color=LINE, alpha=0.25, markersize=3, markeredgewidth=0)

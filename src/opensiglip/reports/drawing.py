@@ -99,17 +99,17 @@ def fit(text: str, size: int, width: int) -> str:
     return text + "…"
 
 
-def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SIDE) -> str:
+def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SIDE, quality: int = 90) -> str:
     """The image [3, H, W] with boxes in their colours, as a data URI of a JPEG whose longer side is `side` pixels."""
     scale = side / max(image.shape[-2:])
     size = [max(1, round(length * scale)) for length in image.shape[-2:]]
     large = functional.resize(image, size, interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
-    return jpeg_uri(draw_boxes(large, places, [""] * len(places), [color for _, color in boxes]))
+    return jpeg_uri(draw_boxes(large, places, [""] * len(places), [color for _, color in boxes]), quality)
 
 
-def jpeg_uri(picture: Image.Image) -> str:
+def jpeg_uri(picture: Image.Image, quality: int = 90) -> str:
     """The picture as a data URI."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,6 +1,7 @@
 """What an evaluation shows people: evaluation.html, which needs nothing else, and the table in the terminal."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,10 @@ from opensiglip.evaluation.run import Evaluation
 from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri, jpeg_uri
 from opensiglip.reports.maps import class_map, heat_map
 
-SMALL = 112  # pixels of a picture beside another
+SIDE, SMALL = 256, 112  # pixels of a picture, and of one beside it
+QUALITY = 80  # of their JPEG
+DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,24 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     record = evaluation.record
     benchmarks = {
         name: {
+            "anchor": f"benchmark-{number}",
             "about": evaluation.about[name],
+            "headline": next((row for row in rows(result.metrics, plain=True) if row.interval), None),
             "tables": tables(result.metrics),
             "samples": [draw(sample) for sample in result.samples],
+            "counts": counts(result.samples),
         }
-        for name, result in evaluation.results.items()
+        for number, (name, result) in enumerate(evaluation.results.items(), 1)
     }
-    scenes = record["data"].startswith("scenes")
-    page = template.render(record=record, benchmarks=benchmarks, style=style(), scenes=scenes)
+    figures = (record.get("protocol", {}).get("published") or {}).get("figures", {})
+    page = template.render(
+        record=record,
+        benchmarks=benchmarks,
+        published=[(": ".join(map(in_words, name.split(": "))), pair) for name, pair in figures.items()],
+        style=style(),
+        side=SIDE,
+        scenes=record["data"].startswith("scenes"),
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / FILE).write_text(to_json(record), encoding="utf-8", errors="replace")
@@ -88,12 +102,28 @@ def protocol_lines(protocol: dict[str, Any]) -> list[str]:
     return [*lines, "", *(f"differs     {sentence}" for sentence in protocol["differs"])]
 
 
-def rows(metrics: dict[str, Any], heading: str = "") -> Iterator[MetricRow]:
-    """Every number of a benchmark, those of its parts under their names."""
+def in_words(name: str) -> str:
+    """A metric's name for a page: "image → text, first hit (R@1)"."""
+    if found := RECALL.fullmatch(name):
+        depth = "first hit" if found[2] == "1" else f"among the first {found[2]}"
+        return f"{DIRECTIONS[found[1]]}, {depth} (R@{found[2]})"
+    if name == "chance_r1":
+        return "first hit by chance"
+    return re.sub(r"\biou\b", "IoU", name.replace("_", " "))
+
+
+def counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """What a page's filter offers: how many samples there are, how many hits and misses."""
+    hits = sum(sample.correct for sample in samples)
+    return {"all": len(samples), "hits": hits, "misses": len(samples) - hits}
+
+
+def rows(metrics: dict[str, Any], heading: str = "", *, plain: bool = False) -> Iterator[MetricRow]:
+    """Every number of a benchmark, those of its parts under their names; `plain`: names as a page has them."""
     for name, value in metrics.items():
-        words = name.replace("_", " ")
+        words = in_words(name) if plain else name.replace("_", " ")
         if isinstance(value, dict):
-            yield from rows(value, f"{heading} {words}".strip())
+            yield from rows(value, f"{heading} {words}".strip(), plain=plain)
         elif not name.endswith("_ci95"):
             low, high = metrics.get(f"{name}_ci95", (None, None))
             interval = "" if low is None else f"{number_text(low)} – {number_text(high)}"
@@ -103,7 +133,7 @@ def rows(metrics: dict[str, Any], heading: str = "") -> Iterator[MetricRow]:
 def tables(metrics: dict[str, Any]) -> dict[str, list[MetricRow]]:
     """The rows by heading."""
     grouped: dict[str, list[MetricRow]] = {}
-    for row in rows(metrics):
+    for row in rows(metrics, plain=True):
         grouped.setdefault(row.heading, []).append(row)
     return grouped
 
@@ -116,10 +146,10 @@ def number_text(value: Any) -> str:
 def draw(sample: Sample) -> DrawnSample:
     """A sample with its boxes and maps drawn."""
     boxes = [(box, TARGET) for box in sample.target_boxes] + [(box, PREDICTED) for box in sample.predicted_boxes]
-    beside = [as_uri(image, side=SMALL) for image in sample.images]
-    beside += [jpeg_uri(heat_map(sample.image, values)) for values in sample.heat_maps]
-    beside += [jpeg_uri(class_map(classes)) for classes in sample.class_maps]
-    return DrawnSample(as_uri(sample.image, boxes), beside, sample)
+    beside = [as_uri(image, side=SMALL, quality=QUALITY) for image in sample.images]
+    beside += [jpeg_uri(heat_map(sample.image, values), QUALITY) for values in sample.heat_maps]
+    beside += [jpeg_uri(class_map(classes), QUALITY) for classes in sample.class_maps]
+    return DrawnSample(as_uri(sample.image, boxes, SIDE, QUALITY), beside, sample)
 
 
 @cache

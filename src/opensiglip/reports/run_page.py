@@ -15,10 +15,11 @@ from opensiglip.disk import whole_file
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
-from opensiglip.reports.curves import curve
+from opensiglip.reports.curves import curve, switches
 from opensiglip.reports.evaluation_page import style
 from opensiglip.reports.held_out_samples import held_out_samples
 from opensiglip.reports.patch_colours import patch_maps
+from opensiglip.types import Reading
 
 NOT_SIGNALS = ("step", "loss")  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
@@ -45,11 +46,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A curve with its name; `change` is where it began and ended."""
+    """A curve with its name; `change` is where it began and ended, `reading` how it is to be read."""
 
     name: str
     svg: str
     change: str = ""
+    reading: str = ""
 
 
 def write_report(
@@ -60,10 +62,11 @@ def write_report(
     architecture: Architecture,
     held_out: Source | None,
     stages: Mapping[str, Model],
+    readings: Mapping[str, Reading] = {},
 ) -> None:
     """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
 
-    `stages` are the model as it was when a later part of the recipe began.
+    `stages` are the model as it was when a later part of the recipe began; `readings` by name say how curves are read.
     """
     judged = summary.get("held_out", {})
     shown, patches = [], []
@@ -81,10 +84,11 @@ def write_report(
         frame=str(subject.frame),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
-        losses=loss_charts(rows, summary["losses"]),
+        losses=loss_charts(rows, summary["losses"], readings),
         over_time=judged_charts(rows),
         pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
-        signals=signal_charts(rows),
+        signals=signal_charts(rows, readings),
+        switches=switches(rows),
         samples=shown,
         patches=patches,
         scenes=isinstance(held_out, Scenes),
@@ -94,7 +98,9 @@ def write_report(
         part.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair
 
 
-def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Chart]:
+def loss_charts(
+    rows: list[dict[str, Any]], losses: dict[str, Any], readings: Mapping[str, Reading] = {}
+) -> list[Chart]:
     """A curve for each term, and for their sum where there are several."""
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss/"))
     total = ["loss"] if len(names) > 1 else []
@@ -104,7 +110,8 @@ def loss_charts(rows: list[dict[str, Any]], losses: dict[str, Any]) -> list[Char
         known = ends["first"] is not None and ends["last"] is not None
         change = f"{ends['first']:.3f} → {ends['last']:.3f}" if known else ""
         words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
-        charts.append(Chart(words, curve(rows, name), change))
+        reading = readings[name].text if name in readings else ""
+        charts.append(Chart(words, curve(rows, name), change, reading))
     return charts
 
 
@@ -117,11 +124,15 @@ def judged_charts(rows: list[dict[str, Any]]) -> list[Chart]:
     ]
 
 
-def signal_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+def signal_charts(rows: list[dict[str, Any]], readings: Mapping[str, Reading] = {}) -> list[Chart]:
     """A curve for each number of metrics.jsonl that is neither a loss nor the pace: signs of health."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [
-        Chart(name.replace("/", ": ").replace("_", " "), curve(rows, name))
+        Chart(
+            name.replace("/", ": ").replace("_", " "),
+            curve(rows, name, least=readings[name].least if name in readings else None),
+            reading=readings[name].text if name in readings else "",
+        )
         for name in names
         if not name.startswith(("loss/", "eval/")) and name not in (*NOT_SIGNALS, *PACE)
     ]
@@ -146,15 +157,24 @@ def grounding_table(measures: dict[str, Any]) -> Table:
 
 def retrieval_table(measures: dict[str, Any]) -> Table:
     """R@1 both ways, beside chance."""
-    named = {"image_to_text_r1": "image → caption, R@1", "text_to_image_r1": "caption → image, R@1"}
+    ways = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
     chance = measures["chance_r1"]
+    rows = {
+        f"{words}, {'first hit' if depth == 1 else f'among the first {depth}'} (R@{depth})": [
+            cell(measures, name, percent),
+            Cell(percent(min(1.0, depth * chance))),
+        ]
+        for way, words in ways.items()
+        for depth in (1, 5, 10)
+        if (name := f"{way}_r{depth}") in measures
+    }
     return Table(
         "Matching images and captions",
         f"{measures['images']} images, {measures['captions']} captions: how often the nearest is the right one.",
         ("this model", "chance"),
-        {words: [cell(measures, name, percent), Cell(percent(chance))] for name, words in named.items()},
+        rows,
         "The model matches better than chance: its intervals lie above it."
-        if min(measures[f"{name}_ci95"][0] for name in named) > chance
+        if min(measures[f"{way}_r1_ci95"][0] for way in ways) > chance
         else "The model's intervals do not both lie above chance: these figures do not show that it learned to match.",
     )
 

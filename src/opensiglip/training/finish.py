@@ -13,6 +13,7 @@ from opensiglip.inference.predictor import Predictor
 from opensiglip.json_file import write_json
 from opensiglip.models.ema import Ema
 from opensiglip.models.model import Model
+from opensiglip.objectives.base import Objective
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
 from opensiglip.training.checkpoint import stages
@@ -63,7 +64,9 @@ def finish(
     before, held_out = stages(run, model), None if evaluated_on is None else evaluated_on.source
     summary["next"] = tries(run, record["recipe"], model, recipe.tasks, held_out)
     write_json(run.summary, summary)
-    write_report(run.report, summary, rows, subject, model.architecture, held_out, before)
+    objectives = [one for one in loop.learner.objectives.values() if isinstance(one, Objective)]
+    readings = {name: reading for objective in objectives for name, reading in objective.readings().items()}
+    write_report(run.report, summary, rows, subject, model.architecture, held_out, before, readings)
     return summary
 
 

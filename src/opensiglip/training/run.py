@@ -8,6 +8,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.disk import refusals
 from opensiglip.distributed import lost_ranks_said
 from opensiglip.models import lora
+from opensiglip.reports.notebook import TrainingResult
 from opensiglip.training.build import build
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.finish import finish
@@ -40,7 +41,7 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
             summary = finish(folder, job.record, loop, job.recipe, model, result, built.held_out)
         loop.accelerator.wait_for_everyone()
         loop.accelerator.end_training()
-    return summary
+    return TrainingResult(summary)
 
 
 # Help and editors show every keyword: those of `TrainConfig`, then whatever the recipe has.
