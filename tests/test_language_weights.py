@@ -1,7 +1,6 @@
 """`--languages en:0.9,de:0.1`: visits ask for languages by weight, and without weights as they always did."""
 
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +12,8 @@ from opensiglip.data.fields.frame import Frame
 from opensiglip.data.loader import DataPlan, Steps, draw_language
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.subset import Subset
-from opensiglip.data.weights import parse_languages, weigh_languages
+from opensiglip.data.weighting.languages import parse_languages, weigh_languages
 from opensiglip.errors import UserError
-from opensiglip.training.config import TrainConfig
 from opensiglip.training.startup import language_lines
 
 
@@ -67,4 +65,4 @@ def test_a_language_is_asked_for_in_all_its_regions() -> None:
 @pytest.mark.parametrize("text", ["en:0.9,de", "en:0,de:1", "en:-1", "en:x", "en:1,EN:2", "all:1", "en:nan", "en:inf"])
 def test_weights_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--languages .*: give each language once, with a weight above 0"):
-        TrainConfig(data="scenes", out=Path("run"), languages=text)
+        parse_languages(text)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.data.sources.spec import CACHE_GB
-from opensiglip.data.weights import parse_languages, parse_weights
+from opensiglip.data.weighting.languages import parse_languages
+from opensiglip.data.weights import parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]

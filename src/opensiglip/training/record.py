@@ -13,7 +13,7 @@ from typing import Any
 from opensiglip import __version__, user_file
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
-from opensiglip.data.weighting.file import fingerprint
+from opensiglip.data.fingerprint import fingerprint
 from opensiglip.errors import UserError
 from opensiglip.json_file import load_json, write_json
 from opensiglip.recipes import find_recipe

@@ -11,7 +11,8 @@ from opensiglip.data.example import Source
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.data.weighting.file import read_weights
-from opensiglip.data.weights import parse_languages, weigh, weigh_languages
+from opensiglip.data.weighting.languages import parse_languages, weigh_languages
+from opensiglip.data.weights import weigh
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin

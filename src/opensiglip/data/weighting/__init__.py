@@ -1,1 +1,1 @@
-"""How often each example is read: the file of weights, and what writes one."""
+"""How often each example is read, by a file of weights, and what writes one; how often each language is."""

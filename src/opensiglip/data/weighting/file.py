@@ -3,8 +3,6 @@
 Its metadata may hold `opensiglip.fingerprint`, of the source that it was written for.
 """
 
-import hashlib
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +11,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from opensiglip.data.example import Source
+from opensiglip.data.fingerprint import fingerprint
 from opensiglip.disk import refusals, whole_file
 from opensiglip.errors import UserError, first_line
 
 COLUMN = "weight"
 FINGERPRINT = b"opensiglip.fingerprint"
-FINGERPRINT_TEXTS = 10_000  # of a source; reading more would delay the start of a run on large data
 MEANS = (0.01, 1000.0)  # of the weights that are not 0: outside, they are no numbers of times an epoch
-
-
-def fingerprint(source: Source) -> str:
-    """A hash of how many examples a source has and of its first texts. Pixels are not read."""
-    digest = hashlib.sha256(str(len(source)).encode())
-    for text in islice(source.texts(), FINGERPRINT_TEXTS):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def write_weights(file: Path, weights: NDArray[np.float64], source: Source) -> None:
