@@ -1,8 +1,9 @@
 """What several test files share: scenes, a pipeline for them, and recipes with networks of a few thousand weights."""
 
+import gc
 import json
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from deadline import deadline
 from hypothesis import settings
+from once import CURVE, once
 from PIL import Image
 
 from opensiglip.data.example import Source
@@ -23,6 +25,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.recipes import RECIPES, Recipe, find_recipe
 from opensiglip.recipes.kept_tokens import drop_tokens
+from opensiglip.reports import run_page
 from opensiglip.training.run import train
 from opensiglip.types import Batch
 
@@ -30,6 +33,15 @@ settings.register_profile("patient", deadline=None)  # a busy machine is no fail
 settings.load_profile("ci" if "CI" in os.environ else "patient")  # Hypothesis' own "ci" is derandomised
 
 SECONDS = 400  # that a test may take on a busy machine; none waits longer for anything
+LONGEST = (
+    "test_learning",
+    "test_study",
+    "test_shard",
+    "test_distillation",
+    "test_launch",
+    "test_compile",
+    "test_train",
+)
 SIDE, LENGTH = 32, 48
 SHAPE = Shape(width=32, depth=2, mlp=64, heads=2)
 
@@ -78,6 +90,34 @@ for _file in sorted(Path(__file__).parent.glob("*/recipe.py")):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture-count", type=int, help="cases of each test in tests/torture; by default a few")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to the processes of `-n auto` in the order below, not by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin: at the end, one would be waited for while the other cores have nothing."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no collection of garbage looks at it again, and accelerate asks for two in every run."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_work() -> Iterator[None]:
+    """Toy runs share what they would make alike."""
+    with once():
+        yield
+
+
+@pytest.fixture
+def every_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each curve of a report is drawn, for tests that look at them."""
+    monkeypatch.setattr(run_page, "curve", CURVE)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -131,7 +171,9 @@ def small() -> Small:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(SHAPES, "tiny", shape)
             recipe = RECIPES[name](**{"size": "tiny", "resolution": SIDE, "length": LENGTH} | keywords)
-        return replace(recipe, architecture=replace(recipe.architecture, encoder=None))
+        decoder = recipe.architecture.decoder  # half as deep: of one layer at least
+        decoder = decoder and replace(decoder, depth=max(1, decoder.depth))
+        return replace(recipe, architecture=replace(recipe.architecture, encoder=None, decoder=decoder))
 
     return make
 
@@ -173,6 +215,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("recipe") / "small_siglip2.py"
     file.write_text(RECIPE)
     return f"{file}:small"
+
+
+gc.freeze()  # also in processes that import this
 
 
 def draw(recipe: Recipe, visits: Sequence[Visit], pipeline: TextPipeline) -> Drawn:

@@ -12,7 +12,7 @@ from typing import Any
 import torch.multiprocessing as mp
 
 context = get_context("forkserver")
-context.set_forkserver_preload(["opensiglip.checkpoints.pretrained", "opensiglip.training.run"])
+context.set_forkserver_preload(["opensiglip.checkpoints.pretrained", "opensiglip.training.run", "hypothesis", "pytest"])
 
 
 def start_ranks(work: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:

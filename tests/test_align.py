@@ -174,6 +174,7 @@ def test_states_keep_their_bits_in_the_cache() -> None:
 def arguments(towers: Path, folder: str, out: Path, **more: Any) -> dict[str, Any]:
     common = {"data": folder, "out": out, "steps": 4, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "workers": 0}
     pair = {"vision": str(towers / "dinov2"), "text": str(towers / "bert"), "length": 24, "embed": 16, "held_out": 0}
+    common["memory_check"] = False  # a second for each run
     return common | pair | more
 
 
@@ -423,7 +424,7 @@ def test_images_set_aside_choose_the_best_and_are_never_trained_on(
     read = PretrainedVision.read
     monkeypatch.setattr(PretrainedVision, "read", lambda self, x: reads.append(len(x)) or read(self, x))
     metric = "eval/retrieval/image_to_text_r1"
-    judged = {"set_aside": 6, "eval_every": 2, "keep_best": metric, "steps": 8, "memory_check": False}
+    judged = {"set_aside": 6, "eval_every": 2, "keep_best": metric, "steps": 8}
     train("align", **arguments(towers, folder, tmp_path / "run", **judged))
     kept, aside = split_off(open_source(folder, languages=None, pixels=28), 6)
     names = [open_source(folder, languages=None, pixels=28).example(row).name for row in aside]
@@ -583,7 +584,7 @@ def test_a_run_from_features_is_judged_by_the_memory_that_it_needs(
     towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "free_memory", lambda device: 64 * 2**20)
-    big = {"batch_size": 24, "head": "linear", "resolution": 224}
+    big = {"batch_size": 24, "head": "linear", "resolution": 224, "memory_check": True}
     train("align", **arguments(towers, folder, tmp_path / "cached", **big))
     assert "a rank by estimate, 0.06 GiB free" in capsys.readouterr().out
     with pytest.raises(UserError, match="this run needs"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import start_ranks
 
 from benchmarks import BENCHES
 from benchmarks.captions import packed, padded, texts
@@ -17,7 +18,7 @@ SMALL = {
     "sigmoid": "--sizes 24 --width 8",
     "lm-head": "--vocabularies 50 --tokens 20 --width 8",
     "decoder": "--images 2 --tokens 4 --length 24 --width 64 --depth 1 --vocabulary 50",
-    "step": "--images 2 --vocabulary 50 --precision fp32 bf16",
+    "step": "--size 64x2x128x2/16 --images 2 --vocabulary 50 --precision fp32 bf16",
     "input": "--count 2 --resolution 32",
     "order": "--rows 5000 --row-shards 7 --positions 500 --shards 3 --resumed 9 --examples 200",
     "decoding": "--phrases 2 --images 1 --tokens 4 --width 32 --depth 1",
@@ -92,6 +93,7 @@ def test_auto_is_a_device_that_is_there(quick: None) -> None:
 
 
 def test_two_ranks_are_measured(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.multiprocessing.spawn", lambda work, given, nprocs: start_ranks(work, given, nprocs))
     made = ran("ranks", "--size 24 --ranks 1 2 --width 8 --images 4 --vocabulary 300", tmp_path)
     steps = {f"step of siglip2 tiny, {ranks} ranks" for ranks in (1, 2)}
     assert {row["case"] for row in made["rows"]} == {"N 24, 1 ranks", "N 24, 2 ranks"} | steps

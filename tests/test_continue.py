@@ -194,6 +194,7 @@ def siglip2_at_95(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     out = tmp_path_factory.mktemp("siglip2") / "run"
     words = (
         "--size tiny --resolution 32 --steps 20 --keep 0.95 --batch-size 4 --held-out 0 --precision fp32 --workers 0"
+        " --no-memory-check"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "tiny", Shape(width=32, depth=2, mlp=64, heads=2))

@@ -299,7 +299,13 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
     peers.siglip2(tmp_path / "peer")
     killed, out, whole = tmp_path / "killed", tmp_path / "out", tmp_path / "whole"
     settings: dict[str, Any] = {"data": [folder], "steps": 4, "save_every": 2, "batch_size": 8, "workers": 0}
-    settings |= {"held_out": 0, "precision": "fp32", "init": str(tmp_path / "peer"), "lora": lora}
+    settings |= {
+        "memory_check": False,
+        "held_out": 0,
+        "precision": "fp32",
+        "init": str(tmp_path / "peer"),
+        "lora": lora,
+    }
 
     def power_cut(*_: Any) -> None:
         raise KeyboardInterrupt

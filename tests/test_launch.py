@@ -1,8 +1,10 @@
 """Ranks that fail end all, with one sentence; torchrun starts them again and they go on by themselves."""
 
+import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,13 +46,13 @@ if os.environ.get("FAULT"):
 
 
 @pytest.fixture
-def words(folder: str, tmp_path: Path) -> list[str]:
+def words(tmp_path: Path) -> list[str]:
     """A run of six steps whose recipe's file can kill rank 1 in the fifth."""
     recipe = tmp_path / "faulty.py"
     recipe.write_text(RECIPE + KILLER)
     settings = "--steps 6 --save-every 2 --batch-size 8 --workers 0 --held-out 0 --precision fp32 --vocabulary 300"
     settings += " --no-memory-check"
-    return ["train", f"{recipe}:small", "--data", folder, *settings.split()]
+    return ["train", f"{recipe}:small", *settings.split()]
 
 
 def start(arguments: list[str], fault: str) -> tuple[int, str, str]:
@@ -68,9 +70,11 @@ def start(arguments: list[str], fault: str) -> tuple[int, str, str]:
     ],
 )
 def test_a_rank_that_fails_ends_all_within_half_a_minute_with_one_sentence(
-    words: list[str], tmp_path: Path, fault: str, sentence: str
+    words: list[str], folder: str, tmp_path: Path, fault: str, sentence: str
 ) -> None:
-    code, _, said = start(["-m", "opensiglip", *words, "--ranks", "2", "--out", str(tmp_path / "run")], fault)
+    code, _, said = start(
+        ["-m", "opensiglip", *words, "--data", folder, "--ranks", "2", "--out", str(tmp_path / "run")], fault
+    )
     seconds = time.time() - float((tmp_path / "fault").read_text())
     assert code == 2 and said.startswith(sentence) and said.count("\n") == 1, said
     assert seconds < 30
@@ -120,12 +124,36 @@ def test_ranks_and_launcher_say_once_why_a_signal_ended_them(
     assert capsys.readouterr().err.startswith(words)
 
 
-def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint(words: list[str], tmp_path: Path) -> None:
+def test_ranks_that_torchrun_starts_again_end_as_one_process_does(
+    words: list[str], folder: str, tmp_path: Path
+) -> None:
+    """They go on from the last checkpoint; on pictures of which two are broken, so both have something to count."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    for name in ("0.png", "11.png"):
+        (data / name).write_bytes(b"no image")
+    words = [*words, "--data", str(data), "--accumulate", "2"]
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 --max-restarts 1 -m opensiglip"
-    code, said, wrong = start([*torchrun.split(), *words, "--out", str(tmp_path / "run")], "kill")
+    code, said, wrong = start([*torchrun.split(), *words, "--out", str(tmp_path / "two")], "kill")
     assert code == 0, wrong
     assert re.findall(r"^steps +(\d -> \d)", said, re.MULTILINE) == ["0 -> 6", "4 -> 6"]
-    assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(6))
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    one_rank, two_ranks = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two_ranks] == list(range(6))
+    for one, two in zip(one_rank, two_ranks, strict=True):
+        late = (
+            ("loss/local_to_global", "loss/masked_patches", "local_to_global/centre_norm") if one["step"] == 5 else ()
+        )
+        for key in ("loss", "loss/sigmoid", "loss/caption", "grad_norm", *late):
+            assert two[key] == pytest.approx(one[key], rel=1e-5 if one["step"] == 0 else 1e-3)
+    assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
+    states, summaries = (
+        [json.loads((tmp_path / name / file).read_text()) for name in ("one", "two")]
+        for file in ("checkpoints/step-00000006/state.json", "summary.json")
+    )
+    assert states[0] == states[1] and states[0]["images_seen"] == states[0]["read"] == 48
+    assert states[0]["skipped_examples"] == {"image can't be decoded": 4}
+    for key in ("skipped_examples", "images_seen", "parameters"):
+        assert summaries[0][key] == summaries[1][key]
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "launch.md").read_text(encoding="utf-8")

@@ -20,6 +20,8 @@ from opensiglip.reports.evaluation_page import in_words, write_evaluation
 from opensiglip.reports.run_page import loss_charts, retrieval_table, signal_charts
 from opensiglip.types import Reading
 
+pytestmark = pytest.mark.usefixtures("every_curve")
+
 
 def luminance(colour: str) -> float:
     """Relative luminance of #rgb or #rrggbb.    (WCAG 2.2)"""

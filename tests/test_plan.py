@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_told_how_to(data: Callable[[Recipe], DataPlan]) ->
     need = fake_step(learner, kinds[0], 0.0, setting).memory.total
     checkpointed, parts = mends(learner, kinds, setting, need - 1)
     assert checkpointed.startswith("--checkpointing") and parts.startswith("--accumulate 2")
-    assert mends(learner, kinds, setting, 1) == []
+    assert mends(learner, kinds, replace(setting, parts=BATCH // 2), 1) == []
 
 
 def test_train_says_its_memory_and_refuses_what_does_not_fit(
@@ -219,7 +219,7 @@ def test_train_says_its_memory_and_refuses_what_does_not_fit(
 ) -> None:
     monkeypatch.setattr(check, "free_memory", lambda device: 2**20)
     with pytest.raises(UserError, match=r"this run needs .* GiB a rank by estimate, and 0.00 GiB is free: give "):
-        run(tmp_path / "refused", memory_check=True)
+        run(tmp_path / "refused", memory_check=True, batch_size=2)
     assert not (tmp_path / "refused" / "config.json").exists()
     run(tmp_path / "refused", memory_check=False, steps=1)
     assert "memory      not estimated (--no-memory-check)" in capsys.readouterr().out

@@ -1,14 +1,9 @@
 """Several ranks, one gradient: data parallelism changes nothing but where the numbers are computed."""
 
-import json
 import os
-import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +14,6 @@ from forkserver import start_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from opensiglip.apps.cli import main
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import average
@@ -27,7 +21,6 @@ from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
-from opensiglip.training.log import read_lines
 from opensiglip.types import Batch
 
 RANKS, EXACT = 2, 1e-12
@@ -153,38 +146,3 @@ def test_ranks_hold_the_same_weights_after_three_steps(
     frozen = {f"model.{key}" for key, p in learner.model.named_parameters() if not p.requires_grad}
     only_training = {key for key in first if not key.startswith("model.")}
     assert only_training - frozen <= moved, "teacher, heads and their averages, centres, whatever objectives learn"
-
-
-def test_torchrun_trains_from_the_command_line_as_one_process_does(folder: str, tmp_path: Path) -> None:
-    """On pictures of which two are broken, so that both ranks have something to count."""
-    data = shutil.copytree(folder, tmp_path / "data")
-    for name in ("0.png", "11.png"):
-        (data / name).write_bytes(b"no image")
-    words = [
-        *("-m", "opensiglip", "train", "siglip2", "--size", "tiny", "--resolution", "32", "--steps", "3"),
-        *("--data", str(data), "--batch-size", "8", "--accumulate", "2"),
-        *("--vocabulary", "400", "--workers", "0", "--held-out", "0", "--precision", "fp32"),
-        *("--distill-start", "0.5"),  # so the last step of three is taught
-    ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *words, "--out", str(tmp_path / "two")], check=True, env=environment, timeout=240)
-    assert main([*words[2:], "--out", str(tmp_path / "one")]) == 0
-    one_rank, two_ranks = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [row["step"] for row in two_ranks] == [0, 1, 2]
-    for one, two in zip(one_rank, two_ranks, strict=True):
-        late = (
-            ("loss/local_to_global", "loss/masked_patches", "local_to_global/centre_norm") if one["step"] == 2 else ()
-        )
-        for key in ("loss", "loss/sigmoid", "loss/caption", "grad_norm", *late):
-            assert two[key] == pytest.approx(one[key], rel=1e-5 if one["step"] == 0 else 1e-3)
-    assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
-    states = [
-        json.loads((tmp_path / name / "checkpoints" / "step-00000003" / "state.json").read_text())
-        for name in ("one", "two")
-    ]
-    assert states[0] == states[1] and states[0]["images_seen"] == states[0]["read"] == 24
-    assert states[0]["skipped_examples"] == {"image can't be decoded": 2}
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    for key in ("skipped_examples", "images_seen", "parameters"):
-        assert summaries[0][key] == summaries[1][key]

@@ -32,6 +32,7 @@ from opensiglip.reports.patch_colours import COUNT as MAPPED
 from opensiglip.reports.patch_colours import pca_colours
 from opensiglip.reports.run_page import signal_charts, write_report
 
+pytestmark = pytest.mark.usefixtures("every_curve")
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'single' \ud800"
 Row = dict[str, Any]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from studied import threads
 from test_resume import cut_short
 
 from opensiglip.apps.cli import main
@@ -39,7 +40,15 @@ from studies.engine import carry_out
 from studies.studies import STUDIES
 from studies.study import Budget, Figure, Run, Study
 
-TINY = {"size": "16x1x32x2/8", "resolution": 32, "length": 24, "batch_size": 8, "steps": 4, "save_every": 2}
+TINY = {
+    "size": "16x1x32x2/8",
+    "resolution": 32,
+    "length": 24,
+    "batch_size": 8,
+    "steps": 4,
+    "save_every": 2,
+    "memory_check": False,
+}
 SMALLEST = Study(
     name="smallest",
     question="Which <b>one</b>?",
@@ -313,14 +322,9 @@ def test_a_run_in_such_a_process_reads_data_in_processes_of_its_own(tmp_path: Pa
     assert len(figures(tmp_path)) == len(jobs) == 2
 
 
-def threads(_: int) -> int:
-    """In a process of its own."""
-    return torch.get_num_threads()
-
-
 def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     """A process left behind would write into the folders of the study that goes on."""
-    code = "from test_study import linger\nfrom studies.devices import spread\n"
+    code = "from studied import linger\nfrom studies.devices import spread\n"
     code += f"if __name__ == '__main__': list(spread(linger, [{str(tmp_path)!r}] * 2, ['', '']))\n"
     (tmp_path / "study.py").write_text(code)
     path = os.pathsep.join(sys.path)
@@ -334,9 +338,3 @@ def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     while any(Path("/proc", file.stem).exists() for file in left):
         assert time.monotonic() < until, "still running"
         time.sleep(0.1)
-
-
-def linger(folder: str) -> None:
-    """A run that would go on for long."""
-    Path(folder, f"{os.getpid()}.pid").touch()
-    time.sleep(120)

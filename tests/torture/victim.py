@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from once import once
+
 from opensiglip.training import loop as loop_module
 from opensiglip.training.run import train
 
@@ -72,7 +74,8 @@ def go(recipe: str, data: str | list[str], out: Path, *, resume: bool, **changes
     """Six steps with a checkpoint after every second, held-out figures and an export."""
     flags: dict[str, Any] = {"steps": 6, "save_every": 2, "batch_size": 4, "workers": 0, "held_out": 0}
     flags |= {"precision": "fp32", "vocabulary": 300, "memory_check": False, "resume": resume} | changes
-    return train(recipe, data=[data] if isinstance(data, str) else data, out=out, **flags)
+    with once():
+        return train(recipe, data=[data] if isinstance(data, str) else data, out=out, **flags)
 
 
 def killed() -> None:

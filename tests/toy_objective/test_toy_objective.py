@@ -26,11 +26,12 @@ def go(folder: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(SHAPES, "tiny", SHAPE)
     shared: dict[str, Any] = {"size": "tiny", "resolution": 32, "batch_size": 8, "workers": 0, "held_out": 0}
     shared |= {"precision": "fp32", "vocabulary": 300, "steps": STEPS, "save_every": 4, "lr": 1e-2}
+    shared |= {"memory_check": False}
     return lambda out, **changes: train(RECIPE, data=changes.pop("data", folder), out=out, **shared | changes)
 
 
 def test_a_run_builds_starts_updates_watches_and_logs_it(go: Any, tmp_path: Path) -> None:
-    go(tmp_path / "run", save_every=1)
+    go(tmp_path / "run", save_every=1, memory_check=True)
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     late = {"loss/caption_tokens", "caption_tokens/most_frequent"}
     assert [set(row) & late for row in rows] == [set()] * 2 + [late] * 6, "from a quarter of training on"

@@ -1,9 +1,10 @@
 """README.md of a folder: what the model is, what it was trained by, and how it is used."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from transformers import Siglip2Model, SiglipModel
 
 from opensiglip.checkpoints.contents import Contents
@@ -132,8 +133,13 @@ def write_card(folder: Path, contents: Contents, format: str = "transformers", *
         "resolution": model.architecture.resolution,
         "patches": patches(model.architecture, contents.frame),
     }
-    text = Environment(trim_blocks=False, autoescape=False).from_string(CARD).render(facts)
+    text = card_template().render(facts)
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def card_template() -> Template:
+    return Environment(trim_blocks=False, autoescape=False).from_string(CARD)
 
 
 def patches(architecture: Architecture, frame: Any) -> dict[str, int]:

@@ -4,17 +4,15 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.compare import Comparison
 from opensiglip.reports.drawing import COLORS
-from opensiglip.reports.evaluation_page import in_words, style
+from opensiglip.reports.evaluation_page import in_words, page_template, style
 
 
 def write_comparison(out: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
@@ -40,11 +38,11 @@ def page(names: Sequence[str], rows: Sequence[Comparison], plot: Path) -> str:
         tasks.setdefault(row.task, []).append({"name": words, "cells": values, "differences": differences})
         for reason in dict.fromkeys(filter(None, row.reasons)):
             reasons.setdefault(reason, []).append(f"{row.task.replace('_', ' ')}, {words}")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("comparison_page.html").read_text(encoding="utf-8"))
     letters = [chr(65 + number) for number in range(len(names))]
     drawn = "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode()
-    return template.render(names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn, style=style())
+    return page_template("comparison_page.html").render(
+        names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn, style=style()
+    )
 
 
 def difference_cell(some: list[float] | None) -> dict[str, str]:

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -19,7 +17,7 @@ from opensiglip.json_file import write_json
 from opensiglip.reports.contact_sheet import fact_text, readable
 from opensiglip.reports.curves import INK, LINE, svg
 from opensiglip.reports.drawing import COLORS, as_uri
-from opensiglip.reports.evaluation_page import style
+from opensiglip.reports.evaluation_page import page_template, style
 
 SHEET = 24  # pictures of the sample
 PICTURE = 160  # pixels of a picture's longer side
@@ -47,14 +45,12 @@ class Picture:
 
 def write_page(out: Path, name: str, statistics: Statistics, splits: dict[str, Source]) -> None:
     """Write stats.json and stats.html into the folder. Raises UserError where that can't be done."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("data_page.html").read_text(encoding="utf-8"))
     counts = statistics.counts
     total = sum(statistics.splits.values())
     spread = [step * total // min(SHEET, total) for step in range(min(SHEET, total))]
     extremes = {"smallest": counts.smallest, "widest": counts.widest, "tallest": counts.tallest}
     clusters = {"the same file": statistics.exact, "as good as the same": statistics.near}
-    page = template.render(
+    page = page_template("data_page.html").render(
         name=name,
         lines=lines(statistics),
         plots=plots(statistics),

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import Sample
@@ -44,8 +44,6 @@ class DrawnSample:
 
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json and evaluation.html into the folder `out`. Raises UserError where that can't be done."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("evaluation_page.html").read_text(encoding="utf-8"))
     record = evaluation.record
     benchmarks = {
         name: {
@@ -59,7 +57,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
         for number, (name, result) in enumerate(evaluation.results.items(), 1)
     }
     figures = (record.get("protocol", {}).get("published") or {}).get("figures", {})
-    page = template.render(
+    page = page_template("evaluation_page.html").render(
         record=record,
         benchmarks=benchmarks,
         published=[(": ".join(map(in_words, name.split(": "))), pair) for name, pair in figures.items()],
@@ -150,6 +148,13 @@ def draw(sample: Sample) -> DrawnSample:
     beside += [jpeg_uri(heat_map(sample.image, values), QUALITY) for values in sample.heat_maps]
     beside += [jpeg_uri(class_map(classes), QUALITY) for classes in sample.class_maps]
     return DrawnSample(as_uri(sample.image, boxes, SIDE, QUALITY), beside, sample)
+
+
+@cache
+def page_template(file: str) -> Template:
+    """A page of this folder, compiled once in a process. All that it is given is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(files(__package__).joinpath(file).read_text(encoding="utf-8"))
 
 
 @cache

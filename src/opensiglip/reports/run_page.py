@@ -3,11 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from opensiglip.data.example import Source
 from opensiglip.data.scenes.source import Scenes
@@ -16,7 +13,7 @@ from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.reports.curves import curve, switches
-from opensiglip.reports.evaluation_page import style
+from opensiglip.reports.evaluation_page import page_template, style
 from opensiglip.reports.held_out_samples import held_out_samples
 from opensiglip.reports.patch_colours import patch_maps
 from opensiglip.types import Reading
@@ -75,9 +72,7 @@ def write_report(
         before = {name: subject.with_vision(stage.vision) for name, stage in stages.items()}
         patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("run_page.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = page_template("run_page.html").render(
         summary=summary,
         recipe=summary["recipe"].rpartition(":")[2],
         size=size(architecture),
