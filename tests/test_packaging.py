@@ -357,3 +357,27 @@ def test_an_old_or_missing_python_is_refused_in_one_sentence(checkout: Path, pyt
         f'OpenSigLIP needs Python 3.11 or newer, which "{python}" is not: name one, as in make setup PYTHON=python3.12'
     ]
     assert not (checkout / ".venv").exists()
+
+
+def test_every_module_can_be_imported_where_only_unix_has_what_others_lack() -> None:
+    """As on Windows: no fcntl, resource, fork, pread or SIGKILL. Libraries are imported before, for they know."""
+    code = """
+import os, pkgutil, signal, sys
+import accelerate, datasets, fastapi, filelock, gradio, matplotlib, sklearn, tokenizers, torchvision, transformers
+import torch.distributed.run, torch.utils.data, transformers.integrations, uvicorn
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("fork", "register_at_fork", "sched_getaffinity", "sysconf", "getuid"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+    delattr(signal, name)
+import opensiglip
+names = [found.name for found in pkgutil.walk_packages(opensiglip.__path__, "opensiglip.")]
+for name in names:
+    if not name.endswith("__main__"):
+        __import__(name)
+print(len(names))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 150

@@ -114,7 +114,9 @@ def lines(statistics: Statistics) -> list[tuple[str, str]]:
             ("held out, and in train too", f"{statistics.leaks:,}"),
         ]
     pace = counts.rows / max(statistics.seconds, 1e-9)
-    took = f"{statistics.seconds:,.1f} s ({pace:,.0f} rows/s), peak memory {statistics.peak_bytes / 2**20:,.0f} MiB"
+    took = f"{statistics.seconds:,.1f} s ({pace:,.0f} rows/s)"
+    if statistics.peak_bytes is not None:
+        took += f", peak memory {statistics.peak_bytes / 2**20:,.0f} MiB"
     return [*found, ("took", took)]
 
 

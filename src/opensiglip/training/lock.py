@@ -1,6 +1,5 @@
 """One process trains in a run's folder: a lock with pid, host and time, which a dead one does not hold."""
 
-import fcntl
 import json
 import os
 import socket
@@ -9,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from filelock import lock_descriptor
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
@@ -45,10 +46,7 @@ def _taken(run: RunFolder) -> int:
     owner, age = _owner(file), time.time() - os.fstat(file).st_mtime
     elsewhere = bool(owner) and owner["host"] != socket.gethostname() and age < ALIVE
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alive = elsewhere
-    except BlockingIOError:
-        alive = True
+        alive = not lock_descriptor(file, blocking=False) or elsewhere
     except OSError:  # a file system without locks
         alive = bool(owner) and age < ALIVE
     if alive:
@@ -86,4 +84,5 @@ def _let_go() -> None:
         os.close(HELD.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # Windows forks no process
+    os.register_at_fork(after_in_child=_let_go)

@@ -3,12 +3,13 @@
 A reader keeps what it opened: removing a file takes away only its name. So nothing is locked while it is read.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 
 def cache_folder() -> Path:
@@ -34,7 +35,7 @@ class DiskCache:
         except FileNotFoundError:
             self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / f"{path.name[:2]}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back by the kernel, whatever becomes of this process
+            lock_descriptor(lock.fileno())  # given back by the kernel, whatever becomes of this process
             try:
                 return opened(path)  # another process was quicker
             except FileNotFoundError:

@@ -1,6 +1,6 @@
 """`opensiglip data stats`: one pass over all splits of a source, in processes, with its progress told."""
 
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Statistics:
     leaks: int  # held-out images that train has, too, exactly or nearly
     repeated_texts: int
     seconds: float
-    peak_bytes: int  # of this process, or of the largest of its workers
+    peak_bytes: int | None  # of this process, or of the largest of its workers; None where the system does not tell
 
     def facts(self) -> dict[str, Any]:
         """Everything as JSON holds it."""
@@ -110,7 +110,6 @@ def collect(splits: dict[str, Source], wish: Wish, sample: int | None, workers: 
     ends = np.array(starts(sources)[1:])
     numbers = np.searchsorted(ends, counts.indices, side="right")  # of the split of each
     trained = np.array([name == "train" for name in splits])[numbers]
-    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Statistics(
         counts,
         {name: len(source) for name, source in splits.items()},
@@ -120,8 +119,18 @@ def collect(splits: dict[str, Source], wish: Wish, sample: int | None, workers: 
         leaks(trained, exact, near),
         len(counts.texts) - len(np.unique(counts.texts)),
         time.perf_counter() - began,
-        max(peaks),
+        peak_bytes(),
     )
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process, or the largest of those that it started, has held."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
 
 
 def leaks(trained: np.ndarray, exact: Clusters, near: Clusters) -> int:

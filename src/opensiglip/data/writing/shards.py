@@ -5,7 +5,6 @@ A job reads a stretch of rows and writes a shard of it for each split that they 
 done. A killed process leaves no more than a `.part` that the next start writes anew, to the same bytes.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.parallel import each
@@ -150,9 +151,11 @@ def sole_writer(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is writing to {out}; wait for it, or give another --out.") from None
+            ours = lock_descriptor(lock.fileno(), blocking=False)
+        except OSError as error:
+            raise UserError(f"{out} can't be locked ({error.strerror}); give an --out on another disk.") from None
+        if not ours:
+            raise UserError(f"another process is writing to {out}; wait for it, or give another --out.")
         place = out / PLAN
         known = load_json(place).get("plan") if place.is_file() else None
         others = [file for file in out.iterdir() if file.name not in (ROWS, PLAN)] if known is None else []
