@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from opensiglip.training.curation.selection import (
 )
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import read_lines
+from opensiglip.training.planning import check
 from opensiglip.training.run import train
 
 # What is chosen
@@ -231,6 +233,23 @@ def test_two_ranks_and_two_parts_choose_and_learn_as_one(case: Case, ranks: list
             gaps = [float((one["grads"][name] - grad).abs().max()) for name, grad in alone["grads"].items()]
             assert max(gaps) < EXACT
     assert max(float(grad.abs().max()) for grad in alone["grads"].values()) > 0.1
+
+
+def test_the_memory_estimate_has_the_reference_and_the_super_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs(curator: Curator | None) -> int:
+        config = TrainConfig(data=("scenes",), out=Path("x"), batch_size=BATCH)
+        job: Any = SimpleNamespace(config=config, recipe=case.recipe)
+        plain = replace(plan, fields=case.recipe.fields)
+        return int(check.memory_line(job, plain, torch.device("cpu"), "no", curator).partition(" ")[0])
+
+    plan = case.plans[1, 0, 1]
+    own = plan.fields[len(case.recipe.fields) :]
+    curator = Curator("learnability", BATCH, 4, 5, own, case.origins.names, case.reference, nullcontext)
+    monkeypatch.setattr(check, "gib", str)
+    read = sum(field.nbytes for field in Steps(plan)[0].parts[0].values())
+    weights = sum(x.nbytes for x in [*case.reference.parameters(), *case.reference.buffers()])
+    assert needs(curator) - needs(None) == pytest.approx(weights + read, rel=0.02)
+    assert needs(replace(curator, reference=None)) - needs(None) == pytest.approx(read, rel=0.05)
 
 
 def test_shares_are_of_all_that_was_seen_and_of_what_was_chosen(case: Case) -> None:

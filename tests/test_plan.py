@@ -30,7 +30,7 @@ from opensiglip.training.optimizers.make import OptimizerName
 from opensiglip.training.optimizers.muon import hidden_matrices
 from opensiglip.training.planning import check
 from opensiglip.training.planning.networks import meta_learner
-from opensiglip.training.planning.plan import make_plan, mends
+from opensiglip.training.planning.plan import make_plan, mends, trace
 from opensiglip.training.planning.shapes import DRAWN, batch_shapes
 from opensiglip.training.planning.step import Setting, fake_step
 from opensiglip.training.planning.trace import Trace
@@ -212,6 +212,13 @@ def test_what_does_not_fit_is_told_how_to(data: Callable[[Recipe], DataPlan]) ->
     checkpointed, parts = mends(learner, kinds, setting, need - 1)
     assert checkpointed.startswith("--checkpointing") and parts.startswith("--accumulate 2")
     assert mends(learner, kinds, replace(setting, parts=BATCH // 2), 1) == []
+
+
+def test_parts_that_do_not_divide_a_batch_are_told_which_do(data: Callable[[Recipe], DataPlan]) -> None:
+    plan = data(tiny("siglip"))
+    shapes, setting = batch_shapes(plan, 0.0)[0], Setting("cpu", "no", parts=plan.batch_size + 1)
+    with pytest.raises(UserError, match=f"give --batch-size {plan.batch_size + 1}.$"):
+        trace(meta_learner(tiny("siglip"), plan.pipeline), shapes, 0.0, setting)
 
 
 def test_train_says_its_memory_and_refuses_what_does_not_fit(

@@ -1,41 +1,32 @@
 """`train --dry-run`: what a run does before its first step, and a timed step of each stage; nothing is written."""
 
-import os
 import shutil
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.formats.own import described, read_pipeline
 from opensiglip.checkpoints.manifest import sound
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import Steps
+from opensiglip.disk import writable
 from opensiglip.distributed import world
 from opensiglip.errors import UserError
-from opensiglip.training.accelerator import make_accelerator
-from opensiglip.training.build import build_learner, build_loop, data_plan, first_pipeline
+from opensiglip.training.assemble import Opened, assemble
+from opensiglip.training.build import first_pipeline
 from opensiglip.training.config import TrainConfig
-from opensiglip.training.continued import take_over
-from opensiglip.training.curation.build import curator
 from opensiglip.training.feature_cache import Frozen, gigabytes
 from opensiglip.training.loop import Loop
-from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.optimizers.make import state_bytes
-from opensiglip.training.planning.check import memory_line
 from opensiglip.training.planning.plan import gib
-from opensiglip.training.precision import autocast
 from opensiglip.training.record import check
 from opensiglip.training.resolve import resolve
-from opensiglip.training.run_data import open_data
 from opensiglip.training.stages import stage_starts
-from opensiglip.training.start import start_line
-from opensiglip.training.startup import few_held_out, startup_lines
 from opensiglip.types import Batch
 
 
@@ -70,37 +61,18 @@ def dry_run(recipe: str, **keywords: Any) -> str:
         )
     job = resolve(recipe, keywords)
     config, folder = job.config, job.config.out
-    accelerator, precision, why = make_accelerator(config.precision, config.trackers, folder)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()  # as in a run, whose steps are to be timed
-    below = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (below.is_dir() and os.access(below, os.W_OK)):
-        raise UserError(f"--out {folder} can't be made: {below} takes no folder; name another place.")
-    found = open_data(job, accelerator)
-    sources, schedule = found.trained_on(found.sources), found.schedule
-    curating = curator(config, job.recipe, sources, accelerator.device, autocast(precision, accelerator.device))
+    writable(folder)
+    opened = Opened.of(job)
+    data, precision = opened.data, opened.precision
     check(folder, job.record, resume=config.resume, changed=config.changed)
     saved = sound(RunFolder(folder)) if config.resume else None
-    pipeline = first_pipeline(job, sources, schedule.origin) if saved is None else read_pipeline(described(saved))
-    need = "not estimated (--no-memory-check)"
-    if config.memory_check:
-        need = memory_line(job, data_plan(job, accelerator, sources, pipeline, schedule), accelerator.device, precision)
-    set_seed(config.seed)
-    learner, fitted = build_learner(job, pipeline)
-    learner = learner.to(accelerator.device)
-    read = job.recipe if curating is None else replace(job.recipe, fields=[*job.recipe.fields, *curating.fields])
-    loop = build_loop(replace(job, recipe=read), accelerator, learner, fitted, sources, pipeline, schedule)
-    loop.precision, loop.curator = precision, curating
-    loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
-    if saved is not None:
-        loop.restore(saved)
-    elif schedule.origin is not None:
-        take_over(schedule.origin, learner, loop.optimizer)
-    lines = [f"dry run     nothing is written to {folder}", startup_lines(loop, job.recipe, why), f"memory      {need}"]
-    if found.held_out is not None and (few := few_held_out(min(found.held_out.count, len(found.held_out.source)))):
-        lines.append(f"small data  {few}")
-    if job.start is not None and fitted is not None:
-        lines.append(f"start       {start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)}")
+    if saved is None:
+        pipeline = first_pipeline(job, data.sources, data.schedule.origin)
+    else:
+        pipeline = read_pipeline(described(saved))
+    loop, lines = assemble(opened, pipeline, saved, features=False)
+    lines = [f"dry run     nothing is written to {folder}", *lines]
+    learner, sources = loop.learner, data.trained_on(data.sources)
     frozen = Frozen.of(learner.model, job.recipe)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = gigabytes(learner.model, job.recipe, sources, frozen, dtype) if frozen.images or frozen.texts else None

@@ -82,12 +82,21 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
 
 def check_batch(config: TrainConfig, multiple: int, ranks: int) -> None:
     """Raises UserError where ranks and parts do not divide the batch."""
-    for flag, size in (("--batch-size", config.batch_size), ("the super-batch of", config.super_batch)):
-        if size % (ranks * config.accumulate * multiple):
+    unit = ranks * config.accumulate * multiple
+    mends = near_batch(config.batch_size, unit), "give another --filter, such as 0.5 or 0.75"
+    sizes = ("--batch-size", config.batch_size), ("the super-batch of", config.super_batch)
+    for (flag, size), mend in zip(sizes, mends, strict=True):
+        if size % unit:
             halves = " x 2 halves" if multiple > 1 else ""
             raise UserError(
-                f"{flag} {size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}{halves}."
+                f"{flag} {size} is not divisible by {ranks} ranks x --accumulate {config.accumulate}{halves}; {mend}."
             )
+
+
+def near_batch(size: int, unit: int) -> str:
+    """The flags that give a batch of whole parts, nearest to `size`."""
+    below, above = size // unit * unit, -(-size // unit) * unit
+    return f"give --batch-size {' or '.join(str(one) for one in dict.fromkeys((below, above)) if one)}"
 
 
 def schedule_of(job: Job, examples: int) -> Schedule:

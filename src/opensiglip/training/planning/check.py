@@ -8,29 +8,33 @@ import torch
 
 from opensiglip.data.loader import DataPlan
 from opensiglip.errors import UserError
+from opensiglip.training.curation.curator import Curator
 from opensiglip.training.planning.machines import free_memory
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import fullest, gib, mends
 from opensiglip.training.planning.shapes import batch_shapes
-from opensiglip.training.planning.step import Setting
+from opensiglip.training.planning.step import Setting, held, tensors
 from opensiglip.training.pretrained_towers import frozen_by_default
 from opensiglip.training.resolve import Job
 from opensiglip.training.stages import stage_starts
 
 
-def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> str:
+def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str, curating: Curator | None = None) -> str:
     """The estimate of the last stage, which holds most, beside what is free. Raises UserError where it is too large.
 
     Ranks of one machine share a CPU's memory.
     """
-    config, data = job.config, replace(data, batch_size=job.config.batch_size)  # what is left out has no gradient
+    config, read = job.config, data
+    data = replace(data, batch_size=config.batch_size)  # what is left out has no gradient
     kind: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
     shard = config.shard and data.ranks > 1
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard, config.optimizer)
     try:
         learner = meta_learner(job.recipe, data.pipeline, config.freeze or frozen_by_default(job.recipe), config.lora)
-        kinds = batch_shapes(data, stage_starts(job.recipe.objectives, data.fields)[-1])
-        need = fullest(learner, kinds, setting).total
+        last = stage_starts(job.recipe.objectives, data.fields)[-1]
+        kinds = batch_shapes(data, last)
+        beside = 0 if curating is None else bytes_of(curating, read, last)
+        need = fullest(learner, kinds, setting).total + beside
     except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
         return f"not estimated: {error}"
     free, local = free_memory(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" else 1
@@ -38,9 +42,17 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str) -> s
         return f"{gib(need)} a rank by estimate; this {device.type} does not tell what is free"
     if need * local <= free:
         return f"{gib(need)} a rank by estimate, {gib(free / local)} free"
-    ways = " or ".join(mends(learner, kinds, setting, free // local))
+    ways = " or ".join(mends(learner, kinds, setting, free // local - beside))
     advice = ways or "a smaller --batch-size (--accumulate and --checkpointing do not suffice)"
     raise UserError(
         f"this run needs {gib(need)} a rank by estimate, and {gib(free / local)} is free: give {advice}, or "
         "--no-memory-check to try it as it is."
     )
+
+
+def bytes_of(curating: Curator, data: DataPlan, progress: float) -> int:
+    """What choosing adds to a step of one rank: the reference's weights, and the super-batch with what it reads."""
+    weights = 0 if curating.reference is None else held(tensors(curating.reference))
+    own = [field for field in curating.fields if not any(field is known for known in data.fields)]
+    kinds = batch_shapes(replace(data, fields=[*data.fields, *own]), progress)
+    return weights + max(shapes.bytes(shapes.size // data.ranks) for shapes in kinds)

@@ -17,6 +17,7 @@ from opensiglip.training.planning.machines import Machine
 from opensiglip.training.planning.shapes import Shapes, batch_shapes
 from opensiglip.training.planning.step import Memory, Setting, Step, fake_step, size
 from opensiglip.training.planning.traffic import Traffic, traffic
+from opensiglip.training.run_data import near_batch
 from opensiglip.training.stages import stage_starts
 
 SECONDS_A_DAY = 86_400
@@ -104,7 +105,7 @@ def trace(learner: Learner, shapes: Shapes, progress: float, setting: Setting) -
     if shapes.size % (setting.ranks * setting.parts):
         raise UserError(
             f"--batch-size: {shapes.size} images a step are not divisible by {setting.ranks} ranks x --accumulate "
-            f"{setting.parts}."
+            f"{setting.parts}; {near_batch(shapes.size, setting.ranks * setting.parts)}."
         )
     try:
         return fake_step(learner, shapes, progress, setting)

@@ -1,0 +1,211 @@
+"""From a resolved job to networks, optimizer and loop: what a run does, and `--dry-run` too."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from opensiglip.checkpoints.fit import Fitted, fit
+from opensiglip.checkpoints.formats.own import describe
+from opensiglip.data.example import Source
+from opensiglip.data.loader import DataPlan
+from opensiglip.data.text import TextPipeline
+from opensiglip.models.model import Model
+from opensiglip.recipes import Recipe
+from opensiglip.training.accelerator import make_accelerator
+from opensiglip.training.best import Best
+from opensiglip.training.continued import take_over
+from opensiglip.training.curation.build import curator
+from opensiglip.training.curation.curator import Curator
+from opensiglip.training.feature_cache import with_features
+from opensiglip.training.learner import Learner
+from opensiglip.training.loop import Loop
+from opensiglip.training.memory import keep_freed_memory
+from opensiglip.training.optimizers.make import make
+from opensiglip.training.planning.check import memory_line
+from opensiglip.training.precision import autocast
+from opensiglip.training.pretrained_towers import frozen_by_default
+from opensiglip.training.resolve import Job
+from opensiglip.training.run_data import Data, Schedule, open_data
+from opensiglip.training.sharding import hollow, shard
+from opensiglip.training.start import set_trainable, start_line, tower_parameters
+from opensiglip.training.startup import few_held_out, startup_lines
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a run reads and computes on; nothing has been written."""
+
+    job: Job
+    accelerator: Accelerator
+    precision: str
+    why: str  # that precision
+    data: Data
+    curating: Curator | None
+
+    @classmethod
+    def of(cls, job: Job) -> "Opened":
+        """Raises UserError on what does not fit together."""
+        config = job.config
+        accelerator, precision, why = make_accelerator(config.precision, config.trackers, config.out)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        data = open_data(job, accelerator)
+        computing = autocast(precision, accelerator.device)
+        curating = curator(config, job.recipe, data.sources, accelerator.device, computing)
+        return cls(job, accelerator, precision, why, data, curating)
+
+
+def assemble(
+    opened: Opened, pipeline: TextPipeline, saved: Path | None, *, features: bool = True
+) -> tuple[Loop, list[str]]:
+    """The loop, at the step from which it goes on, and the start-up lines; the first rank's tell the memory.
+
+    saved: the checkpoint that it goes on from. features: write, if there are none, the states of frozen towers to disk
+    and read those. Raises UserError, also where memory does not suffice.
+    """
+    job, accelerator, data, curating = opened.job, opened.accelerator, opened.data, opened.curating
+    config, recipe, schedule = job.config, job.recipe, data.schedule
+    foreign, need = recipe.architecture.foreign is not None, ""
+    if not foreign and accelerator.is_main_process:
+        need = memory_of(opened, data.trained_on(data.sources), pipeline)
+    set_seed(config.seed)
+    learner, fitted = build_learner(job, pipeline)
+    read, sources = recipe, data.sources
+    if curating is not None:
+        read = replace(recipe, fields=[*recipe.fields, *curating.fields])
+    if features:
+        read, sources = with_features(
+            read,
+            learner.model,
+            sources,
+            pipeline,
+            root=config.features_folder,
+            limit=config.features_gb,
+            accelerator=accelerator,
+            precision=opened.precision,
+            asked=config.features is not None,
+        )
+    job, sources = replace(job, recipe=read), data.trained_on(sources)
+    if foreign and accelerator.is_main_process:
+        # Only now: a step that reads features holds no activations of the towers.
+        need = memory_of(replace(opened, job=job), sources, pipeline)
+    skeleton = hollow(learner.model, "meta") if config.shard and accelerator.num_processes > 1 else None
+    if skeleton is not None:
+        shard(learner, accelerator.device)
+    learner = learner.to(accelerator.device)
+    loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
+    loop.skeleton, loop.precision, loop.curator = skeleton, opened.precision, curating
+    loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=opened.precision == "fp16")
+    lines = []
+    if saved is not None:
+        loop.restore(saved)
+    elif schedule.origin is not None:
+        resized = take_over(schedule.origin, learner, loop.optimizer)
+        lines.append(f"continues   {schedule.origin.checkpoint}; resized: {', '.join(resized) or 'nothing'}")
+    lines += [startup_lines(loop, recipe, opened.why), f"memory      {need}"]
+    held_out = data.held_out
+    if held_out is not None and (few := few_held_out(min(held_out.count, len(held_out.source)))):
+        lines.append(f"small data  {few}")
+    if job.start is not None and fitted is not None:
+        lines.append(f"start       {start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)}")
+    return loop, lines
+
+
+def memory_of(opened: Opened, sources: Sequence[Source], pipeline: TextPipeline) -> str:
+    """What the run needs, in words. Raises UserError where there is too little."""
+    if not opened.job.config.memory_check:
+        return "not estimated (--no-memory-check)"
+    plan = data_plan(opened.job, opened.accelerator, sources, pipeline, opened.data.schedule)
+    return memory_line(opened.job, plan, opened.accelerator.device, opened.precision, opened.curating)
+
+
+def describer(recipe: Recipe, pipeline: TextPipeline) -> Callable[[Path], None]:
+    """Writes into a folder what a model of this recipe and text pipeline is opened by."""
+    networks = replace(recipe.architecture, pad_id=pipeline.policy.pad_id)
+    return partial(describe, architecture=networks, pipeline=pipeline, boxes=recipe.boxes, tasks=recipe.tasks)
+
+
+def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | None]:
+    """Networks and objectives, with the weights that the run starts from; what these brought. Raises UserError."""
+    config, recipe = job.config, job.recipe
+    model = Model.new(replace(recipe.architecture, pad_id=pipeline.policy.pad_id), len(pipeline))
+    fitted = None if job.start is None else fit(model, job.start)
+    for objective in recipe.objectives:
+        objective.initialise(model, config.batch_size, frozenset() if fitted is None else fitted.brought)
+    set_trainable(model, config.freeze or frozen_by_default(recipe), config.lora)
+    if config.checkpointing:
+        model.checkpoint_activations()
+    return Learner.of(model, recipe, pipeline), fitted
+
+
+def data_plan(
+    job: Job, accelerator: Accelerator, sources: Sequence[Source], pipeline: TextPipeline, schedule: Schedule
+) -> DataPlan:
+    """What this rank reads and how."""
+    return DataPlan(
+        sources=sources,
+        frame=job.recipe.frame,
+        fields=job.recipe.fields,
+        pipeline=pipeline,
+        batch_size=job.config.super_batch,
+        seed=job.config.seed,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        parts=job.config.accumulate,
+        steps=schedule.steps,
+        begin=schedule.begin,
+        stretch=schedule.stretch,
+    )
+
+
+def build_loop(
+    job: Job,
+    accelerator: Accelerator,
+    learner: Learner,
+    fitted: Fitted | None,
+    sources: Sequence[Source],
+    pipeline: TextPipeline,
+    schedule: Schedule,
+) -> Loop:
+    """The loop, with optimizer and data plan, at the first step of the run."""
+    config, ranks = job.config, accelerator.num_processes
+    cores = torch.get_num_threads() if accelerator.device.type == "cpu" else os.cpu_count() or 2
+    plan = data_plan(job, accelerator, sources, pipeline, schedule)
+    steps, begin = schedule.steps, schedule.begin
+    return Loop(
+        accelerator=accelerator,
+        learner=learner,
+        optimizer=make(
+            config.optimizer,
+            learner,
+            config.lr,
+            config.weight_decay,
+            tower_parameters(fitted),
+            config.tower_lr,
+            config.betas,
+        ),
+        plan=plan,
+        folder=config.out,
+        steps=steps,
+        lr=config.lr,
+        warmup=config.warmup if config.warmup is not None else steps // 20,
+        clip_norm=config.clip_norm,
+        workers=config.workers if config.workers is not None else min(8, max(1, cores // ranks - 1)),
+        save_every=config.save_every,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        describe=describer(job.recipe, pipeline),
+        keep_last=config.keep_last,
+        best=None if config.keep_best is None else Best(config.keep_best, config.patience),
+        keep=frozenset(begin + math.floor((share * steps - begin) * schedule.stretch + 1e-9) for share in config.keep),
+        compile=config.compile,
+        step=begin,
+        images_seen=plan.step_slice(begin).first,
+    )
