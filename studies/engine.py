@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opensiglip.apps.evaluate import evaluate
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.disk import writable
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 from opensiglip.training.run import train
@@ -49,6 +50,7 @@ def carry_out(
     data = data or study.data
     for run in study.runs:
         run.trains_on(data)
+    writable(out)
     claim(out, {"study": study.name, "data": data, "budget": budget})
     jobs = [
         Job(run, seed, out / f"seed-{seed}" / run.name, data, study.budgets[budget], tuple(study.tasks))
@@ -67,11 +69,11 @@ def carry_out(
 def claim(out: Path, declared: dict[str, str]) -> None:
     """Make the folder of a study, or go on in it. Raises UserError where it is another's."""
     path = out / DECLARED
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else declared
-    except (OSError, ValueError) as error:
-        raise UserError(f"--out {out} can't be used ({error}); name another folder.") from error
+    except (OSError, ValueError, RecursionError):
+        raise UserError(f"{path} is damaged, or no study's; name another folder by --out.") from None
     if before != declared:
         raise UserError(f"--out {out} holds another study ({before}, now {declared}); name another folder.")
     write_json(path, declared)

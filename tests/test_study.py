@@ -187,6 +187,14 @@ def test_a_folder_holds_one_study(straight: Path) -> None:
             carry_out(study, straight, data=data, seeds=1, budget="cpu-hour")
 
 
+def test_a_folder_that_is_no_study_s_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "declared.json").write_text("{")
+    with pytest.raises(UserError, match="declared.json is damaged, or no study's; name another folder by --out."):
+        carry_out(SMALLEST, tmp_path, data=None, seeds=1, budget="cpu-hour")
+    with pytest.raises(UserError, match=r"can't be written to \(Not a directory\); name another folder."):
+        carry_out(SMALLEST, tmp_path / "declared.json", data=None, seeds=1, budget="cpu-hour")
+
+
 def test_what_a_study_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="smallest has cpu-hour"):
         carry_out(SMALLEST, tmp_path / "out", data=None, seeds=1, budget="gpu-10min")

@@ -14,7 +14,7 @@ from opensiglip import __version__, progress
 from opensiglip.apps import completion, quiet
 from opensiglip.apps.commands import COMMANDS, Group, Runnable
 from opensiglip.apps.said import PROGRAM, say
-from opensiglip.apps.sentence import rejected_flags, rejected_word
+from opensiglip.apps.sentence import check_switches, rejected_flags, rejected_word
 from opensiglip.apps.signature import like
 from opensiglip.apps.train import Train
 from opensiglip.apps.train_help import HELP, HELP_ALL, help_text
@@ -70,6 +70,9 @@ def run(words: list[str]) -> None:
         return
     words = ["--help" if word == HELP_ALL else word for word in words]
     flags = like(*node.flags(rest)) if not isinstance(node, Group) else None
+
+    if flags is not None:
+        check_switches(inspect.signature(flags), rest, EVERYWHERE)
 
     def reject(event: ParseErrorEvent) -> None:
         if isinstance(node, Group):

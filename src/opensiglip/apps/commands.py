@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from opensiglip.apps import signature
 from opensiglip.apps.plan import plans
 from opensiglip.apps.train import recipes
+from opensiglip.disk import writable
 from opensiglip.errors import UserError
 
 CLONE = Path(__file__).parents[3]  # in a clone it holds benchmarks/ and studies/; a wheel has neither
@@ -49,6 +50,16 @@ class Command:
         if not self.light:
             import_module("opensiglip.apps.quiet").quiet_libraries()
         function(**flags)
+
+
+class Measurement(Command):
+    """A command of benchmarks/: minutes of work are not to end at a folder that can't be written to."""
+
+    def call(self, flags: Mapping[str, Any]) -> None:
+        """Raises UserError before anything is measured."""
+        if "out" in flags:
+            writable(flags["out"])
+        super().call(flags)
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def measured(words: Sequence[str]) -> dict[str, Runnable]:
     """The measurements of benchmarks/; the help of each is its docstring's first line."""
     beside_the_package("benchmarks")
     homes = {name: f"benchmarks.{name.replace('-', '_')}" for name in import_module("benchmarks").BENCHES}
-    return {name: Command(signature.summary(home, "bench"), home, "bench") for name, home in homes.items()}
+    return {name: Measurement(signature.summary(home, "bench"), home, "bench") for name, home in homes.items()}
 
 
 COMMANDS: dict[str, Command | Group] = {

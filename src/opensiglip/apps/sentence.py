@@ -2,13 +2,15 @@
 
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro import _errors as rejected  # private to tyro: the one place that has its errors as objects
+
+from opensiglip.errors import UserError
 
 NAMED = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
 
@@ -38,6 +40,25 @@ def rejected_flags(
         case _:
             fact = f"the flags can't be read ({type(event).__name__})"
     return f"{fact}; `{program} --help` lists the flags."
+
+
+def check_switches(signature: inspect.Signature, words: Sequence[str], everywhere: Set[str]) -> None:
+    """Raises UserError where a switch is given a value, as in --json=yes, which tyro would read as a word.
+
+    `everywhere`: switches of every command.
+    """
+    own = {f"--{name.replace('_', '-')}" for name, one in signature.parameters.items() if is_switch(one.annotation)}
+    both = own | {f"--no-{name[2:]}" for name in own}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and (name := name.replace("_", "-")) in both | everywhere:
+            plain = name if name in own | everywhere else f"--{name[5:]}"
+            other = f", {plain.replace('--', '--no-', 1)} turns it off" if plain in own else ""
+            raise UserError(f"{name} takes no value, and {value!r} is given: {plain} turns it on{other}.")
+
+
+def is_switch(hint: Any) -> bool:
+    return hint is bool or (get_origin(hint) is Annotated and is_switch(get_args(hint)[0]))
 
 
 def rejected_word(words: Sequence[str], kind: str, names: Sequence[str], also: str) -> str:
