@@ -65,6 +65,9 @@ LATE_LIBRARIES = {
     "tqdm": "its bar for notebooks warns where ipywidgets is missing",
     "torchvision": "the detector's list of classes, slow",
     "transformers": "a processor, slow",
+    "mteb": "of no extra: only where its tasks are run",
+    "clip_benchmark": "the same",
+    "resource": "not on Windows",
 }
 LATE_ROOMS = {
     "apps.plan": "flags are parsed before torch is imported",

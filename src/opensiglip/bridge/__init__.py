@@ -1,1 +1,1 @@
-"""For people who have a training loop of their own, or transformers' Trainer, and want SigLIP 2's loss in it."""
+"""For other people's code: SigLIP 2's loss in their training loops, our models in their benchmarks."""
