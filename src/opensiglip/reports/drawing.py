@@ -99,13 +99,18 @@ def fit(text: str, size: int, width: int) -> str:
     return text + "…"
 
 
-def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SIDE, quality: int = 90) -> str:
-    """The image [3, H, W] with boxes in their colours, as a data URI of a JPEG whose longer side is `side` pixels."""
+def enlarged(image: Tensor, boxes: Sequence[tuple[Box, str]], side: int) -> Image.Image:
+    """The image [3, H, W], its longer side `side` pixels, with boxes in their colours."""
     scale = side / max(image.shape[-2:])
     size = [max(1, round(length * scale)) for length in image.shape[-2:]]
     large = functional.resize(image, size, interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
     places: list[Box] = [(a * scale, b * scale, c * scale, d * scale) for (a, b, c, d), _ in boxes]
-    return jpeg_uri(draw_boxes(large, places, [""] * len(places), [color for _, color in boxes]), quality)
+    return draw_boxes(large, places, [""] * len(places), [color for _, color in boxes])
+
+
+def as_uri(image: Tensor, boxes: Sequence[tuple[Box, str]] = (), side: int = SIDE, quality: int = 90) -> str:
+    """`enlarged` as a data URI of a JPEG."""
+    return jpeg_uri(enlarged(image, boxes, side), quality)
 
 
 def jpeg_uri(picture: Image.Image, quality: int = 90) -> str:

@@ -11,6 +11,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline
 from opensiglip.disk import refusals, whole_folder
 from opensiglip.distributed import from_first
+from opensiglip.models.model import Model
 from opensiglip.training.assemble import Opened, assemble, describer
 from opensiglip.training.checkpoint import set_aside, sweep
 from opensiglip.training.continued import Origin
@@ -28,6 +29,7 @@ from opensiglip.training.record import (
 )
 from opensiglip.training.resolve import Job
 from opensiglip.training.start import new_pipeline
+from opensiglip.training.tracked import show
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,14 @@ def build(job: Job, until_end: ExitStack) -> Built:
     loop, lines = assemble(opened, pipeline, saved)
     accelerator.init_trackers("opensiglip", config=hyper_parameters(job.record, folder))
     if data.judged is not None:
-        row = data.judged.row
-        loop.evaluate = lambda model: row(of_run(folder, loop, job.recipe, model))
+        judged = data.judged
+
+        def evaluate(model: Model) -> dict[str, float]:
+            figures = judged.row(of_run(folder, loop, job.recipe, model))
+            show(accelerator.trackers, judged.samples, figures, loop.step - 1)
+            return figures
+
+        loop.evaluate = evaluate
     if accelerator.is_main_process:
         write_record(folder, job.record)
     accelerator.print("\n".join(lines), flush=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opensiglip.data.example import Source
-from opensiglip.evaluation.benchmark import Context
+from opensiglip.evaluation.benchmark import Context, Sample
 from opensiglip.evaluation.encode import encode_examples
 from opensiglip.evaluation.run import run_benchmarks
 from opensiglip.inference.predictor import Predictor
@@ -22,12 +22,15 @@ class HeldOut:
     count: int
     training: Source
     memory: Memory = field(default_factory=Memory)  # what frozen towers made of it
+    samples: dict[str, list[Sample]] = field(default_factory=dict)  # of the last evaluation, by benchmark
 
     def of(self, predictor: Predictor) -> dict[str, Any]:
         """Source, split, number of examples, seconds; and the figures of each benchmark that the model can do."""
         began, predictor = time.perf_counter(), remembering(predictor, self.memory)
         examples = encode_examples(predictor, self.source, self.count)
         results, _ = run_benchmarks(predictor, examples, QUICK, Context(self.training, trust=True))
+        self.samples.clear()
+        self.samples.update({name: result.samples for name, result in results.items()})
         return {
             "source": self.source.name,
             "split": "val",
