@@ -4,6 +4,7 @@ import tarfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from opensiglip.data.writing.convert import convert
 from opensiglip.recipes import siglip
 
 PEER = "open_clip WebDataset"
+WEBDATASET = "0.2.86"
 SHARD_MB = 20
 BATCH = 64  # images
 
@@ -32,11 +34,21 @@ def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: i
     variants = [Variant(f"opensiglip {kind}", batches(folder / kind, resolution, BATCH), items=BATCH)]
     if kind != "folder":
         variants.append(Variant("opensiglip folder", batches(folder / "folder", resolution, BATCH), items=BATCH))
-    if peer("webdataset", "webdataset") and peer("open_clip_train.data", "open_clip_torch"):
+    if _webdataset() and peer("open_clip_train.data", "open_clip_torch"):
         loader = _open_clip(folder / "tar", resolution, BATCH, samples)
         variants.append(Variant(PEER, lambda: next(loader), items=BATCH))
     last = variants[-1].name
     return compare(f"{kind}, {resolution} pixels", variants, last, torch.device("cpu"), rounds, torch.float32)
+
+
+def _webdataset() -> bool:
+    """Is the webdataset there that open_clip's pipeline reads by? Later ones hand it members without names."""
+    if peer("webdataset", "webdataset") is None:
+        return False
+    found = version("webdataset")
+    if found != WEBDATASET:
+        print(f"left out: open_clip's pipeline needs webdataset {WEBDATASET}, and {found} is installed")
+    return found == WEBDATASET
 
 
 def indexing(folder: Path, rounds: int) -> list[Row]:

@@ -36,6 +36,7 @@ class Oracle:
     pali: Any = None
     tasks: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    nested: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, model: Model, pipeline: TextPipeline, **known: Any) -> "Oracle":

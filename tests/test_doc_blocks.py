@@ -29,6 +29,7 @@ NOT_RUN = {
     'processor = AutoImageProcessor.from_pretrained("naflex-onnx")': "test_native_aspect.py runs such an export",
     'model, processor = AutoModel.from_pretrained("runs/naflex/model")': "test_native_aspect.py runs such a model",
     'photos = Path("PHOTOS")': "cuts photos that the reader has",
+    "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
 SHORTER = {"steps=500": "steps=2, batch_size=8, held_out=0, workers=0", 'data=["scenes"]': 'data=["scenes:drawings=9"]'}
 

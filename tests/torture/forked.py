@@ -15,7 +15,7 @@ from opensiglip.errors import UserError
 
 HANG = 10  # seconds of a core
 BLOCKED = 60  # seconds by the clock, on a machine that does other things too
-ADDRESSES = 8 << 30  # bytes that the process may take: a bomb is to fail there, not on the machine
+ADDRESSES = 8 << 30  # bytes that the process may take in addition: a bomb is to fail there, not on the machine
 
 
 class Outcome(NamedTuple):
@@ -55,7 +55,9 @@ def forked(call: Callable[[], object]) -> Outcome:
 
 def _child(call: Callable[[], object], into: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (HANG, HANG + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])  # of what the tests before have imported
+    most = pages * resource.getpagesize() + ADDRESSES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     warnings.simplefilter("ignore")
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
