@@ -57,7 +57,8 @@ class Oracle:
     def has_text(self) -> bool:
         return self.text is not None
 
-    # Texts are written and scored as by a `Predictor`, from the parts above.
+    # Texts are written and scored as by a `Predictor`, and embeddings cut, from the parts above.
+    cut: ClassVar[Any] = Predictor.cut
     has_decoder: ClassVar[Any] = TextGenerator.has_decoder
     grammar: ClassVar[Any] = TextGenerator.grammar
     prompt: ClassVar[Any] = TextGenerator.prompt
