@@ -1,6 +1,5 @@
 """A study carried out: every run at every seed, each trained, then judged; what is done already is left as it is."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from opensiglip.apps.evaluate import evaluate
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.disk import writable
 from opensiglip.errors import UserError
-from opensiglip.json_file import write_json
+from opensiglip.json_file import load_json, write_json
 from opensiglip.training.run import train
 from studies.devices import spread
 from studies.study import Budget, Run, Study
@@ -71,8 +70,8 @@ def claim(out: Path, declared: dict[str, str]) -> None:
     path = out / DECLARED
     out.mkdir(parents=True, exist_ok=True)
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else declared
-    except (OSError, ValueError, RecursionError):
+        before = load_json(path) if path.is_file() else declared
+    except (OSError, ValueError):
         raise UserError(f"{path} is damaged, or no study's; name another folder by --out.") from None
     if before != declared:
         raise UserError(f"--out {out} holds another study ({before}, now {declared}); name another folder.")

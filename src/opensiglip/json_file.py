@@ -13,15 +13,18 @@ FACTS, DATA = 1 << 28, 1 << 34  # most bytes of a file of ours or of a model, an
 def load_json(path: Path, most: int = FACTS) -> Any:
     """What the file holds. A pipe or a device, which may never end, is not opened, and a link to one neither.
 
-    Raises OSError on these and on a file of more than `most` bytes, ValueError on what is no JSON in UTF-8, and
-    RecursionError on one that is nested too deeply.
+    Raises OSError on these and on a file of more than `most` bytes, ValueError on what is no JSON or is nested too
+    deeply.
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise OSError(f"{path} is no file")
     if facts.st_size > most:
         raise OSError(f"{path} has {facts.st_size:,} bytes, more than {most:,}")
-    return json.loads(path.read_bytes())
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         facts = load_json(path)
-    except (ValueError, OSError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({first_line(error)}); fetch the checkpoint again.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; fetch the checkpoint again.")

@@ -30,9 +30,7 @@ def find(model: str) -> Path | None:
 def load(path: Path) -> dict[str, Any]:
     """A stored evaluation, as `comparable` leaves it. Raises UserError if it is none."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
-        return comparable(load_json(path))
+        return comparable(load_json(path, LARGEST))
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`."

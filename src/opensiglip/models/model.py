@@ -230,7 +230,10 @@ def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool
 def check_host(folder: Path) -> None:
     """Raises UserError where config.json is not of a host of ours, or has a size that none has."""
     path = folder / "config.json"
-    config = load_json(path)
+    try:
+        config = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({first_line(error)}); export the run again.") from error
     if not isinstance(config, dict) or config.get("model_type", "timm_wrapper") not in HOSTS:
         raise UserError(f"{path} is of no model that a run writes ({', '.join(HOSTS)}); export the run again.")
     check_sizes(config, path)
@@ -243,7 +246,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no {SIDECAR}; give the model/ folder of a run.")
     try:
         facts = load_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); export the run again.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; export the run again.")

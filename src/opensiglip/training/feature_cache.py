@@ -277,7 +277,10 @@ def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
     Of the rows `SAMPLE` are looked at, spread over the source, their pixels and captions; what changes between
     them is not seen. The key knows the names of files and the first of the texts.
     """
-    written = load_json(place / DONE).get("files", {})
+    try:
+        written = load_json(place / DONE).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return f"{place / DONE} is damaged"
     for name, seen in written.items():
         if not (place / name).is_file() or checksum_of(place / name) != seen:
             return f"{place / name} is not as it was written"

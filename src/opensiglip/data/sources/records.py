@@ -169,7 +169,7 @@ def read_json(file: Path, shape: str) -> Any:
     stat_of(file)
     try:
         return load_json(file, DATA)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read ({error}); give a JSON file in {shape}.") from None
 
 

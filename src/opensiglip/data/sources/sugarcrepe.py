@@ -65,10 +65,8 @@ class Pairs(Source):
 def read_items(path: Path) -> list[Any]:
     """What the file lists. Raises UserError."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it is over {LARGEST // 1_000_000} MB")
-        stored = load_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+        stored = load_json(path, LARGEST)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}); give a JSON file in SugarCrepe's shape.") from error
     if isinstance(stored, dict):
         stored = list(stored.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 from opensiglip.data.example import Caption
 from opensiglip.errors import UserError, first_line
+from opensiglip.json_file import load_json
 
 MOST_BYTES = 16 << 20  # of a file of lists
 Value = tuple[str, str]  # attribute, value
@@ -35,11 +36,9 @@ class Lexicon:
         if file is None:
             return cls(json.loads(files(__package__).joinpath("lexicon.json").read_text(encoding="utf-8")))
         try:
-            if file.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-            lists = json.loads(file.read_text(encoding="utf-8"))
+            lists = load_json(file, MOST_BYTES)
             check_lists(lists)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"--lexicon {file} is no JSON of {{attribute: {{value: {{language: [words]}}}}}} ({first_line(error)})."
             ) from error

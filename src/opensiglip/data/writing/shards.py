@@ -157,7 +157,10 @@ def sole_writer(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         if not ours:
             raise UserError(f"another process is writing to {out}; wait for it, or give another --out.")
         place = out / PLAN
-        known = load_json(place).get("plan") if place.is_file() else None
+        try:
+            known = load_json(place).get("plan") if place.is_file() else None
+        except (OSError, ValueError, AttributeError):
+            raise UserError(f"{place} is damaged, or of something else; give an --out that is empty.") from None
         others = [file for file in out.iterdir() if file.name not in (ROWS, PLAN)] if known is None else []
         if others or (known is not None and known != plan):
             held = "other files" if others else "a conversion of another source or with other flags"
