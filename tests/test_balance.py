@@ -199,3 +199,43 @@ def test_bad_lists_attributes_and_flags_are_refused_in_a_sentence(
         assert main([*words, *flags]) == 2
         assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "w.parquet").exists()
+
+
+@pytest.mark.parametrize("command", [["balance", "--sensitive", "gender"], ["dedup"]])
+def test_weights_go_to_a_file_that_the_figures_beside_do_not_replace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    name, *flags = command
+    words = ["data", name, spec_of([example("a woman"), example("a man")]), *flags, "--workers", "0", "--out"]
+    (tmp_path / "file").touch()
+    for out, said in (
+        (tmp_path / "w.json", "is to be a parquet file"),
+        (tmp_path, "is to be a parquet file"),
+        (tmp_path / "file" / "w.parquet", "can't be written to"),
+    ):
+        assert main([*words, str(out)]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_languages_may_have_the_weights_that_train_is_given(tmp_path: Path) -> None:
+    spec, out = spec_of([example("a woman"), example("a man")]), tmp_path / "w.parquet"
+    assert (
+        main(
+            [
+                "data",
+                "balance",
+                spec,
+                "--sensitive",
+                "gender",
+                "--languages",
+                "en:1",
+                "--out",
+                str(out),
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
+    assert out.is_file()

@@ -18,7 +18,9 @@ from opensiglip.data.weighting import balance as balancing
 from opensiglip.data.weighting.attributes import read_attributes
 from opensiglip.data.weighting.dedup import PAIRS, Ints, alike, cluster, keep
 from opensiglip.data.weighting.file import write_weights
+from opensiglip.data.weighting.languages import parse_languages
 from opensiglip.data.weighting.lexicon import Lexicon
+from opensiglip.disk import writable
 from opensiglip.errors import UserError
 from opensiglip.inference.predictor import load
 from opensiglip.json_file import write_json
@@ -66,8 +68,9 @@ def balance(
     named, wanted = names_of(sensitive), names_of(targets)
     if not named or set(named) & set(wanted):
         raise UserError("--sensitive and --targets name attributes, each one only once.")
+    check_out(out)
     (spec,) = with_box_format([source], box_format)
-    opened = open_source(spec, languages=None if languages is None else languages.split(","))
+    opened = open_source(spec, languages=parse_languages(languages)[0])
     lists = Lexicon.load(lexicon)
     shown = read_attributes(opened, [*named, *wanted], lists, default_workers() if workers is None else workers)
     moments = balancing.moments_of(shown, named, wanted)
@@ -106,8 +109,9 @@ def dedup(
     """
     if not 0 < cosine <= 1:
         raise UserError(f"--cosine {cosine} is out of range; give a number above 0, at most 1, such as 0.95.")
+    check_out(out)
     (spec,) = with_box_format([source], box_format)
-    splits = {"train": open_source(spec, languages=None if languages is None else languages.split(","))}
+    splits = {"train": open_source(spec, languages=parse_languages(languages)[0])}
     splits |= {} if against is None else held_out_splits(against, source)
     found = collect(splits, Wish(), None, default_workers() if workers is None else workers)
     places, opened = found.counts.indices, list(splits.values())
@@ -140,6 +144,15 @@ def dedup(
     print(f"{told['held_out_too']:>9} stand in held-out data")
     print("".join(f"          {one}\n" for one in examples), end="")
     print(f"{told['left']:>9} are left\nweights: {out}\nfigures: {out.with_suffix('.json')}")
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError, before data are opened, where weights can't be written or their figures would replace them."""
+    if out.suffix == ".json" or out.is_dir():
+        raise UserError(
+            f"--out {out} is to be a parquet file, such as weights.parquet; the figures are JSON beside it."
+        )
+    writable(out.parent)
 
 
 def held_out_splits(against: str, source: str) -> dict[str, Source]:
