@@ -1,5 +1,6 @@
 """mteb and CLIP_benchmark judge a trained model through the classes that ship, by what the model itself answers."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,16 @@ def test_other_weights_are_another_revision(folder: Path) -> None:
     with torch.no_grad():
         model.logit_scale += 1e-3
     assert digest(model) != before
+
+
+def test_clip_benchmarks_command_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "clip_benchmark", None)
+    with pytest.raises(SystemExit) as ended:
+        ours.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "this needs clip_benchmark; `pip install clip-benchmark`.\n"
 
 
 def test_clip_benchmark_judges_by_what_the_model_answers(folder: Path) -> None:

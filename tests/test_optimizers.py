@@ -21,8 +21,9 @@ from opensiglip.distributed import meeting
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import SHAPES
 from opensiglip.training.checkpoint import restored
+from opensiglip.training.config import OptimizerName
 from opensiglip.training.learner import Learner
-from opensiglip.training.optimizers.make import OptimizerName, fresh, make
+from opensiglip.training.optimizers.make import fresh, make
 from opensiglip.training.optimizers.muon import hidden_matrices
 from opensiglip.training.run import train
 from opensiglip.training.sharding import gather
@@ -114,6 +115,14 @@ def test_muon_beside_adamw_is_torchs_two_optimizers_bit_for_bit() -> None:
     assert all(torch.equal(x, y) for x, y in zip(ours.parameters(), theirs.parameters(), strict=True))
     for parameter in ours.parameters():
         assert optimizer.state[parameter].keys() == fresh(optimizer, parameter).keys()
+
+
+def test_muon_without_a_matrix_to_train_is_refused_in_a_sentence(small: Small, pipeline: TextPipeline) -> None:
+    learner = Learner.new(small("siglip"), pipeline)
+    for tower in (learner.model.vision, learner.model.text):
+        tower.requires_grad_(False)
+    with pytest.raises(UserError, match="--optimizer muon: no linear layer is trained.*give adamw"):
+        make("muon", learner, LR, DECAY)
 
 
 def sharded_module(ranks: int) -> nn.Module:

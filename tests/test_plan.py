@@ -25,8 +25,8 @@ from opensiglip.losses.pairwise import _ring_sigmoid, _ring_softmax
 from opensiglip.models.short_start import waves
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
 from opensiglip.training.accumulate import accumulate
+from opensiglip.training.config import OptimizerName
 from opensiglip.training.learner import Learner, denominators
-from opensiglip.training.optimizers.make import OptimizerName
 from opensiglip.training.optimizers.muon import hidden_matrices
 from opensiglip.training.planning import check
 from opensiglip.training.planning.networks import meta_learner

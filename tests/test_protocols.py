@@ -257,6 +257,14 @@ def test_ours_stands_beside_the_published_figure_and_what_differs(tmp_path: Path
     assert "retrieval: text → image, first hit (R@1)" in page
 
 
+def test_a_model_that_can_not_be_asked_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    karpathy(tmp_path, "dataset_coco.json", "val2014")
+    with pytest.raises(
+        UserError, match=r"^oracle can't be judged by --benchmark coco-5k: the model has no text tower .*; name another"
+    ):
+        judge("coco-5k", tmp_path, replace(oracle(), text=None))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -265,6 +273,7 @@ def test_ours_stands_beside_the_published_figure_and_what_differs(tmp_path: Path
         ("{0}", "one word too many"),
         ("--tasks retrieval", "--data is missing"),
         ("--benchmark coco-5k {0} --count 0", "at least 1"),
+        ("--benchmark refcoco {0} --box-format xywh", "leave out --box-format"),
     ],
 )
 def test_bad_words_are_one_sentence(words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

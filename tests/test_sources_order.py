@@ -11,7 +11,7 @@ from opensiglip.data.fields.frame import Frame
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.order import CYCLE, Joined, Lanes, Mixture, cycle_of, order_of, shares_of
 from opensiglip.data.sources.spec import split_weight
-from opensiglip.data.weights import parse_weights, weigh
+from opensiglip.data.weighting.sources import parse_weights, weigh
 from opensiglip.errors import UserError
 from opensiglip.training.startup import source_lines
 

@@ -113,6 +113,8 @@ def command(
         raise UserError(
             f"`opensiglip eval`: {folder} is one word too many; give --data, or --benchmark NAME and a folder."
         )
+    if benchmark is not None and box_format is not None:
+        raise UserError("--benchmark says how boxes are written; leave out --box-format.")
     record = evaluate(
         model,
         with_box_format([where], box_format)[0],

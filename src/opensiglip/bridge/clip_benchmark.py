@@ -3,6 +3,7 @@
 python -m opensiglip.bridge.clip_benchmark eval --model_type opensiglip --model runs/mine --pretrained own ...
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +78,15 @@ def register() -> None:
 
 
 def main() -> None:
-    """CLIP_benchmark's own command line."""
-    register()
-    from clip_benchmark.cli import main as command
+    """CLIP_benchmark's own command line; of what is wrong with a model a sentence, and exit code 2."""
+    try:
+        register()
+        from clip_benchmark.cli import main as command
 
-    command()
+        command()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

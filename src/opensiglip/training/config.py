@@ -7,16 +7,12 @@ from typing import Annotated, Any, Literal
 from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.data.sources.spec import CACHE_GB
 from opensiglip.data.weighting.languages import parse_languages
-from opensiglip.data.weights import parse_weights
+from opensiglip.data.weighting.sources import parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
-SEVERAL = (
-    "data",
-    "example_weights",
-    "keep",
-    "trackers",
-)  # keywords that take several values, of which Python may give one alone
+OptimizerName = Literal["adamw", "muon", "adafactor"]
+SEVERAL = ("data", "example_weights", "keep", "trackers")  # that take several values; Python may give one alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +111,7 @@ class TrainConfig:
     warmup: Annotated[int | None, Bounds(at_least=0)] = None
     weight_decay: Annotated[float, Bounds(at_least=0)] = 0.1
     betas: Annotated[tuple[float, float], Bounds(at_least=0, less_than=1)] = (0.9, 0.95)
-    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     clip_norm: Annotated[float, Bounds(more_than=0)] = 1.0
     seed: Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)] = 0
     keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0

@@ -12,7 +12,7 @@ from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.data.weighting.file import read_weights
 from opensiglip.data.weighting.languages import parse_languages, weigh_languages
-from opensiglip.data.weights import weigh
+from opensiglip.data.weighting.sources import weigh
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.continued import Origin, origin

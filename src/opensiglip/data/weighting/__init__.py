@@ -1,1 +1,1 @@
-"""How often each example is read, by a file of weights, and what writes one; how often each language is."""
+"""How often sources, examples and languages are read; what writes the weights of examples."""

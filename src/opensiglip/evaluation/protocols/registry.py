@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opensiglip.errors import UserError
-from opensiglip.evaluation.benchmark import DEFAULT_PROBE, BenchmarkResult, Context, ProbeConfig
+from opensiglip.evaluation.benchmark import DEFAULT_PROBE, BenchmarkResult, Context, NotApplicable, ProbeConfig
 from opensiglip.evaluation.metrics.intervals import flatten, split_values
 from opensiglip.evaluation.protocols import figures
 from opensiglip.evaluation.protocols.aro import aro
@@ -133,7 +133,10 @@ def run_protocol(
     subject = load(model) if isinstance(model, str | Path) else model
     chosen = None if languages is None or "all" in languages else tuple(languages)
     context = Context(None, chosen, seed, train_count, False, quiet, trust, probe)
-    judged = protocol.judge(subject, place, How(context, count))
+    try:
+        judged = protocol.judge(subject, place, How(context, count))
+    except NotApplicable as reason:
+        raise UserError(f"{subject.name} can't be judged by --benchmark {name}: {reason}; name another.") from None
     metrics: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, Any]] = {}
     for part, one in judged.items():

@@ -1,16 +1,14 @@
 """`--optimizer`: AdamW, Muon or Adafactor over the same groups, and what each keeps of a parameter."""
 
 from collections.abc import Container
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from opensiglip.optim import BETAS, adamw, parameter_groups
+from opensiglip.training.config import OptimizerName
 from opensiglip.training.optimizers.adafactor import Adafactor
 from opensiglip.training.optimizers.muon import MuonAdamW, adamw_state
-
-OptimizerName = Literal["adamw", "muon", "adafactor"]
 
 
 def make(

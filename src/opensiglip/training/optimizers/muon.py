@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensiglip.errors import UserError
 from opensiglip.training.sharding import READ, cut, local, whole
 
 
@@ -35,12 +36,14 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, module: nn.Module, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        """`groups`: of `parameter_groups`. Raises ValueError where none of `module`'s weights is a hidden matrix."""
+        """`groups`: of `parameter_groups`. Raises UserError where none of the weights is a hidden matrix."""
         self.matrices = hidden_matrices(module)
         of_muon, of_adamw = (
             [group | {"params": some} for group in groups if (some := self._some(group, muon))]
             for muon in (True, False)
         )
+        if not of_muon:
+            raise UserError("--optimizer muon: no linear layer is trained, and it is for these alone; give adamw.")
         muon = torch.optim.Muon(of_muon, lr=lr, adjust_lr_fn="match_rms_adamw")
         adamw = torch.optim.AdamW(of_adamw, lr=lr, betas=betas, fused=True)
         self.muon, self.adamw = muon, adamw

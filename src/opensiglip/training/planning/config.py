@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from opensiglip.bounds import Bounds
+from opensiglip.training.config import OptimizerName
 
 UTILISATION = 0.31  # of the chip's peak, at which the plans of published runs come near their stated cost
 
@@ -42,7 +43,7 @@ class PlanConfig:
     keep_tokens: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0
     full_from: Annotated[float | None, Bounds(more_than=0, at_most=1)] = None
     precision: str = "auto"
-    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     vocabulary: Annotated[int, Bounds(at_least=258)] = 32_000
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("scenes",)
     utilisation: Annotated[float, Bounds(more_than=0, at_most=1)] = UTILISATION

@@ -16,8 +16,9 @@ from opensiglip.models.decoder import Vocabulary
 from opensiglip.models.ema import Ema
 from opensiglip.objectives.base import Objective
 from opensiglip.training.accumulate import accumulate
+from opensiglip.training.config import OptimizerName
 from opensiglip.training.learner import Learner
-from opensiglip.training.optimizers.make import OptimizerName, make, state_bytes
+from opensiglip.training.optimizers.make import make, state_bytes
 from opensiglip.training.planning.shapes import Shapes
 from opensiglip.training.planning.trace import Flops, Name, Trace
 from opensiglip.types import Patches, TowerStates
