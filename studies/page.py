@@ -6,20 +6,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure as Drawing
 
 from opensiglip.errors import UserError
 from opensiglip.reports.curves import INK, LINE, svg
-from opensiglip.reports.evaluation_page import style
+from opensiglip.reports.page import pages
 from studies.answer import Column, interval_text
 from studies.study import Study
 
 
 def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any]) -> None:
     """study.html, study.json and study.png in `out`. `facts`: data, budget, seeds, command, costs of the runs."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    template = pages().from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     runs = [run.name for run in study.runs]
     drawing = plot(found, runs)
     text = template.render(
@@ -28,7 +26,6 @@ def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any
         runs=runs,
         facts=facts,
         interval_text=interval_text,
-        style=style(),
         plot=svg(drawing, ""),
     )
     figures = {

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from opensiglip.errors import UserError
 from opensiglip.evaluation.compare import Comparison
 from opensiglip.reports.drawing import COLORS
-from opensiglip.reports.evaluation_page import in_words, page_template, style
+from opensiglip.reports.evaluation_page import in_words
+from opensiglip.reports.page import pages
 
 
 def write_comparison(out: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
@@ -40,9 +41,8 @@ def page(names: Sequence[str], rows: Sequence[Comparison], plot: Path) -> str:
             reasons.setdefault(reason, []).append(f"{row.task.replace('_', ' ')}, {words}")
     letters = [chr(65 + number) for number in range(len(names))]
     drawn = "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode()
-    return page_template("comparison_page.html").render(
-        names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn, style=style()
-    )
+    template = pages().get_template("comparison_page.html")
+    return template.render(names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn)
 
 
 def difference_cell(some: list[float] | None) -> dict[str, str]:

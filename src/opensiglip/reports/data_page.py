@@ -17,7 +17,7 @@ from opensiglip.json_file import write_json
 from opensiglip.reports.contact_sheet import fact_text, readable
 from opensiglip.reports.curves import INK, LINE, svg
 from opensiglip.reports.drawing import COLORS, as_uri
-from opensiglip.reports.evaluation_page import page_template, style
+from opensiglip.reports.page import pages
 
 SHEET = 24  # pictures of the sample
 PICTURE = 160  # pixels of a picture's longer side
@@ -50,21 +50,24 @@ def write_page(out: Path, name: str, statistics: Statistics, splits: dict[str, S
     spread = [step * total // min(SHEET, total) for step in range(min(SHEET, total))]
     extremes = {"smallest": counts.smallest, "widest": counts.widest, "tallest": counts.tallest}
     clusters = {"the same file": statistics.exact, "as good as the same": statistics.near}
-    page = page_template("data_page.html").render(
-        name=name,
-        lines=lines(statistics),
-        plots=plots(statistics),
-        sample=list(pictures(splits, spread, boxes=True)),
-        extremes={
-            kind: list(pictures(splits, [row for _, row in sorted(of.rows, reverse=True)]))
-            for kind, of in extremes.items()
-        },
-        clusters={
-            kind: [list(pictures(splits, counts.indices[rows].tolist())) for rows in of.largest(CLUSTERS, MEMBERS)]
-            for kind, of in clusters.items()
-        },
-        broken={reason: counts.broken_names.get(reason, []) for reason, _ in counts.broken.most_common()},
-        style=style(),
+    page = (
+        pages()
+        .get_template("data_page.html")
+        .render(
+            name=name,
+            lines=lines(statistics),
+            plots=plots(statistics),
+            sample=list(pictures(splits, spread, boxes=True)),
+            extremes={
+                kind: list(pictures(splits, [row for _, row in sorted(of.rows, reverse=True)]))
+                for kind, of in extremes.items()
+            },
+            clusters={
+                kind: [list(pictures(splits, counts.indices[rows].tolist())) for rows in of.largest(CLUSTERS, MEMBERS)]
+                for kind, of in clusters.items()
+            },
+            broken={reason: counts.broken_names.get(reason, []) for reason, _ in counts.broken.most_common()},
+        )
     )
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,11 @@ def fit(text: str, size: int, width: int) -> str:
     return text + "…"
 
 
+def coloured(targets: Sequence[Box], predicted: Sequence[Box]) -> list[tuple[Box, str]]:
+    """The targets' boxes and the model's, each with its colour."""
+    return [(box, TARGET) for box in targets] + [(box, PREDICTED) for box in predicted]
+
+
 def enlarged(image: Tensor, boxes: Sequence[tuple[Box, str]], side: int) -> Image.Image:
     """The image [3, H, W], its longer side `side` pixels, with boxes in their colours."""
     scale = side / max(image.shape[-2:])

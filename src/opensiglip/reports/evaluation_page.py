@@ -3,19 +3,16 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined, Template
 
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import Sample
 from opensiglip.evaluation.results import FILE, to_json
 from opensiglip.evaluation.run import Evaluation
-from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri, jpeg_uri
+from opensiglip.reports.drawing import as_uri, coloured, jpeg_uri
 from opensiglip.reports.maps import class_map, heat_map
+from opensiglip.reports.page import pages
 
 SIDE, SMALL = 256, 112  # pixels of a picture, and of one beside it
 QUALITY = 80  # of their JPEG
@@ -57,13 +54,16 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
         for number, (name, result) in enumerate(evaluation.results.items(), 1)
     }
     figures = (record.get("protocol", {}).get("published") or {}).get("figures", {})
-    page = page_template("evaluation_page.html").render(
-        record=record,
-        benchmarks=benchmarks,
-        published=[(": ".join(map(in_words, name.split(": "))), pair) for name, pair in figures.items()],
-        style=style(),
-        side=SIDE,
-        scenes=record["data"].startswith("scenes"),
+    page = (
+        pages()
+        .get_template("evaluation_page.html")
+        .render(
+            record=record,
+            benchmarks=benchmarks,
+            published=[(": ".join(map(in_words, name.split(": "))), pair) for name, pair in figures.items()],
+            side=SIDE,
+            scenes=record["data"].startswith("scenes"),
+        )
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -143,21 +143,8 @@ def number_text(value: Any) -> str:
 
 def draw(sample: Sample) -> DrawnSample:
     """A sample with its boxes and maps drawn."""
-    boxes = [(box, TARGET) for box in sample.target_boxes] + [(box, PREDICTED) for box in sample.predicted_boxes]
+    boxes = coloured(sample.target_boxes, sample.predicted_boxes)
     beside = [as_uri(image, side=SMALL, quality=QUALITY) for image in sample.images]
     beside += [jpeg_uri(heat_map(sample.image, values), QUALITY) for values in sample.heat_maps]
     beside += [jpeg_uri(class_map(classes), QUALITY) for classes in sample.class_maps]
     return DrawnSample(as_uri(sample.image, boxes, SIDE, QUALITY), beside, sample)
-
-
-@cache
-def page_template(file: str) -> Template:
-    """A page of this folder, compiled once in a process. All that it is given is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files(__package__).joinpath(file).read_text(encoding="utf-8"))
-
-
-@cache
-def style() -> str:
-    """The style sheet of this page and of a run's report."""
-    return files(__package__).joinpath("style.css").read_text(encoding="utf-8")

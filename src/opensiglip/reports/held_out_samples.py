@@ -11,7 +11,7 @@ from opensiglip.evaluation.metrics.boxes import box_iou
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.text_generator import Prompt
-from opensiglip.reports.drawing import PREDICTED, TARGET, as_uri
+from opensiglip.reports.drawing import as_uri, coloured
 
 COUNT = 12
 
@@ -76,7 +76,7 @@ def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
             box = boxes.read(found[place], *encoded.size(place)) if place in found else None
             sample = replace(
                 sample,
-                source=as_uri(example.image, [(region.bbox, TARGET)] + ([(box, PREDICTED)] if box else [])),
+                source=as_uri(example.image, coloured([region.bbox], [box] if box else [])),
                 phrase=phrase(region),
                 iou=(box_iou(box, region.bbox) if box else 0.0) if place in found else None,
                 box_phrase=named.get(place),

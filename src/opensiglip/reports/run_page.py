@@ -13,8 +13,8 @@ from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
 from opensiglip.reports.curves import curve, switches
-from opensiglip.reports.evaluation_page import page_template, style
 from opensiglip.reports.held_out_samples import held_out_samples
+from opensiglip.reports.page import pages
 from opensiglip.reports.patch_colours import patch_maps
 from opensiglip.types import Reading
 
@@ -72,22 +72,25 @@ def write_report(
         before = {name: subject.with_vision(stage.vision) for name, stage in stages.items()}
         patches = patch_maps({**before, f"after {summary['steps']} steps": subject}, held_out)
     # Captions and phrases are other people's words, so everything is escaped but the curves.
-    page = page_template("run_page.html").render(
-        summary=summary,
-        recipe=summary["recipe"].rpartition(":")[2],
-        size=size(architecture),
-        frame=str(subject.frame),
-        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
-        losses=loss_charts(rows, summary["losses"], readings),
-        over_time=judged_charts(rows),
-        pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
-        signals=signal_charts(rows, readings),
-        switches=switches(rows),
-        samples=shown,
-        patches=patches,
-        scenes=isinstance(held_out, Scenes),
-        style=style(),
+    page = (
+        pages()
+        .get_template("run_page.html")
+        .render(
+            summary=summary,
+            recipe=summary["recipe"].rpartition(":")[2],
+            size=size(architecture),
+            frame=str(subject.frame),
+            when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            tables=[make(judged[task]) for task, make in TABLES.items() if judged.get(task)],
+            losses=loss_charts(rows, summary["losses"], readings),
+            over_time=judged_charts(rows),
+            pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
+            signals=signal_charts(rows, readings),
+            switches=switches(rows),
+            samples=shown,
+            patches=patches,
+            scenes=isinstance(held_out, Scenes),
+        )
     )
     with whole_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")  # a caption may hold half a surrogate pair

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from opensiglip.evaluation.benchmark import Sample
-from opensiglip.reports.drawing import PREDICTED, TARGET, enlarged
+from opensiglip.reports.drawing import coloured, enlarged
 
 EACH = 6  # pictures of a benchmark
 SIDE = 256  # their longer side, pixels
@@ -35,5 +35,4 @@ def show(
 
 def picture(sample: Sample) -> np.ndarray:
     """[H, W, 3] uint8: the image, with the target's and the model's boxes."""
-    boxes = [(box, TARGET) for box in sample.target_boxes] + [(box, PREDICTED) for box in sample.predicted_boxes]
-    return np.asarray(enlarged(sample.image, boxes, SIDE))
+    return np.asarray(enlarged(sample.image, coloured(sample.target_boxes, sample.predicted_boxes), SIDE))
