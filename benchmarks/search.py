@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Variant, compare, positive, start
 from benchmarks.report import report
-from opensiglip.inference.index_folder import ABOUT, ROWS, VECTORS, File, IndexFolder, write_rows, write_vectors
+from opensiglip.inference.index_folder import ABOUT, ROWS, VECTORS, IndexFolder, write_vectors
+from opensiglip.inference.index_rows import File, write_rows
 from opensiglip.inference.search import Index
 from opensiglip.json_file import write_json
 

@@ -20,7 +20,8 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.inference import index_folder
-from opensiglip.inference.index_folder import File, IndexFolder, write_vectors
+from opensiglip.inference.index_folder import IndexFolder, write_vectors
+from opensiglip.inference.index_rows import File, write_rows
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 
@@ -189,7 +190,7 @@ def other_columns(path: Path) -> None:
 
 
 def other_width(path: Path) -> None:
-    index_folder.write_rows(path, {File("0.png", 1, 1): np.ones(7, np.float32)}, 7)
+    write_rows(path, {File("0.png", 1, 1): np.ones(7, np.float32)}, 7)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
