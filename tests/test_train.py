@@ -34,10 +34,11 @@ from opensiglip.training import loop as loop_module
 from opensiglip.training import run as run_module
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.finish import count_parameters, first_and_last
+from opensiglip.training.health import PATIENCE, Diverged
 from opensiglip.training.held_out import HeldOut
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import EVERY_STEP_BELOW, Log, finite, read_lines
-from opensiglip.training.loop import PATIENCE, Diverged, Loop
+from opensiglip.training.loop import Loop
 from opensiglip.training.precision import multiply
 from opensiglip.training.record import command
 from opensiglip.training.run import train

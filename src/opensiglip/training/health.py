@@ -1,4 +1,4 @@
-"""The health of a run beside its losses: the objectives' signals in the log, and their alarms."""
+"""The health of a run: finite numbers, the objectives' signals in the log, and their alarms."""
 
 import math
 import sys
@@ -6,10 +6,15 @@ import sys
 from opensiglip.errors import UserError
 from opensiglip.objectives.base import Notes, Signal
 from opensiglip.training.learner import Learner
-from opensiglip.training.log import finite
+from opensiglip.training.log import Row, finite
 from opensiglip.training.sharding import whole
 
+PATIENCE = 5  # non-finite steps in a row that end a run
 LAST = 0.9  # share of training from which on no alarm ends a run
+
+
+class Diverged(UserError):
+    """The loss or its gradient stayed non-finite."""
 
 
 class Collapsed(UserError):
@@ -33,6 +38,16 @@ def signals(learner: Learner, notes: Notes) -> list[Signal]:
 def logged(found: list[Signal]) -> dict[str, float | None]:
     """Signals as columns of the log."""
     return {signal.name: finite(signal.value) for signal in found}
+
+
+def check_finite(step: int, failures: int, row: Row) -> None:
+    """Raises Diverged where this step is the last of `PATIENCE` in a row that were skipped; `row` is its log's."""
+    if failures == PATIENCE:
+        bad = [name for name, value in row.items() if name.startswith("loss") and value is None]
+        raise Diverged(
+            f"{' and '.join(bad or ['the gradient'])} not finite for {PATIENCE} steps in a row at step {step}: lower "
+            "--lr, or --resume from the last checkpoint with --precision fp32 --changed."
+        )
 
 
 class Alarms:

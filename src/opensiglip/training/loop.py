@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, from_first, sum_counters
-from opensiglip.errors import Stopped, UserError
+from opensiglip.errors import Stopped
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Notes, Signal
 from opensiglip.optim import RULES, keep_rules, rate
@@ -27,22 +26,17 @@ from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.best import Best
 from opensiglip.training.curation.curator import Curator
-from opensiglip.training.health import Alarms, logged, signals
+from opensiglip.training.health import Alarms, check_finite, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, Row, finite
 from opensiglip.training.memory import return_freed_memory
-from opensiglip.training.precision import autocast
+from opensiglip.training.precision import TrainStep, autocast, overflows
 from opensiglip.training.sharding import gather, hollow, whole
 from opensiglip.training.stop import Stop
 from opensiglip.types import Batch
 
 DROPOUT = 3  # first word of a generator's seed: what it is for
-PATIENCE = 5  # non-finite steps in a row that end a run
 SAVE_SECONDS = 600  # after which a checkpoint is due, whatever --save-every says
-
-
-class Diverged(UserError):
-    """The loss or its gradient stayed non-finite."""
 
 
 class Wishes(NamedTuple):
@@ -50,22 +44,6 @@ class Wishes(NamedTuple):
 
     stop: bool
     save: bool
-
-
-class TrainStep(nn.Module):
-    """The learner's forward in the run's precision, as DDP wraps it; what it returns is in float32.
-
-    A fresh module, as Accelerate leaves a prepared one alone.
-    """
-
-    def __init__(self, learner: Learner, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__()
-        self.learner, self.autocast = learner, autocast
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        with self.autocast():
-            found = self.learner(*inputs, **named)
-        return convert_to_fp32(found)
 
 
 @dataclass
@@ -157,7 +135,7 @@ class Loop:
                 wrapped = self.wrap()
             row, found, wishes = self.train_step(wrapped, batch)
             log.step(self.step, row, self.plan.step_slice(self.step).size)
-            self._check_finite(row)
+            check_finite(self.step, self.failures, row)
             healthy = self.alarms.check(self.step, found, self.progress(self.step))
             self.step += 1
             self._evaluate_and_save(log, healthy, wishes)
@@ -248,7 +226,7 @@ class Loop:
         words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.default_rng(words).integers(2**63)))
         losses, notes, norm, wishes = self._gradient(wrapped, parts)
-        overflow = self._overflows(losses, norm)
+        overflow = overflows(self.scaler, losses, norm)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
@@ -272,18 +250,16 @@ class Loop:
         epochs = self.plan.epochs(self.images_seen)
         return {f"epochs/{source.name}": value for source, value in zip(self.plan.sources, epochs, strict=True)}
 
-    def _overflows(self, losses: Mapping[str, float], norm: float) -> bool:
-        """Whether only the scaled gradient is not finite, so that a smaller scale is all that is needed."""
-        if not self.scaler.is_enabled() or math.isfinite(norm) or self.scaler.get_scale() <= 1:
-            return False
-        return all(math.isfinite(loss) for loss in losses.values())
-
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
         """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""
         live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
         # Sharded, each part's gradient is averaged at once: kept for the last, it would be whole on every rank.
         no_sync = self.accelerator.no_sync if self.skeleton is None else lambda step: nullcontext()
-        losses, notes = accumulate(wrapped, self.learner, parts, live, self._backward, no_sync)
+
+        def backward(loss: Tensor) -> None:
+            self.scaler.scale(loss).backward()  # with fp16 of a multiple, so that small slopes are none too small
+
+        losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.learner.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
@@ -300,19 +276,6 @@ class Loop:
         """What this rank would have done after the step; the first one's clock says when a checkpoint is due."""
         due = self.accelerator.is_main_process and time.monotonic() - self.saved_at > SAVE_SECONDS
         return {"wishes": torch.tensor([self.stop.by is not None, due], device=self.accelerator.device)}
-
-    def _backward(self, loss: Tensor) -> None:
-        """The gradient of the loss; with fp16 of a multiple, so that small slopes of activations are none too small."""
-        self.scaler.scale(loss).backward()
-
-    def _check_finite(self, row: Row) -> None:
-        """Raises Diverged after `PATIENCE` steps in a row that were skipped."""
-        if self.failures == PATIENCE:
-            bad = [name for name, value in row.items() if name.startswith("loss") and value is None]
-            raise Diverged(
-                f"{' and '.join(bad or ['the gradient'])} not finite for {PATIENCE} steps in a row at step "
-                f"{self.step}: lower --lr, or --resume from the last checkpoint with --precision fp32 --changed."
-            )
 
     def _evaluate_and_save(self, log: Log, healthy: bool, wishes: Wishes) -> None:
         """What is due after a step; its time does not count against the rate. No unhealthy checkpoint but the last."""

@@ -1,11 +1,14 @@
 """Which number format the products run in."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import convert_to_fp32
+from torch import nn
 
 from opensiglip.errors import UserError
 
@@ -36,6 +39,29 @@ def choose(precision: str, device: torch.device) -> tuple[str, str]:
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """What to compute within, in a precision that `choose` gave."""
     return partial(torch.autocast, device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+class TrainStep(nn.Module):
+    """The learner's forward in the run's precision, as DDP wraps it; what it returns is in float32.
+
+    A fresh module, as Accelerate leaves a prepared one alone.
+    """
+
+    def __init__(self, learner: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.learner, self.autocast = learner, autocast
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        with self.autocast():
+            found = self.learner(*inputs, **named)
+        return convert_to_fp32(found)
+
+
+def overflows(scaler: torch.amp.GradScaler, losses: Mapping[str, float], norm: float) -> bool:
+    """Whether only the scaled gradient is not finite, so that a smaller scale is all that is needed."""
+    if not scaler.is_enabled() or math.isfinite(norm) or scaler.get_scale() <= 1:
+        return False
+    return all(math.isfinite(loss) for loss in losses.values())
 
 
 def multiply(precision: str, device: torch.device) -> None:

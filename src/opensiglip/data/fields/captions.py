@@ -71,12 +71,6 @@ def task_words(tasks: Sequence[str], boxes: BoxFormat) -> str:
     return " ".join(words)
 
 
-def others_of(visit: Visit) -> list[str]:
-    """The other captions of the visit's example in its language."""
-    first = visit.caption
-    return [c.text for c in visit.example.captions if first and c is not first and c.language == first.language]
-
-
 def pick(some: Sequence[T], choices: Sequence[float]) -> list[T]:
     """As many different ones as there are choices, numbers in [0, 1), or all; in the order that they are drawn."""
     left = list(some)
@@ -118,7 +112,7 @@ class Captions(Field):
         drawn: list[Target] = []
         if "cap" in self.tasks and visit.caption is not None:
             prefix = pipeline.ids(PREFIXES["cap"]) if self.prefix else ()
-            for text in (visit.caption.text, *pick(others_of(visit), others)):
+            for text in (visit.caption.text, *pick(visit.other_texts, others)):
                 target = (*pipeline.ids(f" {text}")[: room - len(prefix) - 1], pipeline.policy.eos_id)
                 drawn.append(Target(prefix, target, parallel=mode < self.parallel))
         for task, choice in (("aref", refer), ("gcap", describe)):

@@ -38,6 +38,12 @@ class Visit:
         caption = captions[rng.integers(len(captions))] if captions else None
         return cls(example, image, regions, caption, window, group_id(example.group))
 
+    @property
+    def other_texts(self) -> list[str]:
+        """The example's other captions in the language of the visit's."""
+        first = self.caption
+        return [c.text for c in self.example.captions if first and c is not first and c.language == first.language]
+
     def point(self, at: tuple[float, float]) -> tuple[float, float]:
         """A point x, y of the example's image in pixels of `image`, brought to its edge where it lies outside."""
         whole = self.example.image.shape[-2:]
@@ -127,8 +133,7 @@ class Texts(Field):
         first = visit.caption
         if self.captions == 1:
             return [first.text if first else None]
-        language = first.language if first else None
-        others = [c.text for c in visit.example.captions if c is not first and c.language == language]
+        others = visit.other_texts
         drawn = [others[at] for at in rng.permutation(len(others))[: self.captions - 1]]
         found: list[str | None] = [first.text if first else None, *drawn]
         return found + [None] * (self.captions - len(found))
