@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,26 @@ def test_a_second_run_in_the_folder_is_refused_with_who_has_it(run: Run, tmp_pat
 
 
 @pytest.mark.parametrize(("host", "age", "refused"), [("here", 0, False), ("there", 0, True), ("there", 120, False)])
+def test_whoever_comes_second_waits_for_its_turn_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, waiting = tmp_path / "lock", lock.lock_descriptor
+    with ExitStack() as first:
+        first.enter_context(lock.turn(file, "the first"))
+
+        def locks(descriptor: int, *, blocking: bool = True) -> bool:
+            if blocking:  # the second has found it taken
+                assert capsys.readouterr().out == "the cache is written: this one waits\n"
+                first.close()
+            return waiting(descriptor, blocking=blocking)
+
+        monkeypatch.setattr(lock, "lock_descriptor", locks)
+        with lock.turn(file, "the cache is written"):
+            assert not waiting(os.open(file, os.O_RDWR), blocking=False)
+    with lock.turn(file, "nobody has it"):
+        assert capsys.readouterr().out == ""
+
+
 def test_the_lock_of_a_dead_process_is_recognised(
     host: str,
     age: int,

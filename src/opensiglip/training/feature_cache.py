@@ -30,6 +30,7 @@ from opensiglip.json_file import load_json, write_json
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
 from opensiglip.recipes import Recipe
+from opensiglip.training.lock import turn
 from opensiglip.training.precision import autocast
 from opensiglip.training.record import fingerprints
 
@@ -100,21 +101,23 @@ def with_features(
         return recipe, list(sources)
     places: list[Path] = []
     if accelerator.is_main_process:
+        root.mkdir(parents=True, exist_ok=True)
         for source in sources:
-            place = place_of(root, source, model, recipe, frozen, dtype)
-            while (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
-                accelerator.print(f"features    {changed}: encoded anew", flush=True)
-                shutil.rmtree(place)
-                place = place_of(root, source, model, recipe, frozen, dtype)  # without patches it is another
-            places.append(place)
-            if not (place / DONE).is_file():
-                place.mkdir(parents=True, exist_ok=True)
-                _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
+            lock = root / f"{key(source, model, recipe, frozen, dtype)}.lock"
+            with turn(lock, f"features    another run encodes {source.name}"):
+                place = place_of(root, source, model, recipe, frozen, dtype)
+                while (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
+                    accelerator.print(f"features    {changed}: encoded anew", flush=True)
+                    shutil.rmtree(place)
+                    place = place_of(root, source, model, recipe, frozen, dtype)  # without patches it is another
+                places.append(place)
+                if not (place / DONE).is_file():
+                    place.mkdir(exist_ok=True)
+                    _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
     places = from_first(places)
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
-    side = recipe.frame.pixels
-    read = [CachedSource(source, place, side, tokens) for source, place in zip(sources, places, strict=True)]
+    read = [CachedSource(one, place, recipe.frame.pixels, tokens) for one, place in zip(sources, places, strict=True)]
     return replace(recipe, fields=with_states(recipe.fields, frozen)), list(read)
 
 

@@ -1,4 +1,4 @@
-"""One process trains in a run's folder: a lock with pid, host and time, which a dead one does not hold."""
+"""One process at a time: in a run's folder, by a lock with pid, host and time, which a dead one does not hold."""
 
 import json
 import os
@@ -6,7 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from filelock import lock_descriptor
@@ -38,6 +39,20 @@ def held(run: RunFolder) -> Iterator[None]:
         run.lock.unlink(missing_ok=True)
         HELD.discard(file)
         os.close(file)
+
+
+@contextmanager
+def turn(file: Path, why: str) -> Iterator[None]:
+    """Inside, no other process is at what the lock `file` is for: this one waits, and says why.
+
+    On a file system without locks nobody waits.
+    """
+    with file.open("w") as opened:
+        with suppress(OSError):
+            if not lock_descriptor(opened.fileno(), blocking=False):
+                print(f"{why}: this one waits", flush=True)
+                lock_descriptor(opened.fileno())
+        yield
 
 
 def _taken(run: RunFolder) -> int:
