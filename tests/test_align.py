@@ -331,6 +331,8 @@ def test_other_libraries_give_the_embeddings_of_an_aligned_pair(
     theirs = sentence_transformers.SentenceTransformer(place, local_files_only=True, device="cpu")
     np.testing.assert_allclose(theirs.encode(TEXTS), texts, rtol=0, atol=1e-5)
     np.testing.assert_allclose(theirs.encode(TEXTS[:1]), texts[:1], rtol=0, atol=1e-5)
+    long = "two red apples " * 12
+    np.testing.assert_allclose(theirs.encode([long]), np.asarray(ours.embed_texts([long])), rtol=0, atol=1e-5)
     assert np.abs(texts[0] - texts[1]).max() > 0.01, "texts differ, so this compared something"
     export(str(tmp_path / "run"), out=tmp_path / "onnx", format="onnx")
     sessions = {

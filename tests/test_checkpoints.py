@@ -1,6 +1,7 @@
 """A checkpoint is what was written or it is not used: damage is named, and the one before goes on."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from opensiglip.checkpoints.manifest import Damaged
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
+from opensiglip.json_file import load_json
 from opensiglip.training.log import read_lines
 
 LEARNER, OPTIMIZER, TOKENIZER = "learner.safetensors", "optimizer.safetensors", "tokenizer.json"
@@ -36,6 +38,18 @@ def newest(out: Path) -> Path:
     found = RunFolder(out).newest()
     assert found is not None and found.name == "step-00000006"
     return found
+
+
+def test_json_is_read_of_files_alone_and_within_its_bounds(tmp_path: Path) -> None:
+    """Of a device: for a pipe that nobody writes to one would wait."""
+    (tmp_path / "facts.json").write_text('{"a": 1}')
+    assert load_json(tmp_path / "facts.json") == load_json(tmp_path / "facts.json", most=8) == {"a": 1}
+    with pytest.raises(OSError, match="has 8 bytes, more than 7"):
+        load_json(tmp_path / "facts.json", most=7)
+    (tmp_path / "link.json").symlink_to(os.devnull)
+    for path in (Path(os.devnull), tmp_path / "link.json", tmp_path):
+        with pytest.raises(OSError, match="is no file"):
+            load_json(path)
 
 
 def flip(path: Path, at: float = 0.5) -> None:

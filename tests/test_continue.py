@@ -30,6 +30,7 @@ from opensiglip.recipes import Recipe, find_recipe
 from opensiglip.training.continued import origin, take_over
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
+from opensiglip.training.optimizers.make import make
 from opensiglip.training.record import inherited
 from opensiglip.training.run import train
 from opensiglip.types import Patches
@@ -134,6 +135,9 @@ def test_the_optimizers_state_goes_on_but_for_what_was_resized(before: Path, rec
                     expected = expected.permute(0, 2, 3, 1).flatten(1)
                 assert torch.equal(state[part], expected), key
             assert state["step"] == moments[f"{key}/step"]
+    another = make("adafactor", learner, 1e-3, 0.1)
+    take_over(origin(f"{before}/checkpoints/step-{NINETY:08d}", 0.5), learner, another)
+    assert not another.state, "it has no use for AdamW's"
 
 
 def test_another_resolution_resizes_positions_of_tower_and_teacher(before: Path, recipes: Callable[[str], str]) -> None:

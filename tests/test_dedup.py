@@ -107,3 +107,12 @@ def test_flags_that_say_nothing_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "--cosine", "1.5"]) == 2 and "--cosine 1.5 is out of range" in capsys.readouterr().err
     assert main([*words, "--against", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+    small, again = tmp_path / "small", tmp_path / "again"
+    for folder in (small, again):
+        folder.mkdir()
+        photo(7).save(folder / "a.png")
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "captions": ["x"], "split": "train"}))
+    words = ["data", "dedup", str(small), "--out", str(tmp_path / "w.parquet"), "--workers", "0"]
+    assert main([*words, "--against", str(again)]) == 2
+    assert f"every example of {small} is held out by --against {again}" in capsys.readouterr().err
+    assert not (tmp_path / "w.parquet").exists()

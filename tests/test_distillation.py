@@ -453,6 +453,9 @@ def test_no_checkpoint_of_a_collapsed_run_replaces_the_last_good_one(
         run(tmp_path / "run", steps=10, save_every=1, distill_start=0.2)
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == ["step-00000002", "step-00000003"], "the second alarm is at step 3, after which nothing is saved"
+    monkeypatch.setattr(Signal, "stop", 8)
+    monkeypatch.setattr(Signal.__init__, "__defaults__", (None, "another --lr", 2, 8))
+    run(tmp_path / "late", steps=10, save_every=1, distill_start=0.2)  # the eighth alarm is in the last tenth
 
 
 @pytest.mark.parametrize("name", distinct_recipes())

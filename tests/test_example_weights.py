@@ -58,13 +58,28 @@ def test_weights_of_0_and_1_give_the_same_rows_once_in_each_epoch() -> None:
 def test_a_shard_without_weight_is_never_opened_and_few_are_open_at_once() -> None:
     weights = uneven(200 * 500, 1)
     weights[:1500] = weights[-500:] = 0  # three shards of 200 at one end, one at the other
-    order = Weighted(weights, round(weights.sum()), 0, [500] * 200, 64)
+    order = Weighted(weights, round(weights.sum()), 0, [500] * 200, 8)
     opened = order.find(np.arange(order.rows)) // 500
     assert set(opened) == set(range(3, 199))
-    batches = opened[: 40 * 1024].reshape(40, 1024)
-    alone = Lanes([500] * 196, 0, 64)
-    most = max(len(np.unique(batches[at : at + 2])) for at in range(39))
-    assert most <= 4 * alone.lanes, "as few as without weights, and those whose last point lies in the next one"
+    alone = Lanes([500] * 196, 0, 8)
+    assert 0 < order.window == order.lanes.window < order.rows // 50
+    windows = opened[: 40 * order.window].reshape(40, order.window)
+    most = max(len(np.unique(window)) for window in windows)
+    assert most <= 3 * alone.lanes < 196 / 8, "two a lane, and the next one, in which the last point of one may lie"
+
+
+def test_a_total_that_is_rounded_down_loses_no_point() -> None:
+    for seed in range(200):
+        weights = np.random.default_rng(seed).uniform(0, 3, 60)
+        ends = np.cumsum(weights)
+        rows = round(ends[-1])
+        if (ends * (rows / ends[-1]))[-1] < rows:
+            break
+    else:
+        pytest.fail("no such weights")
+    for shards in (None, [20, 20, 20]):
+        order = Weighted(weights, rows, 0, shards, 2)
+        assert order.lanes.rows == order.rows and order.find(np.arange(3 * order.rows)).max() < 60
 
 
 def test_positions_are_found_in_any_pieces_so_ranks_workers_and_resumed_runs_see_the_same() -> None:
@@ -141,6 +156,7 @@ def test_a_file_of_weights_is_read_as_it_was_written_and_one_of_other_data_refus
         ([float("inf")], "weight", "row 0 has the weight inf"),
         ([0.0], "weight", "all weights are 0"),
         ([1e-5], "weight", "scale them to a mean of about 1"),
+        ([2000.0], "weight", "are 2e.03 on average.*scale them to a mean of about 1"),
         (["one"], "weight", "can't be read as parquet with a column `weight` of numbers"),
         ([1.0], "other", "can't be read as parquet with a column `weight` of numbers"),
     ],

@@ -63,6 +63,7 @@ def test_open_clip_loads_the_folder_and_gives_our_embeddings(
     assert model.logit_scale.item() == pytest.approx(ours.model.logit_scale.item())
     assert (model.logit_bias is not None) is bias
     assert not bias or model.logit_bias.item() == pytest.approx(ours.model.logit_bias.item()) == -3.0
+    assert transform.transforms[0].interpolation.value == ours.model.architecture.interpolation == "bilinear"
     photo = Image.new("RGB", (70, 50), (200, 30, 90))
     assert transform(photo).shape == (3, peers.SIDE, peers.SIDE)
     assert float((transform(photo)[:, 5, 5] - torch.tensor([200, 30, 90]) / 127.5 + 1).abs().max()) < 1e-5
@@ -87,6 +88,7 @@ def test_timm_loads_the_image_tower_of_any_size(changes: dict[str, Any], pooled:
     assert gap(features.pooled if pooled else features.tokens, encoder(peers.pixels())) < 1e-5
     frame = timm.data.resolve_model_data_config(encoder)
     assert list(frame["mean"]) == [0.5] * 3 and frame["crop_mode"] == "squash" and frame["crop_pct"] == 1.0
+    assert frame["interpolation"] == ours.model.architecture.interpolation == "bilinear"
     back = Pretrained.open(tmp_path / "out").model.vision(peers.pixels())
     assert gap(back.tokens, features.tokens) < 1e-5
 

@@ -75,16 +75,25 @@ def test_every_patch_is_as_likely_to_be_kept(mask: str) -> None:
 
 
 def test_a_block_lies_together_and_a_grid_lies_apart() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
+    rng, corners = np.random.default_rng(0), set[tuple[int, int]]()
+    for _ in range(400):
         y, x = np.divmod(block(8, 12, 24, rng), 12)
         assert (y.max() - y.min() + 1, x.max() - x.min() + 1) == (4, 6)
+        corners.add((int(y.min()), int(x.min())))
+    assert corners == {(top, left) for top in range(5) for left in range(7)}, "at every place"
+    for _ in range(20):
         quarter = np.zeros((8, 12), bool)
         quarter.ravel()[grid(8, 12, 24, rng)] = True
         assert (quarter.reshape(4, 2, 6, 2).sum((1, 3)) == 1).all()  # one of each 2 x 2
         half = np.zeros((8, 12), bool)
         half.ravel()[grid(8, 12, 48, rng)] = True
         assert (half[1:] != half[:-1]).all() and (half[:, 1:] != half[:, :-1]).all()  # a chequerboard
+
+
+def test_each_view_of_an_image_has_a_draw_of_its_own() -> None:
+    visit = Visit(None, torch.zeros(3, 32, 32, dtype=torch.uint8), (), None)  # type: ignore[arg-type]
+    one, other = KeptTokens(0.5, 4, views=2, end=0.9).draw(visit, np.random.default_rng(0), None)  # type: ignore[arg-type]
+    assert one.tolist() != other.tolist()
 
 
 def plan(pipeline: TextPipeline, frame: Geometry, mask: str = "random", **changes: Any) -> DataPlan:

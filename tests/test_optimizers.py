@@ -125,6 +125,16 @@ def test_muon_without_a_matrix_to_train_is_refused_in_a_sentence(small: Small, p
         make("muon", learner, LR, DECAY)
 
 
+def test_muon_keeps_the_slower_rate_of_weights_that_were_loaded() -> None:
+    module = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
+    optimizer = make("muon", module, LR, DECAY, slowed=("0.weight", "0.bias"), factor=0.1)
+    found = {
+        id(p): (group["factor"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    wanted = [(0.1, 10 * DECAY), (0.1, 0.0), (1.0, DECAY), (1.0, 0.0)]
+    assert [found[id(p)] for p in module.parameters()] == [pytest.approx(pair) for pair in wanted]
+
+
 def sharded_module(ranks: int) -> nn.Module:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(40, 67), nn.LayerNorm(67), nn.Linear(67, 33)).double()

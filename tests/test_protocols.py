@@ -15,12 +15,13 @@ from test_evaluate import INKS, oracle
 from opensiglip.apps.cli import main
 from opensiglip.apps.evaluate import evaluate
 from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.example import Example
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import BenchmarkResult
 from opensiglip.evaluation.benchmarks import grounding
 from opensiglip.evaluation.protocols import imagenet, referring
 from opensiglip.evaluation.protocols.aro import symmetric
-from opensiglip.evaluation.protocols.protocol import Judged, nearest
+from opensiglip.evaluation.protocols.protocol import Judged, cropped, nearest
 from opensiglip.evaluation.protocols.registry import PROTOCOLS
 from opensiglip.reports.evaluation_page import table
 
@@ -84,7 +85,7 @@ def test_retrieval_takes_the_test_images_and_five_captions_each(
 
 def fish() -> Oracle:
     """Reads three of ImageNet's names as colours; all others are near none of them."""
-    known = {"tench": [1.0, 0, 0], "goldfish": [0, 1.0, 0], "great white shark": [0, 0, 1.0]}
+    known = {"tench": [1.0, 0.9, 0], "goldfish": [0, 1.0, 0], "great white shark": [0, 0, 1.0]}
 
     def read(texts: Any) -> torch.Tensor:
         found = [next((color for name, color in known.items() if name in text), [1.0, 1, 1]) for text in texts]
@@ -95,24 +96,30 @@ def fish() -> Oracle:
 
 @pytest.mark.parametrize("layout", ["folders", "kaggle"])
 def test_imagenet_is_a_choice_among_a_thousand_classes(layout: str, tmp_path: Path) -> None:
-    """Of four images one is a goldfish to the eye and a tench by its label; borders are cropped away."""
+    """Of five images one is a goldfish to the eye and a tench, the next best, by its label, one a shark and a goldfish.
+
+    Borders are cropped away.
+    """
     wnids = {"a": ("n01440764", "red"), "b": ("n01443537", "green"), "c": ("n01484850", "blue")}
-    wnids["d"] = ("n01440764", "green")
+    wnids |= {"d": ("n01440764", "green"), "e": ("n01443537", "blue")}
     lines = ["ImageId,PredictionString"]
     for name, (wnid, color) in wnids.items():
         place = f"val/{wnid}/{name}.png" if layout == "folders" else f"ILSVRC/Data/CLS-LOC/val/{name}.JPEG"
         paint(tmp_path / place, color, border="green" if layout == "folders" else None)
         lines.append(f"{name},{wnid} 85 1 499 272")
-    if layout == "kaggle":
+    if layout == "folders":
+        paint(tmp_path / "val" / "no class of theirs" / "x.png", "red")
+    else:
         store(tmp_path / "LOC_val_solution.csv", "\n".join(lines))
     source = imagenet.validation(tmp_path)
     first = source.example(0).image
     assert first.shape[-1] == 28 and first[0].min() > 250 and first[1:].max() < 5, "the border is not seen"
     record = judge("imagenet", tmp_path, fish())
     found = record["tasks"]["zeroshot"]
-    assert found["classes"] == 1000 and found["images"] == 4 and found["prompts"] == 81
-    assert found["accuracy"] == found["accuracy_top5"] == pytest.approx(3 / 4)
-    assert judge("imagenet", tmp_path, fish(), count=2)["examples"] == 2
+    assert found["classes"] == 1000 and found["images"] == 5 and found["prompts"] == 81
+    assert found["accuracy"] == pytest.approx(3 / 5) and found["accuracy_top5"] == pytest.approx(4 / 5)
+    few = judge("imagenet", tmp_path, fish(), count=2, seed=3)
+    assert few["examples"] == 2 and few["command"].endswith(f" --benchmark imagenet {tmp_path} --count 2 --seed 3")
 
 
 def test_the_names_of_imagenets_classes_stand_in_its_order() -> None:
@@ -212,6 +219,32 @@ def test_aro_is_a_mean_over_kinds_of_what_stands_in_a_box(tmp_path: Path) -> Non
     assert tasks["attribution"]["similarity"] == pytest.approx(20 / 26)
     assert tasks["attribution"]["macro_similarity"] == pytest.approx(20 / 25)
     assert tasks["attribution"]["kinds_in_mean"] == 1
+
+
+def test_a_box_beyond_the_image_s_edge_is_cut_to_it() -> None:
+    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+    for box, expected in (((-2, -3, 4, 4), image[:, :4, :4]), ((6, 5, 9, 9), image[:, 6:, 5:]), ((9, 9, 0, 0), None)):
+        found = cropped(Example(image, ()), *box).image
+        assert torch.equal(found, image[:, 7:, 7:] if expected is None else expected)
+
+
+def test_published_figures_stand_under_their_names() -> None:
+    """Of SigLIP 2 B/16-256, and of CapPa for ARO, as Tables 1, 5 and 6 have them."""
+    expected = {
+        "imagenet": {"zeroshot: accuracy": 0.791},
+        "coco-5k": {"retrieval: text_to_image_r1": 0.532, "retrieval: image_to_text_r1": 0.697},
+        "flickr30k": {"retrieval: text_to_image_r1": 0.817, "retrieval: image_to_text_r1": 0.944},
+        "xm3600": {"retrieval: text_to_image_r1": 0.407, "retrieval: image_to_text_r1": 0.51},
+        "refcoco": {"val: accuracy": 0.8376, "testA: accuracy": 0.8621, "testB: accuracy": 0.7957},
+        "refcoco+": {"val: accuracy": 0.7426, "testA: accuracy": 0.7985, "testB: accuracy": 0.6583},
+        "refcocog": {"val: accuracy": 0.7725, "test: accuracy": 0.7783},
+    }
+    for name, figures in expected.items():
+        (row,) = (row for row in PROTOCOLS[name].published if row.model == "SigLIP 2 B/16-256")
+        assert row.figures == figures, name
+    (cappa,) = (row for row in PROTOCOLS["aro"].published if row.model == "CapPa B/16-224")
+    assert cappa.figures["relation: macro_likelihood"] == 0.867
+    assert cappa.figures["attribution: macro_likelihood"] == 0.857
 
 
 def test_the_nearest_published_model_is_that_of_its_width_tokens_and_name() -> None:

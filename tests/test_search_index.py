@@ -118,6 +118,27 @@ def test_a_build_that_was_cut_short_goes_on(
     assert predictor.search(index, image=photos / "8.png")[0].path == photos / "8.png"
 
 
+def test_a_build_that_is_cut_short_twice_keeps_the_parts_of_both(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_folder, "PART", 4)
+    said: list[str] = []
+
+    def cut_after(done: str) -> Callable[[object], None]:
+        def cut(words: object) -> None:
+            said.append(str(words))
+            if done in said[-1]:
+                raise KeyboardInterrupt
+
+        return cut
+
+    for done in ("of 10 embedded", "of 6 embedded"):
+        with pytest.raises(KeyboardInterrupt):
+            IndexFolder.build(predictor, photos, tmp_path / "index", cut_after(done))
+    IndexFolder.build(predictor, photos, tmp_path / "index", said.append)
+    assert "10 images, 8 of them done before" in said
+
+
 def test_an_index_of_another_model_or_folder_is_left_alone(
     predictor: Predictor, small: Any, pipeline: TextPipeline, photos: Path, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
         ("embeddings", {"input": [{"type": "image_url", "image_url": "a"}]}, 422, "input[0].image_url: send an"),
         ("embeddings", {"input": "a", "dimensions": 8}, 400, "embeddings of tiny have 32 numbers, not 8; train with"),
         ("embeddings", {"input": "a", "dimensions": 0}, 422, "dimensions: send a whole number of at least 1."),
+        ("embeddings", {"input": "a", "dimensions": True}, 422, "dimensions: send a whole number of at least 1."),
         ("embeddings", {"input": "a", "colour": 8}, 422, "colour: there is no such field; leave it out."),
         ("embeddings", {"input": "a", "encoding_format": "x"}, 422, 'encoding_format: send "float" or "base64".'),
         ("embeddings", {"input": "\ud800 fox"}, 422, "input[0] holds half of a surrogate pair; send whole letters."),
@@ -165,6 +166,7 @@ def test_files_of_a_form_are_as_their_data_urls(client: TestClient) -> None:
         ("caption", {"input": url_of(FILES[0]), "num_beams": 9}, 422, "num_beams: send a whole number from 1 to 8."),
         ("caption", {"input": url_of(FILES[0]), "num_beams": True}, 422, "num_beams: send a whole number from 1 to 8."),
         ("caption", {"input": url_of(FILES[0]), "language": ""}, 422, "language is empty; send a text."),
+        ("caption", {"input": url_of(FILES[0]), "language": "d" * 21}, 422, "language: string should have at most 20"),
         ("locate", {"input": url_of(FILES[0]), "phrase": " "}, 422, "phrase is empty; send a text."),
         ("locate", {"input": url_of(FILES[0]), "phrase": "fox " * 300}, 400, "leaves no room"),
         ("embeddings", {"input": [{"type": "text", "text": "x" * 20_001}]}, 413, "input[0].text has 20001 letters"),
@@ -218,6 +220,14 @@ def test_a_form_that_cant_be_read_is_a_sentence(kind: str, body: bytes, sentence
 def test_text_of_a_form_is_utf8(client: TestClient) -> None:
     forms = client.post("/v1/embeddings", files={"input": (None, "ein süßer Fuchs")}).json()
     assert forms["data"] == client.post("/v1/embeddings", json={"input": "ein süßer Fuchs"}).json()["data"]
+
+
+def test_a_form_has_room_for_a_large_image_and_for_as_many_labels_as_json_has(client: TestClient) -> None:
+    large = client.post("/v1/locate", files={"input": (None, "data:image/png;base64," + "A" * 2_000_000)})
+    assert large.status_code == 422 and "phrase: field required" in large.text
+    many = [("labels", (None, f"label {number}")) for number in range(1001)]
+    said = client.post("/v1/classify", files=[("input", ("a.png", FILES[0], "image/png")), *many])
+    assert said.status_code == 422 and "labels: 1001 are given and at most 1000 are taken" in said.text
 
 
 def test_errors_name_a_folder_not_where_it_lies(predictor: Predictor, tmp_path: Path) -> None:

@@ -131,6 +131,31 @@ def test_a_broken_or_vanished_parquet_file_is_named(tmp_path: Path) -> None:
         open_source(str(tmp_path / "b.parquet"))
 
 
+def test_a_parquet_file_that_changes_under_a_run_costs_only_its_rows(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", 0, 9)
+    source = open_source(str(tmp_path))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole.replace(b"caption", b"capti\xd0n"))
+    with pytest.raises(BrokenExample, match=r"a\.parquet can't be read"):
+        source.example(0)
+
+
+def test_an_arrow_file_whose_offsets_lie_is_read_no_further_than_its_texts(tmp_path: Path) -> None:
+    """The last text seems to go on into the two bytes that fill up its column in the file."""
+    texts = [f"text {number}" for number in range(40)]
+    table = pa.table({"text": texts, "image": [picture(number) for number in range(40)]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table)
+    end, whole = len("".join(texts)), (tmp_path / "a.arrow").read_bytes()
+    true, lie = (np.array([end - 7, last], "<i4").tobytes() for last in (end, end + 2))
+    assert whole.count(true) == 1
+    (tmp_path / "a.arrow").write_bytes(whole.replace(true, lie))
+    source = open_source(str(tmp_path / "a.arrow"))
+    assert source.example(0).captions == (Caption("text 0"),)
+    with pytest.raises(BrokenExample, match="row can't be decoded"):
+        source.example(len(source) - 1)
+
+
 def test_columns_that_are_named_are_read_and_unknown_ones_are_listed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"pic": [picture(3)], "alt": ["a"], "long": [["b", "c"]]}), tmp_path / "a.parquet")
     example = open_source(f"{tmp_path}/a.parquet?image=pic&text=long,alt").example(0)

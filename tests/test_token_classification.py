@@ -1,6 +1,7 @@
 """SuperCLIP's term: what it predicts, how rare a token is to it, and what a run keeps of that."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
 from opensiglip.models.sizes import SHAPES
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.token_classification import TokenClassification
@@ -70,6 +72,12 @@ def test_the_loss_is_cross_entropy_with_idf_weighted_labels(
 
 def kept(image: Any) -> Tensor:
     return torch.ones(image.tokens.shape[:2], dtype=torch.bool) if image.valid is None else image.valid
+
+
+def test_an_image_tower_of_another_make_is_refused(pipeline: TextPipeline) -> None:
+    networks: Any = SimpleNamespace(foreign=SimpleNamespace(vision={}))
+    with pytest.raises(UserError, match="--token-weight reads an image tower of ours; leave out --vision, or give 0"):
+        TokenClassification().build(pipeline, networks)
 
 
 def test_a_token_in_every_caption_soon_weighs_nothing_and_a_first_step_weighs_all_alike(

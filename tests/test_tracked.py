@@ -1,5 +1,6 @@
 """What trackers get at an evaluation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ SAMPLE = Sample(
 def test_tensorboard_has_pictures_and_a_table(tmp_path: Path) -> None:
     tracker = TensorBoardTracker("run", tmp_path)
     tracker.start()
-    show([tracker], {"grounding": [SAMPLE] * (EACH + 3)}, {"eval/grounding/accuracy": 0.25}, 7)
+    some = [SAMPLE, replace(SAMPLE, correct=False), *[SAMPLE] * (EACH + 1)]
+    show([tracker], {"grounding": some}, {"eval/grounding/accuracy": 0.25}, 7)
     tracker.finish()
     stored = EventAccumulator(str(tmp_path / "run"))
     stored.Reload()
     names = stored.Tags()["images"]
-    assert len(names) == EACH and names[0].startswith("eval/grounding/0")
+    assert len(names) == EACH and names[:2] == ["eval/grounding/0 hit", "eval/grounding/1 miss"]
     (event,) = stored.Images(names[0])
     assert event.step == 7 and (event.width, event.height) == (256, 256)
     (text,) = stored.Tensors("eval/figures/text_summary")

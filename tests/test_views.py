@@ -162,6 +162,17 @@ def test_colours_are_jittered_as_far_as_dinov2_does(
     assert abs(np.mean(amounts) - (low + high) / 2) < 0.06 * (high - low)
 
 
+def test_a_view_is_changed_in_dinov2s_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours as ColorJitter names them, then grey, blur and solarization, of which no two can be exchanged."""
+    steps = [f"adjust_{name}" for name in ("brightness", "contrast", "saturation", "hue")]
+    steps = ["flipped", *steps, "without_colour", "gaussian_blur", "solarized"]
+    said: list[str] = []
+    for name in steps:
+        monkeypatch.setattr(photometry, name, lambda x, *given, name=name: said.append(name) or x)
+    augment(SIDES[None], [Photometry(1.0, 1.0, 96)], np.zeros((1, DRAWS)))
+    assert said == steps
+
+
 @pytest.mark.parametrize(
     ("kind", "side", "blurred_share", "solarized", "reach", "sigmas"),
     [
@@ -238,7 +249,7 @@ def test_exactly_the_share_of_patches_is_hidden_in_every_grid(side: int, ratio: 
     hidden = np.stack([field.draw(None, rng, None) for _ in range(3)])  # type: ignore[arg-type]
     assert hidden.shape == (3, round(ratio * side * side))
     for row in hidden:
-        assert len(set(row.tolist())) == len(row) and row.min() >= 0 and row.max() < side * side
+        assert (np.diff(row) > 0).all() and row.min() >= 0 and row.max() < side * side
 
 
 def test_every_patch_is_as_likely_to_be_hidden() -> None:
