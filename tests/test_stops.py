@@ -131,7 +131,6 @@ def test_a_second_run_in_the_folder_is_refused_with_who_has_it(run: Run, tmp_pat
     assert not RunFolder(out).lock.exists()
 
 
-@pytest.mark.parametrize(("host", "age", "refused"), [("here", 0, False), ("there", 0, True), ("there", 120, False)])
 def test_whoever_comes_second_waits_for_its_turn_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +151,7 @@ def test_whoever_comes_second_waits_for_its_turn_and_says_why(
         assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("host", "age", "refused"), [("here", 0, False), ("there", 0, True), ("there", 120, False)])
 def test_the_lock_of_a_dead_process_is_recognised(
     host: str,
     age: int,
