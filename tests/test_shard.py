@@ -42,7 +42,7 @@ KEPT = "siglip2, half of the patches read"
 TUNED, FLOAT32 = "siglip2, checkpointed, LoRA", "siglip2, float32"
 NAMES = ("siglip", "siglip2", "coca", TUNED)
 GROUPS = {2: 2, 4: 1}  # ranks: parts that each encodes its share of the batch in
-TAKEN = {2: (*NAMES, FLOAT32), 4: ("siglip2", TUNED, FLOAT32)}  # test_ring.py has the other losses at three
+TAKEN = (*NAMES, FLOAT32)
 CPU = torch.device("cpu")
 Resumed = partial[dict[str, Any]]
 
@@ -147,7 +147,7 @@ def work(rank: int, ranks: int, folder: Path, cases: dict[str, Case], saved: Pat
     torch.set_num_threads(1)
     with meeting(folder / f"meeting{ranks}", rank, ranks):
         seen: dict[str, Any] = {}
-        for name in TAKEN[ranks]:
+        for name in TAKEN:
             seen[name] = run(cases[name], rank, ranks, GROUPS[ranks], sharded=True)
         learner = cases["siglip"].learner()
         skeleton = hollow(learner.model, "meta")
@@ -241,9 +241,7 @@ def test_a_recipe_of_each_kind_can_be_sharded(name: str, make: Callable[[str], C
     assert max(gaps(run(case), one, 0, 1).values()) < EXACT
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks"), [(name, ranks) for ranks in GROUPS for name in TAKEN[ranks] if name != FLOAT32]
-)
+@pytest.mark.parametrize(("name", "ranks"), [(name, ranks) for ranks in GROUPS for name in TAKEN if name != FLOAT32])
 def test_sharded_ranks_give_the_gradients_and_weights_of_one(
     alone: dict[str, Any], sharded: dict[int, list[dict[str, Any]]], name: str, ranks: int
 ) -> None:

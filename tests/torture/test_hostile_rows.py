@@ -19,6 +19,7 @@ from opensiglip.data.example import Example, reason_of
 from opensiglip.data.fields.field import SecondTexts, Texts
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.data.sources import folder as folder_module
+from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.folder import Folder
 from opensiglip.data.sources.metadata import EXTRAS
 from opensiglip.data.tasks import TASKS
@@ -100,7 +101,8 @@ def test_whatever_stands_in_a_column_costs_at_most_its_row(
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
     (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, '{"file_name": "0.png", "caption": "one good row"}']))
     monkeypatch.setattr(folder_module, "BROKEN_LINES", 1.0)  # as if ten good lines stood beside each
-    source = Folder(str(tmp_path))
+    # The layout is given, as boxes at random look like those of another one.
+    source = Folder(str(tmp_path), layout=BoxLayout.parse("xyxy"))
     boxes = data.BoxFormat()
     weights = dict.fromkeys(TASKS, 1.0)
     fields = [
