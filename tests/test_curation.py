@@ -24,7 +24,7 @@ from torch import Tensor
 from opensiglip.data.example import Source
 from opensiglip.data.fields.curation import Origins, ReferenceImages, ReferenceTexts
 from opensiglip.data.fields.frame import Frame
-from opensiglip.data.loader import DataPlan, Steps
+from opensiglip.data.loader import DataPlan, StepBatch, Steps
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
@@ -32,9 +32,10 @@ from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.config import TrainConfig
-from opensiglip.training.curation.build import check_recipe, open_reference
+from opensiglip.training.curation.build import check_recipe
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.reference import BLOCK, Reference, open_reference
 from opensiglip.training.curation.selection import (
     SIGNS,
     Pairs,
@@ -47,6 +48,7 @@ from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import read_lines
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
+from opensiglip.types import Batch
 
 # What is chosen
 
@@ -152,7 +154,8 @@ class Case:
     def __init__(self, small: Small, pipeline: TextPipeline, source: Source) -> None:
         self.recipe, self.pipeline = small("siglip", logit_bias="auto"), pipeline
         self.origins = Origins([source.name], ["en"])
-        fields = [*self.recipe.fields, self.origins, ReferenceTexts(pipeline.with_length(24))]
+        self.beside = [self.origins, ReferenceTexts(pipeline.with_length(24))]
+        fields = [*self.recipe.fields, *self.beside]
         self.plans = {
             (ranks, rank, parts): DataPlan(
                 sources=[source],
@@ -171,15 +174,22 @@ class Case:
         }
         torch.manual_seed(1)
         networks = replace(self.recipe.architecture, length=24, pad_id=pipeline.policy.pad_id)
-        self.reference = Model.new(networks, len(pipeline)).eval()
+        model = Model.new(networks, len(pipeline)).eval()
+        self.reference = Reference(model, pipeline.with_length(24), self.recipe.frame, self.beside[1:], nullcontext)
+
+    def curator(self) -> Curator:
+        return Curator("learnability", BATCH, 4, 5, [self.origins], self.origins.names, nullcontext)
+
+    def embedded(self, batch: StepBatch) -> list[Batch]:
+        return [self.reference.embed(part, torch.device("cpu")) for part in batch.parts]
 
     def measured(self, ranks: int, rank: int, parts: int) -> dict[str, Any]:
         """What is chosen, the log's numbers, and the gradient of it in float64."""
         torch.manual_seed(0)
         learner = Learner.new(self.recipe, self.pipeline)
-        curator = Curator("learnability", BATCH, 4, 5, [], self.origins.names, self.reference, nullcontext)
+        curator = self.curator()
         batch = Steps(self.plans[ranks, rank, parts])[3]
-        chosen, row = curator.choose(learner, batch.parts, 3, torch.device("cpu"))
+        chosen, row = curator.choose(learner, self.embedded(batch), 3, torch.device("cpu"))
         exact = [
             {n: v.double() / 127.5 - 1 if v.dtype == torch.uint8 else v for n, v in part.items()} for part in chosen
         ]
@@ -236,20 +246,20 @@ def test_two_ranks_and_two_parts_choose_and_learn_as_one(case: Case, ranks: list
 
 
 def test_the_memory_estimate_has_the_reference_and_the_super_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def needs(curator: Curator | None) -> int:
+    def needs(curator: Curator | None, reference: Reference | None) -> int:
         config = TrainConfig(data=("scenes",), out=Path("x"), batch_size=BATCH)
         job: Any = SimpleNamespace(config=config, recipe=case.recipe)
         plain = replace(plan, fields=case.recipe.fields)
-        return int(check.memory_line(job, plain, torch.device("cpu"), "no", curator).partition(" ")[0])
+        return int(check.memory_line(job, plain, torch.device("cpu"), "no", curator, reference).partition(" ")[0])
 
     plan = case.plans[1, 0, 1]
-    own = plan.fields[len(case.recipe.fields) :]
-    curator = Curator("learnability", BATCH, 4, 5, own, case.origins.names, case.reference, nullcontext)
     monkeypatch.setattr(check, "gib", str)
     read = sum(field.nbytes for field in Steps(plan)[0].parts[0].values())
-    weights = sum(x.nbytes for x in [*case.reference.parameters(), *case.reference.buffers()])
-    assert needs(curator) - needs(None) == pytest.approx(weights + read, rel=0.02)
-    assert needs(replace(curator, reference=None)) - needs(None) == pytest.approx(read, rel=0.05)
+    model, without = case.reference.model, needs(None, None)
+    weights = sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
+    assert needs(case.curator(), case.reference) - without == pytest.approx(weights + read, rel=0.02)
+    texts = Steps(plan)[0].parts[0]["reference_text"].nbytes  # that no one reads without it
+    assert needs(case.curator(), None) - without == pytest.approx(read - texts, rel=0.02)
 
 
 def test_shares_are_of_all_that_was_seen_and_of_what_was_chosen(case: Case) -> None:
@@ -336,7 +346,7 @@ def test_a_larger_patch_leaves_out_three_quarters() -> None:
     [
         ({"curate": "learnability"}, "--reference"),
         ({"curate": "learner", "reference": "x"}, "leave out --reference"),
-        ({"reference": "x"}, "--curate too"),
+        ({"reference": "x"}, "give --curate or --distil"),
         ({"filter": 0.5}, "--curate too"),
         ({"curate": "learner", "shard": True}, "--shard"),
         ({"curate": "learner", "filter": 1.0}, "--filter 1.0 is out of range"),
@@ -419,12 +429,12 @@ def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
     torch.manual_seed(0)
     learner, modes = Learner.new(case.recipe, case.pipeline), []
     learner.model.vision.register_forward_hook(lambda module, *_: modes.append(module.training))
-    curator = Curator("learnability", BATCH, 4, 5, [], case.origins.names, case.reference, nullcontext)
-    batch = Steps(case.plans[1, 0, 1])[3].parts[0]
-    chosen, row = curator.choose(learner, [batch], 3, torch.device("cpu"))
+    found = Steps(case.plans[1, 0, 1])[3]
+    batch = found.parts[0]
+    chosen, row = case.curator().choose(learner, case.embedded(found), 3, torch.device("cpu"))
     assert modes == [False] and learner.training
     losses = []
-    for model, text in ((learner.model, "text"), (case.reference, "reference_text")):
+    for model, text in ((learner.model, "text"), (case.reference.model, "reference_text")):
         with torch.no_grad():
             image, words = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch[text]).pooled
             cosines = torch.nn.functional.cosine_similarity(image, words)
@@ -444,5 +454,47 @@ def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
 
 def test_the_curator_has_the_runs_chunks_and_seed(small: Small, scenes: Source) -> None:
     config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", chunks=3, seed=7, batch_size=8)
-    made = build_curator(config, small("siglip"), [scenes], torch.device("cpu"), nullcontext)
+    made = build_curator(config, small("siglip"), [scenes], nullcontext)
     assert made is not None and (made.chunks, made.seed, made.keep) == (3, 7, 8)
+
+
+def test_the_references_rows_are_its_logits_and_the_same_in_any_batch(case: Case) -> None:
+    batch = Steps(case.plans[1, 0, 1])[3].parts[0]
+    rows = case.reference.embed(batch, torch.device("cpu"))
+    assert not any(name.startswith("reference_") for name in rows) and torch.equal(rows["image"], batch["image"])
+    model = case.reference.model
+    with torch.no_grad():
+        image, text = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch["reference_text"]).pooled
+        cosines = torch.nn.functional.cosine_similarity(image[:, None], text, dim=-1)
+        logits = model.logit_scale.exp() * cosines + model.logit_bias
+    torch.testing.assert_close(rows["teacher_image"] @ rows["teacher_text"].T, logits, rtol=1e-4, atol=1e-4)
+    alone = case.reference.embed({name: values[3:4] for name, values in batch.items()}, torch.device("cpu"))
+    many = {name: torch.cat([values] * 6)[: BLOCK + 20] for name, values in batch.items()}
+    several = case.reference.embed(many, torch.device("cpu"))
+    for name in ("teacher_image", "teacher_text"):
+        assert torch.equal(alone[name][0], rows[name][3]) and len(several[name]) == BLOCK + 20
+        assert torch.equal(several[name][3::SUPER], rows[name][3].expand(len(several[name][3::SUPER]), -1))
+
+
+def test_what_is_chosen_keeps_the_rows_that_teach(case: Case) -> None:
+    torch.manual_seed(0)
+    parts = case.embedded(Steps(case.plans[1, 0, 1])[3])
+    learner = Learner.new(case.recipe, case.pipeline)
+    chosen = replace(case.curator(), teaches=True).choose(learner, parts, 3, torch.device("cpu"))[0][0]
+    places = (chosen["group"][:, None] == parts[0]["group"]).nonzero()[:, 1]
+    assert len(places) == BATCH
+    for name in ("teacher_image", "teacher_text"):
+        assert torch.equal(chosen[name], parts[0][name][places])
+
+
+def test_a_reference_teaches_with_and_without_choosing_and_goes_on_bit_for_bit(
+    go: Any, reference: str, tmp_path: Path
+) -> None:
+    for name, flags in (("alone", {}), ("chosen", {"curate": "learnability", "accumulate": 2})):
+        given = {"reference": reference, "distil": "softmax", "distil_weight": 2.0} | flags
+        go(tmp_path / name, "siglip", **given)
+        cut_short(3, lambda name=name, given=given: go(tmp_path / f"{name}-cut", "siglip", **given))
+        go(tmp_path / f"{name}-cut", "siglip", resume=True, **given)
+        assert_same_end(tmp_path / f"{name}-cut", tmp_path / name, 4)
+        rows = read_lines(tmp_path / name / "metrics.jsonl")
+        assert all(row["loss"] == pytest.approx(row["loss/sigmoid"] + 2 * row["loss/distil"], rel=1e-4) for row in rows)

@@ -53,7 +53,7 @@ GROUPS = {
         "seed",
     ),
     "tokens": ("keep_tokens", "token_mask", "full_from"),
-    "curation": ("curate", "reference", "filter", "chunks"),
+    "curation": ("curate", "reference", "filter", "chunks", "distil", "distil_weight"),
     "machine": (
         "dry_run",
         "ranks",

@@ -8,6 +8,7 @@ HOMES = {
     "Answer": "captioning",
     "Caption": "captioning",
     "Continue": "captioning",
+    "Distil": "distil",
     "HardNegatives": "contrastive",
     "LocalToGlobal": "distillation",
     "MaskedPatches": "distillation",

@@ -64,7 +64,8 @@ def _compare(
         differentiable = [x.requires_grad_() for x in rows if x.is_floating_point()]
         with torch.enable_grad():
             loss = objective.compare(rows, shared) / (live[names.index(objective.name)] * len(parts))
-            grads = torch.autograd.grad(objective.weight * loss, differentiable + shared)  # no hook of DDP fires here
+            weighted, wanted = objective.weight * loss, differentiable + shared
+            grads = torch.autograd.grad(weighted, wanted, materialize_grads=True)  # no hook of DDP fires here
         split = [grad.split(sizes) for grad in grads[: len(differentiable)]]
         for index in range(len(parts)):
             of_shared = [grad / len(parts) for grad in grads[len(differentiable) :]]

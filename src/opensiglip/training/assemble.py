@@ -23,6 +23,7 @@ from opensiglip.training.best import Best
 from opensiglip.training.continued import take_over
 from opensiglip.training.curation.build import curator
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.reference import Reference
 from opensiglip.training.feature_cache import with_features
 from opensiglip.training.learner import Learner
 from opensiglip.training.loop import Loop
@@ -48,6 +49,7 @@ class Opened:
     why: str  # that precision
     data: Data
     curating: Curator | None
+    reference: Reference | None
 
     @classmethod
     def of(cls, job: Job) -> "Opened":
@@ -58,8 +60,10 @@ class Opened:
             keep_freed_memory()
         data = open_data(job, accelerator)
         computing = autocast(precision, accelerator.device)
-        curating = curator(config, job.recipe, data.sources, accelerator.device, computing)
-        return cls(job, accelerator, precision, why, data, curating)
+        curating, reference = curator(config, job.recipe, data.sources, computing), None
+        if config.reference is not None:
+            reference = Reference.open(config.reference, job.recipe.frame, accelerator.device, computing)
+        return cls(job, accelerator, precision, why, data, curating, reference)
 
 
 def assemble(
@@ -70,7 +74,8 @@ def assemble(
     saved: the checkpoint that it goes on from. features: write, if there are none, the states of frozen towers to disk
     and read those. Raises UserError, also where memory does not suffice.
     """
-    job, accelerator, data, curating = opened.job, opened.accelerator, opened.data, opened.curating
+    job, accelerator, data = opened.job, opened.accelerator, opened.data
+    curating, reference = opened.curating, opened.reference
     config, recipe, schedule = job.config, job.recipe, data.schedule
     foreign, need = recipe.architecture.foreign is not None, ""
     if not foreign and accelerator.is_main_process:
@@ -78,8 +83,9 @@ def assemble(
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
     read, sources = recipe, data.sources
-    if curating is not None:
-        read = replace(recipe, fields=[*recipe.fields, *curating.fields])
+    beside = [*([] if curating is None else curating.fields), *([] if reference is None else reference.fields)]
+    if beside:
+        read = replace(recipe, fields=[*recipe.fields, *beside])
     if features:
         read, sources = with_features(
             read,
@@ -101,7 +107,7 @@ def assemble(
         shard(learner, accelerator.device)
     learner = learner.to(accelerator.device)
     loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
-    loop.skeleton, loop.precision, loop.curator = skeleton, opened.precision, curating
+    loop.skeleton, loop.precision, loop.curator, loop.reference = skeleton, opened.precision, curating, reference
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=opened.precision == "fp16")
     lines = []
     if saved is not None:
@@ -123,7 +129,7 @@ def memory_of(opened: Opened, sources: Sequence[Source], pipeline: TextPipeline)
     if not opened.job.config.memory_check:
         return "not estimated (--no-memory-check)"
     plan = data_plan(opened.job, opened.accelerator, sources, pipeline, opened.data.schedule)
-    return memory_line(opened.job, plan, opened.accelerator.device, opened.precision, opened.curating)
+    return memory_line(opened.job, plan, opened.accelerator.device, opened.precision, opened.curating, opened.reference)
 
 
 def describer(recipe: Recipe, pipeline: TextPipeline) -> Callable[[Path], None]:

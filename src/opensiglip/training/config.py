@@ -82,10 +82,13 @@ class TrainConfig:
             instead, so that `keep_best` chooses without the held-out split; 0 for none.
         curate: train on the examples of a larger super-batch that score best together: learnability (the learner's loss
             minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's) or learner (its own).
-        reference: the SigLIP that scores beside the learner: whatever --init takes; it is not trained.
+        reference: the SigLIP that scores beside the learner, or teaches it: whatever --init takes; it is not trained.
         filter: share of the super-batch that is left out: of so many images, --batch-size / (1 - filter), each step
             trains on --batch-size; by default 0.5, siglip2_acid at patches of 32 pixels 0.75.
         chunks: parts in which they are drawn, each given those before.
+        distil: add the cross-entropy of the batch's pairs with the reference's: softmax (open_clip's, ACED's) or
+            sigmoid; with --curate, too.
+        distil_weight: of that term.
         trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
     """
 
@@ -143,6 +146,8 @@ class TrainConfig:
     reference: str | None = None
     filter: Annotated[float | None, Bounds(more_than=0, less_than=1)] = None
     chunks: Annotated[int, Bounds(at_least=1)] = 16
+    distil: Literal["softmax", "sigmoid"] | None = None
+    distil_weight: Annotated[float, Bounds(more_than=0)] = 1.0
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -185,11 +190,19 @@ class TrainConfig:
             raise UserError("--freeze, --tower-lr and --lora are for weights of --init, --vision or --text; give one.")
 
     def _check_curation(self) -> None:
-        if self.curate is None and (self.reference is not None or self.filter is not None):
-            raise UserError("--reference and --filter are of a run that chooses its examples; give --curate too.")
+        if self.curate is None and self.filter is not None:
+            raise UserError("--filter is of a run that chooses its examples; give --curate too.")
+        if self.curate is None and self.distil is None and self.reference is not None:
+            raise UserError(
+                "--reference is of a run that chooses its examples, or is taught; give --curate or --distil."
+            )
+        if self.distil is None and self.distil_weight != 1:
+            raise UserError("--distil-weight is of a run that a reference teaches; give --distil too.")
+        if self.distil is not None and self.reference is None:
+            raise UserError(f"--distil {self.distil} is taught by a trained SigLIP; give --reference too.")
         if self.curate in ("learnability", "easy-reference") and self.reference is None:
             raise UserError(f"--curate {self.curate} scores by a trained SigLIP; give --reference too.")
-        if self.curate == "learner" and self.reference is not None:
+        if self.curate == "learner" and self.distil is None and self.reference is not None:
             raise UserError("--curate learner scores by the learner alone; leave out --reference.")
         if self.curate is not None and self.shard:
             raise UserError("--curate and --shard do not go together; leave one out.")

@@ -26,6 +26,7 @@ from opensiglip.training import checkpoint
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.best import Best
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.reference import Reference
 from opensiglip.training.health import Alarms, check_finite, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, Row, finite
@@ -77,6 +78,7 @@ class Loop:
     skeleton: Model | None = None  # of a sharded learner's model: its modules, no weights
     rules: int = RULES  # of the optimizer
     curator: Curator | None = None  # chooses what each step trains on, where anything does
+    reference: Reference | None = None  # scores or teaches beside the learner
     failures: int = 0  # non-finite steps in a row
     precision: str = "no"
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
@@ -217,10 +219,12 @@ class Loop:
         images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
-        parts, curated = batch.parts, Row()
+        parts, curated, device = batch.parts, Row(), self.accelerator.device
+        if self.reference is not None:
+            parts = [self.reference.embed(part, device) for part in parts]
         if self.curator is not None:
-            parts, curated = self.curator.choose(self.learner, parts, self.step, self.accelerator.device)
-        parts = [to_device(part, self.accelerator.device) for part in parts]
+            parts, curated = self.curator.choose(self.learner, parts, self.step, device)
+        parts = [to_device(part, device) for part in parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
         # What a step leaves out is a function of (seed, step, rank), so that a resumed run leaves out the same.
         words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]

@@ -13,6 +13,7 @@ from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import TRAINED, Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.config import TrainConfig
+from opensiglip.training.curation.build import distilled
 from opensiglip.training.pretrained_towers import tower_keywords, with_towers
 from opensiglip.training.record import resolved
 from opensiglip.training.start import architecture_of, keywords_of, open_start
@@ -52,6 +53,7 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
         recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
     recipe = with_towers(config, recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
+    recipe = distilled(config, recipe)
     if config.curate is not None and config.filter is None:
         config = replace(config, filter=recipe.filter)
     return Job(config, recipe, resolved(name, own, config), start)

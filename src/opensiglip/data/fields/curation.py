@@ -11,7 +11,8 @@ from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
-REFERENCE, ORIGIN = "reference_", "origin_"  # how the names of their fields begin
+REFERENCE, ORIGIN, TEACHER = "reference_", "origin_", "teacher_"  # how the names of their fields begin
+TEACHER_IMAGE, TEACHER_TEXT = f"{TEACHER}image", f"{TEACHER}text"  # the reference's rows, whose products are its logits
 WRITERS = ("human", "mt", "synthetic", "exchanged", "other")  # `Caption.source`, as far as it is counted
 
 

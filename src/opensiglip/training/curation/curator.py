@@ -8,22 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from opensiglip.data.fields.curation import ORIGIN, REFERENCE
+from opensiglip.data.fields.curation import ORIGIN, TEACHER, TEACHER_IMAGE, TEACHER_TEXT
 from opensiglip.data.fields.field import Field
 from opensiglip.data.loader import to_device
 from opensiglip.distributed import dealt, first_ranks, gathered, world
 from opensiglip.float64 import widen, widest
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
+from opensiglip.training.curation.reference import unit
 from opensiglip.training.curation.selection import SIGNS, Pairs, Scores, blocked_sampling, noise
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import Row, finite
 from opensiglip.types import Batch
 
-OURS = (REFERENCE, ORIGIN)  # how the fields begin that training has no use for
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -37,8 +36,8 @@ class Curator:
     seed: int
     fields: list[Field]  # what it reads of a visit, beside the recipe's
     names: dict[str, tuple[str, ...]]  # of `Origins`
-    reference: Model | None  # None where the method asks none
     autocast: Callable[[], AbstractContextManager[Any]]
+    teaches: bool = False  # does an objective read the reference's rows of what is chosen?
     seen: Counter[str] = field(default_factory=Counter)  # examples of all super-batches, by "kind/name"
     chosen: Counter[str] = field(default_factory=Counter)  # of them, those trained on
 
@@ -48,7 +47,8 @@ class Curator:
     ) -> tuple[list[Batch], Row]:
         """This rank's parts of what is chosen from all ranks' `parts`, as many of them; and numbers for the log.
 
-        Parts come and go as the loader makes them, with pixels as uint8, on the device.
+        Parts come and go as the loader makes them, with pixels as uint8, on the device; with the reference's rows
+        (`Reference.embed`) where the method asks for its loss.
         """
         raw = [{name: values.to(device, non_blocking=True) for name, values in part.items()} for part in parts]
         learner.eval()  # scores are of the model that serves: no dropout
@@ -63,7 +63,8 @@ class Curator:
         first = world()[0] * len(whole["has_text"])  # of this rank's examples, among all
         owners = chosen // len(whole["has_text"])
         mine = chosen[owners == world()[0]] - first
-        kept = {name: dealt(v[mine], owners.tolist()) for name, v in whole.items() if not name.startswith(OURS)}
+        ours = (ORIGIN,) if self.teaches else (ORIGIN, TEACHER)  # that training has no use for
+        kept = {name: dealt(v[mine], owners.tolist()) for name, v in whole.items() if not name.startswith(ours)}
         size = len(kept["has_text"]) // len(parts)
         return [{name: v[at * size : (at + 1) * size] for name, v in kept.items()} for at in range(len(parts))], row
 
@@ -96,8 +97,10 @@ class Curator:
         if learner:
             models.append((learner, self._pairs(model, parts)))
         if reference:
-            assert self.reference is not None
-            models.append((reference, self._pairs(self.reference, [_as_reference(part) for part in parts])))
+            images, texts = (
+                gathered(torch.cat([part[name] for part in parts])) for name in (TEACHER_IMAGE, TEACHER_TEXT)
+            )
+            models.append((reference, Pairs(images, texts, images.new_ones(1), images.new_zeros(1))))
         group = gathered(torch.cat([part["group"] for part in parts])) if "group" in parts[0] else None
         return Scores(models, gathered(torch.cat([part["has_text"] for part in parts])), group)
 
@@ -109,8 +112,8 @@ class Curator:
                 encoded = Encoded(model, to_device(part, model.logit_bias.device))
                 image, text = encoded.image().pooled, encoded.text().pooled
             assert image is not None and text is not None
-            images.append(_unit(image))
-            texts.append(_unit(text))
+            images.append(unit(image))
+            texts.append(unit(text))
         return Pairs(gathered(torch.cat(images)), gathered(torch.cat(texts)), model.logit_scale.exp(), model.logit_bias)
 
     def _numbers(self, scores: Scores, own: Tensor, chosen: Tensor) -> Row:
@@ -142,14 +145,3 @@ class Curator:
                 if self.seen[f"{kind}/{name}"] not in (0, sum(self.seen[f"{kind}/{other}"] for other in names)):
                     row[f"curate/{kind}/{name}"] = after / len(chosen)
         return row
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float() if x.itemsize < 4 else x, dim=-1)
-
-
-def _as_reference(part: Batch) -> Batch:
-    """A part's fields under the names by which the reference's towers ask for them."""
-    own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
-    shared = {name: v for name, v in part.items() if name.startswith("image") and name != "image_kept"}
-    return (own if "image" in own else shared | own) | {"has_text": part["has_text"]}

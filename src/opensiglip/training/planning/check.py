@@ -8,7 +8,9 @@ import torch
 
 from opensiglip.data.loader import DataPlan
 from opensiglip.errors import UserError
+from opensiglip.objectives.distil import Distil
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.reference import Reference
 from opensiglip.training.planning.machines import free_memory
 from opensiglip.training.planning.networks import meta_learner
 from opensiglip.training.planning.plan import fullest, gib, mends
@@ -19,7 +21,14 @@ from opensiglip.training.resolve import Job
 from opensiglip.training.stages import stage_starts
 
 
-def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str, curating: Curator | None = None) -> str:
+def memory_line(
+    job: Job,
+    data: DataPlan,
+    device: torch.device,
+    mixed: str,
+    curating: Curator | None = None,
+    reference: Reference | None = None,
+) -> str:
     """The estimate of the last stage, which holds most, beside what is free. Raises UserError where it is too large.
 
     Ranks of one machine share a CPU's memory.
@@ -30,10 +39,12 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str, cura
     shard = config.shard and data.ranks > 1
     setting = Setting(kind, mixed, data.ranks, data.parts, config.checkpointing, shard, config.optimizer)
     try:
-        learner = meta_learner(job.recipe, data.pipeline, config.freeze or frozen_by_default(job.recipe), config.lora)
-        last = stage_starts(job.recipe.objectives, data.fields)[-1]
+        terms = [one for one in job.recipe.objectives if not isinstance(one, Distil)]  # which keeps next to nothing
+        own = replace(job.recipe, objectives=terms)
+        learner = meta_learner(own, data.pipeline, config.freeze or frozen_by_default(own), config.lora)
+        last = stage_starts(terms, data.fields)[-1]
         kinds = batch_shapes(data, last)
-        beside = 0 if curating is None else bytes_of(curating, read, last)
+        beside = bytes_of(curating, reference, read, last)
         need = fullest(learner, kinds, setting).total + beside
     except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
         return f"not estimated: {error}"
@@ -50,9 +61,12 @@ def memory_line(job: Job, data: DataPlan, device: torch.device, mixed: str, cura
     )
 
 
-def bytes_of(curating: Curator, data: DataPlan, progress: float) -> int:
+def bytes_of(curating: Curator | None, reference: Reference | None, data: DataPlan, progress: float) -> int:
     """What choosing adds to a step of one rank: the reference's weights, and the super-batch with what it reads."""
-    weights = 0 if curating.reference is None else held(tensors(curating.reference))
-    own = [field for field in curating.fields if not any(field is known for known in data.fields)]
+    weights = 0 if reference is None else held(tensors(reference.model))
+    beside = [*([] if curating is None else curating.fields), *([] if reference is None else reference.fields)]
+    if not beside:
+        return weights
+    own = [field for field in beside if not any(field is known for known in data.fields)]
     kinds = batch_shapes(replace(data, fields=[*data.fields, *own]), progress)
     return weights + max(shapes.bytes(shapes.size // data.ranks) for shapes in kinds)

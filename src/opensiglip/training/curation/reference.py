@@ -1,0 +1,117 @@
+"""The reference: a frozen SigLIP, and its opinion of a batch as two rows of numbers an example."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.fields.curation import REFERENCE, TEACHER_IMAGE, TEACHER_TEXT, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.field import Field
+from opensiglip.data.fields.frame import Frame, Geometry
+from opensiglip.data.loader import to_device
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.models.model import Model
+from opensiglip.objectives.base import Encoded
+from opensiglip.types import Batch
+
+BLOCK = 64  # examples encoded at once, whatever the batch: an example's rows are then the same in every batch
+
+
+@dataclass
+class Reference:
+    """A model that is not trained, with what it reads of a visit."""
+
+    model: Model
+    pipeline: TextPipeline
+    frame: Geometry  # that it sees images in
+    fields: list[Field]  # beside the recipe's; none once its rows are read from a cache
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    @classmethod
+    def open(
+        cls, name: str, frame: Geometry, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> "Reference":
+        """The reference of --reference, beside a recipe's frame. Raises UserError where it can't be one."""
+        found = open_reference(name)
+        assert found.pipeline is not None and isinstance(found.model, Model)
+        fields: list[Field] = [ReferenceTexts(found.pipeline)]
+        if not same_view(frame, found.frame):
+            fields.append(ReferenceImages(found.frame))
+        model = found.model.to(device).requires_grad_(False)
+        return cls(model, found.pipeline, found.frame, fields, autocast)
+
+    def embed(self, part: Batch, device: torch.device) -> Batch:
+        """A part of a batch on the device with the reference's rows in the place of what it reads of a visit.
+
+        `teacher_image` and `teacher_text` [B, E + 1], float32: (t x_i, b) and (y_j, 1), whose products are its logits
+        t x_i.y_j + b; x and y of length 1.
+        """
+        part = {name: values.to(device, non_blocking=True) for name, values in part.items()}
+        if TEACHER_IMAGE in part:
+            return part
+        seen = _as_reference(part)
+        blocks = [self._rows(seen, at) for at in range(0, len(seen["text"]), BLOCK)]
+        images, texts = (torch.cat(rows) for rows in zip(*blocks, strict=True))
+        kept = {name: values for name, values in part.items() if not name.startswith(REFERENCE)}
+        return kept | {TEACHER_IMAGE: images, TEACHER_TEXT: texts}
+
+    @torch.no_grad()
+    def _rows(self, seen: Batch, at: int) -> tuple[Tensor, Tensor]:
+        """Rows of the examples at..at + BLOCK; where there are fewer, the last is encoded again in the others' place.
+
+        A product of other height may be summed in another order.
+        """
+        size = min(BLOCK, len(seen["text"]) - at)
+        places = torch.arange(at, at + BLOCK, device=seen["text"].device).clamp(max=at + size - 1)
+        images, texts = self.rows({name: values[places] for name, values in seen.items()})
+        return images[:size], texts[:size]
+
+    @torch.no_grad()
+    def rows(self, seen: Batch) -> tuple[Tensor, Tensor]:
+        """(t x, b) and (y, 1) of a batch with "image..." (uint8 on the device) and "text"."""
+        model = self.model
+        model.eval()
+        with self.autocast():
+            encoded = Encoded(model, to_device(seen, model.logit_bias.device))
+            image, text = encoded.image().pooled, encoded.text().pooled
+        assert image is not None and text is not None
+        image, text = unit(image), unit(text)
+        bias = model.logit_bias.to(image).expand(len(image), 1)
+        return torch.cat([model.logit_scale.exp() * image, bias], 1), torch.cat([text, torch.ones_like(bias)], 1)
+
+
+def open_reference(name: str) -> Pretrained:
+    """The model that scores beside the learner. Raises UserError where it does not compare by a sigmoid."""
+    reference = Pretrained.open(name)
+    if not isinstance(reference.model, Model) or reference.model.text is None:
+        raise UserError(f"--reference {name} is {reference.format}; give a SigLIP, with image and text tower.")
+    if not reference.model.architecture.logit_bias:
+        raise UserError(
+            f"--reference {name} was trained by a softmax, whose loss of one pair says nothing; give a SigLIP."
+        )
+    if reference.pipeline is None:
+        raise UserError(f"--reference {name} comes without its tokenizer; fetch or export it again, whole.")
+    return reference
+
+
+def same_view(frame: Geometry, other: Geometry) -> bool:
+    """Do two models see an image at the same size, by the same resizing?"""
+    return isinstance(frame, Frame) and isinstance(other, Frame) and replace(frame, crop_area=other.crop_area) == other
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32 at least."""
+    return F.normalize(x.float() if x.itemsize < 4 else x, dim=-1)
+
+
+def _as_reference(part: Batch) -> Batch:
+    """A part's fields under the names by which the reference's towers ask for them."""
+    own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
+    shared = {name: v for name, v in part.items() if name.startswith("image") and name != "image_kept"}
+    return (own if "image" in own else shared | own) | {"has_text": part["has_text"]}
