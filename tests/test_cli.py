@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from opensiglip.apps.cli import main
 from opensiglip.apps.commands import COMMANDS, Command
 from opensiglip.apps.said import say
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.recipes import RECIPES, find_recipe
 
@@ -401,6 +403,15 @@ def test_a_sentence_of_several_ranks_is_printed_once_with_the_rank(
         say(sentence, 2)
     said = capsys.readouterr().err.splitlines()
     assert said == ["opensiglip (rank 1): photos is missing.", "opensiglip: the disk is full."]
+
+
+def test_a_sentence_has_at_most_two_thousand_letters_and_keeps_both_its_ends() -> None:
+    whole = "x" * 1901
+    assert str(UserError(whole)) == whole
+    found = UserError(f"model.json names {'y' * 1_000_000}; give another.")
+    assert str(found).startswith("model.json names yyy") and str(found).endswith("yyy; give another.")
+    assert len(str(found)) == 1901
+    assert str(pickle.loads(pickle.dumps(found))) == str(found)  # as it comes from a worker
 
 
 def test_the_recipe_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

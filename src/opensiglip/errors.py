@@ -1,10 +1,18 @@
 """The one error a user meets, a sentence that names the file, field or flag and the mend; and a stop as asked for."""
 
 LETTERS = 300  # of what a library says
+HEAD, TAIL = 1400, 500  # letters of a sentence with a longer name in it than anyone reads
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message as one sentence and exits with code 2; Python sees it raised."""
+    """Bad input. The command line prints the message as one sentence and exits with code 2; Python sees it raised.
+
+    Names in files are somebody else's and may have any length, so the middle of a long message is left out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        long = len(message) > HEAD + TAIL + 1
+        super().__init__(f"{message[:HEAD]}…{message[-TAIL:]}" if long else message)
 
 
 class EmptySplit(UserError):

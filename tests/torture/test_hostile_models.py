@@ -46,7 +46,7 @@ def test_a_mutated_model_opens_or_is_one_sentence(
             outcome = outcome._replace(kind="memory", words=f"{outcome.memory >> 20} MB")
         outcomes[name].append(outcome)
         if outcome.kind not in ("opened", "refused"):
-            bad.append(f"{case} {name}; {done}: {outcome.kind}: {outcome.words}")
+            bad.append(f"{case} {name}; {done}: {outcome.kind}: {outcome.words[-500:]}")
             print(bad[-1], flush=True)
         if (case + 1) % 500 == 0 and case + 1 < count:
             show(outcomes)
