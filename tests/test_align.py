@@ -47,7 +47,7 @@ from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, Pretr
 from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.training import feature_cache, remembered
+from opensiglip.training import cache_writer, remembered
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
 from opensiglip.types import Features
@@ -241,9 +241,9 @@ def test_a_resumed_run_with_dropout_is_the_straight_run_bit_for_bit(towers: Path
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_cache, "BLOCK", 5)
+    monkeypatch.setattr(cache_writer, "BLOCK", 5)
     train("align", **arguments(towers, folder, tmp_path / "whole", features=tmp_path / "a"))
-    written = feature_cache._Writer._block
+    written = cache_writer.CacheWriter._block
 
     def stops(self: Any, start: int, *rest: Any) -> Any:
         done = written(self, start, *rest)
@@ -254,10 +254,10 @@ def test_an_interrupted_cache_is_finished_with_the_same_bytes(
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(feature_cache._Writer, "_block", stops)
+    monkeypatch.setattr(cache_writer.CacheWriter, "_block", stops)
     with pytest.raises(KeyboardInterrupt):
         train("align", **arguments(towers, folder, tmp_path / "cut", features=tmp_path / "b"))
-    monkeypatch.setattr(feature_cache._Writer, "_block", written)
+    monkeypatch.setattr(cache_writer.CacheWriter, "_block", written)
     train("align", **arguments(towers, folder, tmp_path / "again", features=tmp_path / "b"))
     (whole,), (again,) = (list((tmp_path / name).glob("*/")) for name in "ab")
     assert whole.name == again.name, "the key hangs on weights and data alone"

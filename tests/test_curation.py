@@ -36,6 +36,7 @@ from opensiglip.training.curation.build import check_recipe
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import BLOCK, Reference, open_reference
+from opensiglip.training.curation.reference_cache import RowsWriter
 from opensiglip.training.curation.selection import (
     SIGNS,
     Pairs,
@@ -498,3 +499,41 @@ def test_a_reference_teaches_with_and_without_choosing_and_goes_on_bit_for_bit(
         assert_same_end(tmp_path / f"{name}-cut", tmp_path / name, 4)
         rows = read_lines(tmp_path / name / "metrics.jsonl")
         assert all(row["loss"] == pytest.approx(row["loss/sigmoid"] + 2 * row["loss/distil"], rel=1e-4) for row in rows)
+
+
+def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
+    go: Any, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps of eight see the 24 examples four times. The second cached run finds what the first has written."""
+    shared: dict[str, Any] = {"reference": reference, "steps": 12, "distil": "sigmoid"}
+    go(tmp_path / "encoded", features_gb=0, **shared)
+    assert "reference   encodes each batch: 0.0 GB are more than --features-gb 0" in capsys.readouterr().out
+    for name, says in (("cached", "encoding 24 images"), ("again", "rows of 24 examples are read")):
+        go(tmp_path / name, features=tmp_path / "features", **shared)
+        assert says in capsys.readouterr().out
+        monkeypatch.setattr(Reference, "of_images", None)  # from now on no image is encoded
+        assert_same_end(tmp_path / name, tmp_path / "encoded", 12)
+    (place,) = (tmp_path / "features").glob("*/")
+    assert place.name.startswith("reference-")
+
+
+def test_a_cache_that_does_not_pay_or_fit_is_not_written(
+    go: Any, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, why in (
+        ({"steps": 3}, "a run of 24 visits sees few of 24 examples twice"),
+        ({"steps": 4, "crop_area": 0.5}, "images are cropped anew at each visit"),
+    ):
+        go(tmp_path / why[:5], reference=reference, features=tmp_path / "features", **flags)
+        assert f"reference   encodes each batch: {why}" in capsys.readouterr().out
+    assert not (tmp_path / "features").exists()
+
+
+def test_other_weights_have_other_rows(reference: str, scenes: Source) -> None:
+    def key(change: float) -> str:
+        opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext)
+        with torch.no_grad():
+            opened.model.logit_bias.add_(change)
+        return RowsWriter(opened, scenes, "no").key()
+
+    assert key(0.0) == key(0.0) != key(0.5)

@@ -24,6 +24,7 @@ from opensiglip.training.continued import take_over
 from opensiglip.training.curation.build import curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
+from opensiglip.training.curation.reference_cache import with_rows
 from opensiglip.training.feature_cache import with_features
 from opensiglip.training.learner import Learner
 from opensiglip.training.loop import Loop
@@ -83,6 +84,17 @@ def assemble(
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
     read, sources = recipe, data.sources
+    if reference is not None and features:
+        reference, sources = with_rows(
+            reference,
+            sources,
+            recipe.frame,
+            round(config.super_batch * (schedule.steps - schedule.begin) * schedule.stretch),
+            root=config.features_folder,
+            limit=config.features_gb,
+            accelerator=accelerator,
+            precision=opened.precision,
+        )
     beside = [*([] if curating is None else curating.fields), *([] if reference is None else reference.fields)]
     if beside:
         read = replace(recipe, fields=[*recipe.fields, *beside])

@@ -5,40 +5,30 @@ precision, and read by every later step; a run that is killed while it writes go
 """
 
 import hashlib
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from opensiglip.checkpoints.manifest import checksum_of
-from opensiglip.data.example import BrokenExample, Example, Source, reason_of
+from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import Captions
 from opensiglip.data.fields.field import Field, Images, Texts
-from opensiglip.data.fields.frame import Frame, Geometry
-from opensiglip.data.fields.states import ImageStates, TextStates, as_array
-from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, facts_of, to_row
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.states import ImageStates, TextStates
+from opensiglip.data.sources.cached import CachedSource
 from opensiglip.data.text import TextPipeline
-from opensiglip.distributed import from_first
 from opensiglip.inference.encoder import Autocast
-from opensiglip.json_file import load_json, write_json
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
 from opensiglip.recipes import Recipe
-from opensiglip.training.lock import turn
+from opensiglip.training.cache_writer import DONE, CacheWriter, encoded_once, room_for
 from opensiglip.training.precision import autocast
 from opensiglip.training.record import fingerprints
 
-BLOCK = 64  # examples encoded at once, and written before the next
 TEXTS_AT_ONCE = 64
-DONE, PROGRESS = "done.json", "progress.json"
-SAMPLE = 64  # images that are looked at before features are used again
-SAY_EVERY = 30.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True)
@@ -99,22 +89,8 @@ def with_features(
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
-    places: list[Path] = []
-    if accelerator.is_main_process:
-        root.mkdir(parents=True, exist_ok=True)
-        for source in sources:
-            lock = root / f"{key(source, model, recipe, frozen, dtype)}.lock"
-            with turn(lock, f"features    another run encodes {source.name}"):
-                place = place_of(root, source, model, recipe, frozen, dtype)
-                while (place / DONE).is_file() and (changed := unusable(source, place, recipe.frame)):
-                    accelerator.print(f"features    {changed}: encoded anew", flush=True)
-                    shutil.rmtree(place)
-                    place = place_of(root, source, model, recipe, frozen, dtype)  # without patches it is another
-                places.append(place)
-                if not (place / DONE).is_file():
-                    place.mkdir(exist_ok=True)
-                    _Writer(source, place, model, recipe, pipeline, frozen, within, dtype).write()
-    places = from_first(places)
+    writers = [_Features(source, model, recipe, pipeline, frozen, within, dtype) for source in sources]
+    places = encoded_once(writers, root, accelerator)
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
     read = [CachedSource(one, place, recipe.frame.pixels, tokens) for one, place in zip(sources, places, strict=True)]
@@ -144,12 +120,6 @@ def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: F
     return float(count * (model.vision.summary + patches) * model.vision.width * dtype.itemsize / 1e9)
 
 
-def place_of(root: Path, source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> Path:
-    """The folder of a source's states. One that holds patch tokens serves those who do not read them, too."""
-    whole = root / key(source, model, recipe, replace(frozen, patches=True), dtype)
-    return whole if (whole / DONE).is_file() else root / key(source, model, recipe, frozen, dtype)
-
-
 def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:
     """A name of what the states depend on: the towers' weights and pooling, the frame, the data."""
     digest = hashlib.sha256()
@@ -163,13 +133,12 @@ def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: tor
     return digest.hexdigest()[:24]
 
 
-class _Writer:
-    """Encodes a source in blocks of `BLOCK` examples, each written before the next begins."""
+class _Features(CacheWriter):
+    """What the heads of frozen towers read."""
 
     def __init__(
         self,
         source: Source,
-        folder: Path,
         model: Model,
         recipe: Recipe,
         pipeline: TextPipeline,
@@ -177,65 +146,27 @@ class _Writer:
         autocast: Autocast,
         dtype: torch.dtype,
     ) -> None:
-        self.source, self.folder, self.model, self.frame = source, folder, model, recipe.frame
-        self.pipeline, self.frozen, self.autocast, self.dtype = pipeline, frozen, autocast, dtype
-        self.device = next(model.parameters()).device
+        super().__init__(source, recipe.frame, model, frozen.images, frozen.texts)
+        self.recipe, self.pipeline, self.frozen, self.autocast, self.dtype = recipe, pipeline, frozen, autocast, dtype
 
-    @torch.no_grad()
-    def write(self) -> None:
-        """Go on from the last whole block."""
-        was = self.model.training
-        self.model.eval()
-        done: dict[str, int] = {"examples": 0, "texts": 0, "bytes": 0}
-        if (self.folder / PROGRESS).is_file():
-            done = load_json(self.folder / PROGRESS)
-        total, began, said, first = len(self.source), time.perf_counter(), time.perf_counter(), done["examples"]
-        print(f"features    encoding {total} images and their texts once, into {self.folder}", flush=True)
-        with (self.folder / ROWS_FILE).open("ab") as rows:
-            rows.truncate(done["bytes"])
-            for start in range(done["examples"], total, BLOCK):
-                done = self._block(start, min(start + BLOCK, total), done, rows)
-                write_json(self.folder / PROGRESS, done)
-                now = time.perf_counter()
-                if now - said > SAY_EVERY:
-                    said, pace = now, (done["examples"] - first) / (now - began)
-                    left = (total - done["examples"]) / pace / 60
-                    print(
-                        f"features    {done['examples']}/{total}, {pace:.0f} a second, {left:.1f} min left", flush=True
-                    )
-        files = [self.folder / file for file in (IMAGES_FILE, TEXTS_FILE, ROWS_FILE)]
-        write_json(self.folder / DONE, done | {"files": {f.name: checksum_of(f) for f in files if f.is_file()}})
-        self.model.train(was)
+    def key(self) -> str:
+        return key(self.source, self.model, self.recipe, self.frozen, self.dtype)
 
-    def _block(self, start: int, stop: int, done: dict[str, int], rows: Any) -> dict[str, int]:
-        examples: list[Example | BrokenExample] = []
-        lines: list[str] = []
-        texts: list[str] = []
-        for index in range(start, stop):
-            example = framed(self.source, index, self.frame)
-            lines.append(to_row(example, done["texts"] + len(texts)) + "\n")
-            examples.append(example)
-            if isinstance(example, Example):
-                texts += [caption.text for caption in example.captions]
-        if self.frozen.images:
-            blank = torch.zeros(3, self.frame.pixels, self.frame.pixels, dtype=torch.uint8)
-            images = torch.stack([blank if isinstance(e, BrokenExample) else e.image for e in examples])
-            with self.autocast():
-                states = self.model.vision.read(images.to(self.device).float().div_(127.5).sub_(1))
-            if not self.frozen.patches:
-                states = states[:, : self.model.vision.summary]
-            self._put(IMAGES_FILE, start, states, len(self.source))
-        if self.frozen.texts and texts:
-            states = self._read_texts(np.stack([self.pipeline.fixed(text) for text in texts]))
-            self._put(TEXTS_FILE, done["texts"], states, done["texts"] + len(texts))
-        for line in lines:
-            rows.write(line.encode())
-        rows.flush()
-        return {"examples": stop, "texts": done["texts"] + len(texts), "bytes": rows.tell()}
+    def place(self, root: Path) -> Path:
+        """Patch tokens serve those who do not read them, too."""
+        whole = root / key(self.source, self.model, self.recipe, replace(self.frozen, patches=True), self.dtype)
+        return whole if (whole / DONE).is_file() else root / self.key()
 
-    def _read_texts(self, ids: np.ndarray) -> torch.Tensor:
-        """ids [n, L] -> states [n, D]; texts of like length together, as padding costs what a token does."""
+    def of_images(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, T, D]."""
+        with self.autocast():
+            states: torch.Tensor = self.model.vision.read(images.float().div_(127.5).sub_(1))
+        return (states if self.frozen.patches else states[:, : self.model.vision.summary]).to(self.dtype)
+
+    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[n, D]; texts of like length together, as padding costs what a token does."""
         assert self.model.text is not None
+        ids = np.stack([self.pipeline.fixed(text) for text in texts])
         lengths = (ids != self.pipeline.policy.pad_id).sum(1)
         order, parts = np.argsort(lengths, kind="stable"), []
         for start in range(0, len(ids), TEXTS_AT_ONCE):
@@ -243,57 +174,4 @@ class _Writer:
             shown = torch.from_numpy(ids[some, : max(1, lengths[some].max())]).to(self.device)
             with self.autocast():
                 parts.append(self.model.text.read(shown)[:, 0])  # type: ignore[operator]
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
-
-    def _put(self, file: str, at: int, states: torch.Tensor, rows: int) -> None:
-        """Write states [n, ...] at row `at` of a file that holds at least `rows`; a full file is doubled."""
-        array = as_array(states.to(self.dtype))
-        path = self.folder / file
-        known = np.load(path, mmap_mode="r+") if path.is_file() else None
-        if known is None or len(known) < rows:
-            grown = path.with_suffix(".grown.npy")
-            size = max(rows, 2 * (0 if known is None else len(known)))
-            new = np.lib.format.open_memmap(grown, "w+", array.dtype, (size, *array.shape[1:]))
-            if known is not None:
-                new[: len(known)] = known
-            grown.replace(path)
-            known = new
-        known[at : at + len(array)] = array
-        known.flush()
-
-
-def framed(source: Source, index: int, frame: Geometry) -> Example | BrokenExample:
-    """An example as every epoch sees it; whatever fails while a row is read is that row's."""
-    try:
-        example = source.example(index)
-        image, regions = frame.apply(example, None)
-        return replace(example, image=image, regions=regions)
-    except BrokenExample as error:
-        return error
-    except Exception as error:
-        return BrokenExample(reason_of(error))
-
-
-def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
-    """Why the features in a folder are not to be used; None where their files and the images are as they were.
-
-    Of the rows `SAMPLE` are looked at, spread over the source, their pixels and captions; what changes between
-    them is not seen. The key knows the names of files and the first of the texts.
-    """
-    try:
-        written = load_json(place / DONE).get("files", {})
-    except (OSError, ValueError, AttributeError):
-        return f"{place / DONE} is damaged"
-    for name, seen in written.items():
-        if not (place / name).is_file() or checksum_of(place / name) != seen:
-            return f"{place / name} is not as it was written"
-    known = CachedSource(source, place, frame.pixels)
-    rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
-    same = all(known.seen(index) == facts_of(framed(source, index, frame)) for index in rows)
-    return None if same else f"images or captions of {source.name} are others than before"
-
-
-def room_for(folder: Path, wanted: float) -> bool:
-    """Has the disk that many gigabytes left, and a tenth more?"""
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(place).free / 1e9 > 1.1 * wanted
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)].to(self.dtype)

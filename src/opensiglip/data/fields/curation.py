@@ -13,6 +13,7 @@ from opensiglip.types import Batch
 
 REFERENCE, ORIGIN, TEACHER = "reference_", "origin_", "teacher_"  # how the names of their fields begin
 TEACHER_IMAGE, TEACHER_TEXT = f"{TEACHER}image", f"{TEACHER}text"  # the reference's rows, whose products are its logits
+ROWS = "reference_rows"  # extra of an example that a cache gives
 WRITERS = ("human", "mt", "synthetic", "exchanged", "other")  # `Caption.source`, as far as it is counted
 
 
@@ -42,6 +43,18 @@ class ReferenceImages(Field):
 
     def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
         return {f"{REFERENCE}{name}": field for name, field in self.frame.batch(drawn).items()}
+
+
+class CachedRows(Field):
+    """teacher_image and teacher_text [B, E]: the reference's rows of image and caption, off a cache."""
+
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, np.ndarray]:
+        image, texts = visit.example.extras[ROWS]
+        return image, texts[visit.caption.text if visit.caption else ""]
+
+    def collate(self, drawn: Sequence[tuple[np.ndarray, np.ndarray]], pipeline: TextPipeline) -> Batch:
+        images, texts = (torch.from_numpy(np.stack(rows)) for rows in zip(*drawn, strict=True))
+        return {TEACHER_IMAGE: images, TEACHER_TEXT: texts}
 
 
 class Origins(Field):

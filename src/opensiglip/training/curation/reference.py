@@ -18,7 +18,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded
-from opensiglip.types import Batch
+from opensiglip.types import Batch, Features
 
 BLOCK = 64  # examples encoded at once, whatever the batch: an example's rows are then the same in every batch
 
@@ -56,34 +56,48 @@ class Reference:
         if TEACHER_IMAGE in part:
             return part
         seen = _as_reference(part)
-        blocks = [self._rows(seen, at) for at in range(0, len(seen["text"]), BLOCK)]
-        images, texts = (torch.cat(rows) for rows in zip(*blocks, strict=True))
+        images = self.of_images({name: v for name, v in seen.items() if name.startswith("image")})
+        texts = self.of_texts(seen["text"])
         kept = {name: values for name, values in part.items() if not name.startswith(REFERENCE)}
         return kept | {TEACHER_IMAGE: images, TEACHER_TEXT: texts}
 
-    @torch.no_grad()
-    def _rows(self, seen: Batch, at: int) -> tuple[Tensor, Tensor]:
-        """Rows of the examples at..at + BLOCK; where there are fewer, the last is encoded again in the others' place.
+    def of_images(self, images: Batch) -> Tensor:
+        """(t x, b) [n, E + 1] of fields "image..." of n images on the device, pixels as uint8."""
 
-        A product of other height may be summed in another order.
-        """
-        size = min(BLOCK, len(seen["text"]) - at)
-        places = torch.arange(at, at + BLOCK, device=seen["text"].device).clamp(max=at + size - 1)
-        images, texts = self.rows({name: values[places] for name, values in seen.items()})
-        return images[:size], texts[:size]
+        def rows(block: Batch) -> Tensor:
+            found = unit(self._pooled(block, Encoded.image))
+            return torch.cat([self.model.logit_scale.exp() * found, self.model.logit_bias.expand(len(found), 1)], 1)
 
-    @torch.no_grad()
-    def rows(self, seen: Batch) -> tuple[Tensor, Tensor]:
-        """(t x, b) and (y, 1) of a batch with "image..." (uint8 on the device) and "text"."""
-        model = self.model
-        model.eval()
+        return _in_blocks(rows, images)
+
+    def of_texts(self, ids: Tensor) -> Tensor:
+        """(y, 1) [n, E + 1] of ids [n, L] on the device."""
+
+        def rows(block: Batch) -> Tensor:
+            found = unit(self._pooled(block, Encoded.text))
+            return torch.cat([found, found.new_ones(len(found), 1)], 1)
+
+        return _in_blocks(rows, {"text": ids})
+
+    def _pooled(self, block: Batch, tower: Callable[[Encoded], Features]) -> Tensor:
+        self.model.eval()
         with self.autocast():
-            encoded = Encoded(model, to_device(seen, model.logit_bias.device))
-            image, text = encoded.image().pooled, encoded.text().pooled
-        assert image is not None and text is not None
-        image, text = unit(image), unit(text)
-        bias = model.logit_bias.to(image).expand(len(image), 1)
-        return torch.cat([model.logit_scale.exp() * image, bias], 1), torch.cat([text, torch.ones_like(bias)], 1)
+            pooled = tower(Encoded(self.model, to_device(block, self.model.logit_bias.device))).pooled
+        assert pooled is not None
+        return pooled
+
+
+@torch.no_grad()
+def _in_blocks(rows: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """`rows` of `BLOCK` examples at a time; the last one is there again in the place of those that are missing.
+
+    A product of another height may be summed in another order.
+    """
+    size, found = len(next(iter(batch.values()))), []
+    for at in range(0, size, BLOCK):
+        places = torch.arange(at, at + BLOCK, device=next(iter(batch.values())).device).clamp(max=size - 1)
+        found.append(rows({name: values[places] for name, values in batch.items()})[: size - at])
+    return torch.cat(found)
 
 
 def open_reference(name: str) -> Pretrained:
@@ -114,4 +128,4 @@ def _as_reference(part: Batch) -> Batch:
     """A part's fields under the names by which the reference's towers ask for them."""
     own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
     shared = {name: v for name, v in part.items() if name.startswith("image") and name != "image_kept"}
-    return (own if "image" in own else shared | own) | {"has_text": part["has_text"]}
+    return own if "image" in own else shared | own
