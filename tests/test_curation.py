@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -35,6 +36,7 @@ from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import check_recipe
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.extremes import extremes
 from opensiglip.training.curation.reference import BLOCK, Reference, open_reference
 from opensiglip.training.curation.reference_cache import RowsWriter
 from opensiglip.training.curation.selection import (
@@ -537,3 +539,30 @@ def test_other_weights_have_other_rows(reference: str, scenes: Source) -> None:
         return RowsWriter(opened, scenes, "no").key()
 
     assert key(0.0) == key(0.0) != key(0.5)
+
+
+def test_the_report_shows_the_twelve_of_highest_and_of_lowest_score(
+    go: Any, reference: str, folder: str, tmp_path: Path
+) -> None:
+    go(tmp_path / "run", reference=reference, batch_size=12, steps=2)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    said = page.partition("<h2>What it chooses</h2>")[2].partition("<h2>")[0]
+    assert "Of 24 training examples" in said and "--curate learnability" in said
+    scores = [float(score) for score in re.findall(r"Score (-?\d+\.\d+); caption, human", said)]
+    assert len(scores) == 24 and min(scores[:12]) >= max(scores[12:])
+    assert scores[:12] == sorted(scores[:12], reverse=True) and scores[12:] == sorted(scores[12:])
+    shown = re.findall(r'lang="en">(.*?)</dd>', said)
+    assert len(set(shown)) == 24 and set(shown) <= set(open_source(folder).texts())
+
+
+def test_the_ends_are_the_pairs_own_scores(case: Case) -> None:
+    torch.manual_seed(0)
+    model = Learner.new(case.recipe, case.pipeline).model.eval()
+    plan = case.plans[1, 0, 1]
+    found = extremes(case.curator(), case.reference, model, plan, 3, torch.device("cpu"))
+    batch = case.embedded(Steps(plan)[3])[0]
+    with torch.no_grad():
+        own = case.curator().scores(model, [batch]).own()[batch["has_text"]].sort(descending=True).values
+    assert found.examples == len(own) and [one.score for one in found.highest] == pytest.approx(own[:12].tolist())
+    assert [one.score for one in found.lowest] == pytest.approx(own[12:].flip(0).tolist())
+    assert {one.writer for one in found.highest} <= {"exchanged", "synthetic"}

@@ -16,6 +16,7 @@ from opensiglip.reports.curves import curve, switches
 from opensiglip.reports.held_out_samples import held_out_samples
 from opensiglip.reports.page import pages
 from opensiglip.reports.patch_colours import patch_maps
+from opensiglip.reports.scored_examples import Chosen
 from opensiglip.types import Reading
 
 NOT_SIGNALS = ("step", "loss")  # of a row: what is no signal
@@ -60,10 +61,12 @@ def write_report(
     held_out: Source | None,
     stages: Mapping[str, Model],
     readings: Mapping[str, Reading] = {},
+    chosen: Chosen | None = None,
 ) -> None:
     """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
 
-    `stages` are the model as it was when a later part of the recipe began; `readings` by name say how curves are read.
+    `stages` are the model as it was when a later part of the recipe began; `readings` by name say how curves are read;
+    `chosen` is what a run that curates chooses first and last.
     """
     judged = summary.get("held_out", {})
     shown, patches = [], []
@@ -89,6 +92,7 @@ def write_report(
             switches=switches(rows),
             samples=shown,
             patches=patches,
+            chosen=chosen,
             scenes=isinstance(held_out, Scenes),
         )
     )

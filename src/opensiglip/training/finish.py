@@ -17,6 +17,7 @@ from opensiglip.objectives.base import Objective
 from opensiglip.recipes import Recipe
 from opensiglip.reports.run_page import write_report
 from opensiglip.training.checkpoint import stages
+from opensiglip.training.curation.extremes import extremes
 from opensiglip.training.held_out import QUICK, HeldOut
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
@@ -66,7 +67,10 @@ def finish(
     write_json(run.summary, summary)
     objectives = [one for one in loop.learner.objectives.values() if isinstance(one, Objective)]
     readings = {name: reading for objective in objectives for name, reading in objective.readings().items()}
-    write_report(run.report, summary, rows, subject, model.architecture, held_out, before, readings)
+    chosen = None
+    if loop.curator is not None and loop.step:
+        chosen = extremes(loop.curator, loop.reference, model, loop.plan, loop.step - 1, loop.accelerator.device)
+    write_report(run.report, summary, rows, subject, model.architecture, held_out, before, readings, chosen)
     return summary
 
 

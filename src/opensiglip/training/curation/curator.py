@@ -52,7 +52,7 @@ class Curator:
         """
         raw = [{name: values.to(device, non_blocking=True) for name, values in part.items()} for part in parts]
         learner.eval()  # scores are of the model that serves: no dropout
-        scores = self._scores(learner.model, raw)
+        scores = self.scores(learner.model, raw)
         learner.train()
         valid = scores.valid
         draws = noise(self.seed, step, min(self.chunks, self.keep), len(valid)).to(device, widest(device))
@@ -91,20 +91,19 @@ class Curator:
     def _counts(self) -> dict[str, Counter[str]]:
         return {"seen": self.seen, "chosen": self.chosen}
 
-    def _scores(self, model: Model, parts: Sequence[Batch]) -> Scores:
+    def scores(self, model: Model, parts: Sequence[Batch], join: Callable[[Tensor], Tensor] = gathered) -> Scores:
+        """Of all pairs of `parts`, joined over ranks: on the device, with the reference's rows where it scores."""
         learner, reference = SIGNS[self.method]
         models = []
         if learner:
-            models.append((learner, self._pairs(model, parts)))
+            models.append((learner, self._pairs(model, parts, join)))
         if reference:
-            images, texts = (
-                gathered(torch.cat([part[name] for part in parts])) for name in (TEACHER_IMAGE, TEACHER_TEXT)
-            )
+            images, texts = (join(torch.cat([part[name] for part in parts])) for name in (TEACHER_IMAGE, TEACHER_TEXT))
             models.append((reference, Pairs(images, texts, images.new_ones(1), images.new_zeros(1))))
-        group = gathered(torch.cat([part["group"] for part in parts])) if "group" in parts[0] else None
-        return Scores(models, gathered(torch.cat([part["has_text"] for part in parts])), group)
+        group = join(torch.cat([part["group"] for part in parts])) if "group" in parts[0] else None
+        return Scores(models, join(torch.cat([part["has_text"] for part in parts])), group)
 
-    def _pairs(self, model: Model, parts: Sequence[Batch]) -> Pairs:
+    def _pairs(self, model: Model, parts: Sequence[Batch], join: Callable[[Tensor], Tensor]) -> Pairs:
         """All ranks' pairs as a model sees them, encoded part by part."""
         images, texts = [], []
         for part in parts:
@@ -114,7 +113,7 @@ class Curator:
             assert image is not None and text is not None
             images.append(unit(image))
             texts.append(unit(text))
-        return Pairs(gathered(torch.cat(images)), gathered(torch.cat(texts)), model.logit_scale.exp(), model.logit_bias)
+        return Pairs(join(torch.cat(images)), join(torch.cat(texts)), model.logit_scale.exp(), model.logit_bias)
 
     def _numbers(self, scores: Scores, own: Tensor, chosen: Tensor) -> Row:
         """How scores lie, of the examples that have a text; how far the models agree on what is hard."""
