@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SHAPE, Run, Small, collate, distinct_recipes, draw, exact
 from torch import Tensor
 
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.text import TextPipeline
-from opensiglip.losses.equations import distillation
+from opensiglip.losses import fused
+from opensiglip.losses.prototypes import prototype_distillation
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.models.model import Model
@@ -65,11 +67,12 @@ def test_both_terms_are_the_papers_sums(learner: Learner, batch: Batch) -> None:
         torch.nn.init.normal_(term.slow_head.copy.prototypes)  # a teacher that is not the student
     encoded = Encoded(learner.model, batch, learner.teacher)
     with torch.no_grad():
-        student = learner.objectives["local_to_global"].head(encoded.image("local").pooled).numpy()
-        whole = learner.objectives["local_to_global"].slow_head(encoded.teacher("global").pooled).numpy()
+        term = learner.objectives["local_to_global"]
+        student = F.linear(*term.head(encoded.image("local").pooled)).numpy()
+        whole = F.linear(*term.slow_head(encoded.teacher("global").pooled)).numpy()
         term = learner.objectives["masked_patches"]
-        masked = term.head(encoded.masked("global", term.token).tokens).numpy()
-        seen = term.slow_head(encoded.teacher("global").tokens).numpy()
+        masked = F.linear(*term.head(encoded.masked("global", term.token).tokens)).numpy()
+        seen = F.linear(*term.slow_head(encoded.teacher("global").tokens)).numpy()
     outcome = step(learner, batch)
     losses, notes = ({name: float(x.detach().mean()) for name, x in some.items()} for some in outcome)
 
@@ -107,22 +110,59 @@ def test_values_are_lightlys(name: str) -> None:
     student, teacher, centre = (
         torch.tensor(case[key], dtype=torch.float64) for key in ("student", "teacher", "centre")
     )
-    probabilities = ((teacher - centre) / case["teacher_temperature"]).softmax(-1)
+    term, encoded = term_of_scores(centre.flatten()), Encoded(None, {})  # type: ignore[arg-type]
     if name == "dino":  # [L, B, K] and [1, B, K]
-        loss = distillation(student, probabilities, case["student_temperature"]).mean()
+        loss = term.distil(encoded, student.transpose(0, 1), teacher.transpose(0, 1)) / student[..., 0].numel()
     else:  # rows of all images' masked patches; per-image means
-        rows = distillation(student, probabilities, case["student_temperature"])
-        loss = torch.stack([some.mean() for some in rows.split(case["masked_of_each"])]).mean()
+        rows = zip(*(x[:, None].split(case["masked_of_each"]) for x in (student, teacher)), strict=True)
+        loss = torch.stack([term.distil(encoded, *some) / len(some[0]) for some in rows]).mean()
     assert float(loss) == pytest.approx(case["loss"], rel=1e-6)
-    if "centre_after" in case:
-        term = LocalToGlobal(4, HeadShape(8, 4, centre.numel()), weight=1.0, start=0.0).double()
-        term.slow_head.forward = lambda scores: scores  # type: ignore[method-assign]
-        term.centre.copy_(centre.flatten())
-        encoded = Encoded(None, {})  # type: ignore[arg-type]
-        assert torch.allclose(term.assign(encoded, teacher), probabilities, atol=1e-12)
+    if name == "dino":
         term.after_step(encoded.notes)
         expected = torch.tensor(case["centre_after"], dtype=torch.float64).flatten()
         assert torch.allclose(term.centre, expected, atol=1e-6)
+
+
+def term_of_scores(centre: Tensor) -> LocalToGlobal:
+    """A term whose students and teachers are their scores [K] themselves."""
+    term = LocalToGlobal(4, HeadShape(8, 4, len(centre)), weight=1.0, start=0.0).to(centre.dtype)
+    for part in (term.head, term.slow_head):
+        part.forward = lambda scores: (scores, torch.eye(len(centre), dtype=centre.dtype))  # type: ignore[method-assign]
+    term.centre.copy_(centre)
+    return term
+
+
+def plain_distillation(
+    student: Tensor, prototypes: Tensor, teacher: Tensor, slow: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The equation word by word, with all scores at once, and the teacher's probabilities."""
+    answers = ((teacher @ slow.T - centre) / 0.04).softmax(-1)
+    loss = -(answers.mean(1, keepdim=True) * (student @ prototypes.T / 0.1).log_softmax(-1)).sum()
+    return loss, answers
+
+
+@pytest.mark.parametrize(("local", "whole"), [(1, 1), (3, 2)])
+def test_in_chunks_it_is_the_plain_equation(local: int, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value, slopes and what is noted of the teacher, over blocks and strips that do not divide the rows."""
+    group = (local + whole) * 30 * 8  # bytes of its scores
+    monkeypatch.setattr(fused, "CPU", fused.TileSizes(tile=0, block=5 * group, tokens=1, strip=2 * group))
+    torch.manual_seed(0)
+    shapes = (11, local, 6), (30, 6), (11, whole, 6), (30, 6), (30,)
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    for x in inputs[:2]:
+        x.requires_grad_()
+    loss, sums = prototype_distillation(*inputs, temperature=0.1, slow_temperature=0.04)
+    expected, answers = plain_distillation(*inputs)
+    for ours, theirs in zip(*(torch.autograd.grad(3 * x, inputs[:2]) for x in (loss, expected)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(sums.scores, (inputs[2] @ inputs[3].T).sum((0, 1)), atol=1e-12)
+    assert torch.allclose(sums.probabilities, answers.sum((0, 1)), atol=1e-12)
+    assert torch.equal(sums.used.nonzero().flatten(), answers.argmax(-1).unique())
+    assert float(sums.entropy) == pytest.approx(float(torch.special.entr(answers).sum()), rel=1e-12)
+    assert float(sums.mean_entropy) == pytest.approx(float(torch.special.entr(answers.mean(1)).sum()), rel=1e-12)
+    with torch.no_grad():
+        assert prototype_distillation(*inputs, temperature=0.1, slow_temperature=0.04)[0] == loss
 
 
 def test_the_teacher_of_two_whole_views_is_the_mean_of_both(
@@ -144,15 +184,19 @@ def test_the_teacher_of_two_whole_views_is_the_mean_of_both(
     assert abs(loss(0) - loss(1)) > 1e-6
 
 
-def test_distillation_takes_low_precision_scores_and_wide_sums() -> None:
-    student, teacher = torch.randn(5, 7, dtype=torch.bfloat16), torch.rand(5, 7).softmax(-1)
-    assert distillation(student, teacher, 0.1).dtype == torch.float32
-    assert distillation(student.double(), teacher.double(), 0.1).dtype == torch.float64
+def test_products_run_in_the_dtype_of_autocast_and_sums_are_wide() -> None:
+    torch.manual_seed(0)
+    inputs = [F.normalize(torch.randn(shape), dim=-1) for shape in ((40, 1, 8), (30, 8), (40, 1, 8), (30, 8))]
+    exact, _ = plain_distillation(*inputs, torch.zeros(30))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, sums = prototype_distillation(*inputs, torch.zeros(30), temperature=0.1, slow_temperature=0.04)
+    assert loss.dtype == sums.scores.dtype == torch.float32
+    assert loss.item() != exact.item() and loss.item() == pytest.approx(exact.item(), rel=0.01)
 
 
 def test_scores_are_cosines() -> None:
     head = Head(16, HEAD)
-    scores = head(torch.randn(3, 5, 16) * 100)
+    scores = F.linear(*head(torch.randn(3, 5, 16) * 100))
     assert scores.shape == (3, 5, 20) and float(scores.detach().abs().max()) <= 1 + 1e-5
 
 
@@ -254,6 +298,25 @@ def test_the_teacher_is_the_student_at_the_switch_and_lags_after(learner: Learne
     ):
         assert torch.allclose(slow, 0.9 * old + 0.1 * fast, atol=1e-12)
     assert gap(learner.teacher) > 0 and gap(term.slow_head) > 0 and term.centre.any()
+
+
+def test_siglip2_with_averages_of_the_heads_alone_is_taught_by_its_own_tower(
+    small: Small, batch: Batch, pipeline: TextPipeline
+) -> None:
+    torch.manual_seed(0)
+    learner = Learner.new(small("siglip2", heads_alone=True), pipeline).double()
+    assert learner.teacher is None and not any(name.startswith("teacher") for name in learner.state_dict())
+    encoded = Encoded(learner.model, batch, learner.teacher)
+    tokens = encoded.teacher("global").tokens
+    assert torch.equal(tokens, learner.model.vision(batch["global"].flatten(0, 1)).tokens) and not tokens.requires_grad
+    term = learner.objectives["masked_patches"]
+    assert isinstance(term, Distilled)
+    before = term.slow_head.copy.prototypes.clone()
+    losses, notes = step(learner, batch)
+    losses["loss"].backward()
+    torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1).step()
+    learner.after_step(notes, 0.9)
+    assert not torch.equal(term.slow_head.copy.prototypes, before), "the head's average moves"
 
 
 @pytest.mark.parametrize(("start", "end", "expected"), [(0.9, 1.0, [0.9, 0.95, 1.0]), (0.7, None, [0.7, 0.7, 0.7])])
@@ -383,9 +446,8 @@ def test_a_collapsed_teacher_warns_and_then_ends_the_run(learner: Learner, capsy
 
 def health(scores: Tensor) -> tuple[dict[str, float], list[Signal]]:
     """Notes and signals of a step whose teacher gives these scores [B, K]."""
-    term, encoded = LocalToGlobal(4, HeadShape(8, 4, scores.shape[1]), weight=1.0, start=0.0), Encoded(None, {})  # type: ignore[arg-type]
-    term.slow_head.forward = lambda scores: scores  # type: ignore[method-assign]
-    term.assign(encoded, scores)
+    term, encoded = term_of_scores(torch.zeros(scores.shape[1])), Encoded(None, {})  # type: ignore[arg-type]
+    term.distil(encoded, torch.zeros_like(scores)[:, None], scores[:, None])
     notes = {name.removeprefix("local_to_global/"): float(x) for name, x in encoded.notes.items() if x.ndim == 0}
     return notes, term.health(encoded.notes)
 
@@ -437,15 +499,15 @@ def test_no_checkpoint_of_a_collapsed_run_replaces_the_last_good_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher gives one answer from the first lesson, at step 2 of 10, on; two alarms in a row are a warning."""
-    plain = Distilled.assign
+    plain = Distilled.distil
 
-    def collapsed(self: Distilled, encoded: Encoded, x: Tensor) -> Tensor:
-        probabilities = plain(self, encoded, x)
+    def collapsed(self: Distilled, encoded: Encoded, student: Tensor, teacher: Tensor) -> Tensor:
+        loss = plain(self, encoded, student, teacher)
         for what in ("entropy", "information"):
             encoded.notes[f"{self.name}/teacher_{what}"] = torch.zeros(())
-        return probabilities
+        return loss
 
-    monkeypatch.setattr(Distilled, "assign", collapsed)
+    monkeypatch.setattr(Distilled, "distil", collapsed)
     monkeypatch.setattr(Signal, "warn", 2)
     monkeypatch.setattr(Signal, "stop", 6)
     monkeypatch.setattr(Signal.__init__, "__defaults__", (None, "another --lr", 2, 6))
@@ -496,8 +558,8 @@ def test_tips2_predicts_every_patch_from_a_teacher_that_is_the_students_tower(
     ours = term(encoded)
     whole = batch["global"].flatten(0, 1)
     with torch.no_grad():
-        answers = (term.slow_head(vision(whole).tokens) / 0.04).softmax(-1)
-    student = term.head(vision(whole, batch["mask_indices"], term.token).tokens)
+        answers = (F.linear(*term.slow_head(vision(whole).tokens)) / 0.04).softmax(-1)
+    student = F.linear(*term.head(vision(whole, batch["mask_indices"], term.token).tokens))
     assert student.shape[1] == 16 > batch["mask_indices"].shape[1]
     plain = -(answers * (student / 0.1).log_softmax(-1)).sum(-1).mean(1).sum()
     weights = [p for p in (*vision.parameters(), *term.head.parameters(), term.token) if p.requires_grad]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +23,7 @@ from opensiglip.losses import cost
 from opensiglip.losses.cross_entropy import _linear_cross_entropy
 from opensiglip.losses.fused import CPU
 from opensiglip.losses.pairwise import _ring_sigmoid, _ring_softmax
+from opensiglip.losses.prototypes import _prototype_distillation
 from opensiglip.models.short_start import waves
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
 from opensiglip.training.accumulate import accumulate
@@ -39,7 +41,8 @@ from opensiglip.types import Batch
 
 BATCH = DRAWN  # so that the step is of the very examples that its shapes are taken from
 RECIPES = ("siglip", "clip", "coca", "locca", "silc", "tips", "siglip2", "siglip2_naflex", "tasks", "pali")
-OPENED = {op._opoverload._overloadpacket: op._init_fn for op in (_linear_cross_entropy, _ring_sigmoid, _ring_softmax)}
+FUSED = _linear_cross_entropy, _prototype_distillation, _ring_sigmoid, _ring_softmax
+OPENED = {op._opoverload._overloadpacket: op._init_fn for op in FUSED}
 IN_PLACE = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}  # torch's counter passes it over
 Real = Callable[[], None]
 
@@ -185,10 +188,15 @@ def test_formulas_of_the_fused_losses_are_what_torch_counts_inside(slopes: bool)
     rows, columns, scale = torch.randn(6, 4), torch.randn(6, 4), torch.ones(1)
     valid, group = torch.ones(6, dtype=torch.bool), torch.tensor([0, 0, 1, 2, 3, 4])
     hidden, weight, targets = torch.randn(5, 4), torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 4])
+
+    def views(count: int) -> Tensor:
+        return torch.randn(5, count, 4)
+
     calls = {
         cost.SIGMOID: (rows, columns, scale, scale, valid, group, False, slopes),
         cost.SOFTMAX: (rows, columns, scale, valid, group, True, slopes),
         cost.CROSS_ENTROPY: (hidden, weight, torch.zeros(9), targets, torch.ones(5), torch.float32, slopes),
+        cost.PROTOTYPES: (views(3), weight, views(2), weight, torch.zeros(9), 0.1, 0.04, torch.float32, slopes),
     }
     for operation, args in calls.items():
         assert cost.flops(operation, args, 1) == opened(OPENED[operation])(*args)

@@ -9,14 +9,16 @@ import torch
 from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.losses.fused import TileSizes
 from opensiglip.losses.pairwise import sigmoid_loss
+from opensiglip.losses.prototypes import prototype_distillation
 
 FLOAT32 = 4  # bytes
 BLOCKS = 3  # the logits of a tile, a pointwise function of them, and a temporary
 GROUPED = 3  # more of them where pairs of one group are told apart
 
-_ = linear_cross_entropy, sigmoid_loss  # importing them registers the operations
+_ = linear_cross_entropy, prototype_distillation, sigmoid_loss  # importing them registers the operations
 SIGMOID, SOFTMAX = torch.ops.opensiglip.ring_sigmoid, torch.ops.opensiglip.ring_softmax
 CROSS_ENTROPY = torch.ops.opensiglip.linear_cross_entropy
+PROTOTYPES = torch.ops.opensiglip.prototype_distillation
 Formula = Callable[[Sequence[Any], int], int]
 
 
@@ -51,6 +53,11 @@ def _cross_entropy(args: Sequence[Any], ranks: int) -> int:
     return product * (3 if args[-1] else 1)
 
 
+def _prototypes(args: Sequence[Any], ranks: int) -> int:
+    student, teacher = (2 * args[at].numel() * args[1].shape[0] for at in (0, 2))
+    return student * (3 if args[-1] else 1) + teacher
+
+
 def _tiles(args: Sequence[Any], sizes: TileSizes) -> int:
     rows, group = args[0], args[4] if len(args) == 7 else args[5]
     side = min(len(rows), math.isqrt(sizes.tile // FLOAT32))
@@ -67,9 +74,25 @@ def _vocabulary(args: Sequence[Any], sizes: TileSizes) -> int:
     return int(logits + narrowed)
 
 
-FLOPS: dict[Any, Formula] = {SIGMOID: _sigmoid, SOFTMAX: _softmax, CROSS_ENTROPY: _cross_entropy}
+def _of_prototypes(args: Sequence[Any], sizes: TileSizes) -> int:
+    """A block's scores in the products' dtype, what its softmaxes hold of a strip, and narrowed weights."""
+    student, prototypes, teacher, dtype = args[0], args[1], args[2], args[7]
+    views = student.shape[1] + teacher.shape[1]
+    row = views * len(prototypes) * FLOAT32
+    chunk = min(len(student), max(1, sizes.tokens // views, sizes.block // row))
+    narrowed = 2 * prototypes.numel() * dtype.itemsize if dtype != prototypes.dtype else 0
+    return int(chunk * row // FLOAT32 * dtype.itemsize + 3 * max(sizes.strip, row) + narrowed)
+
+
+FLOPS: dict[Any, Formula] = {
+    SIGMOID: _sigmoid,
+    SOFTMAX: _softmax,
+    CROSS_ENTROPY: _cross_entropy,
+    PROTOTYPES: _prototypes,
+}
 WORKSPACE: dict[Any, Callable[[Sequence[Any], TileSizes], int]] = {
     SIGMOID: _tiles,
     SOFTMAX: _tiles,
     CROSS_ENTROPY: _vocabulary,
+    PROTOTYPES: _of_prototypes,
 }

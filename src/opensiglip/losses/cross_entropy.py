@@ -4,20 +4,17 @@ import torch
 from torch import Tensor
 
 from opensiglip.losses.equations import cross_entropy_block
-from opensiglip.losses.fused import fuse, result, tile_sizes
+from opensiglip.losses.fused import add_product, fuse, product_dtype, result, tile_sizes
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """sum_m w_m * -log softmax(W h_m + b)[y_m], chunked over tokens.
 
     hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32; or both [M, K], which are K targets
-    of each row: the sum is over them too. Under autocast the products run in
-    its dtype, but for fp16: the slopes are formed here, before the loss is scaled, and most of them would be 0 in it.
+    of each row: the sum is over them too. Under autocast the products run in its dtype, but for fp16.
     M may be 0: the loss is then 0, with zero gradients.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    dtype = weight.dtype if dtype == torch.float16 else dtype
+    dtype = product_dtype(weight)
     return _linear_cross_entropy(hidden, weight, bias, targets, weights, dtype, torch.is_grad_enabled())[0]
 
 
@@ -50,18 +47,8 @@ def _linear_cross_entropy(
                         some.copy_(slope[0])
             if slopes:
                 torch.mm(narrow, w, out=dh[here]) if dh.dtype == dtype else dh[here].copy_(narrow @ w)
-                _add_product(dw, narrow.T, h)
+                add_product(dw, narrow.T, h)
     return result(loss, (hidden, weight, bias), (dh, dw, db), slopes)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, without a second tensor of that size where the product is narrower than the total."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-        return
-    rows = max(1, tile_sizes(total).strip // (b.shape[1] * total.element_size()))  # large temporaries are fresh memory
-    for part, some in zip(total.split(rows), a.split(rows), strict=True):
-        part += some @ b
 
 
 fuse(_linear_cross_entropy, differentiable=3, others=4)

@@ -132,14 +132,25 @@ def cross_entropy_block(logits: Tensor, targets: Tensor, weights: Tensor, *, slo
     return loss, slope
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """-sum_k p_t(k) log softmax(z_s / tau)(k).    (SILC, Eq. 3; DINO; iBOT on patches)
+def distillation_block(
+    student: Tensor, teacher: Tensor, centre: Tensor, temperature: float, *, slopes: bool
+) -> tuple[Tensor, ...]:
+    """-sum_nl sum_k p_nk log softmax(z_nl)_k over one block of groups n.    (SILC, Eq. 3; DINO; iBOT on patches)
 
-    student: logits [..., K]; teacher: probabilities [..., K], constants; shapes broadcast. Returns [...] in float32
-    (float64 if given).
+    p_n = mean_g softmax((t_ng - c) / temperature). Logits z [n, L, K]; scores t [n, G, K]; centre c [K]. Logits and
+    scores are overwritten. Returns the sum, its gradient by z (without `slopes`, unspecified), and of the teacher: the
+    sums over rows of scores [K] and of softmaxes [K], each row's likeliest place [n * G], and the entropies' sums, of
+    rows and of the p_n.
     """
-    high = torch.promote_types(student.dtype, torch.float32)
-    return -(teacher * F.log_softmax(student.to(high) / temperature, -1)).sum(-1)
+    scores = teacher.sum((0, 1))
+    each = teacher.sub_(centre).div_(temperature).softmax(-1)
+    entropy = torch.special.entr(each).sum()
+    mean = each.mean(1, keepdim=True) if each.shape[1] > 1 else each  # [n, 1, K]
+    mean_entropy = torch.special.entr(mean).sum() if each.shape[1] > 1 else entropy
+    logs = student.log_softmax(-1)
+    loss = -(mean * logs).sum()
+    slope = logs.exp_().sub_(mean) if slopes else logs
+    return loss, slope, scores, each.sum((0, 1)), each.argmax(-1).flatten(), entropy, mean_entropy
 
 
 def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_valid: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ backward scales those gradients in place, so a second backward through the same 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,16 @@ def tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
     return ((row, column) for row in parts for column in parts)
 
 
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, without a second tensor of that size where the product is narrower than the total."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+        return
+    rows = max(1, tile_sizes(total).strip // (b.shape[1] * total.element_size()))  # large temporaries are fresh memory
+    for part, some in zip(total.split(rows), a.split(rows), strict=True):
+        part += some @ b
+
+
 def result(loss: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], formed: bool) -> Any:
     """The loss, and the slopes in the shapes and dtypes of their inputs; empty where none were formed."""
     if not formed:
@@ -46,19 +56,34 @@ def result(loss: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None
     return loss, *(s.to(x.dtype).reshape(x.shape) for x, s in zip(inputs, slopes, strict=True) if s is not None)
 
 
-def fuse(op: torch.library.CustomOpDef, differentiable: int, others: int) -> None:
-    """Autograd for an op that returns (loss, gradient of each of its first `differentiable` inputs).
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """In which products run: autocast's, or the weight's own.
 
-    The op's last argument says whether slopes are formed.
+    Never fp16: the slopes are formed before the loss is scaled, and most of them would be 0 in it.
+    """
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return weight.dtype if dtype == torch.float16 else dtype
+
+
+def fuse(
+    op: torch.library.CustomOpDef,
+    differentiable: int,
+    others: int,
+    beside: Callable[..., tuple[Tensor, ...]] = lambda *_: (),
+) -> None:
+    """Autograd for an op that returns (loss, gradient of each of its first `differentiable` inputs, constants).
+
+    The op's last argument says whether slopes are formed; `beside` makes empty constants of its arguments.
     """
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         high = torch.promote_types(args[0].dtype, torch.float32)
         slopes = (torch.empty_like(x) if args[-1] else x.new_empty(0) for x in args[:differentiable])
-        return args[0].new_empty((), dtype=high), *slopes
+        return args[0].new_empty((), dtype=high), *slopes, *beside(*args)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(*output[1 : 1 + differentiable])
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -32,8 +32,8 @@ class Head(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.trunc_normal_(self.prototypes, std=STD)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> cosines with the prototypes [..., K]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., D] -> (its place [..., P], the prototypes [K, P]), of length 1: their products are the scores."""
         first, second, third = self.layers
         x = third(F.gelu(second(F.gelu(first(x)))))
-        return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(self.prototypes, dim=-1))
+        return F.normalize(x, dim=-1, eps=1e-6), F.normalize(self.prototypes, dim=-1)

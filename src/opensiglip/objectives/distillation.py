@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from opensiglip.losses.equations import distillation
+from opensiglip.losses.prototypes import prototype_distillation
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
 from opensiglip.objectives.base import Encoded, Notes, PerExample, Signal
@@ -39,24 +39,34 @@ class Distilled(PerExample):
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(head.prototypes))
 
-    def assign(self, encoded: Encoded, x: Tensor) -> Tensor:
-        """The teacher's probabilities [..., K] of features [..., D], constants; notes what centre and log need."""
-        with torch.no_grad():
-            scores = self.slow_head(x)
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(0, -2)
-            probabilities = ((scores - self.centre) / TEACHER_TEMPERATURE).softmax(-1)  # [rows, K]
-            best = probabilities.argmax(-1)
-            used = torch.zeros_like(self.centre).index_fill(0, best, 1.0).sum()
-            entropy = torch.special.entr(probabilities).sum(-1).mean()
-            distinct = min(len(best), len(self.centre))  # answers that could be
-            information = torch.special.entr(probabilities.mean(0)).sum() - entropy
-            encoded.notes |= {
-                f"{self.name}/centre": scores.mean(0),
-                f"{self.name}/teacher_entropy": entropy,
-                f"{self.name}/teacher_information": information / math.log(max(2, distinct)),
-                f"{self.name}/prototypes_used": used / distinct,
-            }
-            return probabilities.unflatten(0, x.shape[:-1])
+    def distil(self, encoded: Encoded, student: Tensor, teacher: Tensor) -> Tensor:
+        """The sum over n and l of the cross-entropy of row n, l of student [N, L, D] to the mean of teacher [N, G, D].
+
+        Notes what centre and log need. The scores of all rows are never held.
+        """
+        features, prototypes = self.head(student)
+        wanted, slow_prototypes = self.slow_head(teacher)
+        loss, sums = prototype_distillation(
+            features,
+            prototypes,
+            wanted,
+            slow_prototypes,
+            self.centre,
+            temperature=STUDENT_TEMPERATURE,
+            slow_temperature=TEACHER_TEMPERATURE,
+        )
+        groups, rows = len(teacher), teacher.shape[0] * teacher.shape[1]
+        distinct = min(rows, len(self.centre))  # answers that could be
+        entropy = sums.entropy / rows
+        information = torch.special.entr(sums.probabilities / rows).sum() - entropy
+        encoded.notes |= {
+            f"{self.name}/centre": sums.scores / rows,
+            f"{self.name}/teacher_entropy": entropy,
+            f"{self.name}/teacher_information": information / math.log(max(2, distinct)),
+            f"{self.name}/prototypes_used": sums.used.sum() / distinct,
+            f"{self.name}/kl": loss.detach() / (groups * student.shape[1]) - sums.mean_entropy / groups,
+        }
+        return loss
 
     @torch.no_grad()
     def after_step(self, notes: Notes) -> None:
@@ -130,14 +140,8 @@ class LocalToGlobal(Distilled):
     def forward(self, encoded: Encoded) -> Tensor:
         local, whole = encoded.image("local").pooled, encoded.teacher("global").pooled
         assert local is not None and whole is not None
-        examples = len(encoded["local"])
-        teacher = self.assign(encoded, whole).unflatten(0, (examples, -1)).mean(1, keepdim=True)  # [B, 1, K]
-        student = self.head(local).unflatten(0, (examples, -1))  # [B, L, K]
-        loss = distillation(student, teacher, STUDENT_TEMPERATURE)  # [B, L]
-        with torch.no_grad():
-            entropy = torch.special.entr(teacher).sum(-1).mean()
-            encoded.notes[f"{self.name}/kl"] = loss.mean() - entropy
-        return loss.mean(1).sum()
+        student, teacher = (x.unflatten(0, (len(encoded["local"]), -1)) for x in (local, whole))
+        return self.distil(encoded, student, teacher) / student.shape[1]
 
 
 class MaskedPatches(Distilled):
@@ -174,9 +178,7 @@ class MaskedPatches(Distilled):
         def there(tokens: Tensor) -> Tensor:
             return tokens if self.visible else tokens.take_along_dim(mask_indices[..., None], 1)  # [B, M, D]
 
-        teacher = self.assign(encoded, there(encoded.teacher("global").tokens))
-        student = self.head(there(encoded.masked("global", self.token).tokens))
-        loss = distillation(student, teacher, STUDENT_TEMPERATURE)  # [B, M]
-        with torch.no_grad():
-            encoded.notes[f"{self.name}/kl"] = loss.mean() - encoded.notes[f"{self.name}/teacher_entropy"]
-        return loss.mean(1).sum()
+        student = there(encoded.masked("global", self.token).tokens)  # [B, M, D]
+        teacher = there(encoded.teacher("global").tokens)
+        rows = (x.flatten(0, 1)[:, None] for x in (student, teacher))  # a group is a patch
+        return self.distil(encoded, *rows) / student.shape[1]

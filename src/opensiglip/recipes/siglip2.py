@@ -28,6 +28,7 @@ def siglip2(
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
     masked_weight: Annotated[float | None, Bounds(at_least=0)] = None,
+    heads_alone: bool = False,
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
@@ -57,6 +58,8 @@ def siglip2(
         momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
         prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
         masked_weight: of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
+        heads_alone: only the projection heads have an EMA, and the teacher's tower is the student's, as in TIPSv2: less
+            memory.
         token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
             none, 1 the paper's.
         nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
@@ -76,7 +79,7 @@ def siglip2(
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
-    teacher = objectives.Momentum(momentum)
+    teacher = objectives.Momentum(momentum, heads_alone=heads_alone)
     frame = data.Frame(side, crop_area)
     return Recipe(
         networks,
