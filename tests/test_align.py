@@ -259,10 +259,12 @@ def test_an_interrupted_cache_is_finished_with_the_same_bytes(
         train("align", **arguments(towers, folder, tmp_path / "cut", features=tmp_path / "b"))
     monkeypatch.setattr(cache_writer.CacheWriter, "_block", written)
     train("align", **arguments(towers, folder, tmp_path / "again", features=tmp_path / "b"))
-    (whole,), (again,) = (list((tmp_path / name).glob("*/")) for name in "ab")
-    assert whole.name == again.name, "the key hangs on weights and data alone"
-    assert (whole / "images.npy").read_bytes() == (again / "images.npy").read_bytes()
-    assert (whole / "rows.jsonl").read_bytes() == (again / "rows.jsonl").read_bytes()
+    whole, again = (
+        sorted(path for path in (tmp_path / name).glob("*/*.[nj]*") if path.name != "done.json") for name in "ab"
+    )
+    assert [path.relative_to(tmp_path / "a") for path in whole] == [path.relative_to(tmp_path / "b") for path in again]
+    assert {"images.npy", "texts.npy", "rows.jsonl"} <= {path.name for path in whole}
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, again, strict=True))
     assert losses(tmp_path / "whole") == losses(tmp_path / "again")
 
 
@@ -296,7 +298,22 @@ def test_other_weights_or_another_head_have_other_features(towers: Path, folder:
     out = tmp_path / "runs"
     for name, more in {"a": {}, "b": {"head": "map"}, "c": {"vision": str(towers / "registers")}, "d": {}}.items():
         train("align", **arguments(towers, folder, out / name, steps=1, **more))
-    assert len(list((out / "features").glob("*/"))) == 3, "with patches and without, and of another tower"
+    assert len(list((out / "features").glob("*/images.npy"))) == 3, "with patches and without, and of another tower"
+    assert len(list((out / "features").glob("*/texts.npy"))) == 1, "which are read by the same tower in all"
+
+
+def test_a_pair_and_a_decoder_share_what_their_image_tower_made(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder = {"freeze": "vision", "decoder_depth": 1, "length": 48, "size": "tiny"}
+    given = arguments(towers, folder, tmp_path / "boxes", **decoder)
+    train("locca", **{name: value for name, value in given.items() if name not in ("text", "embed")})
+    assert "encoding 24 images" in capsys.readouterr().out
+    train("align", **arguments(towers, folder, tmp_path / "pair", head="map"))
+    said = capsys.readouterr().out
+    assert "encoding 24 images once" not in said and "encoding 24 images' texts" in said
+    train("align", **arguments(towers, folder, tmp_path / "encoded", head="map", features_gb=0))
+    np.testing.assert_allclose(losses(tmp_path / "pair"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
 
 
 def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, folder: str, tmp_path: Path) -> None:
@@ -494,7 +511,7 @@ def test_damaged_features_are_encoded_anew(
     towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train("align", **arguments(towers, folder, tmp_path / "first"))
-    (place,) = (tmp_path / "features").glob("*/")
+    place = next((tmp_path / "features").glob("*/images.npy")).parent
     whole = (place / "images.npy").read_bytes()
     (place / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     train("align", **arguments(towers, folder, tmp_path / "second"))

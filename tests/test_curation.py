@@ -524,7 +524,7 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
 ) -> None:
     for flags, why in (
         ({"steps": 3}, "a run of 24 visits sees few of 24 examples twice"),
-        ({"steps": 4, "crop_area": 0.5}, "images are cropped anew at each visit"),
+        ({"steps": 4, "crop_area": 0.5}, "images are cropped or mirrored anew at each visit"),
     ):
         go(tmp_path / why[:5], reference=reference, features=tmp_path / "features", **flags)
         assert f"reference   encodes each batch: {why}" in capsys.readouterr().out

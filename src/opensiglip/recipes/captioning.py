@@ -54,6 +54,7 @@ def cappa(
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """CapPa: captioning, three quarters of the captions predicted in parallel.    (arXiv:2306.07915)
 
@@ -68,6 +69,7 @@ def cappa(
         image_positions: the decoder adds a learned position to each image token; for towers of other makes.
         captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
     """
     networks = architecture(
         size,
@@ -80,7 +82,7 @@ def cappa(
         image_positions=image_positions,
     )
     boxes = data.BoxFormat()
-    frame = data.Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area, flip=flip)
     texts = data.Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes, captions=captions)
     return Recipe(
         networks,
@@ -105,6 +107,7 @@ def locca(
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """LocCa: captions, referring boxes and grounded captions, half of the captions in parallel.    (arXiv:2403.19596)
 
@@ -122,6 +125,7 @@ def locca(
         image_positions: the decoder adds a learned position to each image token; for towers of other makes.
         captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
     """
     networks = architecture(
         size,
@@ -134,7 +138,7 @@ def locca(
         image_positions=image_positions,
     )
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
-    frame = data.Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area, flip=flip)
     texts = data.Captions(tasks, parallel=parallel, boxes=written, regions=regions, captions=captions)
     return Recipe(
         networks,
@@ -160,6 +164,7 @@ def captioner(
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
 
@@ -176,6 +181,7 @@ def captioner(
         image_positions: the decoder adds a learned position to each image token; for towers of other makes.
         captions: different captions of each image at a step; they share the image's cost.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
     """
     recipe = cappa(
         size=size,
@@ -188,5 +194,6 @@ def captioner(
         image_positions=image_positions,
         captions=captions,
         crop_area=crop_area,
+        flip=flip,
     )
     return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=frozen))

@@ -65,6 +65,7 @@ def align(
     dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
     captions: Annotated[int, Bounds(at_least=1)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
+    flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
     logit_bias: str = "auto",
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
@@ -82,6 +83,7 @@ def align(
         dropout: in the heads, while training.
         captions: different captions of each image at a step, all of them its positives.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        flip: share of an image's visits that see it mirrored; none whose captions say left or right.
         logit_bias: where the sigmoid's bias starts: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
         nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
     """
@@ -90,7 +92,7 @@ def align(
         pair=PairShape(head=head, embed=embed, dropout=dropout),
         nested=nested,
     )
-    frame = data.Frame(networks.resolution, crop_area)
+    frame = data.Frame(networks.resolution, crop_area, flip=flip)
     return Recipe(
         networks,
         frame,

@@ -66,7 +66,8 @@ class CacheWriter(ABC):
         if (self.folder / PROGRESS).is_file():
             done = load_json(self.folder / PROGRESS)
         total, began, said, first = len(self.source), time.perf_counter(), time.perf_counter(), done["examples"]
-        print(f"features    encoding {total} images and their texts once, into {self.folder}", flush=True)
+        what = {(True, True): "images and their texts", (False, True): "images' texts"}.get((self.images, self.texts))
+        print(f"features    encoding {total} {what or 'images'} once, into {self.folder}", flush=True)
         with (self.folder / ROWS_FILE).open("ab") as rows:
             rows.truncate(done["bytes"])
             for start in range(done["examples"], total, BLOCK):
@@ -165,7 +166,7 @@ def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
     for name, seen in written.items():
         if not (place / name).is_file() or checksum_of(place / name) != seen:
             return f"{place / name} is not as it was written"
-    known = CachedSource(source, place, frame.pixels)
+    known = CachedSource(source, [place], frame.pixels)
     rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
     same = all(known.seen(index) == facts_of(framed(source, index, frame)) for index in rows)
     return None if same else f"images or captions of {source.name} are others than before"

@@ -23,6 +23,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.inference.encoder import Autocast
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
+from opensiglip.models.sizes import PairShape
 from opensiglip.recipes import Recipe
 from opensiglip.training.cache_writer import DONE, CacheWriter, encoded_once, room_for
 from opensiglip.training.precision import autocast
@@ -57,6 +58,11 @@ class Frozen:
         head = model.vision.head if images else None
         return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))
 
+    def each(self) -> "list[Frozen]":
+        """Images and texts by themselves: each has its own folder, which all runs with that one tower share."""
+        images = [replace(self, texts=False)] if self.images else []
+        return images + ([Frozen(images=False, texts=True)] if self.texts else [])
+
 
 def with_features(
     recipe: Recipe,
@@ -89,8 +95,10 @@ def with_features(
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
-    writers = [_Features(source, model, recipe, pipeline, frozen, within, dtype) for source in sources]
-    places = encoded_once(writers, root, accelerator)
+    kinds = frozen.each()
+    writers = [_Features(source, model, recipe, pipeline, kind, within, dtype) for source in sources for kind in kinds]
+    written = encoded_once(writers, root, accelerator)
+    places = [written[at : at + len(kinds)] for at in range(0, len(written), len(kinds))]
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
     read = [CachedSource(one, place, recipe.frame.pixels, tokens) for one, place in zip(sources, places, strict=True)]
@@ -121,15 +129,15 @@ def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: F
 
 
 def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:
-    """A name of what the states depend on: the towers' weights and pooling, the frame, the data."""
+    """A name of what the states of images or texts depend on: the tower's weights and input, the frame, the data."""
     digest = hashlib.sha256()
     facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
-    pair = replace(model.architecture.foreign, vision=None, text=None, head="", embed=0, dropout=0.0)  # type: ignore[type-var]
-    length = model.architecture.length if frozen.texts else None
-    digest.update(repr([facts, pair, length]).encode())
-    for tower in (model.vision.tower, getattr(model.text, "tower", None)):
-        for tensor in () if tower is None else tower.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    pair, length = model.architecture.foreign, model.architecture.length if frozen.texts else None
+    read = {name: getattr(pair, name) for name in (("pooling",) if frozen.texts else ("mean", "std"))}
+    digest.update(repr([facts, PairShape(head="", embed=0, **read), length]).encode())
+    tower = model.vision.tower if frozen.images else getattr(model.text, "tower", None)
+    for tensor in tower.state_dict().values():  # type: ignore[union-attr]
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:24]
 
 

@@ -39,7 +39,7 @@ class ReferenceImages(Field):
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
         height, width = visit.example.image.shape[-2:]
-        return self.frame.cut(visit.example, visit.window or (0, 0, height, width))[0]
+        return self.frame.cut(visit.example, visit.window or (0, 0, height, width), visit.mirrored)[0]
 
     def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
         return {f"{REFERENCE}{name}": field for name, field in self.frame.batch(drawn).items()}

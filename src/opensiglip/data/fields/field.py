@@ -28,15 +28,17 @@ class Visit:
     window: Window | None = None  # the part of the example's image that is seen; None: all of it
     group: int | None = None  # visits of one group show the same image; None: nothing is known of that
     source: str = ""  # the name of the source that it was read from
+    mirrored: bool = False  # left for right, `image` and `regions` too
 
     @classmethod
     def draw(cls, example: Example, frame: Geometry, rng: np.random.Generator, language: str | None) -> "Visit":
         """A visit of `example` in a frame; captions of `language` are preferred."""
         window = frame.window(example.image, rng)
-        image, regions = frame.cut(example, window)
+        mirrored = frame.mirrors(example, rng)
+        image, regions = frame.cut(example, window, mirrored)
         captions = [c for c in example.captions if c.language == language] or list(example.captions)
         caption = captions[rng.integers(len(captions))] if captions else None
-        return cls(example, image, regions, caption, window, group_id(example.group))
+        return cls(example, image, regions, caption, window, group_id(example.group), mirrored=mirrored)
 
     @property
     def other_texts(self) -> list[str]:
@@ -50,6 +52,7 @@ class Visit:
         top, left, height, width = self.window or (0, 0, *whole)
         rows, columns = self.image.shape[-2:]
         x, y = (at[0] - left) * columns / width, (at[1] - top) * rows / height
+        x = columns - x if self.mirrored else x
         return min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))
 
 

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.example import Example, Region
+from opensiglip.data.fields.mirror import mirror, names_sides
 from opensiglip.types import Batch
 
 Window = tuple[int, int, int, int]  # top, left, height, width: a part of an image
@@ -45,10 +46,12 @@ class Geometry(ABC):
     """How an example is framed: its image perhaps cropped, then resized; its boxes follow.
 
     With `crop_area` below 1 a random part of at least that area is cut out first (not in the papers, useful on small
-    data); boxes follow, and regions of which less than half is left are dropped.
+    data); boxes follow, and regions of which less than half is left are dropped. The share `flip` of what is seen in
+    training is mirrored, but no example that names a side.
     """
 
     crop_area: float
+    flip: float = 0.0
     interpolation: str = "bilinear"  # or bicubic
     batch_multiple: ClassVar[int] = 1  # batch sizes are multiples of this
 
@@ -88,8 +91,16 @@ class Geometry(ABC):
             return random_window(height, width, (self.crop_area, 1.0), rng)
         return 0, 0, height, width
 
-    def cut(self, example: Example, window: Window) -> tuple[Tensor, tuple[Region, ...]]:
+    def mirrors(self, example: Example, rng: np.random.Generator) -> bool:
+        """Is an example seen mirrored? Without `flip` nothing is drawn."""
+        return self.flip > 0 and rng.random() < self.flip and not names_sides(example)
+
+    def cut(self, example: Example, window: Window, mirrored: bool = False) -> tuple[Tensor, tuple[Region, ...]]:
         """That part of the image in the size of the frame, and the regions that are still mostly in it."""
+        image, regions = self._cut(example, window)
+        return mirror(image, regions) if mirrored else (image, regions)
+
+    def _cut(self, example: Example, window: Window) -> tuple[Tensor, tuple[Region, ...]]:
         image, regions = example.image, example.regions
         top, left, height, width = window
         down, across = self.sides(height, width)
@@ -122,6 +133,7 @@ class Frame(Geometry):
     resolution: int
     crop_area: float = 1.0
     interpolation: str = "bilinear"
+    flip: float = field(default=0.0, repr=False)  # nothing that a cache of states hangs on
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         return self.resolution, self.resolution

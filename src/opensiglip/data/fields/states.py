@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from opensiglip.data.fields.field import Field, Texts, Visit
+from opensiglip.data.fields.mirror import mirror_tokens
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
@@ -18,7 +19,7 @@ class ImageStates(Field):
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> np.ndarray:
         states: np.ndarray = visit.example.extras[IMAGE]
-        return states
+        return mirror_tokens(states) if visit.mirrored else states
 
     def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
         return {IMAGE: as_tensor(np.stack(drawn))}

@@ -22,20 +22,23 @@ class CachedSource(Source):
     Arrays are memory-mapped: a batch reads its own rows, and processes of a machine share the pages.
     """
 
-    def __init__(self, source: Source, folder: Path, side: int, tokens: int | None = None) -> None:
-        """`side`: pixels of a framed image. `tokens`: how many of an image's states are read; None: all."""
-        self.source, self.folder, self.side, self.tokens = source, folder, side, tokens
+    def __init__(self, source: Source, folders: Sequence[Path], side: int, tokens: int | None = None) -> None:
+        """`folders`: of the images' states, of the texts', or of both; each has the same rows.
+
+        `side`: pixels of a framed image. `tokens`: how many of an image's states are read; None: all.
+        """
+        self.source, self.folders, self.side, self.tokens = source, folders, side, tokens
         self.name, self.languages, self.skipped = source.name, source.languages, source.skipped
         self.weight, self.shards, self.lanes = source.weight, source.shards, source.lanes
         self.example_weights, self.language_weights = source.example_weights, source.language_weights
-        self.rows = (folder / ROWS_FILE).read_bytes()
+        self.rows = (folders[0] / ROWS_FILE).read_bytes()
         ends = np.flatnonzero(np.frombuffer(self.rows, np.uint8) == ord("\n"))
         self.starts = np.concatenate([[0], ends + 1])
         self._open()
 
     def _open(self) -> None:
         self.images, self.texts_of = (
-            np.load(self.folder / file, mmap_mode="r") if (self.folder / file).is_file() else None
+            next((np.load(folder / file, mmap_mode="r") for folder in self.folders if (folder / file).is_file()), None)
             for file in (IMAGES_FILE, TEXTS_FILE)
         )
 

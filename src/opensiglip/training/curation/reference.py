@@ -116,7 +116,9 @@ def open_reference(name: str) -> Pretrained:
 
 def same_view(frame: Geometry, other: Geometry) -> bool:
     """Do two models see an image at the same size, by the same resizing?"""
-    return isinstance(frame, Frame) and isinstance(other, Frame) and replace(frame, crop_area=other.crop_area) == other
+    if not (isinstance(frame, Frame) and isinstance(other, Frame)):
+        return False
+    return replace(frame, crop_area=other.crop_area, flip=other.flip) == other
 
 
 def unit(x: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def with_rows(
     row = reference.of_texts(torch.from_numpy(reference.pipeline.fixed(""))[None].to(accelerator.device))
     size = 2 * count * row.nbytes / 1e9  # of a text an image
     why = None
-    if frame.crop_area < 1:
-        why = "images are cropped anew at each visit"
+    if frame.crop_area < 1 or frame.flip > 0:
+        why = "images are cropped or mirrored anew at each visit"
     elif not isinstance(reference.frame, Frame):
         why = "the reference sees images in their own aspect ratio"
     elif not written and visits <= count:
@@ -58,7 +58,7 @@ def with_rows(
     places = encoded_once(writers, root, accelerator)
     accelerator.print(f"reference   its rows of {count} examples are read from {root}", flush=True)
     side = reference.frame.pixels
-    read = [ReferencedSource(source, place, side) for source, place in zip(sources, places, strict=True)]
+    read = [ReferencedSource(source, [place], side) for source, place in zip(sources, places, strict=True)]
     return replace(reference, fields=[CachedRows()]), list(read)
 
 
