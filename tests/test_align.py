@@ -36,6 +36,7 @@ from opensiglip import UserError
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.export import export
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
@@ -236,6 +237,41 @@ def test_a_resumed_run_with_dropout_is_the_straight_run_bit_for_bit(towers: Path
     assert losses(tmp_path / "run") == straight
     again = learner(tmp_path / "run")
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
+def test_the_heads_average_is_what_every_step_left_of_it(towers: Path, folder: str, tmp_path: Path) -> None:
+    """A <- m A + (1 - m) H, by hand from the checkpoints of a run that saves each step; the exported head is A."""
+    given = arguments(towers, folder, tmp_path / "run", head_ema=0.5, save_every=1, keep_last=9)
+    train("align", **given)
+    steps = [load_file(path / "learner.safetensors") for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    pairs = {name: name.replace(".average.copy.", ".head.") for name in steps[0] if ".average." in name}
+    assert {name.split(".")[1] for name in pairs} == {"vision", "text"} and len(steps) == 4
+    for name, learned in pairs.items():
+        average = steps[0][name]
+        for saved in steps[1:]:
+            average = 0.5 * average + 0.5 * saved[learned]
+            torch.testing.assert_close(saved[name], average, rtol=1e-5, atol=1e-7)
+    moved = [name for name in pairs if not torch.equal(steps[-1][name], steps[-1][pairs[name]])]
+    assert len(moved) > len(pairs) / 2, "a test that can fail"
+    for place in (tmp_path / "run" / "checkpoints" / "step-00000004", tmp_path / "run" / "model"):
+        head = Pretrained.open(str(place)).model.vision.head.state_dict()
+        assert all(torch.equal(x, steps[-1][f"model.vision.head.average.copy.{name}"]) for name, x in head.items())
+
+
+def test_a_resumed_run_goes_on_with_the_heads_average(towers: Path, folder: str, tmp_path: Path) -> None:
+    given = arguments(towers, folder, tmp_path / "run", head_ema=0.5, save_every=2, keep_last=9)
+    train("align", **given)
+    straight = learner(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    train("align", **given, resume=True)
+    assert all(torch.equal(learner(tmp_path / "run")[name], tensor) for name, tensor in straight.items())
+
+
+def test_an_average_without_heads_is_refused(towers: Path, folder: str, tmp_path: Path) -> None:
+    decoder = {"freeze": "vision", "decoder_depth": 1, "length": 48, "size": "tiny", "head_ema": 0.9}
+    given = arguments(towers, folder, tmp_path / "run", **decoder)
+    with pytest.raises(UserError, match="--head-ema is for heads"):
+        train("locca", **{name: value for name, value in given.items() if name not in ("text", "embed")})
 
 
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(

@@ -32,6 +32,7 @@ GROUPS = {
         "freeze",
         "tower_lr",
         "lora",
+        "head_ema",
         "features",
         "features_gb",
         "continue_from",

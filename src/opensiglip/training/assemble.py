@@ -16,6 +16,7 @@ from opensiglip.checkpoints.formats.own import describe
 from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.text import TextPipeline
+from opensiglip.models import averaged_head
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
@@ -158,9 +159,13 @@ def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | N
     for objective in recipe.objectives:
         objective.initialise(model, config.batch_size, frozenset() if fitted is None else fitted.brought)
     set_trainable(model, config.freeze or frozen_by_default(recipe), config.lora)
+    if config.head_ema:
+        averaged_head.add(model)
     if config.checkpointing:
         model.checkpoint_activations()
-    return Learner.of(model, recipe, pipeline), fitted
+    learner = Learner.of(model, recipe, pipeline)
+    learner.head_ema = config.head_ema
+    return learner, fitted
 
 
 def data_plan(

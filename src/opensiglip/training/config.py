@@ -33,6 +33,8 @@ class TrainConfig:
         freeze: towers that are not trained: vision (LiT's), text, both or none; by default none, of `align` both.
         tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
         lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
+        head_ema: of the heads over --vision and --text: share of a moving average of their weights that each step
+            keeps, such as 0.98; the average is judged and exported. 0, the default, is none.
         languages: all, or codes such as en or de,fr; by default all that a source has. With weights, such as
             en:0.9,de:0.1, those are the shares of the visits that ask for each language; else all are as often.
         tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
@@ -103,6 +105,7 @@ class TrainConfig:
     freeze: Literal["vision", "text", "both", "none"] | None = None
     tower_lr: Annotated[float, Bounds(more_than=0)] = 1.0
     lora: Annotated[int | None, Bounds(at_least=1)] = None
+    head_ema: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0
     languages: str | None = None
     tokenizer: str | None = None
     vocabulary: Annotated[int, Bounds(at_least=258)] = 8192  # the 256 bytes, pad and eos at least

@@ -111,7 +111,8 @@ def count_parameters(learner: Learner, model: Model | None = None) -> dict[str, 
     """Parameters by part of the model (by default the learner's), of objectives, of the EMA teacher, in all."""
     model = model or learner.model
     parts = {name: _count(part) for name, part in model.named_children()}
-    averages = [module for module in learner.modules() if isinstance(module, Ema)]
+    heads = set(learner.model.modules())  # whose averages are the model's
+    averages = [module for module in learner.modules() if isinstance(module, Ema) and module not in heads]
     teacher = sum(_count(module) for module in averages)
     own = sum(_count(objective) for objective in learner.objectives.values()) + _count(learner.teacher) - teacher
     extra = {"objectives": own, "EMA teacher": teacher}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import sum_over_ranks, world
 from opensiglip.float64 import widen
+from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.ema import Ema
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded, Notes, Objective, Pairwise, PerExample
@@ -46,6 +47,7 @@ class Learner(nn.Module):
         self.momentum = next(iter(momenta), None)
         self.teacher = None if self.momentum is None or self.momentum.heads_alone else Ema(model.vision)
         self.active: set[str] = {objective.name for objective in objectives}
+        self.head_ema = 0.0  # what each step keeps of the heads' averages, where they have some
 
     @classmethod
     def new(cls, recipe: Recipe, pipeline: TextPipeline) -> "Learner":
@@ -110,6 +112,9 @@ class Learner(nn.Module):
                 self.teacher.update(momentum)
             for objective in taught:
                 update_averages(objective, momentum)
+        for module in self.model.modules():
+            if isinstance(module, AveragedHead):
+                module.average.update(self.head_ema)
         for objective in terms:
             objective.after_step(notes)
 

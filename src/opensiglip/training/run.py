@@ -7,7 +7,7 @@ from typing import Any
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.disk import refusals
 from opensiglip.distributed import lost_ranks_said
-from opensiglip.models import lora
+from opensiglip.models import averaged_head, lora
 from opensiglip.reports.notebook import TrainingResult
 from opensiglip.training.build import build
 from opensiglip.training.config import TrainConfig
@@ -38,6 +38,7 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
         summary: dict[str, Any] = {}
         if (model := loop.model()) is not None:
             lora.merge(model)
+            averaged_head.settle(model)
             summary = finish(folder, job.record, loop, job.recipe, model, result, built.held_out)
         loop.accelerator.wait_for_everyone()
         loop.accelerator.end_training()

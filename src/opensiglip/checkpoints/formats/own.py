@@ -17,7 +17,7 @@ from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
-from opensiglip.models import lora
+from opensiglip.models import averaged_head, lora
 from opensiglip.models.limits import check_room, stored_in
 from opensiglip.models.model import SIDECAR, Model, read_sidecar
 from opensiglip.models.sizes import Architecture
@@ -103,6 +103,8 @@ def of_checkpoint(checkpoint: Path, folder: Path, facts: dict[str, Any]) -> Mode
         ranks = {name.split(".")[0]: len(x) for name, x in state.items() if ".lora_A." in name}
         for tower, rank in ranks.items():
             lora.add(getattr(model, tower).tower, rank)
+        if any(".head.average." in name for name in state):
+            averaged_head.add(model)
         model.load_state_dict(state)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = first_line(error)
@@ -110,6 +112,7 @@ def of_checkpoint(checkpoint: Path, folder: Path, facts: dict[str, Any]) -> Mode
             f"checkpoint {checkpoint} can't be read ({reason}); delete that folder, or --resume."
         ) from error
     lora.merge(model)
+    averaged_head.settle(model)
     return model
 
 

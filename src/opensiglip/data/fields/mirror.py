@@ -54,7 +54,8 @@ def mirror(image: Tensor, regions: Sequence[Region]) -> tuple[Tensor, tuple[Regi
 def mirror_tokens(states: np.ndarray) -> np.ndarray:
     """A tower's states [S + N, D], of which the last N are a square of patches row by row, left for right.
 
-    They are nearly what the tower makes of the mirrored image: of DINOv2's ViT-S/14 the cosine is 0.93 on ten photographs.
+    They are nearly what the tower makes of the mirrored image: of DINOv2's ViT-S/14 the cosine of the two is 0.93 on
+    ten photographs.
     """
     side = math.isqrt(len(states))
     summary, patches = np.split(states, [len(states) - side * side])
