@@ -40,4 +40,4 @@ def settle(model: Model) -> None:
     """Put the averages in the place of the heads that they are of, so that the model is as without them."""
     for tower in (model.vision, model.text):
         if isinstance(head := getattr(tower, "head", None), AveragedHead):
-            tower.head = head.average.copy.requires_grad_(True)  # type: ignore[union-attr,assignment]
+            tower.head = head.average.copy.requires_grad_(True)  # type: ignore[union-attr]
