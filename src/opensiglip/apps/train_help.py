@@ -21,6 +21,7 @@ GROUPS = {
         "example_weights",
         "box_format",
         "languages",
+        "language_weights",
         "tokenizer",
         "vocabulary",
         "held_out",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from opensiglip.bounds import Bounds, check_bounds
 from opensiglip.data.sources.spec import CACHE_GB
-from opensiglip.data.weighting.languages import parse_languages
+from opensiglip.data.weighting.languages import parse_languages, parse_rule
 from opensiglip.data.weighting.sources import parse_weights
 from opensiglip.errors import UserError
 
@@ -37,6 +37,8 @@ class TrainConfig:
             keeps, such as 0.98; the average is judged and exported. 0, the default, is none.
         languages: all, or codes such as en or de,fr; by default all that a source has. With weights, such as
             en:0.9,de:0.1, those are the shares of the visits that ask for each language; else all are as often.
+        language_weights: temperature:A, for visits that ask for a language by its number of captions to the power of A,
+            0 to 1: 1 is as the data has it, 0 all as often.
         tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
         vocabulary: most entries of the tokenizer that is trained.
         steps: optimizer steps.
@@ -107,6 +109,7 @@ class TrainConfig:
     lora: Annotated[int | None, Bounds(at_least=1)] = None
     head_ema: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0
     languages: str | None = None
+    language_weights: str | None = None
     tokenizer: str | None = None
     vocabulary: Annotated[int, Bounds(at_least=258)] = 8192  # the 256 bytes, pad and eos at least
     steps: Annotated[int | None, Bounds(at_least=1)] = None
@@ -167,6 +170,7 @@ class TrainConfig:
         if not self.data:
             raise UserError("--data is missing; give `scenes` or a folder with metadata.jsonl.")
         parse_languages(self.languages)
+        parse_rule(self.language_weights, self.languages)
         if self.example_weights and len(self.example_weights) != len(self.data):
             raise UserError(
                 f"--example-weights names {len(self.example_weights)} file(s) for {len(self.data)} --data; give one "

@@ -11,7 +11,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.sources.registry import open_source, with_box_format
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.data.weighting.file import read_weights
-from opensiglip.data.weighting.languages import parse_languages, weigh_languages
+from opensiglip.data.weighting.languages import parse_languages, parse_rule, weigh_by_size, weigh_languages
 from opensiglip.data.weighting.sources import weigh
 from opensiglip.errors import UserError
 from opensiglip.training.config import TrainConfig
@@ -64,6 +64,8 @@ def open_data(job: Job, accelerator: Accelerator) -> Data:
         if file != "none":
             source.example_weights = read_weights(Path(file), source)
     weigh_languages(sources, language_weights)
+    if (power := parse_rule(config.language_weights)) is not None:
+        weigh_by_size(sources, power)
     if config.data_weights is not None:
         weigh(sources, config.data_weights)
     kept, aside = split_off(sources[0], config.set_aside) if config.set_aside else (None, [])
