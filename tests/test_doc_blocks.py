@@ -23,6 +23,7 @@ ELSEWHERE = {
 }
 # Blocks that no test runs, by a line of theirs.
 NOT_RUN = {
+    "import fiftyone": "FiftyOne is no dependency; test_fiftyone.py compares with what it writes",
     "from gradio_client import Client": "asks a demo that is being served",
     'model.search("photos.index"': "searches an index that is not there; test_search_index.py searches one",
     "from openai import OpenAI": "asks a server; test_serve.py asks one with the same client",

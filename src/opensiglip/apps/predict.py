@@ -18,6 +18,7 @@ from opensiglip.inference.answers import Found
 from opensiglip.inference.encoder import IMAGES
 from opensiglip.inference.images import find_files, load_image
 from opensiglip.inference.predictor import Predictor, load
+from opensiglip.reports import fiftyone as fiftyone_samples
 from opensiglip.reports.contact_sheet import COLUMNS, draw_cell
 from opensiglip.reports.drawing import draw_outline
 
@@ -48,6 +49,7 @@ def predict(
     ask: str | None = None,
     json: bool = False,
     save: Path | None = None,
+    fiftyone: Path | None = None,
 ) -> None:
     """Ask a model about image files. Without a question, a caption.
 
@@ -63,11 +65,14 @@ def predict(
         ask: a question in the words of a task of the model's training, such as "answer en is there a fox?".
         json: one JSON object a line, one line an image.
         save: a PNG to draw the images on, with boxes and captions.
+        fiftyone: a folder to write the answers to, as samples that FiftyOne opens.
     """
     if not images:
         raise UserError("name an image file to ask about, a folder of them, or a pattern in quotes.")
     if save is not None and save.suffix.lower() != ".png":
         raise UserError(f"--save writes a PNG: {save} should end in .png.")
+    if fiftyone is not None:
+        fiftyone_samples.check_folder(fiftyone)
     box = None if describe is None else read_box(describe)
     labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
     if classify is not None and not labels:
@@ -87,6 +92,7 @@ def predict(
     if box is not None:
         questions["describe"] = partial(describe_each, predictor, box)
     drawn: list[Image.Image] = []
+    samples: list[dict[str, Any]] = []
     broken = 0
     for at in range(0, len(files), IMAGES):
         batch, reasons = read_files(files[at : at + IMAGES])
@@ -102,10 +108,14 @@ def predict(
             print(as_json(one) if json else as_text(one), flush=True)
             if save is not None and len(drawn) < PICTURES:
                 drawn.append(draw_cell(as_example(one)))
+            if fiftyone is not None:
+                samples.append(fiftyone_samples.sample(one.path, one.image.shape[2], one.image.shape[1], one.answers))
     if broken == len(files):
         raise UserError("none of the images could be read.")
     if save is not None:
         write_sheet(drawn, save)
+    if fiftyone is not None:
+        fiftyone_samples.write(samples, fiftyone)
 
 
 def read_box(text: str) -> list[float]:
