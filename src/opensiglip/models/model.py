@@ -44,6 +44,7 @@ from opensiglip.models.decoder import Decoder
 from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
 from opensiglip.models.pali import Pali
 from opensiglip.models.pretrained_towers import PretrainedText, PretrainedVision
+from opensiglip.models.quiet_library import no_bars
 from opensiglip.models.short_start import short_start
 from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.models.timm_tower import TimmVision
@@ -142,7 +143,8 @@ class Model(nn.Module):
     def save_pretrained(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
         """Write the transformers folder; the decoder beside it; `about` (text pipeline, box format) in the sidecar."""
         folder = Path(folder)
-        self.host[0].save_pretrained(folder)
+        with no_bars():
+            self.host[0].save_pretrained(folder)
         if self.decoder is not None:
             weights = {k: v.detach().cpu().contiguous() for k, v in self.decoder.state_dict().items()}
             save_file(weights, folder / "decoder.safetensors", metadata={"format": "pt"})
@@ -180,9 +182,10 @@ class Model(nn.Module):
             if skeleton.decoder is not None:
                 _check_there(folder / "decoder.safetensors", skeleton.decoder.state_dict())
             check_room(folder, skeleton, stored_in(folder))
-            host, report = AutoModel.from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            with no_bars():
+                host, report = AutoModel.from_pretrained(
+                    folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             reason = first_line(error)
             raise UserError(f"the weights in {folder} can't be read ({reason}); export the run again.") from error

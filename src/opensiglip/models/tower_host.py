@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from opensiglip.errors import UserError
 from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
+from opensiglip.models.quiet_library import no_bars
 
 PARTS = ("vision", "text")
 
@@ -22,9 +23,10 @@ class TowerHost(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Each tower as a transformers folder, vision/ and text/, which plain `AutoModel` opens."""
-        for part in PARTS:
-            if getattr(self, part) is not None:
-                getattr(self, part).save_pretrained(Path(folder) / part)
+        with no_bars():
+            for part in PARTS:
+                if getattr(self, part) is not None:
+                    getattr(self, part).save_pretrained(Path(folder) / part)
 
 
 def load_tower(place: str, flag: str) -> PreTrainedModel:
