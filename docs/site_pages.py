@@ -1,4 +1,4 @@
-"""A hook of mkdocs: README.md and its neighbours become pages of the site, and links lead to where pages lie there."""
+"""A hook of mkdocs: README.md, its neighbours and notebooks become pages, and links lead to where pages lie there."""
 
 import posixpath
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from notebook_page import DOWNLOAD, notebook_page  # lies beside this file, where mkdocs looks while it loads a hook
 
 ROOT = Path(__file__).parents[1]
 PAGES = {  # of the repository's root, by their place on the site
@@ -19,9 +20,12 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the root."""
+    """Add the pages of the root and of notebooks, which stay as files to download."""
     for name, place in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / name).read_text(encoding="utf-8")))
+    for notebook in sorted((ROOT / "docs").rglob("*.ipynb")):
+        place = notebook.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+        files.append(File.generated(config, place, content=notebook_page(notebook)))
     return files
 
 
@@ -36,6 +40,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match[0]
         whole = posixpath.normpath(posixpath.join(posixpath.dirname(home), path))
         place = PAGES.get(whole) or whole.removeprefix("docs/")
+        if place.endswith(".ipynb") and text != DOWNLOAD:
+            place = place.removesuffix("ipynb") + "md"
         if (ROOT / whole).is_dir() and (ROOT / whole / "README.md").is_file():
             place = posixpath.join(place, "README.md")
         if whole not in PAGES and (not whole.startswith("docs/") or files.get_file_from_path(place) is None):

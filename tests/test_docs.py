@@ -55,6 +55,7 @@ def listed(nav: Any) -> Iterator[str]:
 def test_the_site_lists_every_page() -> None:
     nav = set(listed(yaml.safe_load((CLONE / "mkdocs.yml").read_text())["nav"]))
     made = set(re.findall(r'": "([a-z-]+\.md)"', (CLONE / "docs/site_pages.py").read_text()))
+    made |= {str(path.relative_to(CLONE / "docs").with_suffix(".md")) for path in (CLONE / "docs").rglob("*.ipynb")}
     assert nav == made | {str(path.relative_to(CLONE / "docs")) for path in (CLONE / "docs").rglob("*.md")}
 
 
