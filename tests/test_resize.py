@@ -2,18 +2,25 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import peers
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SHAPE, SIDE
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
+from opensiglip.checkpoints.contents import Contents
 from opensiglip.checkpoints.fit import OURS, fit
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.data.fields.frame import Frame
 from opensiglip.models.model import Model
-from opensiglip.models.resize import resize_patches, resize_positions
+from opensiglip.models.resize import resize_patches, resize_positions, stretch_positions
+from opensiglip.models.sizes import Architecture
+from opensiglip.training.run import train
 
 
 def kernel(side: int) -> Tensor:
@@ -93,3 +100,43 @@ def test_only_official_weights_of_fixed_resolution_are_resized_so(tmp_path: Path
         model = Model.new(larger, opened.model.vocabulary)
         fit(model, start)
         assert torch.equal(model.state_dict()[name], resize_positions(table, 8, 8, corner_aligned=official))
+
+
+def test_a_longer_text_keeps_its_first_positions_and_its_last() -> None:
+    name, table = "text.tower.embeddings.position_embedding.weight", torch.randn(24, 3, dtype=torch.float64)
+    grown = stretch_positions(name, table, torch.empty(30, 3))
+    assert torch.equal(grown[:20], table[:20]) and torch.equal(grown[-1], table[-1]) and len(grown) == 30
+    places = np.linspace(0, 3, 10)  # of the ten that are left, in the four that were
+    for column in range(3):
+        expected = np.interp(places, np.arange(4), table[20:, column].numpy())
+        np.testing.assert_allclose(grown[20:, column].numpy(), expected, rtol=0, atol=1e-12)
+    short = torch.randn(4, 3)
+    assert torch.equal(stretch_positions(name, short, torch.empty(9, 3))[:2], short[:2])
+    assert stretch_positions(name, table, torch.empty(20, 3)) is table, "shorter ones are refused, not cut"
+    assert stretch_positions("vision.tower.embeddings.position_embedding.weight", table, torch.empty(30, 3)) is table
+
+
+def test_a_decoder_of_longer_texts_says_the_same_of_short_ones() -> None:
+    """It looks at no later token, so up to the twentieth nothing has changed."""
+    old, new = (Model.new(Architecture(32, 8, length, SHAPE, None, SHAPE), 60).eval() for length in (24, 40))
+    fit(new, Contents("old", old, Frame(32), OURS))
+    assert old.decoder is not None and new.decoder is not None
+    ids, places = torch.randint(60, (2, 20)), torch.arange(20).expand(2, 20)
+    row = ids, places, torch.zeros_like(ids), torch.zeros(2, 20, dtype=torch.bool), torch.randn(2, 16, SHAPE.width)
+    with torch.no_grad():
+        torch.testing.assert_close(new.decoder(*row), old.decoder(*row), rtol=0, atol=1e-6)
+        assert not torch.equal(new.decoder.position[22], old.decoder.position[22])
+
+
+def test_a_run_begins_with_longer_texts_than_its_checkpoint(folder: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"data": [folder], "steps": 1, "batch_size": 4, "workers": 0, "held_out": 0}
+    given |= {"precision": "fp32", "distill_start": 1.0}
+    train("siglip2", out=tmp_path / "short", size="32x2x64x2/8", resolution=SIDE, length=24, vocabulary=300, **given)
+    train("siglip2", out=tmp_path / "long", init=str(tmp_path / "short"), length=40, lr=1e-9, **given)
+    short, long = (Pretrained.open(str(tmp_path / name)) for name in ("short", "long"))
+    assert short.pipeline is not None and long.pipeline is not None
+    assert (short.pipeline.policy.length, long.pipeline.policy.length) == (24, 40)
+    for part in ("text.tower.embeddings.position_embedding.weight", "decoder.position"):
+        before, after = short.model.state_dict()[part], long.model.state_dict()[part]
+        assert len(after) == 40
+        torch.testing.assert_close(after[:20], before[:20], rtol=0, atol=1e-6)

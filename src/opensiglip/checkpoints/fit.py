@@ -11,7 +11,7 @@ from opensiglip.checkpoints.contents import Contents
 from opensiglip.errors import UserError
 from opensiglip.models.limits import check_sizes
 from opensiglip.models.model import Model
-from opensiglip.models.resize import resize_tensor
+from opensiglip.models.resize import resize_tensor, stretch_positions
 from opensiglip.models.sizes import Architecture
 
 # A part that one side has whole and the other lacks whole starts fresh, or is left out; the first that fits counts.
@@ -73,7 +73,8 @@ class Fitted:
 def fit(model: Model, checkpoint: Contents) -> Fitted:
     """Copy the checkpoint's weights into the model. Raises UserError naming a tensor, both shapes and the mend.
 
-    Positions of an official checkpoint of fixed resolution are resized as big_vision does it, all others as NaFlex.
+    Positions of an official checkpoint of fixed resolution are resized as big_vision does it, all others as NaFlex;
+    those of texts are stretched where texts grow.
     """
     own, state, resized = model.state_dict(), checkpoint.model.state_dict(), []
     corner_aligned = checkpoint.format != OURS and not checkpoint.model.architecture.naflex
@@ -86,6 +87,7 @@ def fit(model: Model, checkpoint: Contents) -> Fitted:
     shared = [name for name in own if name in state]  # in the order of the networks: a refusal names the same one
     for name in shared:
         value = resize_tensor(name, state[name], own[name], corner_aligned=corner_aligned)
+        value = stretch_positions(name, value, own[name])
         if value.shape != own[name].shape:
             was, wanted = list(state[name].shape), list(own[name].shape)
             raise UserError(f"{checkpoint.name}: {name} is {was} and has to be {wanted}; {MEND}")

@@ -11,6 +11,8 @@ from opensiglip.float64 import widen, widest
 TOWERS = ("vision.tower.", "teacher.copy.tower.")  # as a model names its image tower, and a learner the teacher's
 POSITIONS = (*(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS), "decoder.image_position")
 PATCHES = tuple(f"{tower}embeddings.patch_embedding.weight" for tower in TOWERS)
+LENGTHS = ("text.tower.embeddings.position_embedding.weight", "text.position", "decoder.position")  # one for each token
+KEPT = 20  # positions of a text that stay when it grows; most captions have no more tokens (Long-CLIP, Sec. 3.2)
 CONVOLUTION = 4  # dimensions of a patch embedding; NaFlex has it as a matrix [D, p * p * 3], of columns y, x, colour
 
 
@@ -47,6 +49,20 @@ def resize_positions(table: Tensor, height: int, width: int, *, corner_aligned: 
     how = {"align_corners": True} if corner_aligned else {"align_corners": False, "antialias": True}
     resized = F.interpolate(grid, size=(height, width), mode="bilinear", **how)
     return resized.flatten(2).mT[0].to(table.dtype)
+
+
+def stretch_positions(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A text's learned positions [L, D] for more tokens, as `like` has them; any other tensor as it is.
+
+    The first `KEPT` stay, and so does the last, which SigLIP pools; between, they are linear in the old ones.
+    (Long-CLIP, arXiv:2403.15378)
+    """
+    if not name.endswith(LENGTHS) or tensor.shape[1:] != like.shape[1:] or not 2 <= len(tensor) < len(like):
+        return tensor
+    kept = min(KEPT, len(tensor) - 2)
+    tail = tensor[kept:].to(torch.promote_types(tensor.dtype, torch.float32)).T[None]
+    tail = F.interpolate(tail, size=len(like) - kept, mode="linear", align_corners=True)
+    return torch.cat([tensor[:kept], tail[0].T.to(tensor.dtype)])
 
 
 def resize_patches(kernel: Tensor, side: int) -> Tensor:
