@@ -325,12 +325,19 @@ def test_what_can_not_be_continued_is_one_sentence(
     assert said.startswith("opensiglip: ") and said.count("\n") == 1 and part in said
 
 
+@pytest.mark.parametrize("flag", ["--continue-from", "--config"])
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [("keywords", "tasks", "{file}:mine:2,cap"), ("train", "data", ["scenes", "python:{file}:rows?text=a"])],
 )
 def test_a_run_names_no_file_to_run_unless_it_is_trusted(
-    part: str, key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flag: str,
+    part: str,
+    key: str,
+    value: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A run may come from anyone: its config.json names the file, and the command names the run alone."""
     monkeypatch.chdir(tmp_path)
@@ -339,13 +346,17 @@ def test_a_run_names_no_file_to_run_unless_it_is_trusted(
     record[part][key] = json.loads(json.dumps(value).replace("{file}", "theirs.py"))
     Path("run").mkdir()
     Path("run/config.json").write_text(json.dumps(record))
-    words = ["train", "tasks", "--continue-from", "run", "--out", "out", "--size", "tiny"]
+    words = ["train", "tasks", flag, "run", "--out", "out", "--size", "tiny"]
+    Path("out/model").mkdir(parents=True)
+    for ended in ("out", "out/model"):
+        Path(ended, "config.json").write_text("{}")
     assert cli.main(words) == 2 and not Path("ran").exists()
     said = capsys.readouterr().err
     assert f"run's --{key} is " in said and said.rstrip().endswith(f"give --trust, or give --{key} yourself.")
     own = {"tasks": "cap", "data": "scenes"}[key]
-    assert cli.main([*words, f"--{key}", own]) == 2 and not Path("ran").exists()  # it has no checkpoints
-    assert "that run has checkpoints at nowhere" in capsys.readouterr().err
+    assert cli.main([*words, f"--{key}", own]) == 2 and not Path("ran").exists()
+    said = capsys.readouterr().err
+    assert "that run has checkpoints at nowhere" in said or "--out out already holds a run" in said
     assert cli.main([*words, "--trust"]) == 2 and Path("ran").exists()
 
 

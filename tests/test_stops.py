@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -79,6 +80,24 @@ def test_the_second_signal_stops_at_once(signals_in_step: Callable[..., None], r
     assert not isinstance(stop.value, Stopped)
 
 
+def test_a_signal_while_the_last_step_is_saved_stops_before_the_export(
+    run: Run, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, describe = tmp_path / "run", checkpoint.write_manifest
+
+    def asked(part: Path, step: int) -> None:
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        describe(part, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"SIGTERM; --resume goes on from .*00000006\.$"):
+        patch.setattr(checkpoint, "write_manifest", asked)
+        run(out)
+    assert not RunFolder(out).ended
+    run(out, resume=True)
+    assert RunFolder(out).ended and (out / LEARNER).read_bytes() == (straight / LEARNER).read_bytes()
+
+
 def test_the_command_line_ends_with_75_and_outside_steps_at_once(
     recipe: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,12 +112,11 @@ def test_the_command_line_ends_with_75_and_outside_steps_at_once(
 def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     stop = Stop()
-    with stop.waits():
+    with pytest.raises(KeyboardInterrupt), stop.waits():
         stop.received(signal.SIGTERM)
         stop.received(signal.SIGTERM)
         stop.since -= 2 * stop_module.ONE_REQUEST
-        with pytest.raises(KeyboardInterrupt):
-            stop.received(signal.SIGTERM)
+        stop.received(signal.SIGTERM)
 
 
 def test_a_rank_whose_launcher_is_gone_asks_to_stop_and_then_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +319,25 @@ def test_weights_that_are_not_finite_are_refused_when_a_model_is_opened(
     for opened in (Pretrained.open, Model.from_pretrained):
         with pytest.raises(UserError, match=r"model has weights that are not finite, in logit_bias; take"):
             opened(tmp_path / "model")
+
+
+@pytest.mark.parametrize("file", ["learner", "optimizer"])
+def test_a_run_goes_on_from_no_weights_that_are_not_finite(file: str, run: Run, straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    for saved in RunFolder(tmp_path / "run").complete():
+        tensors = load_file(saved / f"{file}.safetensors")
+        name = next(name for name in tensors if name.startswith("model.logit_bias"))
+        tensors[name].fill_(float("nan"))
+        save_file(tensors, saved / f"{file}.safetensors")
+        (saved / "manifest.json").unlink()
+    words = f"{saved} has weights that are not finite, in {name}; delete that folder, and --resume goes on from the one"
+    with pytest.raises(UserError, match=words):
+        run(tmp_path / "run", resume=True)
+    first = saved.with_name("step-00000003")
+    with pytest.raises(
+        UserError, match=f"{first} has weights that are not finite, in {name}; continue from an earlier"
+    ):
+        run(tmp_path / "more", continue_from=str(first))
 
 
 def test_the_best_checkpoint_stays_and_training_ends_where_none_better_comes(

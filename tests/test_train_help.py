@@ -117,7 +117,7 @@ def test_a_file_of_arguments_is_what_holds_below_the_flags(tmp_path: Path) -> No
     file = record(tmp_path)
     for given in (file, tmp_path):
         node, _ = find(["train", "siglip"])
-        known = node.flags(["--config", str(given), "--length", "32"])[0].parameters  # type: ignore[union-attr]
+        known = node.flags(["--config", str(given), "--steps", "32"])[0].parameters  # type: ignore[union-attr]
         assert (known["lr"].default, known["length"].default, known["data"].default) == (0.5, 16, ("scenes",))
 
 
@@ -127,6 +127,14 @@ def test_a_file_of_arguments_is_what_holds_below_the_flags(tmp_path: Path) -> No
         ({"recipe": "cap"}, "is of the recipe cap, not siglip"),
         ({"keywords": {"colour": 3}}, "train siglip has no 'colour' in this version"),
         ({"train": 3}, "can't be read"),
+        ({"train": {"steps": "6"}}, "that run's --steps is 6, which it can't be; give --steps yourself."),
+        ({"train": {"steps": True}}, "--steps is True"),
+        ({"train": {"betas": [0.9]}}, "--betas is (0.9,)"),
+        ({"train": {"data": [["scenes"]]}}, "--data is (['scenes'],)"),
+        ({"train": {"freeze": "all"}}, "--freeze is all"),
+        ({"keywords": {"size": None}}, "--size is None"),
+        ({"train": {"steps": 10**400}}, "--steps 1000000000000000000000000000000000000000 is out of range"),
+        ({"train": {"lr": float("inf")}}, "--lr inf is out of range"),
     ],
 )
 def test_a_file_of_arguments_that_does_not_fit_is_one_sentence(

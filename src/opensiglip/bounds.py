@@ -20,7 +20,7 @@ class Bounds:
 
     def __contains__(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.more_than is None or value > self.more_than)
             and (self.at_most is None or value <= self.at_most)
@@ -61,4 +61,4 @@ def check_bounds(function: Callable[..., Any], values: Mapping[str, Any]) -> Non
         for number in numbers if name in bounds else ():
             if isinstance(number, int | float) and number not in bounds[name]:
                 flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} {number} is out of range; give a number of {bounds[name]}.")
+                raise UserError(f"{flag} {str(number)[:40]} is out of range; give a number of {bounds[name]}.")

@@ -8,12 +8,14 @@ from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 SOURCE = Path(__file__).parents[2]  # holds the package; benchmarks/ and studies/ lie beside it in a clone
 ROOTS = (SOURCE, SOURCE.parent)
 LIGHT = sys.stdlib_module_names | {"tyro"}  # imported in milliseconds
 KINDS = inspect.Parameter
+JSON: dict[Any, Any] = {bool: bool, int: int, float: (int, float), str: str, Path: str, NoneType: NoneType}
 
 
 class NotPlainError(Exception):
@@ -69,6 +71,23 @@ def of_fields(config: type, **types: Any) -> list[inspect.Parameter]:
         )
         for one in fields(config)
     ]
+
+
+def takes(annotation: Any, value: Any) -> bool:
+    """Whether a value of JSON, its lists as tuples, is of the kind that an annotation names; unknown kinds take all."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return takes(parts[0], value)
+    if kind in (Union, UnionType):
+        return any(takes(part, value) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind is tuple:
+        wanted = parts[:1] * len(value) if isinstance(value, tuple) and Ellipsis in parts else parts
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(takes, wanted, value))
+    if annotation not in JSON:
+        return True
+    return isinstance(value, JSON[annotation]) and isinstance(value, bool) == (annotation is bool)
 
 
 def file_of(module: str) -> Path:

@@ -42,14 +42,15 @@ class Train:
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """TrainConfig's and the recipe's, with defaults from the run that --continue-from names. Raises UserError."""
-        defaults = {**TRAINED.get(self.recipe, {}), **configured(self.recipe, words)}
+        defaults, run = configured(self.recipe, words), continued(words)
         several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]  # --data A --data B
         shared = signature.of_fields(TrainConfig, data=several)
         known = [*shared, *keywords(self.own[0])]
         if unknown := defaults.keys() - {one.name for one in known}:
             raise UserError(f"--config: train {self.recipe} has no {min(unknown)!r} in this version; remove it there.")
-        names = {one.name for one in known}  # a recipe that continues another has not all of its keywords
-        defaults = {name: value for name, value in continued(words).items() if name in names} | defaults
+        check_kinds(f"--config {value_of('--config', words)}", known, defaults)
+        check_kinds(f"--continue-from {value_of('--continue-from', words)}", known, run)
+        defaults = run | TRAINED.get(self.recipe, {}) | defaults  # of a run's, those that this recipe has, too
         parameters = [*(one.replace(default=defaults.get(one.name, one.default)) for one in known), *OWN]
         return inspect.Signature(parameters), joined(self.own[1], (TrainConfig.__doc__ or "") + OWN_DOC)
 
@@ -145,10 +146,7 @@ def continued(words: Sequence[str]) -> dict[str, Any]:
         return {}
     from opensiglip.training.record import inherited
 
-    # What is given stays away from what the other run had: --data would be added to it.
-    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
-    return inherited(run, given, trust="--trust" in flags)
+    return inherited(run, named(words), trust="--trust" in words)
 
 
 def configured(recipe: str, words: Sequence[str]) -> dict[str, Any]:
@@ -158,10 +156,23 @@ def configured(recipe: str, words: Sequence[str]) -> dict[str, Any]:
         return {}
     from opensiglip.training.record import of_config
 
-    defaults = of_config(Path(file), recipe)
-    if value_of("--data", words) is not None:  # else what is given would be added
-        defaults.pop("data", None)
-    return defaults
+    return of_config(Path(file), recipe, named(words), trust="--trust" in words)
+
+
+def named(words: Sequence[str]) -> set[str]:
+    """The arguments that are given, for which no file is asked: what it has for --data would be added."""
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+
+
+def check_kinds(source: str, known: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> None:
+    """Raises UserError on the first of a file's values that its keyword does not take: nothing has parsed them."""
+    for one in known:
+        if one.name in values and not signature.takes(one.annotation, values[one.name]):
+            flag = f"--{one.name.replace('_', '-')}"
+            raise UserError(
+                f"{source}: that run's {flag} is {str(values[one.name])[:60]}, which it can't be; give {flag} yourself."
+            )
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:

@@ -49,7 +49,7 @@ class Pretrained(Contents):
         """
         found = cls._found(str(spec))
         if isinstance(found.model, nn.Module):
-            refuse_not_finite(found.name, found.model)
+            refuse_not_finite(found.name, found.model.state_dict())
         return found
 
     @classmethod

@@ -5,13 +5,13 @@ machine's memory, or hours.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from opensiglip.bounds import Bounds
 from opensiglip.errors import UserError, first_line
@@ -57,7 +57,7 @@ def check_sizes(config: Any, where: object) -> None:
             continue
         bounds = SIZES.get(key, ANY)
         whole = key not in SIZES or key in FRACTIONS or (isinstance(value, int) and not isinstance(value, bool))
-        if not whole or not isinstance(value, int | float) or not _inside(value, bounds):
+        if not whole or not isinstance(value, int | float) or value not in bounds:
             kind = "whole number" if key in SIZES and key not in FRACTIONS else "number"
             raise UserError(f"{where} has {key} {str(value)[:40]}; give a {kind} of {bounds}, or fetch it again.")
 
@@ -74,13 +74,13 @@ def check_room(where: object, networks: nn.Module, stored: int) -> None:
         )
 
 
-def refuse_not_finite(where: object, networks: nn.Module) -> None:
+def refuse_not_finite(
+    where: object, weights: Mapping[str, Tensor], mend: str = "take an earlier checkpoint, or fetch it again"
+) -> None:
     """Raises UserError on the first weight that is NaN or infinite: its answers would be noise, or nothing."""
-    for key, weight in networks.state_dict().items():
+    for key, weight in weights.items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise UserError(
-                f"{where} has weights that are not finite, in {key}; take an earlier checkpoint, or fetch it again."
-            )
+            raise UserError(f"{where} has weights that are not finite, in {key}; {mend}.")
 
 
 def stored_in(folder: Path) -> int:
@@ -107,10 +107,3 @@ def _named(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _named(one, key)
     else:
         yield key, value
-
-
-def _inside(value: float, bounds: Bounds) -> bool:
-    try:
-        return value in bounds
-    except OverflowError:  # an integer of hundreds of digits
-        return False

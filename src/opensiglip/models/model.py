@@ -203,7 +203,7 @@ class Model(nn.Module):
             _load(model, folder / "beside.safetensors", names, strict=False)
         if model.decoder is not None:
             _load(model.decoder, folder / "decoder.safetensors", model.decoder.state_dict().keys())
-        refuse_not_finite(folder, model)
+        refuse_not_finite(folder, model.state_dict())
         if model.text is not None and not model.logit_scale.any() and not model.logit_bias.any():
             warnings.warn(
                 f"{folder} has logit_scale and logit_bias 0: "

@@ -51,7 +51,7 @@ def load(name: str, what: str | None = None) -> TimmWrapperModel:
     tower, report = made
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{what or name} has no {missing[0]}, which its encoder needs; fetch or save it again, whole.")
-    refuse_not_finite(name, tower)
+    refuse_not_finite(name, tower.state_dict())
     return tower
 
 

@@ -55,5 +55,5 @@ def load_tower(place: str, flag: str) -> PreTrainedModel:
     tower, report = made
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(f"{flag} {place} has no {missing[0]}, which its network needs; fetch or save it again, whole.")
-    refuse_not_finite(place, tower)
+    refuse_not_finite(place, tower.state_dict())
     return tower

@@ -11,12 +11,12 @@ from opensiglip.recipes.recipe import Recipe
 def silc(
     *,
     size: str = "B/16",
-    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
-    length: Annotated[int, Bounds(at_least=8)] = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1, at_most=2**14)] = None,
+    length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     logit_bias: str = "-10",
     multi_positive: bool = False,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
-    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
+    prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
     """SILC: image and text aligned, local crops taught by an EMA teacher of large ones.    (arXiv:2310.13355)
 
@@ -50,14 +50,14 @@ def silc(
 def tips(
     *,
     size: str = "B/16",
-    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
-    length: Annotated[int, Bounds(at_least=8)] = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1, at_most=2**14)] = None,
+    length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     mask: Annotated[float, Bounds(more_than=0, at_most=1)] = 0.75,
     logit_bias: str = "-10",
     multi_positive: bool = False,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.994,
     momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
-    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
+    prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
     """TIPS: two captions aligned with two pooled features; self-distillation; masked patches.    (arXiv:2410.16512)
 
@@ -84,14 +84,14 @@ def tips(
 def tips2(
     *,
     size: str = "B/16",
-    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
-    length: Annotated[int, Bounds(at_least=8)] = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1, at_most=2**14)] = None,
+    length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     mask: Annotated[float, Bounds(more_than=0, at_most=1)] = 0.75,
     logit_bias: str = "-10",
     multi_positive: bool = False,
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.994,
     momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
-    prototypes: Annotated[int | None, Bounds(at_least=2)] = None,
+    prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
     """TIPSv2: TIPS with every patch predicted, hidden or not, and averages of the heads alone.    (arXiv:2604.12012)
 

@@ -14,13 +14,13 @@ MIXTURE = "caption:4,aref:2,gcap:2,answer:2,question:1,detect:1,count:1"
 def tasks(
     *,
     size: str = "B/16",
-    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
-    length: Annotated[int, Bounds(at_least=8)] = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1, at_most=2**14)] = None,
+    length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     tasks: str = MIXTURE,
-    texts: Annotated[int, Bounds(at_least=1)] = 3,
+    texts: Annotated[int, Bounds(at_least=1, at_most=1024)] = 3,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
-    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """Tasks: PaLI's unified text interface on CapPa's decoder; every task is a question and an answer.    (after PaLI)
@@ -57,13 +57,13 @@ def pali(
     encoder: str | None = None,
     frozen: bool = True,
     size: str = "B/16",
-    resolution: Annotated[int | None, Bounds(at_least=1)] = None,
-    length: Annotated[int, Bounds(at_least=8)] = 64,
+    resolution: Annotated[int | None, Bounds(at_least=1, at_most=2**14)] = None,
+    length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     tasks: str = MIXTURE,
-    texts: Annotated[int, Bounds(at_least=1)] = 3,
+    texts: Annotated[int, Bounds(at_least=1, at_most=1024)] = 3,
     boxes: str = "y1 x1 y2 x2",
-    decoder_depth: Annotated[int | None, Bounds(at_least=1)] = None,
-    decoder_width: Annotated[int | None, Bounds(at_least=1)] = None,
+    decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
+    decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
     """PaLI: image tokens and a prompt into a T5 encoder-decoder, which answers in text.    (arXiv:2209.06794)

@@ -17,6 +17,7 @@ from opensiglip.checkpoints.run_folder import DAMAGED, PART, RunFolder, learner_
 from opensiglip.disk import refusals, whole_file, whole_folder
 from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import write_json
+from opensiglip.models.limits import refuse_not_finite
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
 from opensiglip.training.learner import Learner
@@ -130,6 +131,8 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
     _check_names(path, weights.keys(), own.keys())
     for name, tensor in own.items():
         _check_shape(path, name, weights[name], tensor)
+    mend = "delete that folder, and --resume goes on from the one before"
+    refuse_not_finite(f"checkpoint {path}", weights | moments, mend)
     parameters = dict(learner.named_parameters())
     states = by_parameter(moments)
     _check_names(path, states.keys() | parameters.keys(), parameters.keys())

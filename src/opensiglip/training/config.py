@@ -65,7 +65,7 @@ class TrainConfig:
         workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
         continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
             90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
-        trust: run the Python files that the run of `continue_from` names as its tasks or data.
+        trust: run the Python files that the run of `continue_from`, or of --config, names as its tasks or data.
         resume: go on from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
         cache_gb: gigabytes of this node's disk for shards that are fetched from object stores and web servers.
@@ -111,13 +111,13 @@ class TrainConfig:
     languages: str | None = None
     language_weights: str | None = None
     tokenizer: str | None = None
-    vocabulary: Annotated[int, Bounds(at_least=258)] = 8192  # the 256 bytes, pad and eos at least
-    steps: Annotated[int | None, Bounds(at_least=1)] = None
-    epochs: Annotated[float | None, Bounds(more_than=0)] = None
-    batch_size: Annotated[int, Bounds(at_least=1)] = 128
-    accumulate: Annotated[int, Bounds(at_least=1)] = 1
+    vocabulary: Annotated[int, Bounds(at_least=258, at_most=2**22)] = 8192  # the 256 bytes, pad and eos at least
+    steps: Annotated[int | None, Bounds(at_least=1, at_most=2**32)] = None
+    epochs: Annotated[float | None, Bounds(more_than=0, at_most=1e6)] = None
+    batch_size: Annotated[int, Bounds(at_least=1, at_most=2**24)] = 128
+    accumulate: Annotated[int, Bounds(at_least=1, at_most=2**24)] = 1
     lr: Annotated[float, Bounds(more_than=0)] = 1e-3
-    warmup: Annotated[int | None, Bounds(at_least=0)] = None
+    warmup: Annotated[int | None, Bounds(at_least=0, at_most=2**32)] = None
     weight_decay: Annotated[float, Bounds(at_least=0)] = 0.1
     betas: Annotated[tuple[float, float], Bounds(at_least=0, less_than=1)] = (0.9, 0.95)
     optimizer: OptimizerName = "adamw"
@@ -131,7 +131,7 @@ class TrainConfig:
     memory_check: bool = True
     shard: bool = False
     checkpointing: bool = False
-    workers: Annotated[int | None, Bounds(at_least=0)] = None
+    workers: Annotated[int | None, Bounds(at_least=0, at_most=1024)] = None
     continue_from: str | None = None
     trust: bool = False
     resume: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor
 from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
 from opensiglip.errors import UserError, first_line
+from opensiglip.models.limits import refuse_not_finite
 from opensiglip.models.resize import resize_tensor
 from opensiglip.training.checkpoint import by_parameter, restored
 from opensiglip.training.learner import Learner
@@ -61,6 +62,7 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
         moments = load_file(optimizer_of(origin.checkpoint))
     except (OSError, SafetensorError) as error:
         raise damaged(origin.checkpoint, first_line(error)) from error
+    refuse_not_finite(f"checkpoint {origin.checkpoint}", old | moments, "continue from an earlier one")
     wanted = learner.state_dict()
     missing = next((name for name in wanted if name not in old), None)
     if missing is not None:

@@ -100,17 +100,17 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     write_json(RunFolder(folder).config, record | {"command": command(record, folder)})
 
 
-def of_config(path: Path, recipe: str) -> dict[str, Any]:
-    """A run's arguments, by its config.json or folder, for another run of its recipe. Raises UserError."""
+def of_config(path: Path, recipe: str, given: Collection[str] = (), *, trust: bool = False) -> dict[str, Any]:
+    """A run's arguments, by its config.json or folder, for another run of its recipe; those `given` are left out.
+
+    Raises UserError, also where one names a Python file that is not to be trusted, as `inherited` does.
+    """
     record = read_record(RunFolder(path).config if path.is_dir() else path)
     if record.get("recipe") != recipe:
         raise UserError(
             f"--config {path} is of the recipe {record.get('recipe')}, not {recipe}; train that, or another file."
         )
-    values = {**record["train"], **record["keywords"]}
-    return {
-        key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in ("resume", "changed")
-    }
+    return taken(f"--config {path}", record, {"resume", "changed", "trust", *given}, trust)
 
 
 def stored(run: Path) -> dict[str, Any]:
@@ -136,14 +136,18 @@ def inherited(name: str | None, given: Collection[str] = (), *, trust: bool = Fa
     """
     if name is None:
         return {}
-    record = stored(run_of(name))
-    values = {key: v for key, v in {**record["train"], **record["keywords"]}.items() if key not in {*OWN, *given}}
+    return taken(f"--continue-from {name}", stored(run_of(name)), {*OWN, *given}, trust)
+
+
+def taken(source: str, record: Mapping[str, Any], but: Collection[str], trust: bool) -> dict[str, Any]:
+    """The arguments of a run's record, without those named in `but`; `source` is the flag that asks for them."""
+    values = {key: value for key, value in {**record["train"], **record["keywords"]}.items() if key not in but}
     for key, value in values.items():
         if not trust and (file := user_file.named_in(value)) is not None:
             flag = f"--{key.replace('_', '-')}"
             raise UserError(
-                f"--continue-from {name}: that run's {flag} is {file}, a Python file that would be run; read the file "
-                f"and give --trust, or give {flag} yourself."
+                f"{source}: that run's {flag} is {file}, a Python file that would be run; read the file and give "
+                f"--trust, or give {flag} yourself."
             )
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 

@@ -26,12 +26,14 @@ class Stop:
 
     @contextmanager
     def waits(self) -> Iterator[None]:
-        """Inside, whoever asks waits until `by` is looked at."""
+        """Inside, whoever asks waits until `by` is looked at. Raises Stopped at the end where nothing has by then."""
         self.stepping = True
         try:
             yield
         finally:
             self.stepping = False
+        if self.by is not None:  # since the last step looked
+            raise Stopped
 
     def received(self, number: int, frame: FrameType | None = None) -> None:
         """A signal's handler. Raises Stopped outside steps, and KeyboardInterrupt where it is the second."""
