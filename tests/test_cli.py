@@ -433,3 +433,12 @@ def test_a_reader_that_has_enough_gets_no_traceback() -> None:
     command.stdout.close()
     assert command.communicate(timeout=60)[1] == ""
     assert command.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_that_takes_no_more_is_a_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "opensiglip", "recipes"]
+        command = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert command.stderr == "opensiglip: the output can't be written (No space left on device); make room.\n"
+    assert command.returncode == 2

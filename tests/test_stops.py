@@ -258,6 +258,21 @@ def test_a_run_whose_first_checkpoint_failed_starts_again_as_it_is(
     assert "came to no checkpoint: it begins anew" in capsys.readouterr().out
 
 
+def test_a_full_disk_that_a_library_tells_of_is_a_sentence_in_every_command(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tokenizers and safetensors raise errors of their own, which only end in the system's number."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(Pretrained, "save", refuse)
+    assert main(["export", str(straight), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"opensiglip: {tmp_path}/out can't be written (No space left on device: ")
+    assert said.endswith(" MB are free); make room, or name another --out.\n") and said.count("\n") == 1
+
+
 # Workers
 
 

@@ -18,6 +18,7 @@ from opensiglip.apps.sentence import check_switches, rejected_flags, rejected_wo
 from opensiglip.apps.signature import like
 from opensiglip.apps.train import Train
 from opensiglip.apps.train_help import HELP, HELP_ALL, help_text
+from opensiglip.disk import FULL, refusal
 from opensiglip.errors import Stopped, UserError
 
 EVERYWHERE = {"--quiet", "--verbose"}  # flags that every command takes
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run([word for word in words if word not in EVERYWHERE])
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough; Python must not flush what is left when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
+        drop_output()
         return 141  # as a shell has it: 128 + SIGPIPE
     except UserError as error:
         say(str(error), 2)
@@ -47,10 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         say(str(stop), stop.code)
         return stop.code
+    except OSError as error:
+        if refusal(error) not in FULL:
+            raise
+        drop_output()
+        say(f"{error.filename or 'the output'} can't be written ({error.strerror}); make room.", 2)
+        return 2
     except KeyboardInterrupt as stop:
         say(str(stop) or "stopped.", 130)
         return 130
     return 0
+
+
+def drop_output() -> None:
+    """Python must not flush what is left when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(words: list[str]) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from opensiglip.apps import signature
 from opensiglip.apps.plan import plans
 from opensiglip.apps.train import recipes
-from opensiglip.disk import writable
+from opensiglip.disk import refusals, writable
 from opensiglip.errors import UserError
 
 CLONE = Path(__file__).parents[3]  # in a clone it holds benchmarks/ and studies/; a wheel has neither
@@ -45,11 +46,13 @@ class Command:
         return signature.read(self.module, self.function)
 
     def call(self, flags: Mapping[str, Any]) -> None:
-        """Import the module and call the function."""
+        """Import the module and call the function. Raises UserError where the disk refuses what goes to --out."""
         function = getattr(import_module(self.module), self.function)
         if not self.light:
             import_module("opensiglip.apps.quiet").quiet_libraries()
-        function(**flags)
+        out = flags.get("out")
+        with nullcontext() if out is None else refusals(Path(out), "make room, or name another --out"):
+            function(**flags)
 
 
 class Measurement(Command):

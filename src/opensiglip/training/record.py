@@ -87,7 +87,7 @@ def claim(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder} can't be made ({error.strerror}).") from error
+        raise UserError(f"--out {folder} can't be made ({error.strerror}); name another folder.") from error
     try:
         (folder / ".part").touch()
         (folder / ".part").unlink()
