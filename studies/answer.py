@@ -1,9 +1,11 @@
 """What a study found: every run's metrics with intervals, and paired differences between runs, in words."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from opensiglip.checkpoints.run_folder import RunFolder
@@ -93,10 +95,12 @@ def columns(study: Study, jobs: Sequence[Job]) -> list[Column]:
 
 
 def costs(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """By run, of its first seed: weights of image tower and all, images seen, and the command that repeats it."""
+    """By run: the median over seeds of its images/s, and of its first seed weights, images and the command again."""
     found: dict[str, dict[str, Any]] = {}
+    speeds = defaultdict[str, list[float]](list)
     for job in jobs:
         summary = json.loads(RunFolder(job.folder).summary.read_text(encoding="utf-8"))
+        speeds[job.run.name].append(summary["images_per_second"])
         found.setdefault(
             job.run.name,
             {
@@ -107,18 +111,21 @@ def costs(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
                 "command": summary["command"],
             },
         )
-    return found
+    return {name: cost | {"images_per_second": median(speeds[name])} for name, cost in found.items()}
 
 
-def table(found: Sequence[Column], runs: Sequence[str]) -> str:
-    """The figures for the terminal, then what they say."""
-    heads = [column.figure.title for column in found]
+def table(found: Sequence[Column], costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures for the terminal, then what they say. `costs`: of each run."""
+    runs, heads = list(costs), [column.figure.title for column in found]
     wide = [max(24, len(head) + 2) for head in heads]
     first = max(map(len, runs)) + 2
-    lines = [" " * first + "".join(f"{head:>{width}}" for head, width in zip(heads, wide, strict=True))]
+    lines = [
+        " " * first + "".join(f"{head:>{width}}" for head, width in zip(heads, wide, strict=True)) + "    images/s"
+    ]
     for name in runs:
         cells = [interval_text(column.means.get(name)) for column in found]
         lines.append(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide, strict=True)))
+        lines[-1] += f"{costs[name]['images_per_second']:>12.1f}"
     for column in found:
         lines += ["", column.sentence]
         lines += [f"  {higher} - {lower}: {interval_text(some, '+')}" for lower, higher, some in column.differences]

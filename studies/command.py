@@ -45,7 +45,7 @@ def study(
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            or FILE.py:NAME for one of your own.
+            optimizers, keep-tokens, or FILE.py:NAME for one of your own.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: how many times all runs are repeated, from seed 0 on.
@@ -59,14 +59,15 @@ def study(
     found = columns(chosen, jobs)
     examples = json.loads((jobs[0].folder / JUDGED / FILE).read_text(encoding="utf-8"))["examples"]
     words = ["opensiglip", "study", name, "--out", str(out), "--data", jobs[0].data]
+    spent = costs(jobs)
     facts = {
         "data": jobs[0].data,
         "budget": budget,
         "seeds": seeds,
         "examples": examples,
         "command": shlex.join([*words, "--seeds", str(seeds), "--budget", budget]),
-        "runs": costs(jobs),
+        "runs": spent,
     }
     page.write(out, chosen, found, facts)
-    print(f"\n{table(found, [run.name for run in chosen.runs])}")
+    print(f"\n{table(found, spent)}")
     print(f"\npage        {out / 'study.html'}\nfigures     {out / 'study.json'}\nplot        {out / 'study.png'}")

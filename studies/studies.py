@@ -3,13 +3,9 @@
 from typing import Any
 
 from opensiglip.evaluation.benchmark import ProbeConfig
+from studies.cheaper import KEEP, OPTIMIZERS
+from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
-
-EASY = "scenes:drawings=24,objects={},languages=en"
-# Of every run: images so small that sixteen patches cover them, and no room for longer texts than the scenes have.
-SMALL: dict[str, Any] = {"size": "tiny", "resolution": 32, "length": 24, "batch_size": 32, "lr": 0.001}
-LARGER: dict[str, Any] = SMALL | {"resolution": 64, "batch_size": 256}
-AUTO = {"logit_bias": "auto"}  # what a batch of 32 needs in place of -10
 
 
 def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), probe: int = 800) -> dict[str, Budget]:
@@ -169,9 +165,6 @@ WAYS: dict[str, dict[str, Any]] = {  # to choose half of each super-batch
 }
 
 
-TINIER: dict[str, Any] = SMALL | {"size": "64x2x128x2/8", "lr": 0.002}  # a step of 25 ms on one core
-
-
 def curation(percent: int) -> Study:
     """So many captions are exchanged; curated runs take 0.6 times the steps of the one that trains on all."""
     wrong = f"exchanged={percent / 100}"
@@ -231,5 +224,5 @@ TOKENS = Study(
     },
 )
 
-_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
+_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS, OPTIMIZERS, KEEP)
 STUDIES = {study.name: study for study in _ALL}

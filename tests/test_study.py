@@ -165,6 +165,9 @@ def test_the_command_writes_question_answer_table_and_plot(
     gap = mean["locating"]["mean"] - mean["comparing"]["mean"]
     assert mean["differences"]["locating - comparing"][0] == pytest.approx(gap, abs=1e-9)
     assert set(stored["figures"]["zero-shot"]) == {"comparing", "differences"}, "LocCa has no text tower"
+    files = straight.glob("seed-*/locating/summary.json")
+    speed = np.median([json.loads(file.read_text())["images_per_second"] for file in files])
+    assert stored["runs"]["locating"]["images_per_second"] == pytest.approx(speed) and f"{speed:12.1f}\n" in said
     assert "opensiglip train locca" in page and f"{mean['locating']['mean']:.3f} [" in page
 
 
@@ -218,7 +221,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
         assert set(figure.order) <= set(names)
-    trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks"}
+    trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]

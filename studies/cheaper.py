@@ -1,0 +1,60 @@
+"""Studies of what makes training cheaper: the optimizer, and fewer tokens."""
+
+from typing import Any
+
+from studies.settings import AUTO, EASY, LARGER, TINIER
+from studies.study import Budget, Figure, Run, Study
+
+# `make train` without its last stage, and shorter: SigLIP 2's comparison and captions on drawings.
+DRAWINGS: dict[str, Any] = AUTO | {
+    "size": "tiny",
+    "resolution": 64,
+    "length": 32,
+    "batch_size": 32,
+    "regions": 3,
+    "lr": 0.002,
+    "distill_start": 1.0,
+}
+OPTIMIZERS = Study(
+    name="optimizers",
+    question="Does Muon or Adafactor learn more than AdamW in as many steps?",
+    about=(
+        "`make train` without its last stage, and shorter, with each --optimizer at the same rate and decay. The "
+        "table's images a second say what a step costs."
+    ),
+    data=EASY.format(3),
+    runs=tuple(Run(name, "siglip2", {"optimizer": name}) for name in ("adamw", "muon", "adafactor")),
+    figures=(
+        Figure("retrieval", "image_to_text_r10", "image to text, R@10", ("adamw", "muon")),
+        Figure("retrieval", "text_to_image_r10", "text to image, R@10", ("adamw", "muon")),
+        Figure("grounding", "accuracy", "phrases found", ("adamw", "muon")),
+    ),
+    budgets={
+        "cpu-hour": Budget(DRAWINGS | {"steps": 300}, {"count": 500}),
+        "gpu-10min": Budget(DRAWINGS | {"batch_size": 256, "steps": 1500}, {"count": 500}),
+    },
+)
+
+KEEP = Study(
+    name="keep-tokens",
+    question="What does it cost to read a share of an image's patches?",
+    about=(
+        "SigLIP by Muon on all of the 64 patches, and on random ones of them with all in the last tenth, for the same "
+        "steps. `half-only` never sees whole images."
+    ),
+    data=EASY.format(3),
+    runs=(
+        Run("all", "siglip", AUTO),
+        Run("half", "siglip", AUTO | {"keep_tokens": 0.5}),
+        Run("quarter", "siglip", AUTO | {"keep_tokens": 0.25}),
+        Run("half-only", "siglip", AUTO | {"keep_tokens": 0.5, "full_from": 1.0}),
+    ),
+    figures=(
+        Figure("retrieval", "image_to_text_r1", "image to text, R@1", ("all", "half", "quarter")),
+        Figure("retrieval", "text_to_image_r1", "text to image, R@1", ("all", "half", "quarter")),
+    ),
+    budgets={
+        "cpu-hour": Budget(TINIER | {"resolution": 64, "optimizer": "muon", "steps": 900}, {"count": 500}),
+        "gpu-10min": Budget(LARGER | {"optimizer": "muon", "steps": 1500}, {"count": 500}),
+    },
+)
