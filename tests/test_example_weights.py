@@ -171,6 +171,8 @@ def test_weights_that_are_none_are_refused_in_a_sentence(
     (tmp_path / "w.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="can't be read as parquet"):
         read_weights(tmp_path / "w.parquet", source)
+    with pytest.raises(UserError, match="is no file; check the path"):
+        read_weights(tmp_path / "nowhere.parquet", source)
 
 
 def test_there_is_a_file_for_each_source() -> None:

@@ -82,8 +82,9 @@ def test_without_a_question_there_is_a_caption_and_a_picture(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["1.png"], "none of the images could be read"),
-        (["nowhere.png"], "none of the images could be read"),
+        (["1.png"], "1.png is no image that can be read"),
+        (["nowhere.png"], "there is no image"),
+        (["1.png", "nowhere.png"], "none of the images could be read"),
         (["*.gif"], "no image in *.gif"),
         (["0.png", "--describe", "1,2,3"], "'1,2,3' is no box"),
         (["0.png", "--describe", "1,2,3,x"], "is no box"),

@@ -97,6 +97,8 @@ def predict(
     for at in range(0, len(files), IMAGES):
         batch, reasons = read_files(files[at : at + IMAGES])
         broken += len(reasons)
+        if len(reasons) == len(files) == 1 and not json:
+            raise UserError(next(iter(reasons.values())))
         for path, reason in reasons.items():
             if json:
                 print(json_format.dumps({"image": str(path), "error": reason}), flush=True)

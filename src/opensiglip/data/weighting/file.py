@@ -33,6 +33,8 @@ def write_weights(file: Path, weights: NDArray[np.float64], source: Source) -> N
 def read_weights(file: Path, source: Source) -> NDArray[np.float64]:
     """The weights [rows of the source]. Raises UserError where they are not of this source, or no weights at all."""
     flag = f"--example-weights {file}"
+    if not file.is_file():
+        raise UserError(f"{flag} is no file; check the path, or write it by `opensiglip data balance` or `data dedup`.")
     try:
         with pq.ParquetFile(file) as opened:
             rows, noted = opened.metadata.num_rows, (opened.schema_arrow.metadata or {}).get(FINGERPRINT)
@@ -50,7 +52,8 @@ def read_weights(file: Path, source: Source) -> NDArray[np.float64]:
             weights = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{flag} can't be read as parquet with a column `{COLUMN}` of numbers ({first_line(error)})."
+            f"{flag} can't be read as parquet with a column `{COLUMN}` of numbers ({first_line(error)}); write it by "
+            "`opensiglip data balance` or `data dedup`."
         ) from error
     if (bad := np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))).size:
         raise UserError(f"{flag}: row {bad[0]} has the weight {weights[bad[0]]}; give finite numbers of 0 or more.")
