@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +208,45 @@ def test_an_index_that_points_outside_its_tar_or_at_nothing_is_made_anew(
     forged = index_module.pa.Table.from_pylist(rows, index_module.SCHEMA).replace_schema_metadata(stamp)
     index_module.write_index(forged, path.with_name("a.tar.index"))
     assert tar_index(path).sample(0) == good.sample(0)
+
+
+def test_opening_a_source_reads_the_heads_of_its_indexes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in range(20):
+        tar_index(write(tmp_path / f"{shard:02d}.tar", samples(10, 10 * shard)))
+    read = []
+    whole = index_module.read_index
+    monkeypatch.setattr(index_module, "read_index", lambda *given: read.append(given) or whole(*given))
+    source = open_source(str(tmp_path))
+    assert sum(source.shards) == 196
+    assert len(read) <= 12  # the tars that 64 rows lie in, which are tried
+    assert source.example(195).captions == (Caption("picture 198"),)
+
+
+def test_an_index_of_an_earlier_version_is_read_whole_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", samples(4))
+    tar_index(path)
+    place = tmp_path / "a.tar.index"
+    table = pa.ipc.open_file(place.read_bytes()).read_all()
+    earlier = {name: value for name, value in table.schema.metadata.items() if name != b"samples"}
+    index_module.write_index(table.replace_schema_metadata(earlier), place)
+    assert len(open_source(str(path))) == 4
+    assert read_metadata(place)[b"samples"] == b"4"
+
+
+def test_an_index_whose_head_lies_costs_the_rows_of_its_tar_alone(tmp_path: Path) -> None:
+    for shard in range(2):
+        tar_index(write(tmp_path / f"{shard}.tar", samples(3, 3 * shard)))
+    place = tmp_path / "1.tar.index"
+    table = pa.ipc.open_file(place.read_bytes()).read_all()
+    lying = table.schema.metadata | {b"samples": b"5"}
+    index_module.write_index(table.slice(0, 2).replace_schema_metadata(lying), place)
+    source = open_source(str(tmp_path))
+    assert len(source) == 8
+    assert source.example(2).captions == (Caption("picture 2"),)
+    with pytest.raises(BrokenExample, match="1.tar has another number of samples than its index said"):
+        source.example(3)
+    index_module.write_index(table.replace_schema_metadata(table.schema.metadata | {b"samples": b"1000000000"}), place)
+    assert len(open_source(str(tmp_path))) == 6  # more samples than the tar has blocks are not believed
 
 
 def read_metadata(place: Path) -> dict[bytes, bytes]:

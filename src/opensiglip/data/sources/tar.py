@@ -19,7 +19,7 @@ from opensiglip.data.sources.remote import RemoteFile
 from opensiglip.data.sources.shards import check_cache, find_files, folder_of, lanes_of, shards_of
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, choose, split_in
-from opensiglip.data.sources.tar_index import TarIndex, remote_index, tar_index
+from opensiglip.data.sources.tar_index import TarIndex, remote_counts, remote_index, tar_counts, tar_index
 from opensiglip.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")
@@ -31,8 +31,8 @@ INDEXED_AT_ONCE = 8
 class OpenTar:
     """A tar and its index, open."""
 
-    def __init__(self, path: Path | RemoteFile, stamp: tuple[int, int]) -> None:
-        """Raises BrokenExample where the tar is gone, or its size and time are not those given."""
+    def __init__(self, path: Path | RemoteFile, stamp: tuple[int, int], samples: int) -> None:
+        """Raises BrokenExample where the tar is gone, or its size and time or number of samples are not those given."""
         self.index: TarIndex
         if isinstance(path, RemoteFile):
             self.file, self.index = path.open(), remote_index(path)
@@ -46,6 +46,9 @@ class OpenTar:
             os.close(self.file)
             raise BrokenExample(f"{path.name} has changed")
         self.index = tar_index(path)
+        if len(self.index) != samples:  # a damaged index was read at the start, and has been made anew
+            os.close(self.file)
+            raise BrokenExample(f"{path.name} has another number of samples than its index said")
 
     def read(self, offset: int, size: int) -> bytes:
         """A member. Raises BrokenExample."""
@@ -76,10 +79,7 @@ class Tars(LazySource):
         self.language_in = spec.options.get("lang")
         self.lanes = lanes_of(spec, LANES)
         check_cache(spec, self.files, self.lanes)
-        with ThreadPoolExecutor(
-            INDEXED_AT_ONCE
-        ) as pool:  # of one here, a moment's work; the threads wait for those far
-            indexes = list(pool.map(open_index, self.files))
+        indexes = open_indexes(self.files)
         self.stamps = [stamp for stamp, _, _ in indexes]
         self.sizes = np.array([rows for _, rows, _ in indexes], np.int64)
         self.ends = np.cumsum(self.sizes)
@@ -130,22 +130,29 @@ class Tars(LazySource):
         return shard, *self.opened[shard].index.sample(row - int(self.ends[shard] - self.sizes[shard]))
 
     def _open(self, shard: int) -> OpenTar:
-        return OpenTar(self.files[shard], self.stamps[shard])
+        return OpenTar(self.files[shard], self.stamps[shard], int(self.sizes[shard]))
+
+
+def open_indexes(files: Sequence[Path | RemoteFile]) -> list[tuple[tuple[int, int], int, dict[str, int]]]:
+    """What `open_index` says of each, in threads that wait for disks and servers. Raises UserError."""
+    stretch = -(-len(files) // (8 * INDEXED_AT_ONCE)) or 1  # a task a file would cost more than many an index
+    parts = [files[at : at + stretch] for at in range(0, len(files), stretch)]
+    with ThreadPoolExecutor(INDEXED_AT_ONCE) as pool:
+        return [one for some in pool.map(lambda part: list(map(open_index, part)), parts) for one in some]
 
 
 def open_index(file: Path | RemoteFile) -> tuple[tuple[int, int], int, dict[str, int]]:
     """Size in bytes and time in ns of a tar, number of its samples, and what its index leaves out. Raises UserError."""
     if isinstance(file, RemoteFile):
         try:
-            index = remote_index(file)
+            return (file.size, file.version), *remote_counts(file)
         except BrokenExample as reason:
             raise UserError(f"{file} can't be read ({reason}); mend or leave out the tar.") from None
-        return (file.size, file.version), len(index), index.skipped
     try:
-        facts, index = file.stat(), tar_index(file)
+        facts = file.stat()
+        return (facts.st_size, facts.st_mtime_ns), *tar_counts(file)
     except OSError as error:
         raise UserError(f"{file} can't be read ({error.strerror or error}); mend or leave out the tar.") from None
-    return (facts.st_size, facts.st_mtime_ns), len(index), index.skipped
 
 
 def bounded(member: tuple[int, int], most: int) -> tuple[int, int]:

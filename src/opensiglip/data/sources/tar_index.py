@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
 VERSION = "1"  # of the index file
+DAMAGE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)  # what reading an index may raise
 NAMED_TWICE = "tar member named twice"
 SCHEMA = pa.schema(
     [
@@ -89,7 +90,7 @@ def tar_index(path: Path) -> TarIndex:
     Raises OSError if the tar is not there.
     """
     facts = path.stat()
-    stamp = {"version": VERSION, "size": str(facts.st_size), "mtime_ns": str(facts.st_mtime_ns)}
+    stamp = stamp_of(facts.st_size, facts.st_mtime_ns)
     for place in places(path):
         if (index := read_index(place, stamp, facts.st_size)) is not None:
             return index
@@ -98,13 +99,27 @@ def tar_index(path: Path) -> TarIndex:
     return index
 
 
+def tar_counts(path: Path) -> tuple[int, Counter[str]]:
+    """Number of a tar's samples and what its index leaves out, by the head of the index that is on disk.
+
+    Without one it is made. So opening many tars reads little of each. Raises OSError if the tar is not there.
+    """
+    facts = path.stat()
+    stamp = stamp_of(facts.st_size, facts.st_mtime_ns)
+    for place in places(path):
+        if (counts := read_counts(place, stamp, facts.st_size)) is not None:
+            return counts
+    index = tar_index(path)
+    keep_index(index, stamp, places(path))  # one that an earlier version wrote has no counts in its head
+    return len(index), index.skipped
+
+
 def remote_index(tar: RemoteFile) -> TarIndex:
     """The index of a tar elsewhere: from the user's cache, from `NAME.tar.index` beside it, or of its fetched copy.
 
     Raises BrokenExample where it can't be fetched.
     """
-    stamp = {"version": VERSION, "size": str(tar.size), "mtime_ns": str(tar.version)}
-    place = in_cache(str(tar))
+    stamp, place = stamp_of(tar.size, tar.version), in_cache(str(tar))
     if (index := read_index(place, stamp, tar.size)) is not None:
         return index
     index = sidecar(tar)
@@ -113,6 +128,19 @@ def remote_index(tar: RemoteFile) -> TarIndex:
             index = scan_open(copy, tar.size)
     keep_index(index, stamp, [place])
     return index
+
+
+def remote_counts(tar: RemoteFile) -> tuple[int, Counter[str]]:
+    """The same as `tar_counts` of a tar elsewhere. Raises BrokenExample where it can't be fetched."""
+    if (counts := read_counts(in_cache(str(tar)), stamp_of(tar.size, tar.version), tar.size)) is not None:
+        return counts
+    index = remote_index(tar)
+    return len(index), index.skipped
+
+
+def stamp_of(size: int, version: int) -> dict[str, str]:
+    """What an index says of the tar that it was made of: its size in bytes and its time in ns."""
+    return {"version": VERSION, "size": str(size), "mtime_ns": str(version)}
 
 
 def sidecar(tar: RemoteFile) -> TarIndex | None:
@@ -128,10 +156,10 @@ def sidecar(tar: RemoteFile) -> TarIndex | None:
 
 def keep_index(index: TarIndex, stamp: dict[str, str], where: Iterable[Path]) -> None:
     """Write an index to the first of these places that can be written to."""
-    stamp["skipped"] = json.dumps(index.skipped)
+    facts = stamp | {"samples": str(len(index)), "skipped": json.dumps(index.skipped)}
     for place in where:
         try:
-            write_index(index.table.replace_schema_metadata(stamp), place)
+            write_index(index.table.replace_schema_metadata(facts), place)
         except OSError:  # a read-only folder: the user's cache is next
             continue
         break
@@ -153,10 +181,9 @@ def read_index(place: Path | pa.NativeFile, stamp: dict[str, str], size: int) ->
     """The index at a place; None where there is none, or it is of another file or damaged."""
     try:
         with pa.memory_map(str(place)) if isinstance(place, Path) else place as mapped:
-            table = pa.ipc.open_file(mapped).read_all().combine_chunks()
-        found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if table.schema.remove_metadata() != SCHEMA or stamp.items() - found.items():
-            return None
+            reader = pa.ipc.open_file(mapped)
+            found = facts_in(reader.schema, stamp)
+            table = reader.read_all().combine_chunks()
         table.validate(full=True)
         members = table["members"].combine_chunks().flatten()
         if table["key"].null_count or table["members"].null_count or any(one.null_count for one in members.flatten()):
@@ -169,8 +196,30 @@ def read_index(place: Path | pa.NativeFile, stamp: dict[str, str], size: int) ->
         ):
             return None
         return TarIndex(table, Counter(json.loads(found["skipped"])))
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+    except DAMAGE:
         return None
+
+
+def read_counts(place: Path, stamp: dict[str, str], size: int) -> tuple[int, Counter[str]] | None:
+    """What the head of the index at a place says: its samples and what it leaves out. None as above, or if it doesn't.
+
+    A memory map of each of thousands of indexes would cost more than the head.
+    """
+    try:
+        with pa.OSFile(str(place)) as file:
+            found = facts_in(pa.ipc.open_file(file).schema, stamp)
+        samples, skipped = int(found["samples"]), Counter(json.loads(found["skipped"]))
+    except DAMAGE:
+        return None
+    return (samples, skipped) if 0 <= samples <= size // BLOCK else None  # each has a header
+
+
+def facts_in(schema: pa.Schema, stamp: dict[str, str]) -> dict[str, str]:
+    """What an index says of itself. Raises ValueError where it was made of another file, or is no index."""
+    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    if schema.remove_metadata() != SCHEMA or stamp.items() - found.items():
+        raise ValueError("the index of another file")
+    return found
 
 
 def write_index(table: pa.Table, place: Path) -> None:
