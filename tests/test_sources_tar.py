@@ -222,6 +222,17 @@ def test_opening_a_source_reads_the_heads_of_its_indexes_alone(tmp_path: Path, m
     assert source.example(195).captions == (Caption("picture 198"),)
 
 
+def test_a_row_that_names_its_image_is_checked_once_a_visit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = [("0.jpg", picture()), ("0.json", b'{"caption": "a cat", "image_id": 7}')]
+    source = open_source(str(write(tmp_path / "a.tar", [*named, ("1.jpg", picture(1)), ("1.txt", b"a dog")])))
+    checked = []
+    columns = type(source).columns
+    monkeypatch.setattr(type(source), "columns", lambda self, row: checked.append(row) or columns(self, row))
+    assert source.example(0).captions == (Caption("a cat"),)
+    assert source.group(0).endswith(": 7")
+    assert checked == [0]
+
+
 def test_an_index_of_an_earlier_version_is_read_whole_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", samples(4))
     tar_index(path)

@@ -15,6 +15,7 @@ from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.files import below
 from opensiglip.data.sources.images import decode_image_bytes, from_pil, read_file, read_image
 from opensiglip.data.sources.metadata import Row, parse_record
+from opensiglip.data.sources.recent import Recent
 from opensiglip.data.sources.spec import Spec
 from opensiglip.data.sources.split import Part, Rows
 from opensiglip.data.sources.values import resolve_codes
@@ -49,6 +50,7 @@ class LazySource(Source):
         self.skipped = Counter[str]()
         self.found = Counter[str]()  # captions per language in the rows tried
         self.with_image_ids = False
+        self.checked = Recent(self._check, 1)  # a row's group is asked for with the row
         self._try_rows()
         self.languages = tuple(code for code, _ in self.found.most_common())
 
@@ -72,7 +74,7 @@ class LazySource(Source):
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         row = self.rows.row(index)
-        checked = self._checked(row)
+        checked = self.checked[row]
         pixels = decode(self.image(row))
         extras = dict(checked.extras)
         if "depth" in extras:
@@ -93,7 +95,7 @@ class LazySource(Source):
         """By `image_id` where the rows tried at the start have one: then the row's text is read."""
         if self.with_image_ids:
             try:
-                image_id = self._checked(self.rows.row(index)).image_id
+                image_id = self.checked[self.rows.row(index)].image_id
             except BrokenExample:
                 image_id = None
             if image_id is not None:
@@ -105,7 +107,7 @@ class LazySource(Source):
         count = min(len(self), TEXT_ROWS)
         for number in range(count):
             try:
-                checked = self._checked(self.rows.row(number * len(self) // count))
+                checked = self.checked[self.rows.row(number * len(self) // count)]
             except BrokenExample:
                 continue
             yield from (caption.text for caption in checked.captions)
@@ -130,7 +132,8 @@ class LazySource(Source):
         """What this kind of data says of itself."""
         return {}
 
-    def _checked(self, row: int) -> Row:
+    def _check(self, row: int) -> Row:
+        """What a row says, every rule of metadata.jsonl applied. Raises BrokenExample."""
         columns = self.columns(row)
         if self.classes and "label" in columns:
             columns = columns | {"label": self._class(columns["label"])}
@@ -154,7 +157,7 @@ class LazySource(Source):
             part, along = divmod(number, -(-tried // 4))
             index = min(part * len(self) // 4 + along, len(self) - 1)
             try:
-                checked = self._checked(self.rows.row(index))
+                checked = self.checked[self.rows.row(index)]
             except BrokenExample as reason:
                 broken[str(reason)] += 1
                 continue
