@@ -223,14 +223,18 @@ def test_opening_a_source_reads_the_heads_of_its_indexes_alone(tmp_path: Path, m
 
 
 def test_a_row_that_names_its_image_is_checked_once_a_visit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = [("0.jpg", picture()), ("0.json", b'{"caption": "a cat", "image_id": 7}')]
-    source = open_source(str(write(tmp_path / "a.tar", [*named, ("1.jpg", picture(1)), ("1.txt", b"a dog")])))
+    members = [
+        (f"{number}.{extension}", data)
+        for number in range(2)
+        for extension, data in (("jpg", picture()), ("json", json.dumps({"text": "a", "image_id": number}).encode()))
+    ]
+    source = open_source(str(write(tmp_path / "a.tar", members)))
     checked = []
     columns = type(source).columns
     monkeypatch.setattr(type(source), "columns", lambda self, row: checked.append(row) or columns(self, row))
-    assert source.example(0).captions == (Caption("a cat"),)
-    assert source.group(0).endswith(": 7")
-    assert checked == [0]
+    for index in (1, 0):
+        assert source.example(index).group == source.group(index) == f"{tmp_path}/: {index}"
+    assert checked == [1, 0]
 
 
 def test_an_index_of_an_earlier_version_is_read_whole_once(tmp_path: Path) -> None:
