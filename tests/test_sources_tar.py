@@ -4,10 +4,12 @@ import io
 import json
 import pickle
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -15,8 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from opensiglip.data.example import BrokenExample, Caption
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources import tar_index as index_module
+from opensiglip.data.sources.metadata import parse_record
 from opensiglip.data.sources.registry import open_source
+from opensiglip.data.sources.row import row_of
 from opensiglip.data.sources.tar_index import BrokenTar, members_of, scan, tar_index
 from opensiglip.errors import UserError
 
@@ -88,6 +94,22 @@ def test_texts_come_from_the_keys_that_are_named(tmp_path: Path) -> None:
     members = [("0.png", picture()), ("0.json", facts), ("0.txt", b"alt text")]
     assert [c.text for c in one(tmp_path / "a.tar", members).captions] == ["plain", "alt text"]
     assert [c.text for c in one(tmp_path / "b.tar", members, "?text=re_caption,alt").captions] == ["long", "longer"]
+
+
+def test_visits_draw_texts_by_the_shares_of_their_keys(tmp_path: Path) -> None:
+    both = {"raw": "as found", "short": ["made 1", "made 2"]}
+    example = one(
+        tmp_path / "a.tar", [("0.jpg", picture()), ("0.json", json.dumps(both).encode())], "?text=raw,short:0.3"
+    )
+    assert [(c.text, c.weight) for c in example.captions] == [("as found", 0.7), ("made 1", 0.15), ("made 2", 0.15)]
+    frame, rng = Frame(16), np.random.default_rng(0)
+    drawn = Counter(Visit.draw(example, frame, rng, "en").caption.text for _ in range(4000))
+    assert [drawn[c.text] / 4000 for c in example.captions] == pytest.approx([0.7, 0.15, 0.15], abs=0.025)
+    assert parse_record(row_of(example), "0.jpg").captions == example.captions  # as convert writes and reads it
+    alone = [("0.jpg", picture()), ("0.json", b'{"raw": "as found"}')]
+    assert one(tmp_path / "b.tar", alone, "?text=raw,short:0.3").captions == (Caption("as found", weight=0.7),)
+    with pytest.raises(UserError, match="leave nothing for a text without one"):
+        one(tmp_path / "c.tar", alone, "?text=raw,short:1")
 
 
 def test_boxes_languages_and_classes_of_the_json_are_those_of_metadata_jsonl(tmp_path: Path) -> None:

@@ -20,11 +20,15 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the examp
 
 @dataclass(frozen=True)
 class Caption:
-    """A text of the whole image. `source` says who wrote it: "human", "mt" (machine translated), "synthetic", ..."""
+    """A text of the whole image. `source` says who wrote it: "human", "mt" (machine translated), "synthetic", ...
+
+    `weight`: how often a visit draws it, beside the others of the image in its language.
+    """
 
     text: str
     language: str = "en"
     source: str = "human"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

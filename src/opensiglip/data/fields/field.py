@@ -37,7 +37,7 @@ class Visit:
         mirrored = frame.mirrors(example, rng)
         image, regions = frame.cut(example, window, mirrored)
         captions = [c for c in example.captions if c.language == language] or list(example.captions)
-        caption = captions[rng.integers(len(captions))] if captions else None
+        caption = draw_caption(captions, rng) if captions else None
         return cls(example, image, regions, caption, window, group_id(example.group), mirrored=mirrored)
 
     @property
@@ -54,6 +54,14 @@ class Visit:
         x, y = (at[0] - left) * columns / width, (at[1] - top) * rows / height
         x = columns - x if self.mirrored else x
         return min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))
+
+
+def draw_caption(captions: Sequence[Caption], rng: np.random.Generator) -> Caption:
+    """One of the captions, each as often as its weight says."""
+    if all(caption.weight == 1 for caption in captions):
+        return captions[rng.integers(len(captions))]
+    ends = np.cumsum([caption.weight for caption in captions])
+    return captions[int(np.searchsorted(ends[:-1], rng.random() * ends[-1], side="right"))]
 
 
 def group_id(group: str) -> int | None:

@@ -104,6 +104,6 @@ def facts_of(example: Example | BrokenExample) -> dict[str, Any]:
     """What an example's states were made of: a hash of its pixels, its captions; of one that can't be read, neither."""
     if isinstance(example, BrokenExample):
         return {"pixels": ""}
-    captions = [[c.text, c.language, c.source] for c in example.captions]
+    captions = [[c.text, c.language, c.source, *([] if c.weight == 1 else [c.weight])] for c in example.captions]
     pixels = hashlib.blake2b(example.image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
     return {"pixels": pixels, "captions": captions}

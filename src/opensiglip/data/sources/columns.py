@@ -31,6 +31,7 @@ class Columns:
     same: tuple[str, ...]
     json: str | None = None  # a row of metadata.jsonl as text, for what is not in columns of its own
     categories: tuple[str, ...] = ()  # names of the numbers in `objects`
+    shares: tuple[float, ...] = ()  # of each of `texts`: how often a visit draws one of it; none: all texts alike
 
     @property
     def names(self) -> list[str]:
@@ -51,10 +52,21 @@ class Columns:
         row |= {name: values[name] for name in self.same if values.get(name) is not None}
         if "objects" in row:
             row["objects"] = normalise_objects(row["objects"], self.categories)
-        if texts := [text for name in self.texts for text in texts_of(values.get(name), name)]:
-            row["captions"] = texts
         if self.language is not None and values.get(self.language):
             row["lang"] = values[self.language]
+        found = [texts_of(values.get(name), name) for name in self.texts]
+        if self.shares:
+            row["captions_i18n"] = [
+                *row.get("captions_i18n", ()),
+                *(
+                    {"lang": row.get("lang") or "en", "text": text, "weight": share / len(texts)}
+                    for texts, share in zip(found, self.shares, strict=True)
+                    for text in texts
+                    if share
+                ),
+            ]
+        elif any(found):
+            row["captions"] = [text for texts in found for text in texts]
         if self.label is not None and values.get(self.label) is not None:
             row["label"] = values[self.label]
         return row
@@ -65,20 +77,28 @@ def find_columns(names: Sequence[str], spec: Spec, features: Mapping[str, Any] |
 
     Raises UserError where they are not there.
     """
-    for option in ("image", "text", "label", "lang"):
-        if missing := [name for name in spec.several(option) if name not in names]:
+    shares = spec.texts()
+    named = {option: spec.several(option) for option in ("image", "label", "lang")} | {"text": tuple(shares)}
+    for given in named.values():
+        if missing := [name for name in given if name not in names]:
             raise UserError(f"--data {spec.name}: there is no column {missing[0]!r}; there are {', '.join(names)}.")
     found = spec.options.get("image") or usual(names, IMAGES) or usual(names, PATHS)
     if found is None:
         raise UserError(
             f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of {', '.join(names)}."
         )
-    texts = spec.several("text") or tuple(name for name in names if name.lower() in TEXTS and name != found)
+    texts = tuple(shares) or tuple(name for name in names if name.lower() in TEXTS and name != found)
     label = spec.options.get("label") or usual(names, LABELS)
     same = tuple(name for name in names if name in SAME and name not in (*texts, label, found))
     language = spec.options.get("lang") or usual(names, LANGUAGES)
     categories = category_names((features or {}).get("objects"))
-    return Columns(found, texts, label, language, same, "json" if "json" in names else None, categories)
+    json_in = "json" if "json" in names else None
+    return Columns(found, texts, label, language, same, json_in, categories, shares_of(shares))
+
+
+def shares_of(texts: Mapping[str, float | None]) -> tuple[float, ...]:
+    """The shares of texts, or none where none is given."""
+    return tuple(share for share in texts.values() if share is not None)
 
 
 def parse_json(data: Any) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from opensiglip.errors import EmptySplit, UserError
 BROKEN_LINES = 0.1  # a larger share of unusable lines is a mistake in the file, not a few bad rows
 HELD_OUT = 50  # one in so many is val where no row names a split
 
-CAPTIONS = pa.list_(pa.struct({"text": pa.large_string(), "language": pa.string(), "source": pa.string()}))
+CAPTIONS = pa.list_(
+    pa.struct({"text": pa.large_string(), "language": pa.string(), "source": pa.string(), "weight": pa.float64()})
+)
 PHRASES = pa.list_(pa.struct({"language": pa.string(), "text": pa.large_string()}))
 REGION = pa.struct(
     {

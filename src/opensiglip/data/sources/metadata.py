@@ -187,7 +187,10 @@ def parse_caption(item: Any, column: str) -> Caption:
     source = (item.get("source") or "human") if isinstance(item, dict) else None
     if not isinstance(item, dict) or not isinstance(item.get("text"), str) or not isinstance(source, str):
         raise BrokenExample(f"{column} is not a list of {{lang, text, source}}")
-    return Caption(checked_text(item["text"]), parse_language(item.get("lang")), checked_text(source))
+    weight = item.get("weight", 1.0)
+    if not is_number(weight) or not 0 < weight <= MAX_COUNT:
+        raise BrokenExample(f"weight in {column} is not a positive number")
+    return Caption(checked_text(item["text"]), parse_language(item.get("lang")), checked_text(source), float(weight))
 
 
 def parse_synthetic(row: dict[str, Any], language: str) -> tuple[Caption, ...]:

@@ -36,8 +36,12 @@ def plain_row(example: Example) -> tuple[dict[str, Any], Counter[str]]:
     return row, lost
 
 
-def to_columns(captions: Sequence[Caption]) -> list[dict[str, str]]:
-    return [{"lang": one.language, "text": one.text, "source": one.source} for one in captions]
+def to_columns(captions: Sequence[Caption]) -> list[dict[str, Any]]:
+    return [
+        {"lang": one.language, "text": one.text, "source": one.source}
+        | ({} if one.weight == 1 else {"weight": one.weight})
+        for one in captions
+    ]
 
 
 def to_region(region: Region) -> dict[str, Any]:

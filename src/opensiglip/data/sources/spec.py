@@ -10,7 +10,7 @@ from opensiglip.errors import UserError
 BOX_FORMAT = ":box_format="  # stands between a source and the layout of its boxes
 OPTIONS = {  # after a question mark, joined by &; those that name several join them by commas
     "image": "the column or extension of the image",
-    "text": "columns, members or JSON keys of texts",
+    "text": "columns, members or JSON keys of texts, of one perhaps its share: a,b:0.3",
     "label": "the column of the class",
     "lang": "the column of the language",
     "root": "the folder that image paths are relative to",
@@ -24,6 +24,7 @@ OPTIONS = {  # after a question mark, joined by &; those that name several join 
 }
 CACHE_GB = 100.0
 _OPTIONS = re.compile(r"\?(\w+=[^&?]*(?:&\w+=[^&?]*)*)$")
+_SHARE = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _WEIGHT = re.compile(r"=(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)$")
 
 
@@ -41,6 +42,26 @@ class Spec:
     def several(self, option: str) -> tuple[str, ...]:
         """An option's names."""
         return tuple(name for name in self.options.get(option, "").split(",") if name)
+
+    def texts(self) -> dict[str, float | None]:
+        """The names of `?text=a,b:0.3`, and how often a visit draws a text of each; None where all are drawn alike.
+
+        Names without a share have what is left, in equal parts. Raises UserError where nothing is.
+        """
+        given = {name: share for name, share in map(_share, self.several("text"))}
+        known = [share for share in given.values() if share is not None]
+        if not known:
+            return given
+        left, others = 1 - sum(known), len(given) - len(known)
+        if (others and left <= 1e-9) or (not others and not sum(known)):
+            raise UserError(f"--data {self.name}: the shares of ?text= leave nothing for a text without one.")
+        return {name: left / others if share is None else share for name, share in given.items()}
+
+
+def _share(text: str) -> tuple[str, float | None]:
+    """`b:0.3` as ("b", 0.3)."""
+    name, colon, number = text.rpartition(":")
+    return (name, float(number)) if colon and _SHARE.fullmatch(number) else (text, None)
 
 
 def split_weight(spec: str) -> tuple[str, float | None]:

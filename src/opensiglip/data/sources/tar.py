@@ -10,7 +10,7 @@ import numpy as np
 
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.ahead import fetch_ahead
-from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns, parse_json
+from opensiglip.data.sources.columns import LANGUAGES, SAME, TEXTS, Columns, parse_json, shares_of
 from opensiglip.data.sources.images import MAX_BYTES
 from opensiglip.data.sources.lazy import LazySource
 from opensiglip.data.sources.metadata import MAX_LINE
@@ -75,7 +75,8 @@ class Tars(LazySource):
         files = find_files(spec, ".tar")
         chosen, part = choose([split_in(file) for file in files], split)
         self.files = [files[at] for at in chosen]
-        self.texts_in, self.image_in, self.label_in = spec.several("text"), spec.several("image"), spec.several("label")
+        self.texts_in, self.shares = tuple(spec.texts()), shares_of(spec.texts())
+        self.image_in, self.label_in = spec.several("image"), spec.several("label")
         self.language_in = spec.options.get("lang")
         self.lanes = lanes_of(spec, LANES)
         check_cache(spec, self.files, self.lanes)
@@ -102,7 +103,7 @@ class Tars(LazySource):
                 values[name] = decode_text(tar.read(*bounded(members[name], MAX_LINE)))
         label = next((name for name in self.label_in or LABELS if name in values), None)
         language = self.language_in or next((name for name in LANGUAGES if name in values), None)
-        return Columns("", texts, label, language, SAME).row(values)
+        return Columns("", texts, label, language, SAME, shares=self.shares).row(values)
 
     def image(self, row: int) -> bytes:
         tar, _, members = self._sample(row)
