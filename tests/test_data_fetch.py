@@ -100,6 +100,19 @@ def test_a_list_of_links_becomes_tars_and_what_is_dead_is_counted(
     assert asked.total() == before and again.err == ""
 
 
+@pytest.mark.parametrize("link_first", [False, True], ids=["cc3m", "cc12m"])
+def test_lists_of_conceptual_captions_have_neither_header_nor_quotes(
+    server: str, tmp_path: Path, link_first: bool
+) -> None:
+    rows = [('"the sign says', f"{server}/image/1"), ("a fox", f"{server}/image/2"), ("gone", f"{server}/gone/1")]
+    lines = ["\t".join(reversed(row) if link_first else row) for row in rows]
+    (tmp_path / "links.tsv").write_text("\n".join([*lines, ""]))
+    words = ["--out", str(tmp_path / "out"), "--seconds", "5", "--retries", "0", "--private"]
+    assert main(["data", "fetch", str(tmp_path / "links.tsv"), *words]) == 0
+    source = open_source(str(tmp_path / "out"))
+    assert [source.example(at).captions for at in range(2)] == [(Caption('"the sign says'),), (Caption("a fox"),)]
+
+
 def test_images_are_made_smaller_where_that_is_asked(server: str, tmp_path: Path) -> None:
     (tmp_path / "links.tsv").write_text(f"caption\turl\na\t{server}/image/1\n" + f"b\t{server}/image/2\n" * 60)
     words = f"--out {tmp_path / 'out'} --resize 30 --private".split()

@@ -102,7 +102,7 @@ def fetch_list(
 
 def read_links(table: Path, text: str | None) -> tuple[list[str], list[dict[str, str]]]:
     """Links, and the caption and language of each. Raises UserError where there is no column of them."""
-    cells, _ = read_csv(table)
+    cells, _ = read_csv(table, linked=True)
     names = cells.column_names
     url, caption, language = usual(names, LINKS), text or usual(names, TEXTS), usual(names, LANGUAGES)
     if url is None:

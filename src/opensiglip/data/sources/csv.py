@@ -64,10 +64,11 @@ class Csv(Table):
             raise BrokenExample("text is not UTF-8") from None
 
 
-def read_csv(file: Path, wanted: Sequence[str] = ()) -> tuple[pa.Table, int]:
+def read_csv(file: Path, wanted: Sequence[str] = (), *, linked: bool = False) -> tuple[pa.Table, int]:
     """A table of bytes, since any cell may be anything; and how many lines don't fit the header. Raises UserError.
 
-    `wanted`: the columns to keep, those of them that are there; by default all.
+    `wanted`: the columns to keep, those of them that are there; by default all. `linked`: it may be a list as
+    Conceptual Captions has them, without a header or quotes: columns `url` and `caption`.
     """
     broken = []
 
@@ -79,8 +80,10 @@ def read_csv(file: Path, wanted: Sequence[str] = ()) -> tuple[pa.Table, int]:
         with file.open("rb") as opened:
             header = opened.readline(MAX_HEADER).decode("utf-8-sig")
         delimiter = "\t" if "\t" in header else ","
-        parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
-        read = pa.csv.ReadOptions(use_threads=False)
+        bare = names_of_links(header.rstrip("\r\n").split(delimiter)) if linked else None
+        quotes = {"newlines_in_values": True} if bare is None else {"quote_char": False}
+        parse = pa.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip, **quotes)
+        read = pa.csv.ReadOptions(use_threads=False, column_names=bare)
         names = pa.csv.open_csv(file, parse_options=parse, read_options=read).schema.names
         broken.clear()
         convert = pa.csv.ConvertOptions(
@@ -94,3 +97,11 @@ def read_csv(file: Path, wanted: Sequence[str] = ()) -> tuple[pa.Table, int]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{file} has two columns {twice[0]!r}; name them apart.")
     return table.combine_chunks(), len(broken)
+
+
+def names_of_links(cells: Sequence[str]) -> list[str] | None:
+    """Names for the columns of a table whose first line is no header, but has one link; None where it is a header."""
+    links = [cell.strip().startswith(("http://", "https://")) for cell in cells]
+    if sum(links) != 1 or len(cells) > 2:
+        return None
+    return ["url" if is_link else "caption" for is_link in links]
