@@ -38,6 +38,9 @@ def study(
     data: str | None = None,
     seeds: int = 1,
     budget: str = "cpu-hour",
+    vision: str | None = None,
+    text: str | None = None,
+    hours: float | None = None,
 ) -> None:
     """A question put to several recipes at equal data, steps, size and seeds, and answered on one page.
 
@@ -45,21 +48,30 @@ def study(
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            optimizers, keep-tokens, or FILE.py:NAME for one of your own.
+            optimizers, keep-tokens, photographs, or FILE.py:NAME for one of your own.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: how many times all runs are repeated, from seed 0 on.
         budget: cpu-hour or gpu-10min: all runs at one seed within an hour on two CPU cores, or ten minutes on a GPU.
+        vision: of photographs: the image tower that its runs begin with, as train's --vision.
+        text: of photographs: their text tower, as train's --text.
+        hours: begin no run after so many hours, and answer by the seeds that are done.
     """
     chosen = find(name)
+    towers = {flag: value for flag, value in (("vision", vision), ("text", text)) if value is not None}
     try:
-        jobs = carry_out(chosen, out, data=data, seeds=seeds, budget=budget, places=places())
+        jobs = carry_out(
+            chosen, out, data=data, seeds=seeds, budget=budget, places=places(), towers=towers, hours=hours
+        )
     except KeyboardInterrupt:
         raise UserError("stopped; the same command goes on.") from None
+    if len(jobs) < seeds * len(chosen.runs):
+        print(f"hours       {hours} ended after {(seeds := len(jobs) // len(chosen.runs))} of the seeds", flush=True)
     found = columns(chosen, jobs)
     examples = json.loads((jobs[0].folder / JUDGED / FILE).read_text(encoding="utf-8"))["examples"]
     words = ["opensiglip", "study", name, "--out", str(out), "--data", jobs[0].data]
     spent = costs(jobs)
+    words += [word for flag, value in towers.items() for word in (f"--{flag}", value)]
     facts = {
         "data": jobs[0].data,
         "budget": budget,

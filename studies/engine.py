@@ -1,8 +1,9 @@
 """A study carried out: every run at every seed, each trained, then judged; what is done already is left as it is."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Job:
     data: str
     budget: Budget
     tasks: tuple[str, ...]
+    towers: Mapping[str, str] = field(default_factory=dict)  # of --vision and --text
+    until: float | None = None  # the time.time() after which it is not begun
 
     @property
     def done(self) -> bool:
@@ -36,12 +39,29 @@ class Job:
 
 
 def carry_out(
-    study: Study, out: Path, *, data: str | None, seeds: int, budget: str, places: Sequence[str] = ()
+    study: Study,
+    out: Path,
+    *,
+    data: str | None,
+    seeds: int,
+    budget: str,
+    places: Sequence[str] = (),
+    towers: Mapping[str, str] | None = None,
+    hours: float | None = None,
 ) -> list[Job]:
-    """All jobs of a study, done, spread over `places` (devices.py).
+    """All jobs of a study, done, spread over `places` (devices.py); with `hours`, those of the seeds that were reached.
 
-    Raises UserError where `out` holds another study, and on what a run can't take.
+    Raises UserError where `out` holds another study, on what a run can't take, and where `hours` end before seed 0.
     """
+    towers = towers or {}
+    if study.on_towers and (len(towers) < 2 or data is None):
+        raise UserError(
+            f"study {study.name} needs --data, --vision and --text: your photographs and pretrained towers."
+        )
+    if towers and not study.on_towers:
+        raise UserError(f"study {study.name} trains its own towers; leave --vision and --text out.")
+    if hours is not None and hours <= 0:
+        raise UserError("--hours is more than 0.")
     if budget not in study.budgets:
         raise UserError(f"--budget {budget!r}: study {study.name} has {', '.join(study.budgets)}.")
     if seeds < 1:
@@ -50,9 +70,11 @@ def carry_out(
     for run in study.runs:
         run.trains_on(data)
     writable(out)
-    claim(out, {"study": study.name, "data": data, "budget": budget})
+    claim(out, {"study": study.name, "data": data, "budget": budget} | dict(towers))
+    until = None if hours is None else time.time() + 3600 * hours
+    chosen, tasks = study.budgets[budget], tuple(study.tasks)
     jobs = [
-        Job(run, seed, out / f"seed-{seed}" / run.name, data, study.budgets[budget], tuple(study.tasks))
+        Job(run, seed, out / f"seed-{seed}" / run.name, data, chosen, tasks, towers, until)
         for seed in range(seeds)
         for run in study.runs
     ]
@@ -60,9 +82,12 @@ def carry_out(
     print(f"study       {study.name}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before", flush=True)
     waves = [[job for job in left if job.run.waits == later] for later in (False, True)]
     done = chain.from_iterable(spread(carry_out_one, wave, places) for wave in waves)
-    for number, job in enumerate(done, len(jobs) - len(left) + 1):
+    for number, job in enumerate((job for job in done if job.done), len(jobs) - len(left) + 1):
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
-    return jobs
+    short = {job.seed for job in jobs if not job.done}
+    if 0 in short:
+        raise UserError(f"--hours {hours} ended before all runs of seed 0 were done; the same command goes on.")
+    return [job for job in jobs if job.seed not in short]
 
 
 def claim(out: Path, declared: dict[str, str]) -> None:
@@ -79,14 +104,18 @@ def claim(out: Path, declared: dict[str, str]) -> None:
 
 
 def carry_out_one(job: Job) -> Job:
-    """Train, or go on training, and judge."""
+    """Train, or go on training, and judge; not after the job's time."""
     folder = job.folder
+    if job.until is not None and time.time() > job.until:
+        return job
     run = RunFolder(folder)
     if not run.summary.is_file():
         resume = run.newest() is not None and run.config.is_file()
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)
+        if job.towers:
+            flags |= job.towers | {"features": folder.parent.parent / "features"}  # which all runs and seeds share
         flags["steps"] = round(flags["steps"] * job.run.share)
         if job.run.after is not None:
             flags["continue_from"] = str(kept(folder.parent / job.run.after))

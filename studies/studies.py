@@ -4,6 +4,7 @@ from typing import Any
 
 from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.cheaper import KEEP, OPTIMIZERS
+from studies.photographs import PHOTOGRAPHS
 from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
 
@@ -228,5 +229,5 @@ TOKENS = Study(
     },
 )
 
-_ALL = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS, OPTIMIZERS, KEEP)
-STUDIES = {study.name: study for study in _ALL}
+_FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
+STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, PHOTOGRAPHS)}

@@ -67,6 +67,7 @@ class Study:
     runs: tuple[Run, ...]
     figures: tuple[Figure, ...]
     budgets: Mapping[str, Budget]
+    on_towers: bool = False  # does every run begin with the towers of --vision and --text, on the user's --data?
 
     @property
     def tasks(self) -> list[str]:

@@ -61,7 +61,7 @@ PLAIN = Architecture(28, 14, 24, Shape(32, 2, 64, 4), text=Shape(32, 2, 64, 4))
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dinov2, registers, vit: random image towers of 28 pixels; bert: a sentence encoder of letters."""
+    """dinov2, registers, vit: random image towers of 28 pixels; bert: a sentence encoder of letters and digits."""
     root = tmp_path_factory.mktemp("towers")
     torch.manual_seed(0)
     sides: dict[str, Any] = {"image_size": 28, "patch_size": 14} | SHAPE
@@ -80,7 +80,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / name
         )
     ViTImageProcessor(size=size).save_pretrained(root / "vit")
-    letters = list("abcdefghijklmnopqrstuvwxyz")
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789:")
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *letters, *("##" + letter for letter in letters)]
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()

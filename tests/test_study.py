@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from studied import threads
+from test_align import towers as towers
 from test_resume import cut_short
 
 from opensiglip.apps.cli import main
@@ -33,7 +35,7 @@ from opensiglip.models.sizes import Shape
 from opensiglip.recipes import RECIPES, build_recipe
 from opensiglip.training.log import read_lines
 from studies import command, engine
-from studies.answer import Column
+from studies.answer import Column, columns
 from studies.command import find
 from studies.devices import VISIBLE, places, spread
 from studies.engine import carry_out
@@ -212,7 +214,47 @@ def test_what_a_study_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
     (tmp_path / "mine.py").write_text("mine = 3")
     with pytest.raises(UserError, match="no study 'mine'"):
         find(f"{tmp_path / 'mine.py'}:mine")
+    towers = {"vision": "DINO", "text": "BERT"}
+    for name, data, given in (("photographs", "FOLDER", {}), ("photographs", None, towers), ("tasks", None, towers)):
+        with pytest.raises(UserError, match="--vision and --text"):
+            carry_out(STUDIES[name], tmp_path / "out", data=data, seeds=1, budget="cpu-hour", towers=given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_answers_by_the_seeds_that_its_hours_reach(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(straight / "seed-0", out / "seed-0")
+    trained = list[str]()
+    monkeypatch.setattr(engine, "train", lambda recipe, **_: trained.append(recipe))
+
+    def go(hours: float) -> list[tuple[str, int]]:
+        jobs = carry_out(SMALLEST, out, data=None, seeds=2, budget="cpu-hour", hours=hours)
+        return [(job.run.name, job.seed) for job in jobs]
+
+    assert go(1e-9) == [("comparing", 0), ("locating", 0)] and not trained, "no run of seed 1 was begun"
+    shutil.rmtree(out / "seed-0" / "locating")
+    with pytest.raises(UserError, match="--hours 1e-09 ended before all runs of seed 0"):
+        go(1e-9)
+    with pytest.raises(UserError, match="--hours is more than 0"):
+        go(0)
+
+
+def test_the_study_of_photographs_runs_on_any_towers(towers: Path, folder: str, tmp_path: Path) -> None:
+    """Each run to its figures; frozen ones read states that were encoded once, whatever the run and the seed."""
+    study = STUDIES["photographs"]
+    small = dict(study.budgets["cpu-hour"].train) | {"size": "tiny", "steps": 2, "batch_size": 4, "memory_check": False}
+    small |= {"workers": 0, "precision": "fp32", "log_every": 1}
+    study = replace(study, budgets={"cpu-hour": Budget(small, {"count": 4})})
+    start = {"vision": str(towers / "dinov2"), "text": str(towers / "bert")}
+    jobs = carry_out(study, tmp_path / "out", data=folder, seeds=1, budget="cpu-hour", towers=start)
+    titles = {column.figure.title: set(column.means) for column in columns(study, jobs)}
+    frozen, tuned = {"sigmoid", "captions", "boxes"}, {"lora", "tuned"}
+    assert titles["image to text, R@1"] == frozen | tuned and titles["phrases found"] == {"boxes"} | tuned
+    assert titles["captions, CIDEr"] == {"captions", "boxes"} | tuned
+    places = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("images.npy")]
+    assert {path.parts[0] for path in places} == {"features"} and len(places) == 2, "with patch tokens and without"
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
@@ -222,7 +264,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     for figure in study.figures:
         assert set(figure.order) <= set(names)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
-    trainer |= {"precision", "workers"}
+    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]

@@ -16,7 +16,7 @@ def siglip2(
     length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     parallel: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.5,
     boxes: str = "y1 x1 y2 x2",
-    regions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
+    regions: Annotated[int, Bounds(at_least=0, at_most=1024)] = 1,
     decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     decoder_bias: bool = False,
@@ -44,7 +44,7 @@ def siglip2(
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
         boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
             integers 0..TOP instead of 0..500.
-        regions: of an image, how many are asked for by phrase and described in a step.
+        regions: of an image, how many are asked for by phrase and described in a step; 0 leaves captions alone.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: its width; by default the text tower's.
         decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
@@ -77,7 +77,7 @@ def siglip2(
     )
     networks = replace(networks, nested=nested)
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
-    written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
+    written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap") if regions else ("cap",)
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
     teacher = objectives.Momentum(momentum, heads_alone=heads_alone)
     frame = data.Frame(side, crop_area)
