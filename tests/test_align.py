@@ -61,7 +61,7 @@ PLAIN = Architecture(28, 14, 24, Shape(32, 2, 64, 4), text=Shape(32, 2, 64, 4))
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dinov2, registers, vit: random image towers of 28 pixels; bert: a sentence encoder of letters and digits."""
+    """dinov2, registers, vit: random image towers of 28 pixels; bert, bert-digits: sentence encoders of signs."""
     root = tmp_path_factory.mktemp("towers")
     torch.manual_seed(0)
     sides: dict[str, Any] = {"image_size": 28, "patch_size": 14} | SHAPE
@@ -80,17 +80,18 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / name
         )
     ViTImageProcessor(size=size).save_pretrained(root / "vit")
-    letters = list("abcdefghijklmnopqrstuvwxyz0123456789:")
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *letters, *("##" + letter for letter in letters)]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **names).save_pretrained(root / "bert")
-    bert = BertModel(BertConfig(vocab_size=len(words), intermediate_size=64, max_position_embeddings=40, **SHAPE))
-    bert.save_pretrained(root / "bert")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for name, signs in {"bert": letters, "bert-digits": letters + "0123456789:"}.items():
+        words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *signs, *("##" + sign for sign in signs)]
+        tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        )
+        names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **names).save_pretrained(root / name)
+        bert = BertModel(BertConfig(vocab_size=len(words), intermediate_size=64, max_position_embeddings=40, **SHAPE))
+        bert.save_pretrained(root / name)
     return root
 
 
@@ -272,6 +273,18 @@ def test_an_average_without_heads_is_refused(towers: Path, folder: str, tmp_path
     given = arguments(towers, folder, tmp_path / "run", **decoder)
     with pytest.raises(UserError, match="--head-ema is for heads"):
         train("locca", **{name: value for name, value in given.items() if name not in ("text", "embed")})
+
+
+def test_a_run_from_another_sees_images_as_that_did(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resized as the tower was trained, so that it reads what the first run has cached."""
+    given = arguments(towers, folder, tmp_path / "first")
+    train("align", **given)
+    capsys.readouterr()
+    more = {name: value for name, value in given.items() if name not in ("vision", "text", "embed")}
+    train("align", **more | {"out": tmp_path / "second", "init": str(tmp_path / "first"), "steps": 1})
+    assert "GB of images' states" in (said := capsys.readouterr().out) and "encoding" not in said
 
 
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(

@@ -247,7 +247,7 @@ def test_the_study_of_photographs_runs_on_any_towers(towers: Path, folder: str, 
     small = dict(study.budgets["cpu-hour"].train) | {"size": "tiny", "steps": 2, "batch_size": 4, "memory_check": False}
     small |= {"workers": 0, "precision": "fp32", "log_every": 1}
     study = replace(study, budgets={"cpu-hour": Budget(small, {"count": 4})})
-    start = {"vision": str(towers / "dinov2"), "text": str(towers / "bert")}
+    start = {"vision": str(towers / "dinov2"), "text": str(towers / "bert-digits")}
     jobs = carry_out(study, tmp_path / "out", data=folder, seeds=1, budget="cpu-hour", towers=start)
     titles = {column.figure.title: set(column.means) for column in columns(study, jobs)}
     frozen, tuned = {"sigmoid", "captions", "boxes"}, {"lora", "tuned"}

@@ -133,7 +133,9 @@ def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: tor
     digest = hashlib.sha256()
     facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
     pair, length = model.architecture.foreign, model.architecture.length if frozen.texts else None
-    read = {name: getattr(pair, name) for name in (("pooling",) if frozen.texts else ("mean", "std"))}
+    names = ("pooling",) if frozen.texts else ("mean", "std")
+    read = {name: getattr(pair, name) for name in names}
+    read |= {name: tuple(value) for name, value in read.items() if isinstance(value, list)}  # as a run's JSON has them
     digest.update(repr([facts, PairShape(head="", embed=0, **read), length]).encode())
     tower = model.vision.tower if frozen.images else getattr(model.text, "tower", None)
     for tensor in tower.state_dict().values():  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import TRAINED, Recipe, build_recipe, check_keywords, find_recipe
 from opensiglip.recipes.kept_tokens import drop_tokens
@@ -50,7 +51,10 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     set_seed(config.seed)  # heads draw their weights when the recipe is built
     recipe = build_recipe(function, own)
     if start is not None:
-        recipe = replace(recipe, architecture=architecture_of(start, recipe.architecture))
+        networks, frame = architecture_of(start, recipe.architecture), recipe.frame
+        if isinstance(frame, Frame):
+            frame = replace(frame, interpolation=networks.interpolation)
+        recipe = replace(recipe, architecture=networks, frame=frame)
     recipe = with_towers(config, recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     recipe = distilled(config, recipe)
