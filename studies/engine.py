@@ -115,7 +115,7 @@ def carry_out_one(job: Job) -> Job:
             shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         flags = {"save_every": SAVE_EVERY, "held_out": 0} | dict(job.budget.train) | dict(job.run.flags)
         if job.towers:
-            flags |= job.towers | {"features": folder.parent.parent / "features"}  # which all runs and seeds share
+            flags |= {**job.towers, "features": folder.parent.parent / "features"}  # which all runs and seeds share
         flags["steps"] = round(flags["steps"] * job.run.share)
         if job.run.after is not None:
             flags["continue_from"] = str(kept(folder.parent / job.run.after))
