@@ -27,6 +27,7 @@ from opensiglip.training import loop as loop_module
 from opensiglip.training import stop as stop_module
 from opensiglip.training.best import Best
 from opensiglip.training.finish import skipped_advice
+from opensiglip.training.health import Alarms
 from opensiglip.training.held_out import HeldOut
 from opensiglip.training.loop import Loop
 from opensiglip.training.stop import Stop
@@ -381,6 +382,18 @@ def test_the_best_checkpoint_stays_and_training_ends_where_none_better_comes(
     }
     assert [path.name[-1] for path in RunFolder(out).complete()] == ["2", "5"]
     assert run(out, steps=12, save_every=1, resume=True, **flags)["steps"] == 5, "it had ended"
+
+
+def test_no_step_whose_checkpoint_an_alarm_holds_back_is_the_best(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.1, 0.9, 0.3, 0.2])
+    monkeypatch.setattr(HeldOut, "row", lambda *_: {"eval/retrieval/r1": next(figures)})
+    monkeypatch.setattr(Alarms, "check", lambda self, step, *_: step != 1)  # the second step's
+    flags = {"eval_every": 1, "held_out": 4, "keep_best": "eval/retrieval/r1", "keep_last": 1}
+    summary = run(tmp_path / "run", steps=4, save_every=1, **flags)
+    assert (summary["best"]["value"], summary["best"]["step"]) == (0.3, 3)
+    assert [path.name[-1] for path in RunFolder(tmp_path / "run").complete()] == ["3", "4"]
 
 
 def test_a_metric_that_is_not_measured_is_named() -> None:

@@ -287,13 +287,12 @@ class Loop:
         due = self.step % self.save_every == 0 or self.step in self.keep or wishes.stop or wishes.save
         judged = self.step < self.last or self.best is not None  # else the end has its own
         if self.eval_every and self.step % self.eval_every == 0 and judged:
-            figures: dict[str, float] = {}
-            model = self.model()
+            figures, model = dict[str, float](), self.model()
             if self.evaluate is not None and model is not None:
                 figures = self.evaluate(model)
                 self.learner.train()
                 log.write(self.step - 1, figures)
-            if self.best is not None:
+            if self.best is not None and (healthy or self.step == self.last):  # of which there is a checkpoint
                 figures = from_first(figures)
                 due = self.best.judge(self.step, figures) or self.best.exhausted or due
             self.accelerator.wait_for_everyone()
