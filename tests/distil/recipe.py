@@ -15,10 +15,12 @@ from opensiglip.types import Batch
 
 
 class Rows(Field):
-    """In the place of a reference's rows: drawn ones, of four numbers."""
+    """In the place of a reference's rows: drawn ones, of which Z is 20 for a pair and about -20 for others."""
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> np.ndarray:
-        return rng.standard_normal((2, 4)).astype(np.float32)
+        row = rng.standard_normal(16)
+        row *= np.sqrt(40 / (row @ row))
+        return np.stack([np.append(row, 1), np.append(row, -20)]).astype(np.float32)
 
     def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
         images, texts = torch.from_numpy(np.stack(drawn)).unbind(1)

@@ -31,9 +31,10 @@ class Part:
         self.part = part
         counts = [0, *(self._count(int(rows)) for rows in np.cumsum(sizes))]
         self.sizes: NDArray[np.int64] = np.diff(counts)  # rows of this part in each shard
+        self.count = counts[-1]  # asked for at every row
 
     def __len__(self) -> int:
-        return int(self.sizes.sum())
+        return self.count
 
     def row(self, index: int) -> int:
         if self.part == "train":
