@@ -59,7 +59,7 @@ format: .venv/.installed  ## rewrite the code in the one format
 
 train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
 	.venv/bin/opensiglip train siglip2 --size tiny --data scenes:drawings=24,objects=3,languages=en --out runs/siglip2-tiny \
-		--optimizer muon --batch-size 32 --steps 1400 --lr 0.002 --length 32 --regions 3 --logit-bias auto $(FLAGS)
+		--optimizer muon --batch-size 32 --steps 1200 --lr 0.002 --length 32 --regions 3 --logit-bias auto $(FLAGS)
 
 photos: named .venv/.installed  ## align the pretrained towers VISION and TEXT on the photographs of PHOTOS
 	.venv/bin/opensiglip train align --vision "$(VISION)" --text "$(TEXT)" --data "$(PHOTOS)" --out runs/photos --head map \
