@@ -59,7 +59,7 @@ class Visit:
 def draw_caption(captions: Sequence[Caption], rng: np.random.Generator) -> Caption:
     """One of the captions, each as often as its weight says."""
     if all(caption.weight == 1 for caption in captions):
-        return captions[rng.integers(len(captions))]
+        return captions[int(rng.integers(len(captions)))]
     ends = np.cumsum([caption.weight for caption in captions])
     return captions[int(np.searchsorted(ends[:-1], rng.random() * ends[-1], side="right"))]
 
