@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensiglip.data.text import TextPipeline
@@ -15,6 +16,11 @@ from opensiglip.models.sizes import Architecture
 from opensiglip.types import Batch, Features, Patches, Reading, TowerStates, pixels
 
 Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows [..., D] of length 1, in float32 at least."""
+    return F.normalize(x.float() if x.itemsize < 4 else x, dim=-1)
 
 
 class Encoded:
@@ -68,6 +74,12 @@ class Encoded:
             return self.model.text(TowerStates.of(self.batch, field) or self[field].flatten(0, -2))
 
         return self._once(f"text:{field}", encode)
+
+    def pair(self, text: str = "text") -> tuple[Tensor, Tensor]:
+        """Embeddings of length 1 of the images and of a field's texts, in float32 at least."""
+        image, texts = self.image().pooled, self.text(text).pooled
+        assert image is not None and texts is not None
+        return unit(image), unit(texts)
 
     def __getitem__(self, field: str) -> Tensor:
         if field not in self.batch:

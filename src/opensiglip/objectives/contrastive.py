@@ -14,7 +14,7 @@ from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.models.towers import Vision
-from opensiglip.objectives.base import Encoded, Pairwise, PerExample
+from opensiglip.objectives.base import Encoded, Pairwise, PerExample, unit
 from opensiglip.types import Batch, Reading
 
 PAPERS_BIAS = "-10"  # SigLIP, Sec. 3.2
@@ -87,7 +87,7 @@ class Sigmoid(Pairwise):
             image = encoded.model.vision.pool(features.tokens, self.probe, features.valid)
         assert image is not None and text is not None
         model = encoded.model
-        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
+        image, text = unit(image), unit(text)
         if len(text) > len(image):  # several texts an image, which then stands once for each
             image = image.repeat_interleave(len(text) // len(image), 0)
         views = image.unflatten(0, (len(text), -1))  # [B, V, D]
@@ -127,9 +127,7 @@ class HardNegatives(PerExample):
         return batch["has_text"].sum()
 
     def forward(self, encoded: Encoded) -> Tensor:
-        image, text, has = encoded.image().pooled, encoded.text("hard_text").pooled, encoded["has_hard_text"]
-        assert image is not None and text is not None
-        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
+        (image, text), has = encoded.pair("hard_text"), encoded["has_hard_text"]
         with torch.autocast(image.device.type, enabled=False):
             cosines = (image[:, None] * text.unflatten(0, has.shape)).sum(-1)
             logits = encoded.model.logit_scale.exp() * cosines + encoded.model.logit_bias
@@ -197,10 +195,7 @@ class Softmax(Pairwise):
         return batch["has_text"].sum()
 
     def features(self, encoded: Encoded) -> tuple[list[Tensor], list[Tensor]]:
-        image, text = encoded.image().pooled, encoded.text().pooled
-        assert image is not None and text is not None
-        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
-        return [image, text, encoded["has_text"], *_group(encoded)], [encoded.model.logit_scale.exp()]
+        return [*encoded.pair(), encoded["has_text"], *_group(encoded)], [encoded.model.logit_scale.exp()]
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
         image, text, *others = rows  # has_text, and the group if the batch has one

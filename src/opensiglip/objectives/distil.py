@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.losses.soft_pairs import soft_sigmoid_loss, soft_softmax_loss
@@ -42,10 +41,7 @@ class Distil(Pairwise):
         return batch["has_text"].sum()
 
     def features(self, encoded: Encoded) -> tuple[list[Tensor], list[Tensor]]:
-        image, text = encoded.image().pooled, encoded.text().pooled
-        assert image is not None and text is not None
-        image, text = (F.normalize(x.float() if x.itemsize < 4 else x, dim=-1) for x in (image, text))
-        rows = [image, text, encoded["teacher_image"], encoded["teacher_text"], encoded["has_text"]]
+        rows = [*encoded.pair(), encoded["teacher_image"], encoded["teacher_text"], encoded["has_text"]]
         return rows, [encoded.model.logit_scale.exp(), encoded.model.logit_bias]
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:

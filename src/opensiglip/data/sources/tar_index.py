@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from opensiglip.data.sources.disk_cache import cache_folder
 from opensiglip.data.sources.remote import RemoteFile, facts_of
 
 Ints = NDArray[np.int64]
+Found = TypeVar("Found")
 
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
@@ -90,12 +91,10 @@ def tar_index(path: Path) -> TarIndex:
     Raises OSError if the tar is not there.
     """
     facts = path.stat()
-    stamp = stamp_of(facts.st_size, facts.st_mtime_ns)
-    for place in places(path):
-        if (index := read_index(place, stamp, facts.st_size)) is not None:
-            return index
+    if (index := _on_disk(path, facts, read_index)) is not None:
+        return index
     index = scan(path)
-    keep_index(index, stamp, places(path))
+    _keep(index, path, facts)
     return index
 
 
@@ -105,13 +104,25 @@ def tar_counts(path: Path) -> tuple[int, Counter[str]]:
     Without one it is made. So opening many tars reads little of each. Raises OSError if the tar is not there.
     """
     facts = path.stat()
-    stamp = stamp_of(facts.st_size, facts.st_mtime_ns)
-    for place in places(path):
-        if (counts := read_counts(place, stamp, facts.st_size)) is not None:
-            return counts
-    index = tar_index(path)
-    keep_index(index, stamp, places(path))  # one that an earlier version wrote has no counts in its head
+    if (counts := _on_disk(path, facts, read_counts)) is not None:
+        return counts
+    known = _on_disk(path, facts, read_index)  # one that an earlier version wrote has no counts in its head
+    index = scan(path) if known is None else known
+    _keep(index, path, facts)
     return len(index), index.skipped
+
+
+def _on_disk(
+    path: Path, facts: os.stat_result, read: Callable[[Path, dict[str, str], int], Found | None]
+) -> Found | None:
+    """What is read from the first place that holds an index of the tar as `facts` have it."""
+    stamp = stamp_of(facts.st_size, facts.st_mtime_ns)
+    return next((found for place in places(path) if (found := read(place, stamp, facts.st_size)) is not None), None)
+
+
+def _keep(index: TarIndex, path: Path, facts: os.stat_result) -> None:
+    """Write the index of a tar that was so before it was scanned."""
+    keep_index(index, stamp_of(facts.st_size, facts.st_mtime_ns), places(path))
 
 
 def remote_index(tar: RemoteFile) -> TarIndex:

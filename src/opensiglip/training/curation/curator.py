@@ -16,8 +16,7 @@ from opensiglip.data.loader import to_device
 from opensiglip.distributed import dealt, first_ranks, gathered, world
 from opensiglip.float64 import widen, widest
 from opensiglip.models.model import Model
-from opensiglip.objectives.base import Encoded
-from opensiglip.training.curation.reference import unit
+from opensiglip.objectives.base import Encoded, unit
 from opensiglip.training.curation.selection import SIGNS, Pairs, Scores, blocked_sampling, noise
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import Row, finite

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.checkpoints.pretrained import Pretrained
@@ -17,7 +16,7 @@ from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
-from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.base import Encoded, unit
 from opensiglip.types import Batch, Features
 
 BLOCK = 64  # examples encoded at once, whatever the batch: an example's rows are then the same in every batch
@@ -119,11 +118,6 @@ def same_view(frame: Geometry, other: Geometry) -> bool:
     if not (isinstance(frame, Frame) and isinstance(other, Frame)):
         return False
     return replace(frame, crop_area=other.crop_area, flip=other.flip) == other
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in float32 at least."""
-    return F.normalize(x.float() if x.itemsize < 4 else x, dim=-1)
 
 
 def _as_reference(part: Batch) -> Batch:
