@@ -43,6 +43,7 @@ from opensiglip.data.fields.states import as_array, as_tensor
 from opensiglip.data.sources.cached import facts_of, to_row
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.subset import Subset, split_off
+from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
 from opensiglip.models.sizes import Architecture, PairShape, Shape
@@ -257,6 +258,15 @@ def test_the_heads_average_is_what_every_step_left_of_it(towers: Path, folder: s
     for place in (tmp_path / "run" / "checkpoints" / "step-00000004", tmp_path / "run" / "model"):
         head = Pretrained.open(str(place)).model.vision.head.state_dict()
         assert all(torch.equal(x, steps[-1][f"model.vision.head.average.copy.{name}"]) for name, x in head.items())
+
+
+def test_a_head_is_judged_by_its_average_and_trained_by_itself() -> None:
+    head, seen = AveragedHead(torch.nn.Linear(2, 2)), torch.ones(1, 2)
+    before = head(seen)
+    with torch.no_grad():
+        head.head.weight += 1
+    assert torch.equal(head.eval()(seen), before)
+    torch.testing.assert_close(head.train()(seen), before + 2)
 
 
 def test_a_resumed_run_goes_on_with_the_heads_average(towers: Path, folder: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from test_resume import assert_same_end, cut_short
 from torch import Tensor
 
 from opensiglip.data.example import Source
-from opensiglip.data.fields.curation import Origins, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.curation import ROWS, CachedRows, Origins, ReferenceImages, ReferenceTexts
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.loader import DataPlan, StepBatch, Steps
 from opensiglip.data.sources.registry import open_source
@@ -517,6 +517,15 @@ def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
         assert_same_end(tmp_path / name, tmp_path / "encoded", 12)
     (place,) = (tmp_path / "features").glob("*/")
     assert place.name.startswith("reference-")
+
+
+def test_the_row_off_a_cache_is_that_of_the_caption_drawn(pipeline: TextPipeline) -> None:
+    rows = {text: np.full(2, at) for at, text in enumerate(("", "a fox", "a harp"))}
+    extras = {ROWS: (np.full(2, 9), rows)}
+    for caption, wanted in ((SimpleNamespace(text="a harp"), 2), (SimpleNamespace(text="a fox"), 1), (None, 0)):
+        visit: Any = SimpleNamespace(example=SimpleNamespace(extras=extras), caption=caption)
+        image, text = CachedRows().draw(visit, np.random.default_rng(0), pipeline)
+        assert (image[0], text[0]) == (9, wanted)
 
 
 def test_a_cache_that_does_not_pay_or_fit_is_not_written(

@@ -32,7 +32,11 @@ NOT_RUN = {
     'photos = Path("PHOTOS")': "cuts photos that the reader has",
     "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
-SHORTER = {"steps=500": "steps=2, batch_size=8, held_out=0, workers=0", 'data=["scenes"]': 'data=["scenes:drawings=9"]'}
+SHORTER = {
+    "steps=500": "steps=2, batch_size=8, held_out=0, workers=0",
+    'data=["scenes"]': 'data=["scenes:drawings=9"]',
+    'open_source("photos"': 'open_source("scenes:drawings=9,count=9"',
+}
 
 
 def blocks() -> Iterator[Any]:

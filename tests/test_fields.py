@@ -17,7 +17,7 @@ from toys import Rectangles, rectangle
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.fields.captions import Captions
-from opensiglip.data.fields.field import Field, Images, Texts, Visit
+from opensiglip.data.fields.field import Field, Images, Texts, Visit, draw_caption
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, Steps, loader, to_device
 from opensiglip.data.text import TextPipeline
@@ -128,6 +128,14 @@ def test_a_visit_prefers_the_language_that_was_drawn() -> None:
     assert said == {example.captions[1]}
     other = {Visit.draw(example, Frame(32), np.random.default_rng(seed), "fr").caption for seed in range(30)}
     assert other == set(example.captions)
+
+
+@pytest.mark.parametrize("whole", [0.1, 1.0, 40.0])
+def test_a_caption_is_drawn_as_often_as_its_weight_says_whatever_their_sum(whole: float) -> None:
+    captions = [Caption(str(share), "en", weight=share * whole) for share in (0.1, 0.2, 0.7)]
+    rng = np.random.default_rng(0)
+    counts = Counter(draw_caption(captions, rng).text for _ in range(4000))
+    assert all(counts[str(share)] / 4000 == pytest.approx(share, abs=0.025) for share in (0.1, 0.2, 0.7))
 
 
 def test_an_example_without_a_text_says_so(pipeline: TextPipeline) -> None:
