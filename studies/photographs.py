@@ -43,7 +43,7 @@ PHOTOGRAPHS = Study(
         Figure("grounding", "accuracy", "phrases found", ("boxes", "lora", "tuned")),
     ),
     budgets={
-        "cpu-hour": Budget(ON_TOWERS | {"batch_size": 32, "steps": 300}, {"count": 300}),
+        "cpu-hour": Budget(ON_TOWERS | {"batch_size": 32, "steps": 300, "resolution": 112}, {"count": 300}),
         "gpu-10min": Budget(ON_TOWERS | {"batch_size": 256, "steps": 1000}, {"count": 500}),
     },
     on_towers=True,
