@@ -1,6 +1,7 @@
 """The suite on every Python that is here, with the oldest and the newest torch and transformers: `make matrix`.
 
-The oldest are the lower bounds in pyproject.toml. Each pair gets an environment in .venv/matrix, which stays.
+The oldest are the lower bounds in pyproject.toml. Each pair gets an environment of some 7 GB in .venv/matrix, which is
+removed once its tests have passed; one that failed stays.
 """
 
 import argparse
@@ -33,18 +34,23 @@ def requirements(which: str) -> list[str]:
     return [f"{name}=={bounds[name].strip()}.*" if which == "oldest" else name for name in DECISIVE]
 
 
-def run(python: str, folder: Path, which: str, tests: list[str]) -> bool:
-    """Make the environment, install, run the tests; whether all passed."""
+def run(python: str, folder: Path, which: str, tests: list[str]) -> tuple[bool, str]:
+    """Make the environment, install, run the tests: whether all passed, and with which versions of DECISIVE."""
     subprocess.run([python, "-m", "venv", folder], check=True)
     inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     strategy = ["--upgrade", "--upgrade-strategy", "eager"] if which == "newest" else []
     install = [inside, "-m", "pip", "install", "-qq", *strategy, "-e", f"{ROOT}[dev]", *requirements(which)]
     if subprocess.run(install, cwd=ROOT).returncode:
-        return False
-    subprocess.run([inside, "-m", "pip", "list", "--format=freeze"], cwd=ROOT, stdout=(folder / "versions").open("w"))
+        return False, "not installed"
+    freeze = [inside, "-m", "pip", "list", "--format=freeze"]
+    lines = subprocess.run(freeze, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    versions = ", ".join(line.replace("==", " ") for line in lines if line.split("==")[0] in DECISIVE)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [inside, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *tests]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    passed = subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    if passed:
+        shutil.rmtree(folder)
+    return passed, versions
 
 
 def main() -> int:
@@ -63,9 +69,9 @@ def main() -> int:
         for which in (given.only,) if given.only else ("oldest", "newest"):
             name = f"{version}-{which}"
             outcome[name] = run(python, ROOT / ".venv/matrix" / name, which, given.tests)
-    for name, passed in outcome.items():
-        print(f"{name:<16}{'passed' if passed else 'FAILED'}")
-    return 0 if all(outcome.values()) else 1
+    for name, (passed, versions) in outcome.items():
+        print(f"{name:<16}{'passed' if passed else 'FAILED'}  {versions}")
+    return 0 if all(passed for passed, _ in outcome.values()) else 1
 
 
 if __name__ == "__main__":
