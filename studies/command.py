@@ -48,7 +48,7 @@ def study(
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            optimizers, keep-tokens, photographs, or FILE.py:NAME for one of your own.
+            optimizers, keep-tokens, photographs, batch, parallel, or FILE.py:NAME for one of your own.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: how many times all runs are repeated, from seed 0 on.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from opensiglip.evaluation.benchmark import ProbeConfig
+from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS
 from studies.photographs import PHOTOGRAPHS
 from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
@@ -230,4 +231,4 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, PHOTOGRAPHS)}
+STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, PHOTOGRAPHS, BATCH, PARALLEL)}
