@@ -15,7 +15,7 @@ from opensiglip.evaluation.metrics.intervals import Interval, mean_over_seeds
 from studies.engine import JUDGED, Job
 from studies.study import Figure, Study
 
-AS, OTHER, OPEN = "as there", "the other way round", "not told apart"
+AS, OTHER, OPEN = "as there", "reversed", "inconclusive"
 
 Values = dict[str, Any]  # what an evaluation keeps of a metric: scores, clusters, perhaps weights
 Difference = tuple[str, str, Interval]  # two runs, and how much higher the second is
@@ -23,7 +23,7 @@ Difference = tuple[str, str, Interval]  # two runs, and how much higher the seco
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of all runs: its interval over seeds, and the value at each seed; without an entry, it has it not."""
+    """One figure of all runs: its interval over seeds, and the value at each seed. A run that lacks it has no entry."""
 
     figure: Figure
     means: dict[str, Interval]
@@ -39,13 +39,13 @@ class Column:
 
     @property
     def sentence(self) -> str:
-        """What came out, in one sentence or a few. Runs whose paired difference may be chance are not ranked."""
+        """The result in one or a few sentences. Runs whose paired interval contains 0 are not ranked."""
         order = sorted(self.means, key=lambda name: self.means[name].value)
         apart = {(lower, higher) for lower, higher, interval in self.ranked if interval.low > 0}
         text = f"{self.figure.title}: {order[0]} {self.means[order[0]].value:.3f}"
         for lower, higher in pairwise(order):
             text += f" {'<' if (lower, higher) in apart else '≈'} {higher} {self.means[higher].value:.3f}"
-        text += "." if "≈" not in text else ' ("≈": the paired interval of the two holds 0).'
+        text += "." if "≈" not in text else ' ("≈": the paired interval of the two contains 0).'
         if not self.steps:
             return text
         words = [self.verdict(interval) for _, _, interval in self.steps]
@@ -57,7 +57,7 @@ class Column:
         return f"{text} {self.figure.source} has {expected}: of {len(words)} neighbours {counted}."
 
     def verdict(self, interval: Interval) -> str:
-        """How a difference came out: as the source has it, the other way round, or open where its interval holds 0."""
+        """The verdict on a difference: as in the source, reversed, or inconclusive if its interval contains 0."""
         if interval.low <= 0 <= interval.high:
             return OPEN
         return (AS, OTHER)[interval.high < 0] if self.figure.source else ("higher", "lower")[interval.high < 0]

@@ -11,9 +11,9 @@ from studies.study import Budget, Figure, Run, Study
 
 
 def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), probe: int = 800) -> dict[str, Budget]:
-    """The two presets: steps of each run, and what a decoder probe learns in so many steps of its own.
+    """The two presets: the steps of each run, and the tasks and steps of the decoder probe.
 
-    From few examples: from many it learns to see for itself, and reads an untrained encoder nearly as well.
+    The probe has few examples: from many it learns to see by itself and reads an untrained encoder nearly as well.
     """
     judge = {"count": 500, "train_count": 1000, "probe": ProbeConfig(probe, tasks)}
     return {
@@ -24,13 +24,12 @@ def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), prob
 
 OBJECTIVES = Study(
     name="objectives",
-    question="Contrastive, captioning or both: which objective names things, and which describes them?",
+    question="Contrastive, captioning or both: which objective names objects, and which describes them?",
     about=(
-        "SigLIP compares, Cap writes captions, CoCa does both with one text decoder. Zero-shot accuracy is by "
-        "similarity of image and name where a comparison was trained, and by the likelihood of the name as a "
-        "caption where captions were. The last column reads each encoder, frozen, by a fresh decoder that learns "
-        "captions and boxes, so that SigLIP too has a figure for captions, and an encoder after one step, "
-        "`untrained`, to compare with."
+        "SigLIP is contrastive, Cap writes captions, CoCa does both with one text decoder. Zero-shot accuracy uses the "
+        "similarity of image and name for contrastive models, and the likelihood of the name as a caption for "
+        "captioning models. For the last column a new decoder learns captions and boxes on each frozen encoder, so "
+        "SigLIP has a figure for captions as well. `untrained` is an encoder after one step, for comparison."
     ),
     data=EASY.format(1),
     runs=(
@@ -46,7 +45,7 @@ OBJECTIVES = Study(
         Figure(
             "decoder_probe",
             "captioning_cider_greedy",
-            "a fresh decoder's captions, CIDEr",
+            "a new decoder's captions, CIDEr",
             ("contrastive", "captioning", "both"),
             "CoCa (Table 8, VQA)",
         ),
@@ -56,12 +55,12 @@ OBJECTIVES = Study(
 
 LOCALIZATION = Study(
     name="localization",
-    question="Which objective leaves an encoder that knows where things are?",
+    question="Which objective gives an encoder that encodes where objects are?",
     about=(
-        "Each recipe trains its encoder; then all else is thrown away, the encoder is frozen, and a fresh decoder "
+        "Each recipe trains its encoder. The rest of the model is discarded, the encoder is frozen, and a new decoder "
         "of six layers learns to answer a phrase with its box: the protocol of SigLIP 2's Table 5. The figures are "
-        "the share of phrases found at IoU 0.5, and the mean IoU. `untrained` is an encoder after one step: what "
-        "such a decoder reads off any encoder that tells its patches apart."
+        "the share of phrases found at IoU 0.5, and the mean IoU. `untrained` is an encoder after one step: it shows "
+        "what such a decoder reads from any encoder whose patches differ."
     ),
     data=EASY.format(2),
     runs=(
@@ -88,11 +87,11 @@ LOCALIZATION = Study(
 FIVE = ("caption", "aref", "gcap", "answer", "count")
 TASKS = Study(
     name="tasks",
-    question="One decoder on five tasks, or five decoders of one task each?",
+    question="One decoder on five tasks, or five decoders on one task each?",
     about=(
-        "Six runs of the recipe `tasks`, that is PaLI's text interface on CapPa's decoder. The first is asked all "
-        "five tasks of every image, each of the others one; so all see as many images and, of its tasks, as many "
-        "questions."
+        "Six runs of the recipe `tasks`, which is PaLI's text interface on CapPa's decoder. The first run is asked all "
+        "five tasks for every image, each of the others one. All runs see the same number of images, and each task "
+        "gets the same number of questions in both cases."
     ),
     data=EASY.format(2),
     runs=(
@@ -114,9 +113,9 @@ ENCODERS = Study(
     question="How much does a better encoder save?",
     about=(
         "The same small decoder learns to read six frozen encoders: three objectives, each at size tiny and with a "
-        "sixth of its weights. Where a small encoder of one objective is read as well as a large one of another, "
-        "the objective has saved the difference: PaLI-3's argument for SigLIP's encoder in the place of a larger "
-        "one."
+        "sixth of its weights. If a small encoder of one objective does as well as a large one of another, the "
+        "objective has saved the difference in size. This is PaLI-3's argument for SigLIP's encoder in place of a "
+        "larger one."
     ),
     data=EASY.format(2),
     runs=tuple(
@@ -132,18 +131,18 @@ ENCODERS = Study(
 )
 
 STAGE = 0.8  # share of training after which SigLIP 2's last stage begins
-# What a stage of so few steps at so low a rate takes in place of the paper's settings (docs/studies/distillation.md).
+# A stage with so few steps at so low a rate needs other settings than the paper's (docs/studies/distillation.md).
 SHORT: dict[str, Any] = {"masked_weight": 2.0, "prototypes": 256}
 STAGED: dict[str, Any] = SMALL | AUTO | SHORT | {"resolution": 64, "steps": 500, "keep": (STAGE,)}
 DISTILLATION = Study(
     name="distillation",
     question="Does the last stage of SigLIP 2 help the patches?",
     about=(
-        "`without` is SigLIP 2 with the sigmoid and the captions alone. `with` goes on from its checkpoint at 80 % of "
-        "training, and adds self-distillation and masked prediction for the same steps on the same images. Both are "
-        "read by nearest neighbours, which learn nothing: the class of each patch of a held-out scene is voted by the "
-        "20 most similar patches of training scenes. Masked prediction weighs 2 and the heads have 256 "
-        "prototypes, which is ours: at the paper's weights a stage of 100 steps changes too little."
+        "`without` is SigLIP 2 with the sigmoid and caption losses alone. `with` continues from its checkpoint at 80 % "
+        "of training and adds self-distillation and masked prediction, for the same steps on the same images. Both "
+        "are evaluated by k-NN without training: each patch of a held-out scene gets the class of the majority of the "
+        "20 most similar patches of training scenes. Masked prediction has weight 2 and the heads have 256 "
+        "prototypes. These values are ours: at the paper's weights a stage of 100 steps changes too little."
     ),
     data=EASY.format(1),
     runs=(
@@ -160,31 +159,32 @@ DISTILLATION = Study(
     },
 )
 
-WAYS: dict[str, dict[str, Any]] = {  # to choose half of each super-batch
+WAYS: dict[str, dict[str, Any]] = {  # ways to select half of each super-batch
     "learnability": {"curate": "learnability"},
-    "static": {"curate": "easy-reference", "chunks": 1},  # each example by the reference alone
+    "static": {"curate": "easy-reference", "chunks": 1},  # scores each example by the reference alone
     "learner": {"curate": "learner"},
 }
 
 
-# By Muon, as `make train`; without data workers, which would compete for the one core.
+# Muon, as in `make train`; no data workers, which would compete for the one core.
 QUICK: dict[str, Any] = TINIER | {"optimizer": "muon", "lr": 0.004, "precision": "fp32", "workers": 0}
 
 
 def curation(percent: int) -> Study:
-    """So many captions are exchanged; curated runs take 0.6 times the steps of the one that trains on all."""
+    """This percentage of the captions is exchanged; curated runs take 0.6 times the steps of the uncurated one."""
     wrong = f"exchanged={percent / 100}"
     return Study(
         name=f"curation-{percent}",
-        question=f"Do chosen examples save steps where {percent} % of the captions are wrong?",
+        question=f"Does curation save steps if {percent} % of the captions are wrong?",
         about=(
-            f"Of the training scenes {percent} % have the caption of another scene. `uncurated` trains on all of them. "
-            "The others take 0.6 times its steps, and choose half of each super-batch: `learnability` by the learner's "
-            "loss less the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `static` each example by the reference's "
-            "loss alone, `learner` by the learner's own. `reference` is trained on true captions. What each chose "
-            "stands in its summary.json under `curated`."
+            f"In the training scenes {percent} % of the captions belong to another scene. `uncurated` trains on all "
+            "scenes. The others take 0.6 times its steps and select half of each super-batch: `learnability` by the "
+            "learner's loss minus the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `static` each example by the "
+            "reference's loss alone, `learner` by the learner's own loss. `reference` is trained on correct captions. "
+            "The summary.json of each run lists what it selected, under `curated`."
         ),
-        data=EASY.format(1) + ",count=8000",  # twice in a curated run, so that the reference is read off its cache
+        data=EASY.format(1)
+        + ",count=8000",  # seen twice in a curated run, so that the reference is read from its cache
         runs=(
             Run("reference", "siglip", AUTO, share=1.5),
             Run("uncurated", "siglip", AUTO, options=wrong),
@@ -216,7 +216,7 @@ TOKENS = Study(
     question="Does predicting the caption's tokens help a small batch?",
     about=(
         "SigLIP alone, and with SuperCLIP's term of weight 1: one linear layer predicts from the image's mean token "
-        "which tokens are in the caption. SuperCLIP says that it makes up for a small batch; here it is 64."
+        "which tokens are in the caption. SuperCLIP reports that the term compensates for a small batch; here it is 64."
     ),
     data="scenes:drawings=200,objects=5,languages=en",
     runs=(Run("without", "siglip", AUTO), Run("with", "siglip", AUTO | {"token_weight": 1.0})),

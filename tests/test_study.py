@@ -161,7 +161,7 @@ def test_the_command_writes_question_answer_table_and_plot(
     page = (straight / "study.html").read_text()
     stored = json.loads((straight / "study.json").read_text())
     assert (straight / "study.png").read_bytes().startswith(b"\x89PNG") and "<svg" in page
-    assert "Which &lt;b&gt;one&lt;/b&gt;?" in page and "judged on 8 held-out examples" in page
+    assert "Which &lt;b&gt;one&lt;/b&gt;?" in page and "evaluated on 8 held-out examples" in page
     mean = stored["figures"]["mean IoU"]
     assert set(mean) == {"comparing", "locating", "differences"} and len(mean["locating"]["by_seed"]) == 2
     gap = mean["locating"]["mean"] - mean["comparing"]["mean"]
@@ -332,10 +332,10 @@ def test_the_answer_counts_what_came_out() -> None:
     ranked = [("a", "c", Interval(0.1, 0.05, 0.2)), ("c", "b", Interval(0.1, 0.02, 0.2))]
     said = Column(figure, means, {}, steps, ranked).sentence
     assert said.startswith("found: a 0.100 < c 0.200 < b 0.300. A paper has a < b < c: of 2 neighbours 1 as there")
-    assert "1 the other way round" in said
+    assert "1 reversed" in said
     steps = [("a", "b", Interval(0.0, -0.1, 0.1)), ("b", "c", Interval(0.1, 0.05, 0.2))]
     plain = Column(replace(figure, source=""), means, {}, steps, ranked).sentence
-    assert plain.endswith("b against a: not told apart; c against b: higher.")
+    assert plain.endswith("b against a: inconclusive; c against b: higher.")
 
 
 def test_runs_that_chance_may_order_are_not_ranked() -> None:
