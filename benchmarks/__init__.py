@@ -1,4 +1,4 @@
-"""`opensiglip bench`: the measurements behind this project's claims on speed, each beside its peers."""
+"""`opensiglip bench`: measurements of speed and memory against other libraries."""
 
 # A file each, whose function `bench` is the command.
 BENCHES = (

@@ -25,11 +25,11 @@ def bench(
     """Our attention against torch's fused kernel, forward and backward, bfloat16; agreement is checked first.
 
     Args:
-        images: of a batch.
-        tokens: of an image.
-        heads: of the attention.
-        width: of the tokens.
-        rounds: of each variant, in turn; the median counts.
+        images: images per batch.
+        tokens: tokens per image.
+        heads: attention heads.
+        width: width of the tokens.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

@@ -31,20 +31,20 @@ def bench(
     device: str = "auto",
     out: Path = Path("runs/bench"),
 ) -> None:
-    """Decoder and head on an image's texts, forward and backward in float32: packed against padded.
+    """Decoder and head on the texts of images, forward and backward in float32: packed against padded rows.
 
     An image has a caption and, for each region, a referring box and a grounded caption. "exact" has half of the
     captions in parallel, over their row's full length of [MASK]; "packed" has none.
 
     Args:
-        images: of a batch.
-        tokens: of an image.
-        length: of a padded row.
-        width: of the decoder.
-        depth: of the decoder.
-        vocabulary: of the head.
-        regions: of an image; several make a curve.
-        rounds: of each variant, in turn; the median counts.
+        images: images per batch.
+        tokens: tokens per image.
+        length: length of a padded row.
+        width: width of the decoder.
+        depth: layers of the decoder.
+        vocabulary: vocabulary size of the head.
+        regions: regions per image; several values give a curve.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

@@ -33,13 +33,13 @@ def bench(
     default eight phrases an image, and 256 image tokens, as in the papers.
 
     Args:
-        phrases: to find a box for.
-        images: that the phrases are about.
-        tokens: of an image.
-        width: of the decoder.
-        depth: of the decoder.
+        phrases: number of phrases to find a box for.
+        images: number of images that the phrases refer to.
+        tokens: tokens per image.
+        width: width of the decoder.
+        depth: layers of the decoder.
         prefix: tokens of a phrase with its task.
-        rounds: of each variant, in turn; the median counts.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         out: folder for the JSON and the plot.
     """
     positive(phrases=phrases, images=images, tokens=tokens, width=width, depth=depth, prefix=prefix, rounds=rounds)

@@ -24,14 +24,14 @@ def bench(
     device: str = "auto",
     out: Path = Path("runs/bench"),
 ) -> None:
-    """A source to embeddings, as every task of `opensiglip eval` begins, against the encoder on pixels at hand.
+    """From a source to embeddings, as in every task of `opensiglip eval`, against the encoder on decoded pixels.
 
     Args:
-        data: what to embed.
-        size: of the encoder, freshly initialised.
-        resolution: pixels of a side.
-        count: images.
-        rounds: of each variant, in turn; the median counts.
+        data: source to embed.
+        size: size of the randomly initialised encoder.
+        resolution: side of the images in pixels.
+        count: number of images.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

@@ -40,7 +40,7 @@ def bench(
     features: Path = Path("runs/features"),
     out: Path = Path("runs/bench"),
 ) -> None:
-    """A step of `align` from features, reading included, against the image tower on pixels at hand.
+    """A step of `align` from cached features, including reading, against the image tower on decoded pixels.
 
     Where the features are missing they are written first. The gap beside it: how far the cache's precision moves an
     embedding, as one minus the cosine with float32 throughout, the largest of `count` images.
@@ -49,15 +49,15 @@ def bench(
         vision: folder or hub id of the image tower.
         text: folder or hub id of the sentence encoder.
         data: images with captions.
-        head: of the images.
-        captions: of each image at a step.
-        languages: of the captions, such as en; by default all.
-        length: tokens of a text.
-        batch_size: of the step.
-        count: images that the tower encodes at once.
-        rounds: of each variant, in turn; the median counts.
+        head: image head.
+        captions: captions per image and step.
+        languages: languages of the captions, such as en; by default all.
+        length: tokens per text.
+        batch_size: batch size of the step.
+        count: batch size of the tower.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
-        features: folder of cached features.
+        features: folder for cached features.
         out: folder for the JSON and the plot.
     """
     positive(captions=captions, length=length, batch_size=batch_size, count=count, rounds=rounds)

@@ -40,14 +40,15 @@ def bench(
     """JPEG to batch on one core, against open_clip: single files, or tars, parquet and folders by the whole loader.
 
     Args:
-        kind: jpeg: decode and resize, then all that a step's fields draw, against open_clip's transform; and the views
-            of self-distillation alone, against torchvision's functions one view at a time. Else our loader over sources
-            of this kind against open_clip's WebDataset pipeline (webdataset 0.2.86); with tar, the index, too.
-        data: a folder whose JPEGs to read; by default scenes are drawn with grain at 500 pixels.
-        resolution: pixels of a side that the networks see.
-        count: JPEGs; of `jpeg` a batch has them all.
-        rounds: of each variant, in turn; the median counts.
-        samples: in the shards, in which the JPEGs come again and again; a batch has 64.
+        kind: jpeg measures decoding and resizing, and all draws of a step's fields, against open_clip's transform; and
+            the views of self-distillation against torchvision's functions, one view at a time. Another kind measures
+            our loader over sources of this kind against open_clip's WebDataset pipeline (webdataset 0.2.86); with tar,
+            also the index.
+        data: folder of JPEGs to read; by default scenes with added grain are drawn at 500 pixels.
+        resolution: side of the networks' input in pixels.
+        count: number of JPEGs; with `jpeg` one batch has all of them.
+        rounds: measurements of each variant, taken in turn; the median is reported.
+        samples: samples in the shards, which repeat the JPEGs; a batch has 64.
         out: folder for the JSON and the plot.
     """
     positive(resolution=resolution, count=count, rounds=rounds, samples=samples)

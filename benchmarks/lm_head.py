@@ -33,10 +33,10 @@ def bench(
 
     Args:
         vocabularies: sizes V to measure.
-        tokens: of the batch, padding included.
+        tokens: tokens of the batch, padding included.
         width: of the hidden states.
-        fill: share of the tokens that is no padding, where it is padded.
-        rounds: of each variant, in turn; the median counts.
+        fill: fraction of the tokens that are not padding in the padded case.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

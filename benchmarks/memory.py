@@ -15,11 +15,11 @@ PEER = "glibc default"
 
 
 def bench(steps: int = 6, rounds: int = 2, out: Path = Path("runs/bench")) -> None:
-    """A training step on CPU with freed memory kept (as `train` does) against glibc's default; a process each, in turn.
+    """A training step on CPU that keeps freed memory (as `train` does) against glibc's default, in separate processes.
 
     Args:
-        steps: timed in each process after three of warm-up; the median counts.
-        rounds: processes of each way.
+        steps: timed steps per process, after three of warm-up; the median is reported.
+        rounds: processes per variant.
         out: folder for the JSON and the plot.
     """
     positive(steps=steps, rounds=rounds)

@@ -40,16 +40,18 @@ def bench(
     rounds: int = 3,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """What does not grow with the data: the order's look-ups, a run's start and resume over many tars, and memory.
+    """Costs that do not grow with the data: look-ups in the order, start and resume over many tars, and memory.
 
     Args:
-        rows: of the order that positions are looked up in; its peer is a permutation of `positions` rows in memory.
-        row_shards: that those rows lie in.
-        positions: looked up at once, in the order of training and at random.
-        shards: tars, with their indexes, that the first batch is drawn from.
-        resumed: the step that a resumed run begins at.
-        examples: after which memory is told, and after the first hundredth of them.
-        rounds: of each look-up, in turn; the median counts.
+        rows: rows of the order in which positions are looked up; the peer is a permutation of `positions` rows in
+            memory.
+        row_shards: shards of those rows.
+        positions: number of positions looked up at once, in training order and at random.
+        shards: number of indexed tars from which the first batch is drawn.
+        resumed: step at which a resumed run begins.
+        examples: number of examples after which memory is measured; it is also measured after the first hundredth of
+            them.
+        rounds: measurements of each look-up, taken in turn; the median is reported.
         out: folder for the JSON and the plot.
     """
     positive(rows=rows, row_shards=row_shards, positions=positions, shards=shards, resumed=resumed)

@@ -44,14 +44,14 @@ VOCABULARY = 8192
 
 
 def bench(cases: tuple[int, ...] = (0, 1, 2, 3, 4, 5), papers: bool = True) -> None:
-    """Planned memory and FLOP beside a measured step's, a process each; planned costs beside what papers state.
+    """Planned memory and FLOP against measured steps in separate processes; planned costs against published ones.
 
     Memory is the peak of VmHWM over the level before the networks are made, with freed memory kept as `train` keeps it.
     FLOP are what torch's counter sees of the step with plain attention and opened losses.
 
     Args:
-        cases: which of the built-in steps to measure; none with 99.
-        papers: print the papers' costs, too.
+        cases: built-in steps to measure, by number; 99 measures none.
+        papers: also print the costs of published runs.
     """
     positive(cases=tuple(case + 1 for case in cases))
     print(f"{'step':<62}{'MiB':>8}{'planned':>9}{'off':>7}{'GFLOP':>11}{'planned':>11}{'off':>8}")

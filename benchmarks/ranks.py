@@ -30,18 +30,18 @@ def bench(
     vocabulary: int = 8192,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """Over gloo ranks in float32: the sigmoid loss forward and backward, and what a rank holds in a training step.
+    """Gloo ranks in float32: the sigmoid loss forward and backward, and the memory of a rank in a training step.
 
     Time and peak are rank 0's; weights, gradient and moments are those of the rank that holds most.
 
     Args:
-        size: of the global batch.
+        size: size of the global batch.
         ranks: numbers of processes to measure.
         width: of the embeddings.
-        rounds: of each variant, in turn; the median counts.
-        model: size of the SigLIP 2 that takes the training step.
-        images: of its global batch.
-        vocabulary: entries of its tokenizer.
+        rounds: measurements of each variant, taken in turn; the median is reported.
+        model: size of the SigLIP 2 model for the training step.
+        images: its global batch.
+        vocabulary: vocabulary size of its tokenizer.
         out: folder for the JSON and the plot.
     """
     positive(size=size, ranks=ranks, width=width, rounds=rounds, images=images, vocabulary=vocabulary)

@@ -22,13 +22,13 @@ def bench(
     rounds: int = 5,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """Queries over an index of random unit vectors, by faiss from disk and by one product in memory.
+    """Queries over an index of random unit vectors, with faiss from disk and with one matrix product in memory.
 
     Args:
-        vectors: images of the index.
-        width: of a vector.
-        queries: of one sample.
-        rounds: of each variant, in turn; the median counts.
+        vectors: number of vectors in the index.
+        width: length of a vector.
+        queries: queries per measurement.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         out: folder for the JSON and the plot.
     """
     positive(vectors=vectors, width=width, queries=queries, rounds=rounds)

@@ -48,16 +48,16 @@ def bench(
     minutes: float = 0.0,
     out: Path = Path("runs/bench"),
 ) -> None:
-    """`opensiglip serve` at so many clients, a JPEG each request, against its encoder on pixels at hand.
+    """`opensiglip serve` with concurrent clients and one JPEG per request, against its encoder on decoded pixels.
 
     The encoder is timed before and after, with as many threads; both share the machine with whatever else runs.
 
     Args:
-        size: of the encoder, freshly initialised.
-        resolution: pixels of a side, of the images too.
-        clients: requests at once.
-        seconds: of load, and of the encoder alone.
-        minutes: of load instead; the server's memory is told each minute.
+        size: size of the randomly initialised encoder.
+        resolution: side of the images in pixels, for the encoder and the requests.
+        clients: number of concurrent requests.
+        seconds: seconds of load, and of the encoder alone.
+        minutes: minutes of load in place of seconds; the server's memory is printed each minute.
         out: folder for the JSON and the plot.
     """
     positive(resolution=resolution, clients=clients, seconds=seconds)
@@ -111,7 +111,7 @@ def bench(
         Row(case, "opensiglip serve", 1 / rate, 1 / rate, 1 / rate, None, rate / pace, None, rate, own),
     ]
     report("serve", rows, out, device)
-    print(f"serve answers {rate / pace:.2f} of the encoder's images a second, "
+    print(f"serve answers {rate / pace:.2f} of the encoder's images per second, "
           f"{len(load.seconds) / spent / per_cpu:.2f} of its images a CPU second")  # fmt: skip
 
 

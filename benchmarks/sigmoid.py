@@ -28,9 +28,9 @@ def bench(
     """Sigmoid and softmax loss, forward and backward in float32, against open_clip and transformers.
 
     Args:
-        sizes: batches N to measure; memory of the plain way is 12 N^2 bytes and more.
+        sizes: batch sizes N to measure; the plain variant needs at least 12 N^2 bytes of memory.
         width: of the embeddings.
-        rounds: of each variant, in turn; the median counts.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

@@ -34,14 +34,14 @@ def bench(
     """Training steps of SigLIP, SigLIP with captions and SigLIP 2, against open_clip's and transformers'.
 
     Args:
-        size: small (6 layers of 256, 96 pixels), or any that `train` takes.
-        vocabulary: entries of the tokenizer.
-        images: of a batch.
+        size: small (6 layers of width 256, 96 pixels), or a size that `train` takes.
+        vocabulary: vocabulary size of the tokenizer.
+        images: images per batch.
         precision: fp32, bf16 or both.
-        cases: contrastive, "one caption", "three texts", "whole run" (80 % of SigLIP 2's first stage, 20 % of all of
+        cases: contrastive, "one caption", "three texts", "whole run" (80 % in SigLIP 2's first stage, 20 % with all of
             it, against siglip).
-        keep_tokens: instead of `cases`, our step with these shares of an image's patches read, against all of them.
-        rounds: of each variant, in turn; the median counts.
+        keep_tokens: in place of `cases`, our step with these fractions of an image's patches read, against all patches.
+        rounds: measurements of each variant, taken in turn; the median is reported.
         device: auto, cpu or cuda.
         out: folder for the JSON and the plot.
     """

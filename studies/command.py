@@ -42,20 +42,20 @@ def study(
     text: str | None = None,
     hours: float | None = None,
 ) -> None:
-    """A question put to several recipes at equal data, steps, size and seeds, and answered on one page.
+    """Compare recipes at equal data, steps, size and seeds, and write the answer as one page.
 
-    It may be stopped at any moment: the same command goes on, and with more --seeds adds them.
+    A study may be stopped at any moment: the same command continues, and with more --seeds adds seeds.
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            optimizers, keep-tokens, photographs, batch, parallel, or FILE.py:NAME for one of your own.
+            optimizers, keep-tokens, photographs, batch, parallel, or FILE.py:NAME for your own study.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
-        seeds: how many times all runs are repeated, from seed 0 on.
-        budget: cpu-hour or gpu-10min: all runs at one seed within an hour on two CPU cores, or ten minutes on a GPU.
-        vision: of photographs: the image tower that its runs begin with, as train's --vision.
-        text: of photographs: their text tower, as train's --text.
-        hours: begin no run after so many hours, and answer by the seeds that are done.
+        seeds: number of seeds, starting at 0, at which all runs are repeated.
+        budget: cpu-hour or gpu-10min: all runs of one seed within an hour on two CPU cores, or ten minutes on a GPU.
+        vision: for the study `photographs`: image tower of its runs, as train's --vision.
+        text: for the study `photographs`: text tower of its runs, as train's --text.
+        hours: start no run after this many hours, and report the seeds that are done.
     """
     chosen = find(name)
     towers = {flag: value for flag, value in (("vision", vision), ("text", text)) if value is not None}

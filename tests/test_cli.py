@@ -54,7 +54,7 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--data scenes train siglip2", "name a command first: train, plan,"),
         ("data", "name a data command first: show, stats,"),
         ("data sow", "no such data command: 'sow', the nearest is show; there are show,"),
-        ("data show", "SOURCE is missing: `scenes`, `scenes:key=value,...` or any other that --data of train takes; "),
+        ("data show", "SOURCE is missing: `scenes`, `scenes:key=value,...` or another source, as for train's --data; "),
         ("data show scenes more", "unexpected word: 'more'"),
         ("data show nowhere", "no such source: nowhere"),
         (
@@ -269,7 +269,7 @@ def test_help_on_a_recipe_names_every_keyword(name: str, capsys: pytest.CaptureF
     keywords = [*find_recipe(name).__kwdefaults__, "data", "out", "steps", "batch_size", "lr", "resume", "held_out"]
     flags = [keyword.replace("_", "-") for keyword in keywords]
     assert all(f"--{flag}" in said or f"--no-{flag}" in said for flag in flags)
-    assert "peak learning rate" in said and "tokens of a text" in said
+    assert "peak learning rate" in said and "tokens per text" in said
 
 
 def test_train_without_a_recipe_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

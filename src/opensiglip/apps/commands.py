@@ -19,16 +19,16 @@ CLONE = Path(__file__).parents[3]  # in a clone it holds benchmarks/ and studies
 
 
 class Runnable(Protocol):
-    """What a command is to the command line: help, flags, and a call."""
+    """The interface of a command: help, flags, and a call."""
 
     @property
     def help(self) -> str: ...
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
-        """Signature and docstring that the flags are made from; `words` are what follows the command's name."""
+        """Signature and docstring that the flags are made from; `words` follow the command's name."""
 
     def call(self, flags: Mapping[str, Any]) -> None:
-        """Do it."""
+        """Run the command."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
     help: str
     module: str
     function: str
-    light: bool = False  # it calls no library that is to be quiet
+    light: bool = False  # it calls no library whose output must be silenced
 
     def flags(self, words: Sequence[str]) -> tuple[inspect.Signature, str]:
         """The function's own. Raises UserError where its module is not installed."""
@@ -46,7 +46,7 @@ class Command:
         return signature.read(self.module, self.function)
 
     def call(self, flags: Mapping[str, Any]) -> None:
-        """Import the module and call the function. Raises UserError where the disk refuses what goes to --out."""
+        """Import the module and call the function. Raises UserError if --out cannot be written."""
         function = getattr(import_module(self.module), self.function)
         if not self.light:
             import_module("opensiglip.apps.quiet").quiet_libraries()
@@ -56,7 +56,7 @@ class Command:
 
 
 class Measurement(Command):
-    """A command of benchmarks/: minutes of work are not to end at a folder that can't be written to."""
+    """A command of benchmarks/, which checks that --out can be written before it works for minutes."""
 
     def call(self, flags: Mapping[str, Any]) -> None:
         """Raises UserError before anything is measured."""
@@ -70,9 +70,11 @@ class Group:
     """Commands below a word, such as the recipes below `train`."""
 
     help: str
-    kind: str  # what errors call one of its commands
-    members: Callable[[Sequence[str]], Mapping[str, Any]]  # Runnable or Group; of what follows the group's name
-    also: str = ""  # what else may stand there
+    kind: str  # the noun for one of its commands in errors
+    members: Callable[
+        [Sequence[str]], Mapping[str, Any]
+    ]  # Runnable or Group by name, given the words after the group's name
+    also: str = ""  # another form that is accepted
 
 
 def beside_the_package(module: str) -> None:
@@ -89,25 +91,25 @@ def beside_the_package(module: str) -> None:
 
 
 def shown(words: Sequence[str]) -> dict[str, Runnable]:
-    """What `opensiglip data` has."""
+    """The commands of `opensiglip data`."""
     told = {
-        "show": "what is in a source, and a contact sheet with boxes drawn",
-        "stats": "sizes, lengths, languages, boxes, copies, broken rows; as a page with --out",
+        "show": "show what a source contains, and draw a contact sheet with boxes",
+        "stats": "count sizes, lengths, languages, boxes, copies and broken rows; as a page with --out",
         "index": "index all tars of a source, in parallel",
-        "fetch": "fetch a list of links into tars; dead ones are counted",
-        "convert": "write a source anew as tars, parquet or a folder",
-        "split": "the same with train, val and test drawn by a hash",
+        "fetch": "fetch a list of links into tars; dead links are counted",
+        "convert": "convert a source to tars, parquet or a folder",
+        "split": "convert a source with new splits train, val and test, drawn by a hash",
     }
     weighed = {
-        "balance": "weights that balance attributes, such as gender and occupation",
-        "dedup": "weights that leave out copies, and what held-out data holds",
+        "balance": "compute weights that balance attributes, such as gender and occupation",
+        "dedup": "compute weights that leave out copies and images of held-out data",
     }
     homes = {"opensiglip.apps.data": told, "opensiglip.apps.weights": weighed}
     return {name: Command(help, home, name) for home, commands in homes.items() for name, help in commands.items()}
 
 
 def measured(words: Sequence[str]) -> dict[str, Runnable]:
-    """The measurements of benchmarks/; the help of each is its docstring's first line."""
+    """The commands of benchmarks/; the help of each is the first line of its docstring."""
     beside_the_package("benchmarks")
     homes = {name: f"benchmarks.{name.replace('-', '_')}" for name in import_module("benchmarks").BENCHES}
     return {name: Measurement(signature.summary(home, "bench"), home, "bench") for name, home in homes.items()}
@@ -115,30 +117,38 @@ def measured(words: Sequence[str]) -> dict[str, Runnable]:
 
 COMMANDS: dict[str, Command | Group] = {
     "train": Group("train a recipe", "recipe", recipes, also="FILE.py:FUNCTION"),
-    "plan": Group("what a run will need: memory, FLOP, days", "recipe", plans, also="FILE.py:FUNCTION"),
-    "eval": Command("judge a model: retrieval, zero-shot, probes, ...", "opensiglip.apps.evaluate", "command"),
-    "compare": Command("models side by side, with paired intervals", "opensiglip.apps.evaluate", "compare"),
+    "plan": Group("estimate what a run needs: memory, FLOP, days", "recipe", plans, also="FILE.py:FUNCTION"),
+    "eval": Command("evaluate a model: retrieval, zero-shot, probes, ...", "opensiglip.apps.evaluate", "command"),
+    "compare": Command("compare models, with paired intervals", "opensiglip.apps.evaluate", "compare"),
     "export": Command(
-        "write a model for transformers, open_clip, timm or ONNX", "opensiglip.checkpoints.export", "export"
+        "export a model to transformers, open_clip, timm or ONNX", "opensiglip.checkpoints.export", "export"
     ),
-    "recipes": Command("the table of recipes: paper, objectives, tasks", "opensiglip.apps.recipes", "recipes"),
-    "data": Group("look at data, count it, write it anew", "data command", shown),
+    "recipes": Command("list the recipes: paper, objectives, tasks", "opensiglip.apps.recipes", "recipes"),
+    "data": Group("show, count and convert data", "data command", shown),
     "tokenizer": Group(
-        "make a tokenizer",
+        "train a tokenizer",
         "tokenizer command",
-        lambda words: {"train": Command("of the texts of sources", "opensiglip.apps.tokenizer", "train")},
+        lambda words: {
+            "train": Command("train a tokenizer on the texts of a source", "opensiglip.apps.tokenizer", "train")
+        },
     ),
-    "predict": Command("captions, boxes, labels, answers for image files", "opensiglip.apps.predict", "predict"),
-    "demo": Command("the same in a web page, on this machine", "opensiglip.apps.demo.demo", "demo"),
-    "serve": Command("a model behind OpenAI's embeddings API, and more", "opensiglip.apps.serve.serve", "serve"),
-    "search-index": Command("embed a folder of images, to search it often", "opensiglip.apps.search", "search_index"),
-    "search": Command("the images of an index nearest to a text or an image", "opensiglip.apps.search", "search"),
+    "predict": Command(
+        "predict captions, boxes, labels and answers for image files", "opensiglip.apps.predict", "predict"
+    ),
+    "demo": Command("open a model in a web page on this machine", "opensiglip.apps.demo.demo", "demo"),
+    "serve": Command(
+        "serve a model over HTTP with OpenAI's embeddings API, and more", "opensiglip.apps.serve.serve", "serve"
+    ),
+    "search-index": Command(
+        "embed a folder of images into an index for search", "opensiglip.apps.search", "search_index"
+    ),
+    "search": Command("find the images of an index nearest to a text or an image", "opensiglip.apps.search", "search"),
     "annotate": Command(
-        "boxes for your own photos, by an open-vocabulary detector", "opensiglip.apps.annotate.annotate", "annotate"
+        "annotate images with boxes from an open-vocabulary detector", "opensiglip.apps.annotate.annotate", "annotate"
     ),
     "completion": Command(
-        "completion of commands and flags for bash, zsh and fish", "opensiglip.apps.completion", "script", light=True
+        "print the completion script for bash, zsh or fish", "opensiglip.apps.completion", "script", light=True
     ),
-    "study": Command("recipes compared at equal data, steps and seeds", "studies.command", "study"),
-    "bench": Group("the measurements behind claims on speed, each beside its peers", "measurement", measured),
+    "study": Command("compare recipes at equal data, steps and seeds", "studies.command", "study"),
+    "bench": Group("measure speed and memory against other libraries", "measurement", measured),
 }

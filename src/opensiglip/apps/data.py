@@ -29,15 +29,15 @@ def show(
     languages: str | None = None,
     box_format: str | None = None,
 ) -> None:
-    """What is in a source: counts, languages, lengths; and a contact sheet with boxes drawn.
+    """Show what a source contains: counts, languages, lengths, and a contact sheet with boxes.
 
     Args:
-        source: `scenes`, `scenes:key=value,...` or any other that --data of train takes.
-        out: where to write the contact sheet, a PNG.
+        source: `scenes`, `scenes:key=value,...` or another source, as for train's --data.
+        out: PNG file for the contact sheet.
         split: train, val or test (scenes also have val_drawings).
-        languages: all, or codes such as en or de,fr; by default all the source has.
-        box_format: how a folder writes boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
-            -relative after it for shares of the image.
+        languages: all, or codes such as en or de,fr; by default all languages of the source.
+        box_format: box format of a folder: xyxy (corners, the default), xywh or cxcywh (centre, width, height); with
+            -relative, fractions of the image.
     """
     (spec,) = with_box_format([source], box_format)
     print(contact_sheet.show(spec, out, split, None if languages is None else languages.split(",")))
@@ -55,19 +55,19 @@ def stats(
     box_format: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Count all that a source holds: sizes, lengths, languages, boxes, tokens, copies, and broken rows by reason.
+    """Count what a source contains: sizes, lengths, languages, boxes, tokens, copies, and broken rows by reason.
 
     Args:
-        source: any that --data of train takes.
-        out: a folder for stats.json and stats.html, a page with plots and pictures.
-        split: train, val or test; by default all that there are, so that copies of held-out images in train are found.
-        tokenizer: count the tokens of captions by it: a folder, a tokenizer.json or a hub id.
-        detect_languages: guess each caption's language too (needs the extra `languages`).
-        duplicates: compare images; without, memory does not grow with the rows at all.
-        sample: count so many rows only, evenly spread.
-        clean: alt-text takes out of texts what is no description, and counts it; see docs/how-to/data.md.
-        box_format: how a folder writes boxes, as `data show` has it.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        source: a source, as for train's --data.
+        out: folder for stats.json and stats.html, a page with plots and images.
+        split: train, val or test; by default all splits, so that copies of held-out images in train are found.
+        tokenizer: count the tokens of captions with it: a folder, a tokenizer.json or a hub id.
+        detect_languages: also guess each caption's language (needs the extra `languages`).
+        duplicates: compare images; without it, memory does not grow with the number of rows.
+        sample: count only this many rows, evenly spread.
+        clean: alt-text removes boilerplate from texts and counts the changes; see docs/how-to/data.md.
+        box_format: box format of a folder, as in `data show`.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     if sample is not None and sample < 1:
         raise UserError(f"--sample {sample} is out of range; give 1 or more.")
@@ -97,20 +97,20 @@ def fetch(
 ) -> None:
     """Fetch the images of a CSV or TSV of links into tars, with their texts; dead links are counted, never fatal.
 
-    The same command goes on where a killed one ended.
+    After a kill, the same command continues.
 
     Args:
-        source: a CSV or TSV with a header; a column `url` and one of texts, such as `caption`.
-        out: the folder to write to, empty or of the same command.
-        text: the column of texts, where it has another name.
-        resize: pixels of an image's shorter side, for those that are larger; all are then encoded as JPEG.
-        quality: of the JPEGs that --resize makes.
-        rows_per_shard: links of a tar.
-        threads: links fetched at a time.
-        seconds: that one try may take.
-        megabytes: that an image may have.
-        retries: after a link that did not answer, with longer and longer waits.
-        private: fetch from addresses of this machine and its own network too.
+        source: a CSV or TSV with a header, a column `url` and a column of texts, such as `caption`.
+        out: output folder, empty or from the same command.
+        text: name of the column of texts, if it is not a usual one.
+        resize: reduce the shorter side of larger images to this many pixels; all images are then encoded as JPEG.
+        quality: JPEG quality with --resize.
+        rows_per_shard: links per tar.
+        threads: number of links fetched at a time.
+        seconds: time limit of one attempt.
+        megabytes: largest size of an image.
+        retries: attempts after a link did not answer, with increasing pauses.
+        private: also fetch from addresses of this machine and its own network.
     """
     limits, picture = Limits(seconds, megabytes, retries, private), writing.checked_picture(resize, quality)
     done = fetch_list(
@@ -120,11 +120,11 @@ def fetch(
 
 
 def index(source: Annotated[str, tyro.conf.Positional], workers: int | None = None) -> None:
-    """Index all tars of a source at once, in parallel; those that have an index of their size and time are passed over.
+    """Index all tars of a source in parallel; tars with an index of their size and modification time are skipped.
 
     Args:
         source: a folder, glob, range or list of tars.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     print(make_indexes(source, default_workers() if workers is None else workers))
 
@@ -139,20 +139,20 @@ def convert(
     clean: Clean | None = None,
     workers: int | None = None,
 ) -> None:
-    """Write a source anew as tars, parquet files or a folder: every split, all texts, boxes and columns.
+    """Convert a source to tars, parquet files or a folder: every split, all texts, boxes and columns.
 
-    Shards are written in parallel, each whole or not at all; the same command goes on where a killed one ended.
+    Shards are written in parallel and atomically. After a kill, the same command continues.
 
     Args:
-        source: any that --data of train takes.
-        out: the folder to write to, empty or of the same command.
-        to: the format.
-        shard_mb: megabytes of a shard, roughly.
-        resize: pixels of an image's shorter side, for those that are larger; all are then encoded as JPEG. By default
-            files are copied byte for byte.
-        quality: of the JPEGs that --resize makes.
-        clean: alt-text takes out of texts what is no description, and counts it; see docs/how-to/data.md.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        source: a source, as for train's --data.
+        out: output folder, empty or from the same command.
+        to: output format.
+        shard_mb: approximate size of a shard in megabytes.
+        resize: reduce the shorter side of larger images to this many pixels; all images are then encoded as JPEG. By
+            default files are copied byte for byte.
+        quality: JPEG quality with --resize.
+        clean: alt-text removes boilerplate from texts and counts the changes; see docs/how-to/data.md.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     spec = with_clean(source, clean)
     done = writing.convert(spec, out, to=to, shard_mb=shard_mb, resize=resize, quality=quality, workers=workers)
@@ -169,18 +169,18 @@ def split(
     shard_mb: float = 500,
     workers: int | None = None,
 ) -> None:
-    """Write a source anew with other splits, drawn by a hash: the same for ever, on every machine, in any order.
+    """Convert a source with new splits drawn by a hash, which is the same on every machine and in any order.
 
     Args:
-        source: any that --data of train takes; all of its splits are read.
-        out: the folder to write to, empty or of the same command.
-        val: share of the examples held out as val.
-        test: share held out as test.
-        by: what is hashed, so what stays together: name (image_id where there is one), image (the file's bytes, so that
-            copies of an image are of one split) or a column such as label, image_id or groups.
-        to: the format.
-        shard_mb: megabytes of what a process reads at a time, all splits together.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        source: a source, as for train's --data; all of its splits are read.
+        out: output folder, empty or from the same command.
+        val: fraction of the examples held out as val.
+        test: fraction held out as test.
+        by: value to hash, which determines what stays together: name (image_id if there is one), image (the file's
+            bytes, so copies of an image share a split) or a column such as label, image_id or groups.
+        to: output format.
+        shard_mb: megabytes that a process reads at a time, all splits together.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     draw = writing.check_draw(val, test, by, EXTRAS)
     done = writing.convert(source, out, to=to, shard_mb=shard_mb, workers=workers, draw=draw)

@@ -35,15 +35,15 @@ def evaluate(
     quiet: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Judge a model on `count` examples of a source (500), spread over it; the same call gives the same metrics.
+    """Evaluate a model on `count` examples of a source (500), spread over it; the same call gives the same metrics.
 
-    `benchmark` names a published protocol (`PROTOCOLS`): then `data` is a folder with its files as downloaded, all of
-    its examples are judged unless `count` says fewer, and `tasks`, `split` and `raw_class_names` do not apply.
+    `benchmark` names a published protocol (`PROTOCOLS`). Then `data` is a folder with its files as downloaded, all of
+    its examples are evaluated unless `count` is given, and `tasks`, `split` and `raw_class_names` must be left out.
 
     `tasks` are the benchmarks (`BENCHMARKS`); none for all but decoder_probe, which trains. The other arguments are
     those of `run_evaluation`. Returns model, data, counts, tasks: {name: metrics, those with an interval with
     NAME_ci95}, left_out: {name: why}; with `out`, evaluation.json and evaluation.html are written there. Raises
-    UserError on bad input, and where none of the benchmarks applies.
+    UserError on bad input, and if none of the benchmarks applies.
     """
     shared: dict[str, Any] = {"train_count": train_count, "languages": languages, "seed": seed, "probe": probe}
     shared |= {"quiet": quiet, "trust": trust}
@@ -82,29 +82,30 @@ def command(
     probe_steps: int = 1500,
     probe_tasks: str = "cap,aref,gcap",
 ) -> None:
-    """Judge a model on held-out examples: a table, and with --out JSON and a page with samples.
+    """Evaluate a model on held-out examples: a table, and with --out JSON and a page with samples.
 
     Args:
         model: a run, an export, a transformers folder or hub id, open_clip:NAME[:PRETRAINED] or timm:NAME.
-        folder: with --benchmark, where its files lie as downloaded.
+        folder: with --benchmark, the folder of its files as downloaded.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
-        benchmark: a published protocol, in the place of --tasks: imagenet, coco-5k, flickr30k, xm3600, refcoco,
-            refcoco+, refcocog, sugarcrepe or aro.
-        tasks: all (but decoder_probe, which trains, and fairness), or benchmarks with commas between: retrieval,
+        benchmark: a published protocol, in place of --tasks: imagenet, coco-5k, flickr30k, xm3600, refcoco, refcoco+,
+            refcocog, sugarcrepe or aro.
+        tasks: all (except fairness and decoder_probe, which trains), or benchmarks separated by commas: retrieval,
             zeroshot, grounding, grounded_captioning, captioning, answers, compositionality, probes, openvocab,
             fairness, decoder_probe.
         out: folder for evaluation.json and evaluation.html.
         split: val, test or train; scenes also have val_drawings.
-        count: examples to judge on, spread over the split: 500, with --benchmark all.
-        train_count: training examples that probes are fitted to.
-        languages: all, or codes such as en or de,fr; by default all the source has.
-        box_format: how a folder writes boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
-            -relative after it for shares of the image.
-        seed: of what probes draw.
-        raw_class_names: put class names into prompts as they stand; by default lower-cased, without punctuation.
-        trust: open the Python files of its own tasks that the model names, which run as code.
-        probe_steps: of decoder_probe's training, of 64 images each.
-        probe_tasks: what its decoder learns to write, of cap, aref and gcap.
+        count: number of examples, spread over the split: by default 500, with --benchmark all.
+        train_count: number of training examples to fit probes on.
+        languages: all, or codes such as en or de,fr; by default all languages of the source.
+        box_format: box format of a folder: xyxy (corners, the default), xywh or cxcywh (centre, width, height); with
+            -relative, fractions of the image.
+        seed: seed of the probes.
+        raw_class_names: put class names into prompts unchanged; by default they are lower-cased and stripped of
+            punctuation.
+        trust: open the Python files that the model names for its own tasks, and run their code.
+        probe_steps: training steps of decoder_probe, with 64 images each.
+        probe_tasks: tasks that the decoder of decoder_probe learns: cap, aref and gcap.
     """
     where = data if folder is None else folder
     if where is None:
@@ -148,19 +149,20 @@ def compare(
     seed: int = 0,
     raw_class_names: bool = False,
 ) -> None:
-    """Models side by side: metrics, and differences from the first with paired 95 % intervals.
+    """Compare models: metrics, and differences from the first model with paired 95 % intervals.
 
     Args:
-        models: two or more: folders with an evaluation.json that `opensiglip eval --out` left, or models to judge now.
-        data: what to judge on: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
-        tasks: all, or names with commas between, as `opensiglip eval --help` lists them.
+        models: two or more models, or folders with an evaluation.json written by `opensiglip eval --out`.
+        data: data to evaluate on: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl.
+        tasks: all, or names separated by commas, as listed by `opensiglip eval --help`.
         out: folder for compare.json, compare.html and compare.png.
         split: val, test or train; scenes also have val_drawings.
-        count: examples to judge on, spread over the split.
-        train_count: training examples that probes are fitted to.
-        languages: all, or codes such as en or de,fr; by default all the source has.
-        seed: of what probes draw.
-        raw_class_names: put class names into prompts as they stand; by default lower-cased, without punctuation.
+        count: number of examples, spread over the split.
+        train_count: number of training examples to fit probes on.
+        languages: all, or codes such as en or de,fr; by default all languages of the source.
+        seed: seed of the probes.
+        raw_class_names: put class names into prompts unchanged; by default they are lower-cased and stripped of
+            punctuation.
     """
     names, rows = comparing.compare(
         models,

@@ -51,21 +51,21 @@ def predict(
     save: Path | None = None,
     fiftyone: Path | None = None,
 ) -> None:
-    """Ask a model about image files. Without a question, a caption.
+    """Ask a model about image files; without a question it writes a caption.
 
     Args:
         model: a run, its model/ folder, or a hub id.
-        images: files, folders, or patterns in quotes.
-        caption: say what stands on the image.
-        language: of the caption, such as de; for models that were trained on "caption LANGUAGE".
-        locate: a phrase; where is it?
-        describe: X1,Y1,X2,Y2 in pixels of the image; what stands in that box?
-        classify: labels with commas between, such as "a fox,a red apple"; which fits?
-        propose: phrases with boxes.
-        ask: a question in the words of a task of the model's training, such as "answer en is there a fox?".
-        json: one JSON object a line, one line an image.
-        save: a PNG to draw the images on, with boxes and captions.
-        fiftyone: a folder to write the answers to, as samples that FiftyOne opens.
+        images: files, folders, or quoted patterns.
+        caption: write a caption.
+        language: language of the caption, such as de; for models trained with "caption LANGUAGE" prefixes.
+        locate: find the box of this phrase.
+        describe: describe the box X1,Y1,X2,Y2, in pixels of the image.
+        classify: labels separated by commas, such as "a fox,a red apple"; gives the probability of each.
+        propose: propose phrases with boxes.
+        ask: a question in the form of a task that the model was trained on, such as "answer en is there a fox?".
+        json: print JSON Lines, one object per image.
+        save: PNG file for the images with boxes and captions drawn on them.
+        fiftyone: folder for the answers as samples that FiftyOne opens.
     """
     if not images:
         raise UserError("name an image file to ask about, a folder of them, or a pattern in quotes.")

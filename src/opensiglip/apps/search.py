@@ -22,15 +22,16 @@ def search_index(
     out: Path,
     dim: int | None = None,
 ) -> None:
-    """Embed the images of a folder and of those below it, into an index to search.
+    """Embed the images of a folder and its subfolders into an index for search.
 
-    Given again, it goes on where it was stopped, embeds new and changed files, and forgets those that are gone.
+    A repeated call continues after a stop, embeds new and changed files, and removes those that are gone.
 
     Args:
         model: a run, its model/ folder, or a hub id.
-        folder: of images.
-        out: the index's folder.
-        dim: numbers of a vector, one of those that the model was trained at by --nested; by default all.
+        folder: a folder of images.
+        out: folder of the index.
+        dim: length of the stored vectors, one of the widths that the model was trained with by --nested; by default the
+            full width.
     """
     library()
     check(folder, out)
@@ -55,15 +56,15 @@ def search(
     model: str | None = None,
     json: bool = False,
 ) -> None:
-    """The images of an index that are nearest to a text or to an image, nearest first: the cosine, and the file.
+    """Find the images of an index nearest to a text or an image; print cosine and file, nearest first.
 
     Args:
-        index: a folder that `opensiglip search-index` made.
-        text: what to look for.
-        image: an image to look for instead.
-        count: images to list.
-        model: where the model is now, if not where the index was made with it.
-        json: one JSON object a line, its score the cosine.
+        index: a folder that `opensiglip search-index` wrote.
+        text: text to search for.
+        image: image to search for in place of a text.
+        count: number of images to list.
+        model: location of the model, if it has moved since the index was made.
+        json: print JSON Lines; the score is the cosine.
     """
     if count < 1:
         raise UserError(f"--count {count} is out of range; give at least 1.")

@@ -23,15 +23,16 @@ def train(
     length: int = 64,
     clean: Literal["alt-text"] | None = None,
 ) -> None:
-    """Train a byte-level BPE on a source's texts, for `train --tokenizer`; say how it does in each language.
+    """Train a byte-level BPE on a source's texts, for `train --tokenizer`, and report its coverage of each language.
 
     Args:
-        source: any that --data of train takes.
-        out: a folder for the tokenizer, which transformers reads too, and coverage.json.
-        languages: all, or codes such as en or de,fr; by default all the source has.
-        size: entries of the vocabulary, at most.
-        length: tokens that a text tower reads, of which the last ends the text; texts over it are counted.
-        clean: alt-text takes out of texts what is no description, and counts it; see docs/how-to/data.md.
+        source: a source, as for train's --data.
+        out: folder for coverage.json and the tokenizer, which transformers can read, too.
+        languages: all, or codes such as en or de,fr; by default all languages of the source.
+        size: largest number of vocabulary entries.
+        length: length limit of a text tower in tokens, including the token that ends the text; longer texts are
+            counted.
+        clean: alt-text removes boilerplate from texts and counts the changes; see docs/how-to/data.md.
     """
     if size < 300 or length < 2:
         raise UserError(f"--size {size} --length {length}: a vocabulary has 300 entries or more, a text 2 tokens.")

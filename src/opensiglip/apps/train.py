@@ -25,9 +25,9 @@ OWN = (  # flags of the command alone
     inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, annotation=bool, default=False),
 )
 OWN_DOC = """
-        config: config.json of a run of this recipe, or its folder, whose arguments hold where no flag says otherwise.
-        ranks: processes to train with on this machine, one a GPU; torchrun and srun start them themselves.
-        dry_run: read the data, time a step of each stage, say shapes, memory, time and files; write nothing.
+        config: config.json of a run of this recipe, or its folder; flags override its arguments.
+        ranks: number of processes to start on this machine, one per GPU; not needed with torchrun or srun.
+        dry_run: read the data, time a step of each stage, and print shapes, memory, time and files; write nothing.
 """
 
 

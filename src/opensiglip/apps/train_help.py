@@ -101,7 +101,7 @@ def help_text(program: str, signature: inspect.Signature, doc: str, everything: 
     for group, names in groups.items():
         others = " ".join(flag(name) for name in names if name not in COMMON)
         said += textwrap.wrap(f"{group}: {others}", columns, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join([*said, "", f"`{program} --help-all` explains each."])
+    return "\n".join([*said, "", f"`{program} --help-all` explains each flag."])
 
 
 def grouped(signature: inspect.Signature) -> dict[str, list[str]]:
@@ -150,7 +150,7 @@ def _kind(hint: Any) -> str:
 
 def _default(one: inspect.Parameter) -> str:
     if one.default is inspect.Parameter.empty:
-        return " (needed)"
+        return " (required)"
     if one.default is None or isinstance(one.default, bool) or one.default == ():
         return ""
     value = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default

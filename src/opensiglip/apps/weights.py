@@ -43,23 +43,24 @@ def balance(
     box_format: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Weights that bring values of sensitive attributes to equal shares and part them from targets.
+    """Weights that give the values of sensitive attributes equal shares and decorrelate them from targets.
 
-    Moments before and after, the effective sample size and the rows that show each attribute are printed, and written
-    beside as JSON.
+    Prints the moments before and after, the effective sample size and the rows that show each attribute, and writes
+    them as JSON next to the weights.
 
     Args:
-        source: any that --data of train takes; its train split is weighed.
-        sensitive: attributes whose values are to be as frequent as each other, such as gender, or gender,age.
-        out: the file to write, such as weights.parquet.
-        targets: attributes that are not to go with those, such as occupation; by default none.
-        lexicon: JSON of {attribute: {value: {language: [words]}}} for attributes without a column; by default lists of
-            gender (en, de, fr, es) and occupation (en) that ship.
-        tolerance: largest share above or below the equal one, and largest correlation with a target, that may stay.
+        source: a source, as for train's --data; the weights are for its train split.
+        sensitive: attributes whose values should be equally frequent, such as gender, or gender,age.
+        out: output file, such as weights.parquet.
+        targets: attributes that should not correlate with the sensitive ones, such as occupation; by default none.
+        lexicon: JSON of {attribute: {value: {language: [words]}}} for attributes without a column; by default the
+            included lists of gender (en, de, fr, es) and occupation (en).
+        tolerance: largest allowed difference of a share from the equal one, and largest allowed correlation with a
+            target.
         most: largest weight.
-        languages: as train is to be given them.
-        box_format: how a folder writes boxes, as `data show` has it.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        languages: languages, as for train's --languages.
+        box_format: box format of a folder, as in `data show`.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     if not 0 < tolerance < 1:
         raise UserError(f"--tolerance {tolerance} is out of range; give a number between 0 and 1, such as 0.01.")
@@ -92,20 +93,21 @@ def dedup(
     box_format: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Weights of 0 for images that repeat an earlier one, or that stand in held-out data, and of 1 for all others.
+    """Weight 0 for images that repeat an earlier one or occur in held-out data, and 1 for all others.
 
-    Images are the same by their file or by what is seen, whatever their size, format and quality; with a model also by
-    its embeddings. Counts and examples are printed, and written beside as JSON.
+    Images are compared by file and by a perceptual hash, whatever their size, format and quality; with a model also by
+    embedding. Prints counts and examples, and writes them as JSON next to the weights.
 
     Args:
-        source: any that --data of train takes; its train split is weighed.
-        out: the file to write, such as weights.parquet.
-        against: held-out data, all of whose splits train must not show; of the source itself, those that are not train.
-        model: compare by its image embeddings too: a run, its model/ folder, or a hub id.
-        cosine: of two embeddings from which on they are of one image.
-        languages: as train is to be given them.
-        box_format: how a folder writes boxes, as `data show` has it.
-        workers: processes; by default one a CPU, 0 for this one alone.
+        source: a source, as for train's --data; the weights are for its train split.
+        out: output file, such as weights.parquet.
+        against: held-out data that train must not contain, in any of its splits; if it is the source itself, its splits
+            other than train.
+        model: also compare the image embeddings of this model: a run, its model/ folder, or a hub id.
+        cosine: cosine of two embeddings from which on they count as the same image.
+        languages: languages, as for train's --languages.
+        box_format: box format of a folder, as in `data show`.
+        workers: number of processes; by default one per CPU; 0 uses the current process only.
     """
     if not 0 < cosine <= 1:
         raise UserError(f"--cosine {cosine} is out of range; give a number above 0, at most 1, such as 0.95.")

@@ -19,12 +19,12 @@ def export(
     """Write a model as other tools load it: a folder of transformers, open_clip or timm, or ONNX encoders.
 
     Args:
-        source: a run, or whatever `train --init` reads: transformers, open_clip, timm or big_vision weights.
-        out: the folder to write, not there yet or empty.
-        format: hf, for AutoModel, AutoProcessor and pipelines; onnx, checked by onnxruntime; open_clip, both towers, or
-            timm, the image tower, each loaded by its library and compared.
-        tokenizer: folder or hub id, for weights that come without their own.
-        push_to_hub: OWNER/NAME of the hub's repository that the folder is sent to as well.
+        source: a run, or any model that `train --init` reads: transformers, open_clip, timm or big_vision weights.
+        out: output folder, new or empty.
+        format: hf, for AutoModel, AutoProcessor and pipelines; onnx, verified with onnxruntime; open_clip, both towers,
+            or timm, the image tower, each loaded with its library and compared.
+        tokenizer: folder or hub id of a tokenizer, for weights without one.
+        push_to_hub: also upload the folder to this hub repository, OWNER/NAME.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a folder that is empty or not there.")

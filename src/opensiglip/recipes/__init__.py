@@ -1,4 +1,4 @@
-"""Recipes by name: one function per paper. Nothing here waits for torch until a recipe is called."""
+"""Recipes by name: one function per paper. torch is imported only when a recipe is called."""
 
 from opensiglip.recipes.captioning import cap, cappa, captioner, locca
 from opensiglip.recipes.contrastive import clip, coca, lit, siglip

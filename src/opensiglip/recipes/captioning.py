@@ -1,4 +1,4 @@
-"""Image tower and decoder: texts read off the image. The three papers differ in their data only."""
+"""Image tower and decoder: texts predicted from the image. The three papers differ only in their data."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -23,12 +23,12 @@ def cap(
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the size's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
+        decoder_width: width of the decoder; by default that of the size.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
     """
     return cappa(
         size=size,
@@ -60,16 +60,17 @@ def cappa(
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
         parallel: fraction of the captions whose input is all [MASK], drawn per example.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the size's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms; the paper's code has none.
-        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
-        captions: different captions of each image at a step; they share the image's cost.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
+        decoder_width: width of the decoder; by default that of the size.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
+        captions: number of different captions per image and step; they share the cost of the image.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
+            never mirrored.
     """
     networks = architecture(
         size,
@@ -113,19 +114,20 @@ def locca(
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
-        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+        boxes: format of a box: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " as separator); ":TOP" uses
             integers 0..TOP instead of 0..500.
-        regions: of an image, how many are asked for by phrase and described in a step.
+        regions: number of regions per image and step to locate by phrase, and to describe.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the size's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
-        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
-        captions: different captions of each image at a step; they share the image's cost.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
+        decoder_width: width of the decoder; by default that of the size.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
+        captions: number of different captions per image and step; they share the cost of the image.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
+            never mirrored.
     """
     networks = architecture(
         size,
@@ -166,22 +168,24 @@ def captioner(
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
-    """A captioner: CapPa's decoder, learning to read a pretrained timm encoder that stays frozen.    (after CapPa)
+    """A captioner: CapPa's decoder trained on a frozen pretrained timm encoder.    (after CapPa)
 
     Args:
-        encoder: hub id or folder of the timm encoder; its tokens are read after its final norm. None: a tower of ours.
-        frozen: leave the encoder as it is; a tower of ours, which begins from noise, should learn.
-        size: of the decoder, and of the encoder it halves: tiny, S/16, B/16, L/16, ...
-        resolution: pixels of a side; what the encoder was trained at.
-        length: tokens of a text.
+        encoder: hub id or folder of the timm encoder, whose tokens are read after its final norm; None uses an
+            OpenSigLIP tower.
+        frozen: do not train the encoder; use --no-frozen for an OpenSigLIP tower, which starts from random weights.
+        size: size of the decoder, and of the encoder whose depth it halves: tiny, S/16, B/16, L/16, ...
+        resolution: side of the image in pixels; the resolution at which the encoder was trained.
+        length: tokens per text.
         parallel: fraction of the captions whose input is all [MASK], drawn per example.
         decoder_depth: layers of the decoder; by default half the size's, rounded down.
-        decoder_width: its width; by default the size's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms.
-        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
-        captions: different captions of each image at a step; they share the image's cost.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
-        flip: share of an image's visits that see it mirrored, boxes too; none whose texts say left or right.
+        decoder_width: width of the decoder; by default that of the size.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms.
+        image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
+        captions: number of different captions per image and step; they share the cost of the image.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
+        flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
+            never mirrored.
     """
     recipe = cappa(
         size=size,

@@ -1,4 +1,4 @@
-"""Image and text towers, compared."""
+"""Contrastive recipes: image and text towers."""
 
 import math
 from dataclasses import replace
@@ -23,22 +23,22 @@ def siglip(
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
-    """SigLIP: one yes-or-no question per pair of image and text.    (arXiv:2303.15343)
+    """SigLIP: pairwise sigmoid loss, a binary classification of each image-text pair.    (arXiv:2303.15343)
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
-            p = 1 / batch, which small batches need.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        hard_negatives: texts of an image that nearly fit it, and are negatives of it alone (NegCLIP): of the column
-            `negative_caption`, of scenes by their grammar; 0 in the paper.
-        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
-            none, 1 the paper's.
-        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        logit_bias: initial bias of the sigmoid: the paper's -10, another number, or auto = log(p / (1 - p)) with p = 1
+            / batch, which small batches need.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        hard_negatives: number of texts per image that nearly match it and are negatives of that image only (NegCLIP),
+            from the column `negative_caption` or the grammar of the scenes; 0 in the paper.
+        token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
+            turns it off, the paper uses 1.
+        nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
     """
     networks = replace(architecture(size, resolution, length=length, text=True), nested=nested)
     frame = data.Frame(networks.resolution, crop_area)
@@ -69,23 +69,24 @@ def align(
     logit_bias: str = "auto",
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
-    """Two pretrained towers that stay as they are, and heads that learn to bring them together.    (LiT; SAIL)
+    """Align: heads trained to align two frozen pretrained towers.    (LiT; SAIL)
 
-    Give the towers by --vision and --text; --freeze vision, text or none trains what is not named. The sigmoid loss is
-    SAIL's choice (arXiv:2412.04616) too; heads and their sizes are ours.
+    --vision and --text name the towers; --freeze vision, text or none trains the other towers, too. SAIL
+    (arXiv:2412.04616) also uses the sigmoid loss; the heads and their sizes are ours.
 
     Args:
-        size: of a tower of ours, where --vision or --text is left out: tiny, S/16, B/16, ...
-        resolution: pixels of a side; by default what the tower of --vision is fed.
-        length: tokens of a text.
-        head: over image tokens: mlp (class token and mean patch), map (attention pooling) or linear (class token).
-        embed: width of the space that both towers are brought into.
-        dropout: in the heads, while training.
-        captions: different captions of each image at a step, all of them its positives.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
-        flip: share of an image's visits that see it mirrored; none whose captions say left or right.
-        logit_bias: where the sigmoid's bias starts: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
+        size: size of an OpenSigLIP tower in place of a missing --vision or --text: tiny, S/16, B/16, ...
+        resolution: side of the image in pixels; by default the input size of the --vision tower.
+        length: tokens per text.
+        head: head over image tokens: mlp (class token and mean patch), map (attention pooling) or linear (class token).
+        embed: width of the common embedding space.
+        dropout: dropout in the heads during training.
+        captions: number of different captions per image and step, all of them positives of the image.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
+        flip: fraction of visits that see the image mirrored; images whose captions say left or right are never
+            mirrored.
+        logit_bias: initial bias of the sigmoid: a number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
     """
     networks = replace(
         architecture(size, resolution, length=length, text=True),
@@ -111,16 +112,16 @@ def clip(
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
-    """CLIP: the right text among all texts, the right image among all images.    (arXiv:2103.00020)
+    """CLIP: softmax contrastive loss over the images and texts of a batch.    (arXiv:2103.00020)
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
-        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
-            none, 1 the paper's.
-        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
+        token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
+            turns it off, the paper uses 1.
+        nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
     """
     networks = replace(
         architecture(size, resolution, length=length, text=True), logit_scale=1 / 0.07, logit_bias=False, nested=nested
@@ -145,14 +146,15 @@ def lit(
     length: Annotated[int, Bounds(at_least=8, at_most=2**17)] = 64,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
-    """LiT: a text tower learns to fit a pretrained image tower that stays as it is.    (arXiv:2111.07991)
+    """LiT: a text tower trained to match a frozen pretrained image tower.    (arXiv:2111.07991)
 
     Args:
-        encoder: hub id or folder of the timm encoder that is locked; None locks a tower of ours, for --init to fill.
-        size: of the text tower, and of our own image tower: tiny, S/16, B/16, L/16, ...
-        resolution: pixels of a side; what the encoder was trained at.
-        length: tokens of a text.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        encoder: hub id or folder of the locked timm encoder; None locks an OpenSigLIP tower, whose weights --init
+            should provide.
+        size: size of the text tower, and of OpenSigLIP's image tower if it is used: tiny, S/16, B/16, L/16, ...
+        resolution: side of the image in pixels; the resolution at which the encoder was trained.
+        length: tokens per text.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
     """
     networks = replace(
         architecture(size, resolution, length=length, text=True), logit_bias=False, encoder=encoder, frozen=True
@@ -177,19 +179,20 @@ def coca(
     contrastive_weight: Annotated[float, Bounds(at_least=0)] = 1.0,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
-    """CoCa: contrastive and captioning at once, from one text decoder in two halves.    (arXiv:2205.01917)
+    """CoCa: contrastive and captioning losses with one text decoder in two halves.    (arXiv:2205.01917)
 
-    L = L_con + 2 L_cap, Sec. 3.2; L_con sums the two directions, where CLIP's halves them.
+    L = L_con + 2 L_cap, Sec. 3.2; L_con is the sum of the two directions, CLIP's loss their mean.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        queries: of the captioning pooler; by default the paper's 256, for tiny 64 (ours).
-        pooling: cascade (the contrastive pooler reads what the other made) or parallel (both read the image).
-        caption_weight: of the caption's loss; 0 leaves contrastive training alone.
-        contrastive_weight: of the comparison; 0 leaves captioning alone.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        queries: number of queries of the captioning pooler; by default the paper's 256, for tiny 64 (ours).
+        pooling: cascade (the contrastive pooler reads the captioning pooler's output) or parallel (both read the
+            image).
+        caption_weight: weight of the caption loss; 0 trains the contrastive loss only.
+        contrastive_weight: weight of the contrastive loss; 0 trains captioning only.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
     """
     if pooling not in ("cascade", "parallel"):
         raise UserError(f"--pooling {pooling!r} is unknown; it is cascade or parallel.")

@@ -1,4 +1,4 @@
-"""Contrastive learning and self-distillation together, as SILC and TIPS have them by themselves."""
+"""Contrastive learning with self-distillation: SILC and TIPS."""
 
 from typing import Annotated
 
@@ -18,19 +18,19 @@ def silc(
     momentum: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.966,
     prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
-    """SILC: image and text aligned, local crops taught by an EMA teacher of large ones.    (arXiv:2310.13355)
+    """SILC: sigmoid loss, and self-distillation of local crops from an EMA teacher.    (arXiv:2310.13355)
 
     L = L_sigmoid + L_local_to_global; two global views, each aligned with the text, and eight local ones.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        momentum: of the teacher, fixed, as the paper insists; the value is recalled, not established.
-        prototypes: of the projection head; by default 65536 (recalled), for tiny 1024 (ours).
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        logit_bias: initial bias of the sigmoid: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        momentum: EMA momentum of the teacher, constant, as the paper requires; the value is recalled, not established.
+        prototypes: number of prototypes of the projection head; by default 65536 (recalled), for tiny 1024 (ours).
     """
     networks = architecture(size, resolution, length=length, text=True)
     side, patch, width = networks.resolution, networks.patch, networks.vision.width
@@ -59,22 +59,22 @@ def tips(
     momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
     prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
-    """TIPS: two captions aligned with two pooled features; self-distillation; masked patches.    (arXiv:2410.16512)
+    """TIPS: two captions aligned with two pooled features, self-distillation, masked patches.    (arXiv:2410.16512)
 
     L = 1/2 (L_sigmoid + L_second_sigmoid) + 1 L_local_to_global + 2 L_masked_patches, App. A.2, on one global view. The
-    paper pools by two CLS tokens; SigLIP's towers have none, so two MAP probes do it here (ours).
+    paper pools with two CLS tokens; SigLIP's towers have none, so there are two MAP probes instead (ours).
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        mask: share of the patches that is hidden from the student.
-        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        momentum: of the teacher at the start (recalled, not established).
-        momentum_end: of the teacher at the end, along a cosine (recalled, not established).
-        prototypes: of each projection head; by default the paper's 32768, for tiny 1024 (ours).
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        mask: fraction of the patches that are masked for the student.
+        logit_bias: initial bias of the sigmoid: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        momentum: EMA momentum of the teacher at the start (recalled, not established).
+        momentum_end: EMA momentum of the teacher at the end, reached along a cosine (recalled, not established).
+        prototypes: number of prototypes of each projection head; by default the paper's 32768, for tiny 1024 (ours).
     """
     networks = architecture(size, resolution, length=length, text=True)
     teacher = objectives.Momentum(momentum, momentum_end)
@@ -93,22 +93,22 @@ def tips2(
     momentum_end: Annotated[float, Bounds(at_least=0, at_most=1)] = 1.0,
     prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
 ) -> Recipe:
-    """TIPSv2: TIPS with every patch predicted, hidden or not, and averages of the heads alone.    (arXiv:2604.12012)
+    """TIPSv2: TIPS with a loss on every patch, masked or not, and an EMA of the heads only.    (arXiv:2604.12012)
 
-    The loss is that of `tips`, but masked_patches means over all patches (iBOT++), and the teacher is the student's own
-    tower under the EMA of the heads. Weights, mask and momentum are TIPS's, as TIPSv2's are not known here (ours).
+    The loss is that of `tips`, except that masked_patches averages over all patches (iBOT++), and the teacher is the
+    student's tower with an EMA of the heads. Weights, mask and momentum are TIPS's; TIPSv2's were not available.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        mask: share of the patches that is hidden from the student.
-        logit_bias: where the sigmoid's bias starts: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        momentum: of the heads' averages at the start.
-        momentum_end: of them at the end, along a cosine.
-        prototypes: of each projection head; by default TIPS's 32768, for tiny 1024 (ours).
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        mask: fraction of the patches that are masked for the student.
+        logit_bias: initial bias of the sigmoid: -10, another number, or auto = log(p / (1 - p)) with p = 1 / batch.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        momentum: EMA momentum of the heads at the start.
+        momentum_end: EMA momentum of the heads at the end, reached along a cosine.
+        prototypes: number of prototypes of each projection head; by default TIPS's 32768, for tiny 1024 (ours).
     """
     networks = architecture(size, resolution, length=length, text=True)
     teacher = objectives.Momentum(momentum, momentum_end, heads_alone=True)

@@ -1,4 +1,4 @@
-"""From what the user names to a recipe: its function, checked keywords, what it returns."""
+"""Find a recipe by name, check its keywords and build it."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from opensiglip.user_file import load
 
 
 def find_recipe(name: str) -> RecipeFunction:
-    """The function of a recipe that is listed, or FILE.py:FUNCTION of the user's own. Raises UserError."""
+    """The function of a listed recipe, or the user's own as FILE.py:FUNCTION. Raises UserError."""
     if name in RECIPES:
         return RECIPES[name]
     file, _, function_name = name.rpartition(":")
@@ -34,6 +34,6 @@ def check_keywords(function: RecipeFunction, keywords: Mapping[str, Any]) -> Non
 
 
 def build_recipe(function: RecipeFunction, keywords: Mapping[str, Any]) -> Recipe:
-    """Call it with its keywords. Raises UserError."""
+    """The recipe that the function returns for these keywords. Raises UserError."""
     check_keywords(function, keywords)
     return function(**keywords)

@@ -1,4 +1,4 @@
-"""`--keep-tokens`: a recipe whose image tower reads a part of each image's patches for most of training."""
+"""`--keep-tokens`: the image tower reads only a part of each image's patches for most of training."""
 
 from copy import copy
 from dataclasses import replace
@@ -11,15 +11,15 @@ from opensiglip.data.tasks.mixture import Mixture
 from opensiglip.errors import UserError
 from opensiglip.recipes.recipe import Recipe
 
-MASK, FULL_FROM = "random", 0.9  # FLIP's kind; the share of the full-token tail is ours
+MASK, FULL_FROM = "random", 0.9  # FLIP's mask; the length of the full-token tail is ours
 
 
 def drop_tokens(recipe: Recipe, share: float, mask: str | None = None, full_from: float | None = None) -> Recipe:
-    """The recipe with a field that says which patches are read, up to the share `full_from` of training.
+    """The recipe with a field that draws which patches are read, up to the fraction `full_from` of training.
 
-    What compares images with texts, and captions, read those; local crops, the teacher and masked prediction read whole
-    views; boxes, which a part of the image does not show, are learned from `full_from` on. Raises UserError where the
-    recipe has no use for it.
+    Contrastive losses and captions read the kept patches. Local crops, the teacher and masked prediction read whole
+    views. Boxes need the whole image and are learned from `full_from` on. Raises UserError if the recipe does not
+    support kept tokens.
     """
     if share == 1:
         if mask is not None or full_from is not None:
@@ -43,7 +43,7 @@ def drop_tokens(recipe: Recipe, share: float, mask: str | None = None, full_from
 
 
 def captions_first(field: Captions, end: float) -> list[Field]:
-    """Captions alone up to the share `end` of training, and all tasks from there on. Raises UserError."""
+    """Captions only up to the fraction `end` of training, and all tasks from then on. Raises UserError."""
     captions = tuple(task for task in field.tasks if task == "cap")
     if captions == field.tasks:
         return [field]
@@ -55,7 +55,7 @@ def captions_first(field: Captions, end: float) -> list[Field]:
 
 
 def _compared(recipe: Recipe) -> tuple[str, int]:
-    """The batch's field of images that texts are compared with, and how many there are of an example."""
+    """The batch field with the images that are compared with texts, and their number per example."""
     if any(isinstance(field, Images) for field in recipe.fields):
         return "image", 1
     for field in recipe.fields:

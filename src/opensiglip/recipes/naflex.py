@@ -30,31 +30,32 @@ def siglip2_naflex(
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
     budgets: Annotated[tuple[int, ...] | None, Bounds(at_least=1)] = None,
 ) -> Recipe:
-    """SigLIP 2 NaFlex: SigLIP + LocCa on images of their own aspect ratio, at many sizes.    (arXiv:2502.14786)
+    """SigLIP 2 NaFlex: SigLIP + LocCa at native aspect ratios and several resolutions.    (arXiv:2502.14786)
 
     L = L_sigmoid + L_caption, Sec. 2.4.2: it continues a run of siglip2 at 90 % (--continue-from), without
     self-distillation and masked prediction, and takes 3.75 times as many examples as were left.
 
     Args:
-        size: that of the run it continues: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: of that run, in pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text, for the text tower and the decoder.
+        size: size of the run to continue: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
+        resolution: resolution of that run: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text, for the text tower and the decoder.
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
-        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+        boxes: format of a box: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " as separator); ":TOP" uses
             integers 0..TOP instead of 0..500.
-        regions: of an image, how many are asked for by phrase and described in a step.
+        regions: number of regions per image and step to locate by phrase, and to describe.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the text tower's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        logit_bias: where the sigmoid's bias starts if no run is continued: -10, another number, or auto.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
-            none, 1 the paper's.
-        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
-        budgets: patches of an image, one drawn for each batch; by default the paper's 128 256 576 784 1024, for tiny,
-            whose squares have 64 patches instead of 256, a quarter of these. The largest has half the batch.
+        decoder_width: width of the decoder; by default that of the text tower.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        logit_bias: initial bias of the sigmoid if no run is continued: -10, another number, or auto.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
+            turns it off, the paper uses 1.
+        nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
+        budgets: numbers of patches per image, one drawn for each batch; by default the paper's 128 256 576 784 1024.
+            For tiny, whose square images have 64 patches instead of 256, a quarter of these. Batches of the largest
+            budget are half as large.
     """
     networks = architecture(
         size,
@@ -87,6 +88,6 @@ def siglip2_naflex(
         ],
         tasks=tasks,
         boxes=written,
-        # The schedule counts examples, and the largest budget takes two steps for a batch of them.
+        # The schedule counts examples; the largest budget takes two steps for a batch.
         continuation=Continuation(share=0.9, stretch=STRETCH * (len(chosen) + 1) / len(chosen)),
     )

@@ -1,4 +1,4 @@
-"""A recipe: networks, fields, objectives. What a recipe function returns is all the trainer knows of a paper."""
+"""`Recipe`: networks, fields and objectives. It is all that the trainer knows of a paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # the command line reads a recipe's flags without waiting for
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a recipe goes on from another run: by default as SigLIP 2 does at a higher resolution (Sec. 2.4.1)."""
+    """How a recipe continues another run; by default as in SigLIP 2 for a higher resolution (Sec. 2.4.1)."""
 
-    share: float = 0.95  # of the other run's training, after which this goes on from it
-    stretch: float = 1.0  # how many steps it then takes for each that was left
+    share: float = 0.95  # fraction of the other run's training at which this one continues it
+    stretch: float = 1.0  # steps to take for each step that was left
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Recipe:
     fields: "list[Field]"
     objectives: "list[Objective]"
     tasks: tuple[str, ...] = ()  # what the decoder is trained on
-    boxes: BoxFormat = BoxFormat()  # how it writes boxes
+    boxes: BoxFormat = BoxFormat()  # format in which it writes boxes
     continuation: Continuation = Continuation()
-    freeze_towers: bool = False  # are towers of --vision and --text left as they are, unless --freeze says otherwise?
-    filter: float = 0.5  # share of a super-batch that --curate leaves out, unless --filter says otherwise
+    freeze_towers: bool = False  # freeze the towers of --vision and --text if --freeze is not given
+    filter: float = 0.5  # fraction of a super-batch that --curate leaves out if --filter is not given
 
 
 RecipeFunction = Callable[..., Recipe]

@@ -31,12 +31,12 @@ _ALL = (
 )
 RECIPES: dict[str, RecipeFunction] = {recipe.__name__: recipe for recipe in _ALL}
 
-# Flags of `train` whose default is another one for a recipe, as its paper trains otherwise.
+# Flags of `train` with another default for a recipe, according to its paper.
 TRAINED: dict[str, dict[str, Any]] = {
     "siglip2_acid": {"lr": 1e-5, "weight_decay": 0.0, "curate": "learnability"},  # SigLIP 2, Sec. 2.5
 }
 
 
 def list_recipes() -> list[str]:
-    """Names that `train` takes."""
+    """Names of the recipes that come with OpenSigLIP."""
     return list(RECIPES)

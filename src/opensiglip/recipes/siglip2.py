@@ -1,4 +1,4 @@
-"""SigLIP 2: the sum of the others, and the fine-tuning of its smaller models."""
+"""SigLIP 2: the sum of the other recipes, and the fine-tuning of its smaller models."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -39,30 +39,31 @@ def siglip2(
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text, for the text tower and the decoder.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text, for the text tower and the decoder.
         parallel: fraction of the captions (never of the boxes) predicted in parallel, drawn per example.
-        boxes: how a box is written: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " between), and ":TOP" for
+        boxes: format of a box: "y1 x1 y2 x2" or "x1 y1 x2 y2" (or with "," ", " ";" "; " as separator); ":TOP" uses
             integers 0..TOP instead of 0..500.
-        regions: of an image, how many are asked for by phrase and described in a step; 0 leaves captions alone.
+        regions: number of regions per image and step to locate by phrase, and to describe; 0 trains captions only.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the text tower's.
-        decoder_bias: biases in the decoder's attention, MLP and block norms; CapPa's code has none.
-        image_positions: the decoder adds a learned position to each image token; for towers of other makes.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        logit_bias: where the sigmoid's bias starts: the paper's -10, another number, or auto = log(p / (1 - p)) with
-            p = 1 / batch, which small batches need.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
-        distill_start: share of training after which self-distillation and masked prediction begin; 1 is never.
-        momentum: of the teacher, fixed; the paper defers to SILC, whose value is recalled, not established.
-        prototypes: of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
-        masked_weight: of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
-        heads_alone: only the projection heads have an EMA, and the teacher's tower is the student's, as in TIPSv2: less
-            memory.
-        token_weight: of SuperCLIP's loss in all: the image's mean token predicts which tokens are in the caption; 0 is
-            none, 1 the paper's.
-        nested: widths such as 64 128 that embeddings may be cut to: images and texts are compared at each, too.
+        decoder_width: width of the decoder; by default that of the text tower.
+        decoder_bias: use biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        logit_bias: initial bias of the sigmoid: the paper's -10, another number, or auto = log(p / (1 - p)) with p = 1
+            / batch, which small batches need.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
+        distill_start: fraction of training after which self-distillation and masked prediction begin; 1 means never.
+        momentum: EMA momentum of the teacher, constant; the paper refers to SILC, whose value is recalled, not
+            established.
+        prototypes: number of prototypes of each projection head; by default 65536 (recalled), for tiny 1024 (ours).
+        masked_weight: weight of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
+        heads_alone: keep an EMA of the projection heads only; the teacher's tower is the student's, as in TIPSv2, which
+            saves memory.
+        token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
+            turns it off, the paper uses 1.
+        nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
     """
     networks = architecture(
         size,
@@ -118,20 +119,20 @@ def siglip2_acid(
     logit_bias: str = "-10",
     multi_positive: bool = False,
 ) -> Recipe:
-    """SigLIP 2's last fine-tuning of its B models: the sigmoid alone, on examples that a teacher helps to choose.
+    """SigLIP 2 ACID: fine-tuning with the sigmoid loss on examples selected with a reference.    (arXiv:2502.14786)
 
-    Sec. 2.5, after ACID (arXiv:2411.18674): learning rate 1e-5, no weight decay, half of each super-batch is left out,
-    of B/32 three quarters. Give the model that goes on by --init and the teacher by --reference.
+    Sec. 2.5, after ACID (arXiv:2411.18674): learning rate 1e-5, no weight decay, half of each super-batch left out, for
+    B/32 three quarters. --init names the model to fine-tune and --reference the reference.
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop, as in the paper.
-        logit_bias: where the sigmoid's bias starts without --init: the paper's -10, another number, or auto =
-            log(p / (1 - p)) with p = 1 / batch.
-        multi_positive: the k captions of one image are each other's positives, of weight 1/k; by default they are only
-            no negatives.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
+        logit_bias: initial bias of the sigmoid without --init: the paper's -10, another number, or auto = log(p / (1 -
+            p)) with p = 1 / batch.
+        multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
+            are ignored as negatives.
     """
     networks = architecture(size, resolution, length=length, text=True)
     frame = data.Frame(networks.resolution, crop_area)

@@ -1,4 +1,4 @@
-"""Tasks as text, mixed in one run: on CapPa's decoder, and as PaLI has it on an encoder-decoder."""
+"""Tasks as text, mixed in one run: on CapPa's decoder, and on PaLI's encoder-decoder."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -27,15 +27,15 @@ def tasks(
 
     Args:
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text: of a question and its answer.
-        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
-            question, count, ocr, aref, gcap, detect and segment.
-        texts: sequences of an image and visit, at most.
-        boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text: a question and its answer together.
+        tasks: task names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. Tasks: cap, caption,
+            answer, question, count, ocr, aref, gcap, detect and segment.
+        texts: largest number of sequences per image and visit.
+        boxes: format of a box: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
-        decoder_width: its width; by default the size's.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        decoder_width: width of the decoder; by default that of the size.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
     """
     networks = architecture(
         size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width
@@ -66,21 +66,22 @@ def pali(
     decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
 ) -> Recipe:
-    """PaLI: image tokens and a prompt into a T5 encoder-decoder, which answers in text.    (arXiv:2209.06794)
+    """PaLI: a T5 encoder-decoder reads image tokens and a prompt and answers in text.    (arXiv:2209.06794)
 
     Args:
-        encoder: hub id or folder of a timm encoder; by default a SigLIP tower of `size`, which --init should fill.
-        frozen: leave the image tower as it is, as PaLI's first stage does.
+        encoder: hub id or folder of a timm encoder; by default a SigLIP tower of `size`, whose weights --init should
+            provide.
+        frozen: do not train the image tower, as in PaLI's first stage.
         size: tiny, S/16, B/16, B/32, L/14, L/16, So400m/14, So400m/16 or g/16.
-        resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text: of a prompt, and of an answer.
-        tasks: names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. There are cap, caption, answer,
-            question, count, ocr, aref, gcap, detect and segment.
-        texts: prompts of an image and visit, at most.
-        boxes: how a box is written: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
+        resolution: side of the image in pixels; by default 256 patches (tiny: 64 pixels).
+        length: tokens per text: a prompt, or an answer.
+        tasks: task names and weights, such as caption:4,aref:2; your own as FILE.py:NAME:2. Tasks: cap, caption,
+            answer, question, count, ocr, aref, gcap, detect and segment.
+        texts: largest number of prompts per image and visit.
+        boxes: format of a box: as in LocCa, such as "y1 x1 y2 x2", or loc for PaliGemma's location tokens.
         decoder_depth: layers of T5's encoder, and of its decoder; by default half the image tower's, rounded down.
-        decoder_width: their width; by default the size's.
-        crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
+        decoder_width: width of both; by default that of the size.
+        crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
     """
     networks = architecture(
         size, resolution, length=length, decoder=True, decoder_depth=decoder_depth, decoder_width=decoder_width

@@ -1,4 +1,4 @@
-"""`TrainConfig`: what `train` can be told besides the recipe's own keywords; its fields are the flags."""
+"""`TrainConfig`: the arguments of `train` besides the recipe's own keywords; its fields are the flags."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,88 +12,95 @@ from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
 OptimizerName = Literal["adamw", "muon", "adafactor"]
-SEVERAL = ("data", "example_weights", "keep", "trackers")  # that take several values; Python may give one alone
+SEVERAL = ("data", "example_weights", "keep", "trackers")  # take several values; a Python caller may give a single one
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Raises UserError, when it is made, on values that are out of range or contradict each other.
+    """Arguments of a run. Raises UserError if values are out of range or contradict each other.
 
     Args:
-        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; give it again to mix several.
+        data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; repeat the flag to mix several.
         out: the run's folder.
-        box_format: how folders write boxes: xyxy (corners, the default), xywh or cxcywh (centre, width, height), with
-            -relative after it for shares of the image. Of one folder alone: --data DIR:box_format=xywh.
-        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz;
-            networks and text pipeline come with it, and what it lacks (a decoder, heads) starts fresh.
-        vision: folder or hub id of an image tower of transformers (DINOv2, DINOv3, ViT, ...), instead of the recipe's.
-        text: folder or hub id of a sentence encoder (BERT, MiniLM, E5, XLM-R, ...), instead of the recipe's text tower.
-        features: folder of cached features of frozen towers, shared by runs; by default FEATURES beside `out`.
-        features_gb: most gigabytes of features of a run; one that would need more encodes every batch.
-        freeze: towers that are not trained: vision (LiT's), text, both or none; by default none, of `align` both.
-        tower_lr: learning rate of the towers that `init` brought, as a share of `lr`.
-        lora: train the towers that are not frozen by low-rank matrices of this rank, merged at the end.
-        head_ema: of the heads over --vision and --text: share of a moving average of their weights that each step
-            keeps, such as 0.98; the average is judged and exported. 0, the default, is none.
-        languages: all, or codes such as en or de,fr; by default all that a source has. With weights, such as
-            en:0.9,de:0.1, those are the shares of the visits that ask for each language; else all are as often.
-        language_weights: temperature:A, for visits that ask for a language by its number of captions to the power of A,
-            0 to 1: 1 is as the data has it, 0 all as often.
-        tokenizer: folder, tokenizer.json or hub id; by default one is trained on the data.
-        vocabulary: most entries of the tokenizer that is trained.
+        box_format: box format of folders: xyxy (corners, the default), xywh or cxcywh (centre, width, height); with
+            -relative, fractions of the image. For one folder only: --data DIR:box_format=xywh.
+        init: weights to start from: a run, a transformers, open_clip or timm folder or hub id, or a big_vision .npz. It
+            also sets the networks and the text pipeline; parts that it lacks (a decoder, heads) are initialised anew.
+        vision: folder or hub id of a transformers image tower (DINOv2, DINOv3, ViT, ...) in place of the recipe's.
+        text: folder or hub id of a sentence encoder (BERT, MiniLM, E5, XLM-R, ...) in place of the recipe's text tower.
+        features: folder for cached features of frozen towers, shared by runs; by default FEATURES beside `out`.
+        features_gb: largest size of a run's features in gigabytes; a run that needs more encodes every batch.
+        freeze: towers that are not trained: vision (as in LiT), text, both or none; by default none, for `align` both.
+        tower_lr: learning rate of the pretrained towers, as a fraction of `lr`.
+        lora: train the towers that are not frozen through low-rank matrices of this rank, merged at the end.
+        head_ema: decay of a moving average of the heads over --vision and --text, such as 0.98; the average is
+            evaluated and exported. 0, the default, turns it off.
+        languages: all, or codes such as en or de,fr; by default all languages of the source. With weights, such as
+            en:0.9,de:0.1, they are the shares of the visits that ask for each language; without, all are equal.
+        language_weights: temperature:A draws languages by their number of captions to the power A, from 0 to 1: 1 keeps
+            the proportions of the data, 0 makes all languages equal.
+        tokenizer: folder, tokenizer.json or hub id; by default a tokenizer is trained on the data.
+        vocabulary: largest vocabulary of the tokenizer that is trained.
         steps: optimizer steps.
         epochs: passes over the data, instead of steps (1 if neither is given).
-        batch_size: images of the global batch, over all ranks and parts.
-        accumulate: parts that a rank's share of the batch is encoded in; the gradient is that of the whole.
+        batch_size: images per global batch, over all ranks and parts.
+        accumulate: number of parts in which a rank encodes its share of the batch; the gradient is that of the whole
+            batch.
         lr: peak learning rate.
-        warmup: steps of linear warm-up; by default 5 % of all.
-        weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 is 0.1 here.
-        betas: what the averages of gradient and square keep at each step (Adafactor: at most); SigLIP found the second
-            necessary for stability.
-        optimizer: adamw, muon (linear layers by Muon with half of AdamW's memory, the rest by AdamW) or adafactor
-            (big_vision's: a factored second moment and a momentum in bfloat16, a quarter of AdamW's memory).
+        warmup: steps of linear warm-up; by default 5 % of all steps.
+        weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 corresponds to 0.1 here.
+        betas: decay of the moving averages of the gradient and its square (Adafactor: upper limits); SigLIP found the
+            second value necessary for stability.
+        optimizer: adamw; muon (Muon for linear layers with half of AdamW's memory, AdamW for the rest); or adafactor
+            (big_vision's: factored second moment, momentum in bfloat16, a quarter of AdamW's memory).
         clip_norm: largest norm of the gradient.
-        seed: of weights and of every random choice in the data.
-        keep_tokens: share of an image's patches that the tower reads, drawn for each visit; a cheaper step (FLIP).
-        token_mask: which: random (the default), block (a part of the image) or grid (spread evenly).
-        full_from: share of training from which on all are read, and boxes learned; by default 0.9, and 1 is never.
+        seed: seed of the weights and of every random choice in the data.
+        keep_tokens: fraction of an image's patches that the tower reads, drawn for each visit; makes a step cheaper
+            (FLIP).
+        token_mask: patches to keep: random (the default), block (a part of the image) or grid (spread evenly).
+        full_from: fraction of training from which on all patches are read and boxes are learned; by default 0.9; 1 is
+            never.
         precision: auto, fp32, bf16 or fp16.
-        compile: the step by torch.compile: minutes at the start, worth it on GPUs; CPUs gain a few per cent.
-        memory_check: refuse a run that needs more memory than is free, by estimate.
-        shard: each rank keeps a slice of weights, gradient and optimizer state, by FSDP2; same numbers, less memory.
-        checkpointing: keep no activations inside layers: a third more arithmetic, a fraction of the memory.
-        workers: data processes of each rank; by default one less than its share of the cores, 8 at most.
-        continue_from: a run, or one of its checkpoints, to go on from with its weights, optimizer and schedule, at
-            90 % of training for NaFlex, else at 95 %. On the command line, what is not given is as it was there.
-        trust: run the Python files that the run of `continue_from`, or of --config, names as its tasks or data.
-        resume: go on from the newest checkpoint in `out`.
+        compile: compile the step with torch.compile. It takes minutes at the start and pays off on GPUs; CPUs gain a
+            few per cent.
+        memory_check: refuse a run whose estimated memory is not free; --no-memory-check starts it anyway.
+        shard: each rank keeps a shard of weights, gradient and optimizer state (FSDP2): same results, less memory.
+        checkpointing: recompute activations inside layers in the backward pass: a third more compute, a fraction of the
+            memory.
+        workers: data processes per rank; by default one less than its share of the cores, at most 8.
+        continue_from: a run, or one of its checkpoints, to continue with its weights, optimizer and schedule, from 90 %
+            of training for NaFlex, else from 95 %. On the command line, flags that are not given keep that run's
+            values.
+        trust: run the Python files that the run of `continue_from` or --config names as its tasks or data.
+        resume: continue from the newest checkpoint in `out`.
         changed: allow a resumed run to differ in its arguments or data (the differences are printed).
-        cache_gb: gigabytes of this node's disk for shards that are fetched from object stores and web servers.
-        data_weights: shares of the sources, where no --data says =WEIGHT: size (of each its number of examples), equal,
-            or temperature:A (that number to the power of A, 0 to 1; 0.5 is between the two).
-        example_weights: a parquet file with a column `weight` for each --data, in their order, a row for each of its
-            training examples: how often an epoch has it, 0 for never; `none` for a source without. `opensiglip data
-            balance` and `data dedup` write such files.
-        keep: shares of training, such as 0.9, after which a checkpoint is saved that stays, to continue from.
-        keep_last: newest checkpoints that stay.
-        keep_best: the metric, such as eval/retrieval/image_to_text_r1, whose best judgement's checkpoint stays too.
-        patience: judgements without a better `keep_best` after which training ends.
+        cache_gb: gigabytes of local disk for shards that are fetched from object stores and web servers.
+        data_weights: shares of the sources without =WEIGHT in --data: size (their numbers of examples), equal, or
+            temperature:A (those numbers to the power A, from 0 to 1; 0.5 is in between).
+        example_weights: for each --data, in order, a parquet file with a column `weight` and a row for each training
+            example: how often an epoch has it, 0 for never. `none` stands for a source without weights. `opensiglip
+            data balance` and `data dedup` write such files.
+        keep: fractions of training, such as 0.9, at which a checkpoint is saved and kept, to continue from.
+        keep_last: number of newest checkpoints to keep.
+        keep_best: metric, such as eval/retrieval/image_to_text_r1, whose best checkpoint is kept, too.
+        patience: evaluations without a better `keep_best` after which training ends.
         save_every: steps between checkpoints; one is also saved whenever ten minutes have passed.
-        log_every: steps between rows of metrics.jsonl, from step 200 on; every step before.
-        held_out: examples of the held-out split to judge the result on; 0 skips it.
-        eval_every: steps between judgements on those examples while training, logged as eval/...; 0 for none.
-        set_aside: images of the first source's training split that are not trained on: `eval_every` judges on them
-            instead, so that `keep_best` chooses without the held-out split; 0 for none.
-        curate: train on the examples of a larger super-batch that score best together: learnability (the learner's loss
-            minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's) or learner (its own).
-        reference: the SigLIP that scores beside the learner, or teaches it: whatever --init takes; it is not trained.
-        filter: share of the super-batch that is left out: of so many images, --batch-size / (1 - filter), each step
-            trains on --batch-size; by default 0.5, siglip2_acid at patches of 32 pixels 0.75.
-        chunks: parts in which they are drawn, each given those before.
-        distil: add the cross-entropy of the batch's pairs with the reference's: softmax (open_clip's, ACED's) or
-            sigmoid; with --curate, too.
-        distil_weight: of that term.
-        trackers: tensorboard, wandb, trackio, ...: whatever Accelerate knows and is installed.
+        log_every: steps between rows of metrics.jsonl, from step 200 on; before that every step has a row.
+        held_out: examples of the held-out split for the final evaluation; 0 skips it.
+        eval_every: steps between evaluations on the held-out examples during training, logged as eval/...; 0 for none.
+        set_aside: images of the first source's training split to keep out of training. `eval_every` evaluates on them,
+            so that `keep_best` does not use the held-out split; 0 for none.
+        curate: train on the examples of a larger super-batch with the highest joint score: learnability (the learner's
+            loss minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's loss) or learner (the
+            learner's loss).
+        reference: SigLIP model, in any format of --init, that scores examples or is distilled from; it is not trained.
+        filter: fraction of the super-batch that is left out. A super-batch has --batch-size / (1 - filter) images, of
+            which each step trains on --batch-size. By default 0.5; for siglip2_acid with patches of 32 pixels 0.75.
+        chunks: number of chunks in which examples are drawn, each conditioned on the earlier ones.
+        distil: add the cross-entropy between the learner's and the reference's predictions for the pairs of the batch:
+            softmax (as in open_clip and ACED) or sigmoid; also works with --curate.
+        distil_weight: weight of the distillation term.
+        trackers: tensorboard, wandb, trackio, ...: any tracker that Accelerate supports and that is installed.
     """
 
     data: tuple[str, ...]

@@ -85,20 +85,21 @@ def annotate(
     workers: int = 2,
     device: str = "auto",
 ) -> None:
-    """Boxes and phrases for a source's images, by an open-vocabulary detector. Once stopped, the same command goes on.
+    """Annotate a source's images with boxes and phrases from an open-vocabulary detector. Resumes after a stop.
 
     Args:
         source: a folder with metadata.jsonl, or `scenes:key=value,...`.
-        out: the folder to write: images, metadata.jsonl with regions, a contact sheet.
-        detector: hub id or folder of an OWL-ViT, OWLv2 or Grounding DINO.
-        categories: what is looked for on every image, besides its texts' n-grams: coco, none, or a file, a name a line.
-        threshold: smallest score of a box.
-        overlap: of two boxes that overlap more than this (intersection over union), the better one stays.
-        boxes: at most so many found on an image.
-        queries: at most so many n-grams of an image.
-        limit: only so many examples of each split, in whole batches; go on later with more.
-        batch_size: images the detector sees at once.
-        workers: processes that read images.
+        out: output folder: images, metadata.jsonl with regions, a contact sheet.
+        detector: hub id or folder of an OWL-ViT, OWLv2 or Grounding DINO model.
+        categories: names to look for on every image, besides the n-grams of its texts: coco, none, or a file with one
+            name per line.
+        threshold: lowest score of a box.
+        overlap: intersection over union above which only the better of two boxes is kept.
+        boxes: largest number of boxes per image.
+        queries: largest number of n-grams per image.
+        limit: annotate only this many examples of each split, in whole batches; a later command continues with more.
+        batch_size: batch size of the detector.
+        workers: number of processes that read images.
         device: auto, cpu, cuda, cuda:1, ...
     """
     if not (0 < threshold < 1 and 0 < overlap <= 1):

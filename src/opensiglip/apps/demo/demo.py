@@ -25,8 +25,8 @@ def demo(
     Args:
         model: a run, its model/ folder, or a hub id.
         images: a folder of images to search, or an index of `opensiglip search-index`.
-        port: where the page is, as in http://127.0.0.1:7860.
-        host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
+        port: port of the page, as in http://127.0.0.1:7860.
+        host: address to listen on: 127.0.0.1 is for this machine only, 0.0.0.0 for everyone who can reach it.
     """
     library()
     check_port(host, port)

@@ -27,15 +27,15 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI's /v1/embeddings for texts and images, /v1/classify, /v1/locate, /v1/caption.
 
-    OPENSIGLIP_API_KEY in the environment is the key that requests must bring; beyond this machine one is needed.
+    The environment variable OPENSIGLIP_API_KEY is the key of requests; it is required beyond this machine.
 
     Args:
         model: a run, its model/ folder, or a hub id.
-        port: of http://127.0.0.1:8000.
-        host: who may ask: 127.0.0.1 is this machine alone, 0.0.0.0 whoever reaches it.
-        allow_host: names by which requests may call the server, such as that of a proxy before it.
-        batch: most inputs that the model is asked at once.
-        queue: inputs that may wait; above it requests are answered with 429.
+        port: port, as in http://127.0.0.1:8000.
+        host: address to listen on: 127.0.0.1 is for this machine only, 0.0.0.0 for everyone who can reach it.
+        allow_host: host names that requests may use, such as that of a proxy in front of the server.
+        batch: largest batch of inputs for the model.
+        queue: largest number of waiting inputs; above it requests get 429.
         wait_ms: milliseconds that an input waits for others to share its batch.
     """
     check_bounds(serve, {"port": port, "batch": batch, "queue": queue, "wait_ms": wait_ms})

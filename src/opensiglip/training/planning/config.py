@@ -1,4 +1,4 @@
-"""`PlanConfig`: what `opensiglip plan` can be asked besides the recipe's own keywords; its fields are the flags."""
+"""`PlanConfig`: the arguments of `opensiglip plan` besides the recipe's own keywords; its fields are the flags."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,23 +13,23 @@ UTILISATION = 0.31  # of the chip's peak, at which the plans of published runs c
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What a plan is made for.
+    """Arguments of a plan.
 
     Args:
-        batch_size: images of the global batch, over all ranks and parts.
-        gpus: ranks, one on each.
-        gpu: h100 (80 GB), h200, a100 (80 GB), l40s, t4, or cpu: this machine, its rate measured.
-        examples: image visits of the whole run, such as 3e9; for days and GPU-hours.
-        accumulate: parts that a rank's share of the batch is encoded in.
-        checkpointing: keep no activations inside layers.
-        shard: weights, gradients and moments cut among the ranks.
-        keep_tokens: share of an image's patches that the tower reads, as of `train`.
-        full_from: share of training from which on all are read; by default 0.9.
+        batch_size: images per global batch, over all ranks and parts.
+        gpus: number of GPUs, with one rank each.
+        gpu: h100 (80 GB), h200, a100 (80 GB), l40s, t4, or cpu for this machine with its measured rate.
+        examples: examples seen in the whole run, such as 3e9; gives days and GPU-hours.
+        accumulate: number of parts in which a rank encodes its share of the batch.
+        checkpointing: recompute activations inside layers in the backward pass.
+        shard: shard weights, gradients and moments over the ranks.
+        keep_tokens: fraction of an image's patches that the tower reads, as in `train`.
+        full_from: fraction of training from which on all patches are read; by default 0.9.
         precision: auto, fp32, bf16 or fp16.
         optimizer: adamw, muon or adafactor.
-        vocabulary: entries of the tokenizer.
-        data: what texts and regions are drawn from, to know how long they are: scenes, or a folder.
-        utilisation: share of the machine's peak rate that the products take.
+        vocabulary: vocabulary size of the tokenizer.
+        data: source of texts and regions, which determines their lengths: scenes, or a folder.
+        utilisation: fraction of the machine's peak rate that matrix products reach.
         json: print JSON instead of text.
     """
 
