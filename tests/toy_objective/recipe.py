@@ -26,7 +26,7 @@ def toy_objective(
     Args:
         size: tiny, S/16, B/16, ...
         resolution: pixels of a side; by default 256 patches (tiny: 64 pixels).
-        length: tokens of a text.
+        length: tokens per text.
         crop_area: smallest share of the image that a random crop keeps; 1 is no crop.
         logit_bias: where the sigmoid's bias starts: -10, another number, or auto.
         decay: of the running frequency of tokens; 0 is that of the last batch.
