@@ -60,7 +60,7 @@ class Vision(nn.Module):
             x, valid = select(x, kept), None if valid is None else kept >= 0
         mask = None if valid is None else valid[:, None, None]  # of keys alone: a query without a key gives NaN
         tokens = self.tower.post_layernorm(self.tower.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
-        return Features(self.pool(tokens, valid=valid) if self.tower.config.vision_use_head else None, tokens, valid)
+        return Features(self.pool(tokens, valid=valid) if self.tower.use_head else None, tokens, valid)
 
     def patches(self, image: Tensor | Patches) -> Tensor:
         """image [B, 3, H, W] or patches -> patch embeddings [B, N, D], rows first, without positions."""

@@ -76,7 +76,7 @@ def architecture(config: Any, name: str) -> Architecture:
         length=64 if text is None else int(text.max_position_embeddings),
         vision=_shape(vision, name),
         text=None if text is None else _shape(text, name),
-        pooling=text is None and bool(vision.vision_use_head),
+        pooling=text is None and bool(getattr(vision, "vision_use_head", True)),  # not in older configs of transformers
         naflex=naflex,
     )
 

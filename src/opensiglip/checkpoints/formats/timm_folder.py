@@ -28,7 +28,7 @@ def write(folder: Path, model: Model) -> None:
         raise UserError('--format timm needs timm: pip install "opensiglip[timm]".') from None
     networks = model.architecture
     check(model, "timm")
-    pool = "map" if model.vision.tower.config.vision_use_head else ""
+    pool = "map" if model.vision.tower.use_head else ""
     size = {"img_size": networks.resolution, "patch_size": networks.patch}
     shape = {
         "embed_dim": networks.vision.width,
