@@ -6,6 +6,7 @@ from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS
 from studies.photographs import PHOTOGRAPHS
+from studies.regions import REGIONS
 from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
 
@@ -231,4 +232,4 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, PHOTOGRAPHS, BATCH, PARALLEL)}
+STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL)}

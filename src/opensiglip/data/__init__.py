@@ -16,6 +16,7 @@ HOMES = {
     "Images": "fields.field",
     "Mixture": "tasks.mixture",
     "NaFlex": "fields.naflex",
+    "RegionTexts": "fields.region_texts",
     "SecondTexts": "fields.field",
     "Texts": "fields.field",
     "Views": "fields.views",

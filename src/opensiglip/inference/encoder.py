@@ -298,6 +298,7 @@ def pooled_features(features: Features) -> Tensor:
 
 
 def pool_patches(vision: Vision, tokens: Tensor) -> Tensor:
-    """Tokens [B, N, D] -> [B, N, D]: the MAP head's output for each patch, attending to it alone (ours)."""
-    single = tokens.flatten(0, 1)[:, None]
-    return torch.cat([vision.pool(part) for part in single.split(PATCHES)]).unflatten(0, tokens.shape[:2])
+    """Tokens [B, N, D] -> [B, N, D]: each by `Vision.alone`, some at a time."""
+    return torch.cat([vision.alone(part) for part in tokens.flatten(0, 1).split(PATCHES)]).unflatten(
+        0, tokens.shape[:2]
+    )

@@ -83,6 +83,16 @@ class Vision(nn.Module):
         x = head.attention(query, tokens, tokens, key_padding_mask=None if valid is None else ~valid)[0]
         return (x + head.mlp(head.layernorm(x)))[:, 0]
 
+    def alone(self, tokens: Tensor) -> Tensor:
+        """tokens [..., D] -> [..., D]: MAP pooling of each by itself, a patch's way into the texts' space (ours).
+
+        The softmax over one key is 1, so of the attention the value's and the output's projections are left.
+        """
+        head, width = self.tower.head, self.width
+        weight, bias = head.attention.in_proj_weight[2 * width :], head.attention.in_proj_bias[2 * width :]
+        x = head.attention.out_proj(F.linear(tokens, weight, bias))
+        return x + head.mlp(head.layernorm(x))
+
     def positions(self, height: int, width: int) -> Tensor:
         """Position embeddings [1, height * width, D] for that many patches, resized where an image has another size."""
         return resize_positions(self.tower.embeddings.position_embedding.weight, height, width)[None]

@@ -13,6 +13,7 @@ HOMES = {
     "LocalToGlobal": "distillation",
     "MaskedPatches": "distillation",
     "Momentum": "base",
+    "RegionPairs": "region_pairs",
     "Sigmoid": "contrastive",
     "Softmax": "contrastive",
     "TokenClassification": "token_classification",

@@ -20,6 +20,7 @@ def siglip(
     logit_bias: str = "-10",
     multi_positive: bool = False,
     hard_negatives: Annotated[int, Bounds(at_least=0, at_most=8)] = 0,
+    region_pairs: Annotated[float, Bounds(at_least=0)] = 0.0,
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
@@ -36,6 +37,8 @@ def siglip(
             are ignored as negatives.
         hard_negatives: number of texts per image that nearly match it and are negatives of that image only (NegCLIP),
             from the column `negative_caption` or the grammar of the scenes; 0 in the paper.
+        region_pairs: weight of a sigmoid loss between the mean patch of each box and the box's phrase, for up to four
+            boxes per image and step (after FG-CLIP); 0 in the paper.
         token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
             turns it off, the paper uses 1.
         nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
@@ -43,13 +46,15 @@ def siglip(
     networks = replace(architecture(size, resolution, length=length, text=True), nested=nested)
     frame = data.Frame(networks.resolution, crop_area)
     hard = [data.HardTexts(hard_negatives)] if hard_negatives else []
+    named = [data.RegionTexts()] if region_pairs else []
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), data.Texts(), *hard],
+        fields=[data.Images(frame), data.Texts(), *hard, *named],
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             *([objectives.HardNegatives()] if hard else []),
+            *([objectives.RegionPairs(weight=region_pairs)] if region_pairs else []),
             *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],
     )

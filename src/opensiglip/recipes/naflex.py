@@ -26,6 +26,7 @@ def siglip2_naflex(
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     logit_bias: str = "-10",
     multi_positive: bool = False,
+    region_pairs: Annotated[float, Bounds(at_least=0)] = 0.0,
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
     budgets: Annotated[tuple[int, ...] | None, Bounds(at_least=1)] = None,
@@ -50,6 +51,8 @@ def siglip2_naflex(
         logit_bias: initial bias of the sigmoid if no run is continued: -10, another number, or auto.
         multi_positive: treat the k captions of one image as each other's positives, with weight 1/k; by default they
             are ignored as negatives.
+        region_pairs: weight of a sigmoid loss between the mean patch of each box and the box's phrase, for up to four
+            boxes per image and step (after FG-CLIP); 0 in the paper.
         token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
             turns it off, the paper uses 1.
         nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
@@ -80,10 +83,12 @@ def siglip2_naflex(
             data.Images(frame),
             data.Texts(),
             data.Captions(tasks, parallel=parallel, boxes=written, regions=regions),
+            *([data.RegionTexts()] if region_pairs else []),
         ],
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Caption(),
+            *([objectives.RegionPairs(weight=region_pairs)] if region_pairs else []),
             *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],
         tasks=tasks,

@@ -29,6 +29,7 @@ def siglip2(
     prototypes: Annotated[int | None, Bounds(at_least=2, at_most=2**20)] = None,
     masked_weight: Annotated[float | None, Bounds(at_least=0)] = None,
     heads_alone: bool = False,
+    region_pairs: Annotated[float, Bounds(at_least=0)] = 0.0,
     token_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
     nested: Annotated[tuple[int, ...], Bounds(at_least=1)] = (),
 ) -> Recipe:
@@ -61,6 +62,8 @@ def siglip2(
         masked_weight: weight of masked prediction in the loss; by default the paper's r / 4. Short runs need more.
         heads_alone: keep an EMA of the projection heads only; the teacher's tower is the student's, as in TIPSv2, which
             saves memory.
+        region_pairs: weight of a sigmoid loss between the mean patch of each box and the box's phrase, for up to four
+            boxes per image and step (after FG-CLIP); 0 in the paper.
         token_weight: weight of SuperCLIP's loss, in which the image's mean token predicts the tokens of the caption; 0
             turns it off, the paper uses 1.
         nested: widths, such as 64 128, to which embeddings may be truncated: the loss is added at each width.
@@ -89,6 +92,7 @@ def siglip2(
             data.Images(frame),
             data.Texts(),
             data.Captions(tasks, parallel=parallel, boxes=written, regions=regions),
+            *([data.RegionTexts()] if region_pairs else []),
             data.Views(side, patch, wholes=1, locals=8, start=start),
             data.PatchMask(side, patch, ratio=0.5, start=start),
         ],
@@ -103,6 +107,7 @@ def siglip2(
                 start=start,
                 momentum=teacher,
             ),
+            *([objectives.RegionPairs(weight=region_pairs)] if region_pairs else []),
             *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],
         tasks=tasks,

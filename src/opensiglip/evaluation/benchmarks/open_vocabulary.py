@@ -15,6 +15,7 @@ from opensiglip.evaluation.encode import BATCH, EncodedExamples
 from opensiglip.evaluation.labels import things
 from opensiglip.evaluation.metrics.intervals import mean_with_interval
 from opensiglip.evaluation.metrics.segmentation import class_areas, mean_iou
+from opensiglip.float64 import widen
 from opensiglip.inference.predictor import Predictor
 
 
@@ -97,7 +98,10 @@ def pointing(model: Predictor, examples: EncodedExamples, context: Context) -> t
 
 
 def segmentation(model: Predictor, examples: EncodedExamples, context: Context) -> tuple[dict[str, Any], list[Sample]]:
-    """mIoU over the classes whose masks the examples have, in the first language that names them all."""
+    """mIoU over the classes whose masks the examples have, in the first language that names them all.
+
+    Beside it `image_iou`, the mean over images of each one's IoU of its own classes, which models are compared by.
+    """
     masked = {place: some for place, example in enumerate(examples.examples) if (some := things(example))}
     known = {key(thing.names): thing.names for some in masked.values() for thing in some}
     order = {name: number for number, name in enumerate(sorted(known))}
@@ -123,7 +127,18 @@ def segmentation(model: Predictor, examples: EncodedExamples, context: Context) 
         if len(samples) < SHOWN:
             found = found.masked_fill(target < 0, -1)
             samples.append(segmentation_sample(examples.examples[place], found, target, list(order)))
-    return {"masked_images": len(masked), "classes": len(order), **mean_iou("miou", torch.stack(areas))}, samples
+    return {
+        "masked_images": len(masked),
+        "classes": len(order),
+        **mean_iou("miou", torch.stack(areas)),
+        **mean_with_interval("image_iou", [image_iou(one) for one in areas], list(masked)),
+    }, samples
+
+
+def image_iou(areas: Tensor) -> float:
+    """Of one image's areas [3, C], as `class_areas` has them: the mean IoU of the classes that are in it."""
+    shared, predicted, here = widen(areas)
+    return float((shared / (predicted + here - shared))[here > 0].mean()) if here.any() else 0.0
 
 
 def patch_maps(model: Predictor, examples: EncodedExamples, places: Sequence[int], context: Context) -> Any:
