@@ -27,7 +27,7 @@ REGIONS = Study(
         Figure("retrieval", "text_to_image_r1", "text to image, R@1", WAYS),
     ),
     budgets={
-        "cpu-hour": Budget(TINIER | {"lr": 0.004, "workers": 0, "precision": "fp32", "steps": 900}, {"count": 500}),
+        "cpu-hour": Budget(TINIER | {"lr": 0.004, "workers": 0, "precision": "fp32", "steps": 400}, {"count": 500}),
         "gpu-10min": Budget(LARGER | {"steps": 1500}, {"count": 500}),
     },
 )

@@ -77,7 +77,8 @@ class RegionPairs(Pairwise):
 
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
         regions, texts, valid, phrases = rows
-        return sigmoid_loss(regions, texts, *shared, valid, phrases)
+        scale, bias = shared
+        return sigmoid_loss(regions, texts, scale, bias, valid, phrases)
 
 
 def overlaps(batch: Batch, patch: int) -> Tensor:
@@ -96,16 +97,16 @@ def overlaps(batch: Batch, patch: int) -> Tensor:
 def places(batch: Batch, patch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column [B, N] int64 of each patch of "image" that the tower reads, and whether it is one or padding."""
     if "image_shapes" in batch:
-        image = Patches.of(batch, "image")
-        read, width = image.valid, image.shapes[:, 1:]
+        patches = Patches.of(batch, "image")
+        read, wide = patches.valid, patches.shapes[:, 1:]
         number = (read.cumsum(1) - 1).clamp(min=0)
     else:
-        count, _, *sides = batch["image"].shape
-        rows, width = sides[0] // patch, sides[1] // patch
-        number = torch.arange(rows * width, device=batch["image"].device).expand(count, -1)
-        read = torch.ones_like(number, dtype=torch.bool)
+        image = batch["image"]
+        rows, columns = image.shape[-2] // patch, image.shape[-1] // patch
+        number = torch.arange(rows * columns, device=image.device).expand(len(image), -1)
+        read, wide = torch.ones_like(number, dtype=torch.bool), torch.full_like(number[:, :1], columns)
     if "image_kept" in batch:
         kept = batch["image_kept"].flatten(0, 1)
         number, read = (select(x[..., None], kept)[..., 0] for x in (number, read))
         read = read & (kept >= 0)
-    return number // width, number % width, read
+    return number // wide, number % wide, read

@@ -47,6 +47,6 @@ class RegionTexts(Field):
         for row, regions in enumerate(drawn):
             for place, (box, ids) in enumerate(regions):
                 boxes[row, place], texts[row, place], has[row, place] = box, ids, True
-                phrases[row, place] = group_id(str(ids.tolist()))
+                phrases[row, place] = group_id(str(ids.tolist())) or 0  # None is of no name
         fields = {"region_box": boxes, "region_text": texts, "region_phrase": phrases, "has_region": has}
         return {name: torch.from_numpy(field) for name, field in fields.items()}
