@@ -58,3 +58,29 @@ KEEP = Study(
         "gpu-10min": Budget(LARGER | {"optimizer": "muon", "steps": 1500}, {"count": 500}),
     },
 )
+
+# 256 patches of 4 pixels, so that they are most of what a step costs.
+PATCHES: dict[str, Any] = TINIER | {"size": "64x2x128x2/4", "optimizer": "muon", "resolution": 64}
+SCHEDULES = Study(
+    name="schedules",
+    question="What do small images cost, and fewer tokens, until the last fifth of training?",
+    about=(
+        "SigLIP by Muon on scenes of 64 pixels, 256 patches, for the same steps: whole; at 32 pixels up to 80 % of them; "
+        "on a random half of the patches up to 80 %; at 32 pixels and with texts of 12 tokens."
+    ),
+    data=EASY.format(3),
+    runs=(
+        Run("whole", "siglip", AUTO),
+        Run("small", "siglip", AUTO | {"resolution": "32@0,64@0.8"}),
+        Run("half", "siglip", AUTO | {"keep_tokens": 0.5, "full_from": 0.8}),
+        Run("small-short", "siglip", AUTO | {"resolution": "32@0,64@0.8", "length": "12@0,24@0.8"}),
+    ),
+    figures=(
+        Figure("retrieval", "image_to_text_r1", "image to text, R@1", ("whole", "small", "half")),
+        Figure("retrieval", "text_to_image_r1", "text to image, R@1", ("whole", "small", "half")),
+    ),
+    budgets={
+        "cpu-hour": Budget(PATCHES | {"steps": 600}, {"count": 500}),
+        "gpu-10min": Budget(PATCHES | {"batch_size": 256, "steps": 1500}, {"count": 500}),
+    },
+)

@@ -4,7 +4,7 @@ from typing import Any
 
 from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.ablations import BATCH, PARALLEL
-from studies.cheaper import KEEP, OPTIMIZERS
+from studies.cheaper import KEEP, OPTIMIZERS, SCHEDULES
 from studies.photographs import PHOTOGRAPHS
 from studies.regions import REGIONS
 from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
@@ -232,4 +232,4 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL)}
+STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, SCHEDULES, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL)}

@@ -73,7 +73,9 @@ def test_it_refuses_what_train_refuses_and_goes_on_where_resume_would(
 
 
 def test_workers_read_while_a_step_computes() -> None:
-    stage = Stage(first=10, last=20, terms=(), loss=0.0, seconds=1.0, reading=4.0, batch={}, skipped=Counter())
+    stage = Stage(
+        first=10, last=20, terms=(), loss=0.0, seconds=1.0, reading=4.0, images=8, batch={}, skipped=Counter()
+    )
     assert [stage.wall(workers) for workers in (0, 1, 2, 8)] == [50, 40, 20, 10]
 
 

@@ -81,7 +81,7 @@ def real_step(recipe: Recipe, plan: DataPlan) -> Real:
     learner.activate(1.0)
     learner.train()
     frame, first, count = plan.step_slice(0)
-    rows = Steps(plan).rows(first, count, Counter(), frame, plan.fields)
+    rows = Steps(plan).rows(first, count, Counter(), frame, plan.fields, plan.pipeline)
     parts = []
     for at in range(0, count, count // plan.parts):
         batch: Batch = {}

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from opensiglip.data.fields.field import Visit
+from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import average
 from opensiglip.optim import adamw
 from opensiglip.recipes import Recipe
+from opensiglip.recipes.growing import grown
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.types import Batch
@@ -26,7 +28,8 @@ from opensiglip.types import Batch
 RANKS, EXACT = 2, 1e-12
 CAPTIONS = "siglip, captions of one image as positives"
 KEPT = ("siglip2, half of the patches read", "siglip2_naflex, half of the patches read")
-NAMES = [*distinct_recipes(), CAPTIONS, *KEPT]
+GROWING = "siglip2, small images and short texts"
+NAMES = [*distinct_recipes(), CAPTIONS, *KEPT, GROWING]
 Seen = dict[str, dict[str, Tensor]]
 
 
@@ -89,10 +92,18 @@ def cases(small: Small, uneven: list[Visit], pipeline: TextPipeline) -> dict[str
         recipe = small("siglip", multi_positive=True) if name == CAPTIONS else small(name.partition(",")[0])
         recipe = half_read(recipe) if name in KEPT else recipe
         grouped = [replace(visit, group=place % 3) for place, visit in enumerate(uneven)]  # of an image on both ranks
-        drawn = draw(recipe, grouped if name == CAPTIONS else uneven, pipeline)
+        read, seen = pipeline, grouped if name == CAPTIONS else uneven
+        if name == GROWING:  # a step before they grow, of networks for the last sizes
+            recipe = grown(small("siglip2", distill_start=0.0), SizeSchedule((16, 32), (0.0, 0.5)), None)
+            recipe = replace(recipe, fields=[field for field in recipe.fields if field.drawn_at(0.0)])
+            read, frame = pipeline.with_length(12), recipe.frame.at(0.0)
+            seen = [replace(visit, image=frame.apply(visit.example, None)[0]) for visit in uneven]
+        drawn = draw(recipe, seen, read)
 
-        def some(first: int, count: int, recipe: Recipe = recipe, drawn: Any = drawn) -> Batch:
-            return exact(collate(recipe, drawn[first : first + count], pipeline))
+        def some(
+            first: int, count: int, recipe: Recipe = recipe, drawn: Any = drawn, read: TextPipeline = read
+        ) -> Batch:
+            return exact(collate(recipe, drawn[first : first + count], read))
 
         slices = {
             parts: [[some(4 * r + i * 4 // parts, 4 // parts) for i in range(parts)] for r in (0, 1)]

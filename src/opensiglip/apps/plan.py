@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from opensiglip.apps import signature
-from opensiglip.apps.train import joined, keywords, read_recipes
+from opensiglip.apps.train import joined, keywords, numbers, read_recipes
 from opensiglip.bounds import check_bounds
 from opensiglip.training.planning.config import PlanConfig
 
@@ -31,7 +31,7 @@ class PlanRecipe:
         own = {field.name for field in fields(PlanConfig)}
         config = PlanConfig(**{name: value for name, value in flags.items() if name in own})
         check_bounds(PlanConfig, vars(config))
-        check_bounds(signature.like(self.own[0]), flags)
+        check_bounds(signature.like(self.own[0]), numbers(flags))
         from opensiglip.apps.quiet import quiet_libraries
         from opensiglip.training.planning.request import answer
 

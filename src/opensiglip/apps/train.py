@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import docstring_parser
 import tyro
@@ -15,6 +15,7 @@ from opensiglip import progress, user_file
 from opensiglip.apps import quiet, signature
 from opensiglip.bounds import check_bounds
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.size_schedule import SCHEDULED, schedules
 from opensiglip.errors import UserError
 from opensiglip.recipes import RECIPES, TRAINED, find_recipe
 from opensiglip.training.config import TrainConfig
@@ -24,6 +25,7 @@ OWN = (  # flags of the command alone
     inspect.Parameter("ranks", inspect.Parameter.KEYWORD_ONLY, annotation=int, default=1),
     inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, annotation=bool, default=False),
 )
+EXAMPLES = {"resolution": "112@0,224@0.8", "length": "16@0,64@0.8"}
 OWN_DOC = """
         config: config.json of a run of this recipe, or its folder; flags override its arguments.
         ranks: number of processes to start on this machine, one per GPU; not needed with torchrun or srun.
@@ -58,7 +60,7 @@ class Train:
         """Check the values, train, print what came of it. Raises UserError."""
         ranks, dry = flags["ranks"], flags["dry_run"]
         flags = {name: value for name, value in flags.items() if name not in {one.name for one in OWN}}
-        check_bounds(signature.like(self.own[0]), flags)
+        check_bounds(signature.like(self.own[0]), numbers(flags))
         TrainConfig.part(dict(flags))  # for its checks: a wrong value is answered before torch is imported
         started = os.environ.get("WORLD_SIZE")
         if ranks < 1 or (started is not None and ranks not in (1, int(started))):
@@ -127,13 +129,27 @@ def of_file(recipe: str) -> tuple[inspect.Signature, str]:
 def keywords(one: inspect.Signature) -> list[inspect.Parameter]:
     """The parameters that can be given by name."""
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in one.parameters.values() if p.kind in by_name]
+    known = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in one.parameters.values() if p.kind in by_name]
+    return [p.replace(annotation=or_text(p.annotation)) if p.name in SCHEDULED else p for p in known]
+
+
+def or_text(kind: Any) -> Any:
+    """A keyword's type, or a text that says it for each part of training."""
+    return (get_args(kind)[0] if get_origin(kind) is Annotated else kind) | str
+
+
+def numbers(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags, with the sizes of each schedule in its place. Raises UserError."""
+    return {**flags, **{name: one.sizes for name, one in schedules(flags).items()}}
 
 
 def joined(recipe: str, *shared: str) -> str:
     """One docstring: what the recipe is, and the arguments of all."""
     own, *others = (docstring_parser.parse(text) for text in (recipe, *shared))
     arguments = [argument for one in (*others, own) for argument in one.params]
+    for one in own.params:
+        if one.arg_name in SCHEDULED:
+            one.description = f"{(one.description or '').rstrip('.')}; or a schedule such as {EXAMPLES[one.arg_name]}."
     # On one line each: a second one, not indented, would end the section.
     lines = [f"    {p.arg_name}: {' '.join((p.description or '').split())}" for p in arguments]
     return "\n".join([own.short_description or "", "", "Args:", *lines])

@@ -10,6 +10,7 @@ HOMES = {
     "Captions": "fields.captions",
     "Field": "fields.field",
     "Frame": "fields.frame",
+    "GrowingFrame": "fields.frame",
     "HardTexts": "fields.hard_texts",
     "KeptTokens": "fields.kept_tokens",
     "PatchMask": "fields.views",

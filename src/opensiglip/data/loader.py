@@ -17,6 +17,7 @@ from opensiglip.data.example import Source, reason_of
 from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.data.order import Mixture, order_of, shares_of
+from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
@@ -47,6 +48,7 @@ class DataPlan:
     steps: int = 1  # of the schedule: fields begin at a share of it
     begin: int = 0  # the step of it at which this run begins, if it continues another
     stretch: float = 1.0  # how many steps this run takes for each one of the schedule
+    lengths: SizeSchedule | None = None  # of texts in tokens, where they grow while training
 
     @cached_property
     def shares(self) -> list[float]:
@@ -65,10 +67,29 @@ class DataPlan:
         """Where a step stands in the schedule."""
         return self.begin + (step - self.begin) / self.stretch
 
+    def progress(self, step: int) -> float:
+        """The share of training that lies before a step."""
+        return self.schedule_step(step) / self.steps
+
     def step_slice(self, step: int) -> StepSlice:
         """A step's part of the endless stream, which a run that continues another reads on where that stood."""
         frame, first, count = self.frame.step_slice(self.seed, step - self.begin, self.batch_size)
-        return StepSlice(frame, self.begin * self.batch_size + first, count)
+        return StepSlice(frame.at(self.progress(step)), self.begin * self.batch_size + first, count)
+
+    def pipeline_at(self, progress: float) -> TextPipeline:
+        """The text pipeline of a step at the share `progress` of training."""
+        return self.pipeline if self.lengths is None else self._pipelines[self.lengths.at(progress)]
+
+    @cached_property
+    def _pipelines(self) -> dict[int, TextPipeline]:
+        sizes = () if self.lengths is None else self.lengths.sizes
+        return {size: self.pipeline.with_length(size) for size in sizes}
+
+    @property
+    def starts(self) -> set[float]:
+        """The shares of training at which batches come to hold something else."""
+        sizes = {*self.frame.starts, *(() if self.lengths is None else self.lengths.starts)}
+        return sizes | {float(share) for field in self.fields for share in (field.start, field.end)}
 
 
 @dataclass
@@ -94,31 +115,44 @@ class Steps(Dataset[StepBatch]):
         frame, first, count = plan.step_slice(step)
         share = count // plan.ranks
         first += plan.rank * share
-        fields = [field for field in plan.fields if field.drawn_at(plan.schedule_step(step) / plan.steps)]
-        rows = self.rows(first, share, skipped, frame, fields)
+        progress = plan.progress(step)
+        fields, pipeline = [field for field in plan.fields if field.drawn_at(progress)], plan.pipeline_at(progress)
+        rows = self.rows(first, share, skipped, frame, fields, pipeline)
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
             batch: Batch = {}
             for index, field in enumerate(fields):
-                batch |= field.collate([row[index] for row in rows[at : at + size]], plan.pipeline)
+                batch |= field.collate([row[index] for row in rows[at : at + size]], pipeline)
             parts.append(batch)
         return StepBatch(parts, skipped)
 
     def rows(
-        self, first: int, count: int, skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
+        self,
+        first: int,
+        count: int,
+        skipped: Counter[str],
+        frame: Geometry,
+        fields: Sequence[Field],
+        pipeline: TextPipeline,
     ) -> list[list[object]]:
         """What each of `fields` draws at `count` positions of the endless stream, a list for each."""
         places = self._places(first, count)
         self._prepare(places, first, count)
-        return [self._draw(first + at, place, skipped, frame, fields)[1] for at, place in enumerate(places)]
+        return [self._draw(first + at, place, skipped, frame, fields, pipeline)[1] for at, place in enumerate(places)]
 
     def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> Visit:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""
-        return self._draw(position, self._places(position, 1)[0], skipped, frame, ())[0]
+        return self._draw(position, self._places(position, 1)[0], skipped, frame, (), self.plan.pipeline)[0]
 
     def _draw(
-        self, position: int, place: tuple[Source, int], skipped: Counter[str], frame: Geometry, fields: Sequence[Field]
+        self,
+        position: int,
+        place: tuple[Source, int],
+        skipped: Counter[str],
+        frame: Geometry,
+        fields: Sequence[Field],
+        pipeline: TextPipeline,
     ) -> tuple[Visit, list[object]]:
         """A position's visit and what the fields draw of it; whatever goes wrong with a row is that row's."""
         source, local = place
@@ -131,7 +165,7 @@ class Steps(Dataset[StepBatch]):
             try:
                 visit = Visit.draw(source.example(index, language), frame, rng, language)
                 visit = replace(visit, group=group_id(source.group(index)), source=source.name)
-                return visit, [field.draw(visit, rng, self.plan.pipeline) for field in fields]
+                return visit, [field.draw(visit, rng, pipeline) for field in fields]
             except Exception as error:
                 skipped[reason_of(error)] += 1
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")

@@ -15,6 +15,7 @@ from transformers import CLIPVisionModel
 
 from opensiglip.models.decoder import Attention, Vocabulary
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
+from opensiglip.models.resize import text_places
 from opensiglip.models.sizes import CoCaShape, Shape
 from opensiglip.models.towers import Vision, select
 from opensiglip.types import Features
@@ -149,9 +150,9 @@ class Unimodal(nn.Module):
         nn.init.normal_(self.head.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor) -> Features:
-        """ids [B, L] int64, padded to the length -> pooled [B, E]; tokens [B, 1 + L, D], token i telling of ids[i]."""
+        """ids [B, L] int64, padded to one length -> pooled [B, E]; tokens [B, 1 + L, D], token i telling of ids[i]."""
         row = F.pad(F.pad(ids, (1, 0), value=self.vocabulary), (0, 1), value=self.vocabulary + 1)
-        x = self.embedding(row) + self.position[: row.shape[1]]
+        x = self.embedding(row) + F.embedding(text_places(row.shape[1], len(self.position), row.device), self.position)
         valid = F.pad(ids != self.pad_id, (2, 0) if self.legacy_mask else (1, 1), value=True)
         mask = causal(x) & valid[:, None, None]
         for layer in self.layers:

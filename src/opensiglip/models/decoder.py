@@ -16,6 +16,7 @@ from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.models.attention import attention
 from opensiglip.models.initialisation import lecun_normal_
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
+from opensiglip.models.resize import resize_positions
 from opensiglip.models.short_start import waves
 from opensiglip.models.sizes import Shape
 from opensiglip.types import Batch, Features
@@ -243,9 +244,9 @@ class Decoder(nn.Module):
         unpadded = None if real is None else Unpadded(real, *inputs.shape)
         if real is not None:
             inputs, positions = inputs.flatten()[real], positions.flatten()[real]
-        x = self.embedding(inputs) + F.embedding(positions, self.position)
+        x, position = self.embedding(inputs) + F.embedding(positions, self.position), self.places(memory)
         for block in self.blocks:
-            given = x, memory, self.image_position, mask[:, None], image_mask, unpadded
+            given = x, memory, position, mask[:, None], image_mask, unpadded
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -253,12 +254,19 @@ class Decoder(nn.Module):
         x = self.norm(x)
         return x if unpadded is None else unpadded.pad(x)
 
+    def places(self, memory: Tensor) -> Tensor | None:
+        """The position [N, M] of each of the image tokens [B, N, M], resized where an image has another size."""
+        if self.image_position is None:
+            return None
+        side = math.isqrt(memory.shape[1])
+        return resize_positions(self.image_position, side, side)
+
     def start_cache(self, memory: Tensor, owners: Tensor | None = None, valid: Tensor | None = None) -> KVCache:
         """What `append` begins with: the keys and values of image tokens [B, N, M] in every layer, made once; no text.
 
         owners [K] int64: the image that each row attends to, by default row i image i; valid [B, N] bool.
         """
-        blocks, position = [block for block in self.blocks if isinstance(block, Block)], self.image_position
+        blocks, position = [block for block in self.blocks if isinstance(block, Block)], self.places(memory)
         keys = [block.cross_attention.keys(memory, position=position) for block in blocks]
         return KVCache.start(keys, owners, valid)
 

@@ -65,6 +65,16 @@ def stretch_positions(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     return torch.cat([tensor[:kept], tail[0].T.to(tensor.dtype)])
 
 
+def text_places(count: int, positions: int, device: torch.device) -> Tensor:
+    """Which of a text tower's learned positions a text of `count` tokens has [count] int64: the first, and the last.
+
+    The last place pools, so it keeps its position, as `stretch_positions` has it for longer texts.
+    """
+    places = torch.arange(count, device=device)
+    places[-1] = positions - 1
+    return places
+
+
 def resize_patches(kernel: Tensor, side: int) -> Tensor:
     """A patch embedding's kernel [D, C, p, p] for patches of `side` pixels, by FlexiViT's pseudo-inverse.
 

@@ -8,7 +8,7 @@ from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.siglip2 import modeling_siglip2 as siglip2
 
 from opensiglip.models.initialisation import lecun_normal_, xavier_uniform_probe_
-from opensiglip.models.resize import resize_positions
+from opensiglip.models.resize import resize_positions, text_places
 from opensiglip.types import Features, Patches
 
 MAP_HEADS = (siglip.SiglipMultiheadAttentionPoolingHead, siglip2.Siglip2MultiheadAttentionPoolingHead)
@@ -145,8 +145,9 @@ class Text(nn.Module):
         self.tower = tower
 
     def forward(self, ids: Tensor) -> Features:
-        """ids [B, L] -> pooled [B, D], tokens [B, L, D]."""
-        x = self.tower.encoder(inputs_embeds=self.tower.embeddings(ids)).last_hidden_state
+        """ids [B, L] -> pooled [B, D], tokens [B, L, D]; of fewer ids than `length`, as training may begin."""
+        places = text_places(ids.shape[1], self.tower.config.max_position_embeddings, ids.device)
+        x = self.tower.encoder(inputs_embeds=self.tower.embeddings(ids, places[None])).last_hidden_state
         tokens = self.tower.final_layer_norm(x)
         return Features(self.tower.head(tokens[:, -1]), tokens)
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from opensiglip.bounds import check_bounds
+from opensiglip.data.size_schedule import schedules
 from opensiglip.errors import UserError
+from opensiglip.recipes.growing import grown
 from opensiglip.recipes.recipe import Recipe, RecipeFunction
 from opensiglip.recipes.registry import RECIPES
 from opensiglip.user_file import load
@@ -35,5 +37,7 @@ def check_keywords(function: RecipeFunction, keywords: Mapping[str, Any]) -> Non
 
 def build_recipe(function: RecipeFunction, keywords: Mapping[str, Any]) -> Recipe:
     """The recipe that the function returns for these keywords. Raises UserError."""
-    check_keywords(function, keywords)
-    return function(**keywords)
+    found = schedules(keywords)
+    check_keywords(function, {**keywords, **{name: one.sizes for name, one in found.items()}})
+    recipe = function(**{**keywords, **{name: one.last for name, one in found.items()}})
+    return grown(recipe, found.get("resolution"), found.get("length"))

@@ -31,6 +31,8 @@ def drop_tokens(recipe: Recipe, share: float, mask: str | None = None, full_from
     networks, fields = recipe.architecture, list[Field]()
     if networks.encoder is not None or (networks.foreign is not None and networks.foreign.vision is not None):
         raise UserError("--keep-tokens: an image tower of timm or of --vision reads whole images; leave it out.")
+    if networks.image_positions:
+        raise UserError("--keep-tokens: --image-positions gives each token of a whole image its own; leave one out.")
     for field in recipe.fields:
         if isinstance(field, Mixture):
             raise UserError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.models.sizes import Architecture
 
 if TYPE_CHECKING:  # the command line reads a recipe's flags without waiting for torch
@@ -33,6 +34,7 @@ class Recipe:
     boxes: BoxFormat = BoxFormat()  # format in which it writes boxes
     continuation: Continuation = Continuation()
     freeze_towers: bool = False  # freeze the towers of --vision and --text if --freeze is not given
+    lengths: SizeSchedule | None = None  # of texts in tokens, where they grow while training
     filter: float = 0.5  # fraction of a super-batch that --curate leaves out if --filter is not given
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,7 @@ INK, LINE = "#010203", "#040506"  # stand-ins that matplotlib draws with, replac
 POINTS = 400  # at most, of a curve: more can't be told apart, and make the page heavy
 WINDOW = 0.04  # of the steps: the smoothed line is a mean over so many to either side
 LOGARITHMIC = 20  # a curve whose largest value is so many times its smallest is drawn on a logarithmic scale
+GROWN = {"resolution": "images of {0} × {0} pixels", "length": "texts of {0} tokens"}  # of a row, in words
 
 
 def switches(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
@@ -30,12 +32,23 @@ def switches(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
     return found
 
 
+def growth(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """The steps from which on images or texts are larger, with what they are then."""
+    found: dict[int, list[str]] = {}
+    for name, words in GROWN.items():
+        sized = [row for row in rows if name in row]
+        for before, row in pairwise(sized):
+            if row[name] != before[name]:
+                found.setdefault(row["step"], []).append(words.format(row[name]))
+    return dict(sorted(found.items()))
+
+
 def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True, least: float | None = None) -> str:
     """An <svg> of a value over steps: rows as faint points under their running mean; unless `measured`, a plain line.
 
     Rows where the value is missing or None have no point; where all are, the text is empty. All curves of a run share
     the extent of x, so that a term that begins late stands where it began. A dashed line stands at each step at which
-    a loss term begins, a dotted one at `least`, the value under which something is wrong.
+    a loss term begins or images or texts grow, a dotted one at `least`, the value under which something is wrong.
     """
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:
@@ -57,7 +70,7 @@ def curve(rows: Sequence[dict[str, Any]], name: str, *, measured: bool = True, l
     axes.grid(color=INK, alpha=0.15, linewidth=0.5)
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.spines[:].set_visible(False)
-    for step in switches(rows):
+    for step in switches(rows) | growth(rows):
         axes.axvline(step, color=INK, alpha=0.6, linewidth=1, linestyle="--")
     if least is not None:
         axes.axhline(least, color=INK, alpha=0.6, linewidth=1, linestyle=":")

@@ -12,14 +12,14 @@ from opensiglip.disk import whole_file
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import SHAPES, Architecture
-from opensiglip.reports.curves import curve, switches
+from opensiglip.reports.curves import GROWN, curve, growth, switches
 from opensiglip.reports.held_out_samples import held_out_samples
 from opensiglip.reports.page import pages
 from opensiglip.reports.patch_colours import patch_maps
 from opensiglip.reports.scored_examples import Chosen
 from opensiglip.types import Reading
 
-NOT_SIGNALS = ("step", "loss")  # of a row: what is no signal
+NOT_SIGNALS = ("step", "loss", *GROWN)  # of a row: what is no signal
 PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
 
 
@@ -90,6 +90,7 @@ def write_report(
             pace=[Chart(words, curve(rows, name, measured=name != "lr")) for name, words in PACE.items()],
             signals=signal_charts(rows, readings),
             switches=switches(rows),
+            growth=growth(rows),
             samples=shown,
             patches=patches,
             chosen=chosen,

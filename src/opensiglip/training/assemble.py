@@ -185,6 +185,7 @@ def data_plan(
         steps=schedule.steps,
         begin=schedule.begin,
         stretch=schedule.stretch,
+        lengths=job.recipe.lengths,
     )
 
 

@@ -26,7 +26,7 @@ from opensiglip.training.optimizers.make import state_bytes
 from opensiglip.training.planning.plan import gib
 from opensiglip.training.record import check
 from opensiglip.training.resolve import resolve
-from opensiglip.training.stages import stage_starts
+from opensiglip.training.stages import stage_starts, tokens_read
 from opensiglip.types import Batch
 
 
@@ -40,6 +40,7 @@ class Stage:
     loss: float | None  # of the first of them; None: not finite
     seconds: float
     reading: float
+    images: int  # of a step
     batch: Batch
     skipped: Counter[str]
 
@@ -84,7 +85,7 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     if left_out := sum((stage.skipped for stage in stages), Counter[str]()):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
         lines.append(f"left out    of the examples of these batches, {reasons}")
-    lines += [stage_line(stage) for stage in stages]
+    lines += [stage_line(stage, job.recipe.architecture.patch) for stage in stages]
     lines.append(time_line(stages, loop.workers, last - begin))
     if size is not None:
         place = config.features_folder
@@ -95,7 +96,7 @@ def dry_run(recipe: str, **keywords: Any) -> str:
 
 def bounds_of(loop: Loop) -> Iterator[tuple[int, int]]:
     """First and last step of each stage that lies before the loop."""
-    starts = stage_starts(loop.learner.objectives.values(), loop.plan.fields)
+    starts = stage_starts(loop.learner.objectives.values(), loop.plan.starts)
     firsts = sorted({loop.step, *(bisect_left(range(loop.last), share, key=loop.progress) for share in starts)})
     firsts = [first for first in firsts if loop.step <= first < loop.last]
     yield from zip(firsts, [*firsts[1:], loop.last][: len(firsts)], strict=True)
@@ -116,7 +117,8 @@ def timed(loop: Loop, first: int, last: int) -> Stage:
     loop.train_step(wrapped, batch)  # ends with numbers on the host, so the device is done
     seconds = time.perf_counter() - began
     names = tuple(name for name in loop.learner.objectives if name in terms)
-    return Stage(first, last, names, loss, seconds, reading, batch.parts[0], batch.skipped)
+    images = loop.plan.step_slice(first).size
+    return Stage(first, last, names, loss, seconds, reading, images, batch.parts[0], batch.skipped)
 
 
 def batch_lines(batch: Batch) -> list[str]:
@@ -129,12 +131,13 @@ def batch_lines(batch: Batch) -> list[str]:
     ]
 
 
-def stage_line(stage: Stage) -> str:
-    """Its steps, its terms, its times."""
+def stage_line(stage: Stage, patch: int) -> str:
+    """Its steps, its terms, its tokens, its times."""
     loss = "not finite" if stage.loss is None else f"{stage.loss:.3f}"
     return (
-        f"stage       steps {stage.first} to {stage.last}: {', '.join(stage.terms)}; loss {loss}, "
-        f"{stage.seconds:.3f} s a step, {stage.reading:.3f} s to make its batch in one process"
+        f"stage       steps {stage.first} to {stage.last}: {', '.join(stage.terms)}; "
+        f"{tokens_read(stage.batch, patch)}; loss {loss}, {stage.seconds:.3f} s a step "
+        f"({stage.images / stage.seconds:.4g} images/s), {stage.reading:.3f} s to make its batch in one process"
     )
 
 

@@ -42,7 +42,7 @@ class Frozen:
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe) -> "Frozen":
-        """Those of another make that nothing trains; images only where each is always seen the same.
+        """Those of another make that nothing trains; only where each image and text is always seen the same.
 
         None where a field reads more of an example than its image, captions and regions, which is all that the cache
         holds.
@@ -52,6 +52,7 @@ class Frozen:
         still = isinstance(frame, Frame) and frame.crop_area == 1
         images = pair is not None and pair.vision is not None and still and is_frozen(model.vision.tower)
         texts = pair is not None and pair.text is not None and is_frozen(getattr(model.text, "tower", None))
+        texts = texts and recipe.lengths is None
         reads = {type(field) for field in recipe.fields}
         plain = reads <= {Images, Texts, Captions}
         images, texts = plain and images and Images in reads, plain and texts and Texts in reads

@@ -97,7 +97,7 @@ class Loop:
 
     def progress(self, step: int) -> float:
         """The share of training that lies before a step."""
-        return self.plan.schedule_step(step) / self.steps
+        return self.plan.progress(step)
 
     def restore(self, saved: Path) -> None:
         """Go on from a checkpoint."""
@@ -244,7 +244,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        row |= curated | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs()
+        row |= curated | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs() | self._sizes()
         return row, found, wishes
 
     def _epochs(self) -> Row:
@@ -253,6 +253,12 @@ class Loop:
             return {}
         epochs = self.plan.epochs(self.images_seen)
         return {f"epochs/{source.name}": value for source, value in zip(self.plan.sources, epochs, strict=True)}
+
+    def _sizes(self) -> Row:
+        """Pixels of an image's side and tokens of a text, where they grow."""
+        progress, plan = self.progress(self.step), self.plan
+        sides: Row = {"resolution": plan.frame.at(progress).pixels} if plan.frame.starts else {}
+        return sides | ({} if plan.lengths is None else {"length": plan.lengths.at(progress)})
 
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
         """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""

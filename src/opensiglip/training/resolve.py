@@ -12,6 +12,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.sources.python import spec_of
 from opensiglip.recipes import TRAINED, Recipe, build_recipe, check_keywords, find_recipe
+from opensiglip.recipes.growing import check_growth
 from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import distilled
@@ -56,6 +57,7 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
             frame = replace(frame, interpolation=networks.interpolation)
         recipe = replace(recipe, architecture=networks, frame=frame)
     recipe = with_towers(config, recipe)
+    check_growth(recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     recipe = distilled(config, recipe)
     if config.curate is not None and config.filter is None:

@@ -44,7 +44,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         + f", languages {' '.join(dict.fromkeys(code for s in plan.sources for code in s.languages))}",
         *language_lines(plan.sources),
         *source_lines(plan, plan.step_slice(loop.last).first),
-        f"text        vocabulary {len(plan.pipeline)}, length {plan.pipeline.policy.length}, tasks "
+        f"text        vocabulary {len(plan.pipeline)}, length {length_line(plan)}, tasks "
         + (" ".join(recipe.tasks) or "none"),
         f"images      {recipe.frame}",
         *(f"tokens      {field}" for field in plan.fields if isinstance(field, KeptTokens)),
@@ -60,6 +60,11 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     if skipped:
         lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
     return "\n".join(lines)
+
+
+def length_line(plan: DataPlan) -> str:
+    """Tokens of a text."""
+    return str(plan.pipeline.policy.length) if plan.lengths is None else plan.lengths.describe("{}")
 
 
 def source_lines(plan: DataPlan, images: int) -> list[str]:

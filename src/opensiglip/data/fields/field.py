@@ -86,6 +86,10 @@ class Field(ABC):
         """Whether a step at the share `progress` of training has it."""
         return self.start <= progress < self.end
 
+    def resized(self, resolution: int) -> "Field":
+        """The same of images whose sides are so many pixels; itself where what it draws follows the visit's image."""
+        return self
+
     @abstractmethod
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Any:
         """One example's part, every random choice made."""

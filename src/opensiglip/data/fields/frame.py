@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.example import Example, Region
 from opensiglip.data.fields.mirror import mirror, names_sides
+from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.types import Batch
 
 Window = tuple[int, int, int, int]  # top, left, height, width: a part of an image
@@ -54,6 +55,15 @@ class Geometry(ABC):
     flip: float = 0.0
     interpolation: str = "bilinear"  # or bicubic
     batch_multiple: ClassVar[int] = 1  # batch sizes are multiples of this
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """The shares of training from which on images have another size."""
+        return ()
+
+    def at(self, progress: float) -> "Geometry":
+        """The frame of a step at the share `progress` of training."""
+        return self
 
     @abstractmethod
     def sides(self, height: int, width: int) -> tuple[int, int]:
@@ -154,3 +164,20 @@ class Frame(Geometry):
 
     def __str__(self) -> str:
         return f"{self.resolution} × {self.resolution} pixels"
+
+
+@dataclass(frozen=True)
+class GrowingFrame(Frame):
+    """A square that grows while training; `resolution` is its last size, and its size outside training."""
+
+    schedule: SizeSchedule = field(kw_only=True)
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        return self.schedule.starts
+
+    def at(self, progress: float) -> Frame:
+        return Frame(self.schedule.at(progress), self.crop_area, self.interpolation, self.flip)
+
+    def __str__(self) -> str:
+        return self.schedule.describe("{0} × {0} pixels")

@@ -5,6 +5,7 @@ alignment", SigLIP 2, Sec. 2.3).
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -38,8 +39,13 @@ class Views(Field):
         start: float = 0.0,
     ) -> None:
         """SILC's areas; `resolution` and `patch` of the tower, in pixels."""
-        self.sides = resolution, local_side(resolution, patch)
+        self.patch, self.sides = patch, (resolution, local_side(resolution, patch))
         self.counts, self.areas, self.start = (wholes, locals), (global_area, local_area), start
+
+    def resized(self, resolution: int) -> "Views":
+        found = copy(self)
+        found.sides = resolution, local_side(resolution, self.patch)
+        return found
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Tensor]:
         wholes, locals_ = self.counts
@@ -63,8 +69,14 @@ class PatchMask(Field):
     """mask_indices [B, M] int64: M = round(ratio * N) of the N patches of a square view, uniformly drawn, in order."""
 
     def __init__(self, resolution: int, patch: int, *, ratio: float, start: float = 0.0) -> None:
-        self.patches, self.start = (resolution // patch) ** 2, start
+        self.ratio, self.patch, self.start = ratio, patch, start
+        self.patches = (resolution // patch) ** 2
         self.count = max(1, round(ratio * self.patches))
+
+    def resized(self, resolution: int) -> "PatchMask":
+        found = PatchMask(resolution, self.patch, ratio=self.ratio, start=self.start)
+        found.end = self.end
+        return found
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> np.ndarray:
         return np.sort(rng.permutation(self.patches)[: self.count])

@@ -20,11 +20,12 @@ def extremes(
 ) -> Chosen:
     """Of the first `SAMPLE` examples that a step reads, the ends by s_ii: each pair's own score, by `model`."""
     steps, (frame, first, size) = Steps(plan), plan.step_slice(step)
-    fields = [field for field in plan.fields if field.drawn_at(plan.schedule_step(step) / plan.steps)]
-    rows = steps.rows(first, min(SAMPLE, size), Counter(), frame, fields)
+    progress = plan.progress(step)
+    fields, pipeline = [field for field in plan.fields if field.drawn_at(progress)], plan.pipeline_at(progress)
+    rows = steps.rows(first, min(SAMPLE, size), Counter(), frame, fields, pipeline)
     batch: Batch = {}
     for index, field in enumerate(fields):
-        batch |= field.collate([row[index] for row in rows], plan.pipeline)
+        batch |= field.collate([row[index] for row in rows], pipeline)
     batch = {name: values.to(device) for name, values in batch.items()}
     if reference is not None:
         batch = reference.embed(batch, device)

@@ -42,7 +42,7 @@ def memory_line(
         terms = [one for one in job.recipe.objectives if not isinstance(one, Distil)]  # which keeps next to nothing
         own = replace(job.recipe, objectives=terms)
         learner = meta_learner(own, data.pipeline, config.freeze or frozen_by_default(own), config.lora)
-        last = stage_starts(terms, data.fields)[-1]
+        last = stage_starts(terms, data.starts)[-1]
         kinds = batch_shapes(data, last)
         beside = bytes_of(curating, reference, read, last)
         need = fullest(learner, kinds, setting).total + beside

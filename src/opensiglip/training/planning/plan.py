@@ -18,7 +18,7 @@ from opensiglip.training.planning.shapes import Shapes, batch_shapes
 from opensiglip.training.planning.step import Memory, Setting, Step, fake_step, size
 from opensiglip.training.planning.traffic import Traffic, traffic
 from opensiglip.training.run_data import near_batch
-from opensiglip.training.stages import stage_starts
+from opensiglip.training.stages import stage_starts, tokens_read
 
 SECONDS_A_DAY = 86_400
 READS_VALUES = (
@@ -35,6 +35,7 @@ class Stage:
     end: float
     terms: tuple[str, ...]
     steps: tuple[Step, ...]  # one, or one for each kind of batch (NaFlex's budgets)
+    read: str  # tokens of an image and a text
 
     @property
     def memory(self) -> Memory:
@@ -79,12 +80,13 @@ class Plan:
 def make_plan(learner: Learner, data: DataPlan, setting: Setting) -> Plan:
     """The plan of a recipe's networks on data. Raises UserError where an objective can't be traced."""
     stages = []
-    starts = stage_starts(learner.objectives.values(), data.fields)
+    starts = stage_starts(learner.objectives.values(), data.starts)
     for begin, end in pairwise([*starts, 1.0]):
         kinds = tuple(batch_shapes(data, begin))
         steps = tuple(trace(learner, shapes, begin, setting) for shapes in kinds)
         learner.activate(begin, freeze=False)
-        stages.append(Stage(begin, end, tuple(term.name for term in learner.terms()), steps))
+        read = tokens_read(kinds[-1].empty(1), learner.model.architecture.patch)
+        stages.append(Stage(begin, end, tuple(term.name for term in learner.terms()), steps, read))
     last = stages[-1].steps[0]
     losses = sum(isinstance(term, Pairwise) for term in learner.terms())
     wide = sum(size(p) for p in learner.parameters())
@@ -115,7 +117,7 @@ def trace(learner: Learner, shapes: Shapes, progress: float, setting: Setting) -
 
 def fullest(learner: Learner, kinds: Sequence[Shapes], setting: Setting) -> Memory:
     """The memory of the last stage, which holds most, with these kinds of batch. Raises UserError as `trace`."""
-    last = stage_starts(learner.objectives.values(), ())[-1]
+    last = stage_starts(learner.objectives.values())[-1]
     found = [trace(learner, shapes, last, setting).memory for shapes in kinds]
     return max(found, key=lambda memory: memory.total)
 
@@ -155,6 +157,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "begin": stage.begin,
                 "end": stage.end,
                 "terms": list(stage.terms),
+                "read": stage.read,
                 "memory": asdict(stage.memory) | {"total": stage.memory.total},
                 "flops": {"forward": dict(forward), "backward": dict(backward)},
             }

@@ -42,7 +42,9 @@ def memory_text(plan: Plan, others: Sequence[tuple[str, Memory]]) -> str:
 def flops_text(stage: Stage) -> str:
     """GFLOP of an example by part, forward and backward; a row for each view that a tower is shown."""
     forward, backward = stage.flops()
-    rows = [[f"GFLOP an example, {stage.begin:.0%} to {stage.end:.0%} of training", "forward", "backward"]]
+    rows = [
+        [f"GFLOP an example, {stage.begin:.0%} to {stage.end:.0%} of training ({stage.read})", "forward", "backward"]
+    ]
     for part in sorted({*forward, *backward}, key=lambda part: -(forward[part] + backward[part])):
         rows.append([part, f"{forward[part] / GIGA:.3f}", f"{backward[part] / GIGA:.3f}"])
     rows.append(["total", f"{forward.total() / GIGA:.3f}", f"{backward.total() / GIGA:.3f}"])

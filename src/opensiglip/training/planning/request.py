@@ -12,6 +12,7 @@ from opensiglip.data.loader import DataPlan
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.recipes import Recipe, build_recipe, find_recipe
+from opensiglip.recipes.growing import check_growth
 from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.planning import report
 from opensiglip.training.planning.config import PlanConfig
@@ -29,6 +30,7 @@ def answer(name: str, keywords: Mapping[str, Any], asked: PlanConfig) -> tuple[s
     found, mixed = machine(asked.gpu, asked.precision)
     with torch.device("meta"):  # heads are as large as towers
         recipe = build_recipe(find_recipe(name), keywords)
+    check_growth(recipe)
     recipe = drop_tokens(recipe, asked.keep_tokens, full_from=asked.full_from)
     data = data_plan(recipe, asked.data, asked.batch_size, asked.vocabulary)
     setting = Setting(
@@ -84,5 +86,11 @@ def data_plan(recipe: Recipe, specs: tuple[str, ...], batch_size: int, vocabular
     ).with_tokens(recipe.boxes.tokens())
     pipeline = TextPipeline(made.tokenizer, replace(made.policy, vocabulary=vocabulary))
     return DataPlan(
-        sources=sources, frame=recipe.frame, fields=recipe.fields, pipeline=pipeline, batch_size=batch_size, seed=0
+        sources=sources,
+        frame=recipe.frame,
+        fields=recipe.fields,
+        pipeline=pipeline,
+        batch_size=batch_size,
+        seed=0,
+        lengths=recipe.lengths,
     )

@@ -54,17 +54,17 @@ def batch_shapes(plan: DataPlan, progress: float) -> list[Shapes]:
     """
     slices = [plan.frame.step_slice(plan.seed, step, plan.batch_size) for step in range(ROUND)]
     kinds: dict[str, tuple[Geometry, int]] = {f"{one.frame!r} {one.size}": (one.frame, one.size) for one in slices}
-    return [_drawn(plan, progress, frame, size) for frame, size in kinds.values()]
+    return [_drawn(plan, progress, frame.at(progress), size) for frame, size in kinds.values()]
 
 
 def _drawn(plan: DataPlan, progress: float, frame: Geometry, size: int) -> Shapes:
-    fields = [field for field in plan.fields if field.drawn_at(progress)]
-    rows = Steps(plan).rows(0, DRAWN, Counter(), frame, fields)
+    fields, pipeline = [field for field in plan.fields if field.drawn_at(progress)], plan.pipeline_at(progress)
+    rows = Steps(plan).rows(0, DRAWN, Counter(), frame, fields, pipeline)
 
     def collated(times: int) -> Batch:
         batch: Batch = {}
         for index, field in enumerate(fields):
-            batch |= field.collate([row[index] for row in rows] * times, plan.pipeline)
+            batch |= field.collate([row[index] for row in rows] * times, pipeline)
         return batch
 
     once, twice = collated(1), collated(2)
