@@ -65,7 +65,7 @@ SCHEDULES = Study(
     name="schedules",
     question="What do small images cost, and fewer tokens, until the last fifth of training?",
     about=(
-        "SigLIP by Muon on scenes of 64 pixels, 256 patches, for the same steps: whole; at 32 pixels up to 80 % of them; "
+        "SigLIP by Muon on scenes of 64 pixels, 256 patches: whole; at 32 pixels up to 80 %; "
         "on a random half of the patches up to 80 %; at 32 pixels and with texts of 12 tokens."
     ),
     data=EASY.format(3),
