@@ -230,6 +230,26 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
     assert torch.equal(learner(tmp_path / "cached")[f"model.vision.tower.{name}"], tower[name])
 
 
+def test_a_run_that_goes_on_with_another_librarys_tower_keeps_its_patches(
+    towers: Path, folder: str, tmp_path: Path
+) -> None:
+    """--size gives the decoder its shape; the tower that comes with --init reads patches of 14 pixels all the same."""
+    more = {
+        "image_positions": True,
+        "freeze": "vision",
+        "decoder_depth": 1,
+        "length": 48,
+        "resolution": 112,
+        "size": "64x2x128x2/16",
+    }
+    given = arguments(towers, folder, tmp_path / "run", embed=None, text=None, **more)
+    given = {key: value for key, value in given.items() if value is not None}
+    train("locca", **given)
+    train("locca", **given | {"vision": None, "init": str(tmp_path / "run"), "out": tmp_path / "more"})
+    position = learner(tmp_path / "more")["model.decoder.image_position"]
+    assert position.shape == learner(tmp_path / "run")["model.decoder.image_position"].shape == (64, 32)
+
+
 def test_a_resumed_run_with_dropout_is_the_straight_run_bit_for_bit(towers: Path, folder: str, tmp_path: Path) -> None:
     pair = arguments(towers, folder, tmp_path / "run", dropout=0.5, save_every=2, keep_last=9)
     train("align", **pair)

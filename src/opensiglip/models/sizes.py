@@ -196,6 +196,11 @@ def shapes(size: str) -> tuple[Shape, Shape, int]:
     raise UserError(f"--size {size!r} is unknown; sizes are {', '.join(SIZES)}, or WIDTHxDEPTHxMLPxHEADS/PATCH.")
 
 
+def with_patch(size: str, patch: int) -> str:
+    """The same towers with patches of so many pixels, spelled out. Raises UserError."""
+    return f"{'+'.join(f'{t.width}x{t.depth}x{t.mlp}x{t.heads}' for t in shapes(size)[:2])}/{patch}"
+
+
 def spell(networks: Architecture) -> str:
     """The size that gives these towers: its name if it has one."""
     plain = [replace(tower, activation=Shape.activation) for tower in (networks.vision, networks.text) if tower]

@@ -8,7 +8,7 @@ from opensiglip.checkpoints.formats import towers
 from opensiglip.checkpoints.source import locate
 from opensiglip.data.fields.frame import Frame
 from opensiglip.errors import UserError
-from opensiglip.models.sizes import shapes
+from opensiglip.models.sizes import with_patch
 from opensiglip.recipes import Recipe, RecipeFunction
 from opensiglip.training.config import TrainConfig
 
@@ -23,8 +23,7 @@ def tower_keywords(config: TrainConfig, function: RecipeFunction, keywords: dict
     _, patch = towers.image_shape(place, config.vision)
     side = keywords.get("resolution") or towers.image_side(place, config.vision)
     size = keywords.get("size") or inspect.signature(function).parameters["size"].default
-    ours = (f"{t.width}x{t.depth}x{t.mlp}x{t.heads}" for t in shapes(size)[:2])
-    return keywords | {"resolution": side, "size": f"{'+'.join(ours)}/{patch}"}  # with patches that divide it
+    return keywords | {"resolution": side, "size": with_patch(size, patch)}  # with patches that divide it
 
 
 def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:

@@ -15,7 +15,7 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models import lora
 from opensiglip.models.model import Model
-from opensiglip.models.sizes import Architecture, shapes, spell
+from opensiglip.models.sizes import Architecture, shapes, spell, with_patch
 from opensiglip.recipes import Recipe, RecipeFunction
 
 FREEZE = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text"), "none": ()}
@@ -38,9 +38,11 @@ def keywords_of(start: Pretrained, function: RecipeFunction, keywords: dict[str,
     free = {name for name, p in known.items() if keywords.get(name, p.default) == p.default}
     taken: dict[str, Any] = {}
     if networks.encoder is None and "size" in known:
-        taken["size"] = spell(networks) if "size" in free else keywords["size"]
-        patch = shapes(taken["size"])[2]
-        taken["resolution"] = networks.resolution // networks.patch * patch
+        size = spell(networks) if "size" in free else keywords["size"]
+        if networks.foreign is not None and networks.foreign.vision:
+            size = with_patch(size, networks.patch)  # an image tower of another make keeps its patches
+        keywords = keywords | {"size": size}
+        taken["resolution"] = networks.resolution // networks.patch * shapes(size)[2]
     else:
         taken["resolution"] = networks.resolution
     if start.model.vocabulary:
