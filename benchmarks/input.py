@@ -130,5 +130,5 @@ def _made(folder: Path, count: int) -> list[Path]:
 def _found(folder: Path, count: int) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
     if not paths:
-        raise UserError(f"--data {folder} holds no .jpg; name a folder that does.")
+        raise UserError(f"--data {folder} has no .jpg; name a folder with JPEGs.")
     return paths

@@ -65,7 +65,7 @@ def study(
             chosen, out, data=data, seeds=seeds, budget=budget, places=places(), towers=towers, hours=hours
         )
     except KeyboardInterrupt:
-        raise UserError("stopped; the same command goes on.") from None
+        raise UserError("stopped; the same command continues it.") from None
     if len(jobs) < seeds * len(chosen.runs):
         print(f"hours       {hours} ended after {(seeds := len(jobs) // len(chosen.runs))} of the seeds", flush=True)
     found = columns(chosen, jobs)

@@ -86,7 +86,7 @@ def carry_out(
         print(f"done        {number} of {len(jobs)}: {job.run.name}, seed {job.seed}", flush=True)
     short = {job.seed for job in jobs if not job.done}
     if 0 in short:
-        raise UserError(f"--hours {hours} ended before all runs of seed 0 were done; the same command goes on.")
+        raise UserError(f"--hours {hours} ended before all runs of seed 0 were done; the same command continues it.")
     return [job for job in jobs if job.seed not in short]
 
 
@@ -97,7 +97,7 @@ def claim(out: Path, declared: dict[str, str]) -> None:
     try:
         before = load_json(path) if path.is_file() else declared
     except (OSError, ValueError):
-        raise UserError(f"{path} is damaged, or no study's; name another folder by --out.") from None
+        raise UserError(f"{path} is damaged, or does not belong to a study; give another --out.") from None
     if before != declared:
         raise UserError(f"--out {out} holds another study ({before}, now {declared}); name another folder.")
     write_json(path, declared)

@@ -457,7 +457,7 @@ def test_a_tuned_tower_moves_and_a_locked_one_does_not(towers: Path, folder: str
         ({"resolution": 30}, "--resolution 30 is not a multiple of the patch size 14; try 28"),
         ({"length": 60}, "--length 60 is longer than .* reads; give at most 40"),
         ({"tokenizer": "gpt2"}, "--tokenizer is not the one that the tower of --text was trained with"),
-        ({"init": "x"}, "--init and --vision or --text both say where towers come from"),
+        ({"init": "x"}, "--init and --vision or --text both set the towers"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -468,7 +468,7 @@ def test_what_does_not_fit_is_one_sentence(
 
 
 def test_a_text_model_is_no_image_tower(towers: Path, folder: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no image transformer"):
+    with pytest.raises(UserError, match="is not an image transformer"):
         train("align", **arguments(towers, folder, tmp_path / "run", vision=str(towers / "bert")))
 
 
@@ -576,7 +576,7 @@ def test_the_bench_of_features_says_pace_and_gap(towers: Path, folder: str, tmp_
     ("more", "sentence"),
     [
         ({"set_aside": 13, "eval_every": 1}, "--set-aside 13 is more than half of the 24 examples"),
-        ({"set_aside": 3}, "--set-aside is for judgements while training; give --eval-every too"),
+        ({"set_aside": 3}, "--set-aside is for evaluations during training; give --eval-every too"),
     ],
 )
 def test_what_can_not_be_set_aside_is_said(

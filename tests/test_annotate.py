@@ -422,8 +422,8 @@ def test_workers_change_nothing(photos: Path, tmp_path: Path, stub: type[Stub]) 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--threshold", "0.5"], "was begun otherwise (threshold: 0.3 before, 0.5 now)"),
-        (["--batch-size", "4"], "was begun otherwise (batch_size: 3 before, 4 now)"),
+        (["--threshold", "0.5"], "was begun with other settings (threshold: 0.3 before, 0.5 now)"),
+        (["--batch-size", "4"], "was begun with other settings (batch_size: 3 before, 4 now)"),
         (["--threshold", "2"], "give numbers between 0 and 1"),
         (["--limit", "0"], "at least 1"),
         (["--categories", "nowhere"], "--categories nowhere can't be read"),

@@ -200,7 +200,7 @@ def test_bad_lists_attributes_and_flags_are_refused_in_a_sentence(
     spec, file = spec_of([example("a woman"), example("a man")]), tmp_path / "lists.json"
     for text in ("[", "{}", '{"a": {"b": {"en": "x"}}}', '{"a": {"b": {"en": ["!"]}}}', '{"a": []}', "[" * 100_000):
         file.write_text(text)
-        with pytest.raises(UserError, match=f"--lexicon {file} is no JSON of"):
+        with pytest.raises(UserError, match=f"--lexicon {file} is not JSON of"):
             Lexicon.load(file)
     file.write_text('{"hat": {"cap": {"en": ["cap"]}}}')
     words = ["data", "balance", spec, "--out", str(tmp_path / "w.parquet"), "--workers", "0"]
@@ -223,8 +223,8 @@ def test_weights_go_to_a_file_that_the_figures_beside_do_not_replace(
     words = ["data", name, spec_of([example("a woman"), example("a man")]), *flags, "--workers", "0", "--out"]
     (tmp_path / "file").touch()
     for out, said in (
-        (tmp_path / "w.json", "is to be a parquet file"),
-        (tmp_path, "is to be a parquet file"),
+        (tmp_path / "w.json", "must be a parquet file"),
+        (tmp_path, "must be a parquet file"),
         (tmp_path / "file" / "w.parquet", "can't be written to"),
     ):
         assert main([*words, str(out)]) == 2

@@ -104,7 +104,7 @@ def test_a_command_that_is_none_is_one_sentence(
         ("--steps 0", "--steps 0 is out of range; give a number of at least 1"),
         ("--steps -3", "--steps -3 is out of range"),
         ("--epochs 0", "--epochs 0.0 is out of range; give a number of more than 0"),
-        ("--steps 3 --epochs 1", "--steps and --epochs both say how long"),
+        ("--steps 3 --epochs 1", "--steps and --epochs both set the length"),
         ("--batch-size 0", "--batch-size 0 is out of range"),
         ("--batch-size -8", "--batch-size -8 is out of range"),
         ("--accumulate 0", "--accumulate 0 is out of range"),
@@ -136,8 +136,8 @@ def test_a_command_that_is_none_is_one_sentence(
         ("--precision fp8", "--precision 'fp8' is unknown; give auto, fp32, bf16 or fp16"),
         ("--trackers paper", "--trackers paper is unknown; there are aim, tensorboard, wandb,"),
         ("--trackers wandb", "--trackers wandb needs its library; `pip install wandb`."),
-        ("--ranks 2 --dry-run", "--dry-run is of one process; leave --ranks out"),
-        ("--languages tlh", "scenes do not speak 'tlh'"),
+        ("--ranks 2 --dry-run", "--dry-run runs in one process; leave --ranks out"),
+        ("--languages tlh", "scenes have no language 'tlh'"),
         ("--tokenizer no/such/one.json", "--tokenizer 'no/such/one.json' can't be read"),
         ("--tokenizer junk.json", "--tokenizer 'junk.json' can't be read"),
         ("--data nowhere", "no such source: nowhere"),
@@ -176,7 +176,7 @@ def test_an_existing_run_is_not_overwritten(place: Path, capsys: pytest.CaptureF
     (saved / "state.json").write_text("{}")
     (place / "run" / "config.json").write_text("{}")
     words = ["train", "siglip2", "--size", "tiny", "--data", SCENES, "--out", "run"]
-    assert "--out run already holds a run; go on with --resume" in complaint(words, capsys)
+    assert "--out run already holds a run; continue it with --resume" in complaint(words, capsys)
     assert (place / "run" / "config.json").read_text() == "{}"
 
 

@@ -83,10 +83,10 @@ def test_the_command_writes_a_table_a_plot_and_json(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"examples": 3}, "not judged on the same examples"),
-        ({"split": "test"}, "not judged on the same examples"),
-        ({"tasks": 7}, "is no evaluation"),
-        ({"tasks": {"grounding": {"accuracy": 1, "accuracy_ci95": "no"}}}, "is no evaluation"),
+        ({"examples": 3}, "not evaluated on the same examples"),
+        ({"split": "test"}, "not evaluated on the same examples"),
+        ({"tasks": 7}, "is not an evaluation"),
+        ({"tasks": {"grounding": {"accuracy": 1, "accuracy_ci95": "no"}}}, "is not an evaluation"),
     ],
 )
 def test_what_can_not_be_compared_is_said(tmp_path: Path, changes: Any, words: str) -> None:

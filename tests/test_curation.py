@@ -349,7 +349,7 @@ def test_a_larger_patch_leaves_out_three_quarters() -> None:
     [
         ({"curate": "learnability"}, "--reference"),
         ({"curate": "learner", "reference": "x"}, "leave out --reference"),
-        ({"reference": "x"}, "give --curate or --distil"),
+        ({"reference": "x"}, "is for runs with --curate or --distil"),
         ({"filter": 0.5}, "--curate too"),
         ({"curate": "learner", "shard": True}, "--shard"),
         ({"curate": "learner", "filter": 1.0}, "--filter 1.0 is out of range"),
@@ -362,7 +362,7 @@ def test_flags_that_do_not_fit_are_refused(flags: dict[str, Any], says: str) -> 
 
 def test_a_filter_that_gives_no_whole_super_batch_is_refused() -> None:
     config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", filter=0.7, batch_size=32)
-    with pytest.raises(UserError, match=r"106\.67, no whole number"):
+    with pytest.raises(UserError, match=r"106\.67, which is not a whole number of images"):
         config.super_batch  # noqa: B018
     assert replace(config, filter=0.8).super_batch == 160
 
@@ -400,7 +400,7 @@ def test_scenes_exchange_the_captions_of_the_share_that_is_asked_for() -> None:
     held_out = open_source("scenes:drawings=24,objects=2,exchanged=1", split="val", pixels=16)
     assert {held_out.example(index).captions[0].source for index in range(20)} == {"synthetic"}
     for wrong in ("1.5", "much", "nan"):
-        with pytest.raises(UserError, match="share from 0 to 1"):
+        with pytest.raises(UserError, match="number from 0 to 1"):
             open_source(f"scenes:exchanged={wrong}")
 
 

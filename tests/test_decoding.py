@@ -159,7 +159,7 @@ def test_a_tokenizer_that_writes_all_numbers_alike_has_no_grammar(pipeline: Text
         def ids(self, text: str) -> Ids:
             return (3,)
 
-    with pytest.raises(UserError, match="does not tell numbers apart"):
+    with pytest.raises(UserError, match="does not separate numbers"):
         BoxGrammar(Unknown(pipeline.tokenizer, pipeline.policy), BoxFormat())
 
 

@@ -110,8 +110,8 @@ def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:
         (lambda page, image: page.locate(image, "  "), "type a text first"),
         (lambda page, image: page.classify(image, " ,"), "type labels"),
         (lambda page, image: page.describe(image, None, 1, 2, 3), "give all four corners"),
-        (lambda page, image: page.describe(image, 40, 4, 99, 9), "is no box of an image"),
-        (lambda page, image: page.caption(__file__), "is no image that can be read"),
+        (lambda page, image: page.describe(image, 40, 4, 99, 9), "is not a box of an image"),
+        (lambda page, image: page.caption(__file__), "is not a readable image"),
         (lambda page, image: Page(page.predictor).search_by_text("fox"), "start the demo with --images"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_bad_upload_gets_our_sentence(address: str, tmp_path: Path, monkeypatc
             monkeypatch.setattr("opensiglip.apps.demo.page.FILE", 10)
         with pytest.raises(error.AppError) as said:
             visitor.predict(handle_file(str(tmp_path / name)), "red,blue", api_name="/classify")
-        expected = "the page takes" if name == "large.png" else f"{name} is no image that can be read"
+        expected = "the page takes" if name == "large.png" else f"{name} is not a readable image"
         assert expected in str(said.value) and str(said.value).startswith(name)
 
 

@@ -64,7 +64,7 @@ def test_it_refuses_what_train_refuses_and_goes_on_where_resume_would(
     assert "left out    of the examples of these batches, " in said and "free" in said and "too little" not in said
     with pytest.raises(UserError, match=r"--out .*/0.png/run can't be written to \(Not a directory\)"):
         dry_run(recipe, steps=3, **same | {"out": tmp_path / "data" / "0.png" / "run"})
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         dry_run(recipe, steps=3, **same)
     said = dry_run(recipe, steps=6, resume=True, changed=True, **same)
     assert "steps       3 -> 6" in said and "stage       steps 3 to 5" in said and "for 3 steps" in said
@@ -81,5 +81,5 @@ def test_workers_read_while_a_step_computes() -> None:
 
 def test_it_is_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run_module, "world", lambda: (0, 2))
-    with pytest.raises(UserError, match="--dry-run is of one process"):
+    with pytest.raises(UserError, match="--dry-run runs in one process"):
         dry_run("siglip", data=["scenes"], out=Path("no"))

@@ -333,7 +333,7 @@ def test_the_same_figures_are_taken_while_training(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["EMPTY", "--data", "scenes"], "of a kind that can't be read"),
+        (["EMPTY", "--data", "scenes"], "has a format that can't be read"),
         (["RUN", "--data", "scenes", "--tasks", "retrieval,magic"], "'magic' is unknown"),
         (["RUN", "--data", "scenes", "--split", "dusk"], "dusk"),
         (["RUN", "--data", "scenes", "--count", "0"], "at least 1"),

@@ -171,7 +171,7 @@ def test_weights_that_are_none_are_refused_in_a_sentence(
     (tmp_path / "w.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="can't be read as parquet"):
         read_weights(tmp_path / "w.parquet", source)
-    with pytest.raises(UserError, match="is no file; check the path"):
+    with pytest.raises(UserError, match="is not a file; check the path"):
         read_weights(tmp_path / "nowhere.parquet", source)
 
 

@@ -235,7 +235,7 @@ def test_temperature_and_bias_that_never_were_set_are_noticed(exported: dict[str
 
 
 def test_what_is_missing_or_broken_is_named(exported: dict[str, Exported], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is of a kind that can't be read; give a run, a transformers folder"):
+    with pytest.raises(UserError, match="has a format that can't be read; give a run, a transformers folder"):
         Pretrained.open(tmp_path)
     exported["cappa"].model.save_pretrained(tmp_path)
     decoder, towers = tmp_path / "decoder.safetensors", tmp_path / "model.safetensors"
@@ -372,7 +372,7 @@ def test_an_onnx_file_that_computes_something_else_is_refused(
     monkeypatch.setattr("opensiglip.checkpoints.formats.onnx._write", GRAPHS.__setitem__)
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     monkeypatch.setattr(Session, "error", error)
-    with pytest.raises(UserError, match="computes something else than the model") if refused else nullcontext():
+    with pytest.raises(UserError, match="computes other values than the model") if refused else nullcontext():
         facts = write_onnx(tmp_path, model)
         assert facts["logit_scale"] == pytest.approx(math.exp(model.logit_scale.item()))
         assert facts["logit_bias"] == pytest.approx(model.logit_bias.item())

@@ -139,5 +139,5 @@ def test_weights_in_the_wrong_place_are_noticed(tmp_path: Path, monkeypatch: pyt
 
     to_timm = timm_folder.to_timm
     monkeypatch.setattr(timm_folder, "to_timm", swapped)
-    with pytest.raises(UserError, match="timm computes something else than the model"):
+    with pytest.raises(UserError, match="timm computes other values than the model"):
         trained(tmp_path).save(tmp_path / "out", "timm")

@@ -206,13 +206,11 @@ def test_another_resolution_and_patch_are_resolved_by_their_rules(peer_of: dict[
 def test_a_shape_without_a_rule_is_one_sentence(peer_of: dict[str, Peer]) -> None:
     checkpoint = Pretrained.open(peer_of["transformers SigLIP"].folder)
     wide = Shape(64, 2, 64, 2)
-    with pytest.raises(
-        UserError, match=r"patch_embedding\.weight is \[32, .* and has to be \[64, .*; leave out --size"
-    ):
+    with pytest.raises(UserError, match=r"patch_embedding\.weight is \[32, .* and must be \[64, .*; leave out --size"):
         fit(Model.new(Architecture(32, 8, LENGTH, wide, wide), VOCABULARY), checkpoint)
     with pytest.raises(UserError, match=r"has no vision\.tower\.encoder\.layers\.2.*which the image tower needs"):
         fit(_model(32, 8, Shape(32, 3, 64, 2)), checkpoint)
-    with pytest.raises(UserError, match=r"has vision\.tower\.encoder\.layers\.1.*which our networks do not"):
+    with pytest.raises(UserError, match=r"has vision\.tower\.encoder\.layers\.1.*which our networks lack"):
         fit(_model(32, 8, Shape(32, 1, 64, 2)), checkpoint)
 
 
@@ -423,7 +421,7 @@ def test_lora_moves_the_towers_layers_alone_and_is_merged(
         ("--init {peer} --lora 0", "--lora 0 is out of range"),
         ("--init {peer} --tower-lr 0", "--tower-lr 0.0 is out of range"),
         ("--init {peer} --tokenizer {peer}", "--tokenizer is not the one that the weights"),
-        ("--init {peer} --length 20", r"position_embedding.weight is \[64, 32\] and has to be \[20, 32\]"),
+        ("--init {peer} --length 20", r"position_embedding.weight is \[64, 32\] and must be \[20, 32\]"),
         ("--init {timm}", "compares pooled images with texts; take cappa, locca"),
         ("--init nowhere", "nowhere: there is no such folder or file"),
     ],

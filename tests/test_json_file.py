@@ -65,5 +65,5 @@ def test_an_evaluation_may_be_as_large_as_is_said(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(results, "LARGEST", file.stat().st_size)
     assert results.load(file)["model"] == "m"
     monkeypatch.setattr(results, "LARGEST", file.stat().st_size - 1)
-    with pytest.raises(UserError, match="is no evaluation .* more than"):
+    with pytest.raises(UserError, match="is not an evaluation .* more than"):
         results.load(file)

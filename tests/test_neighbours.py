@@ -90,7 +90,7 @@ def test_image_and_text_at_once_are_their_sum_and_cosines_are_of_unit_vectors(fo
     assert torch.allclose(
         model.similarity_pairwise(image, 2 * text), torch.from_numpy((image * text).sum(1)), atol=1e-6
     )
-    with pytest.raises(UserError, match="task toy has audio, neither image nor text; leave it out."):
+    with pytest.raises(UserError, match="task toy has audio, which is neither image nor text; leave it out."):
         model.encode([{"audio": [1]}], task_metadata=about)
 
 

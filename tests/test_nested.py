@@ -59,7 +59,7 @@ def test_the_loss_and_gradient_are_the_sum_over_widths(
 
 
 def test_widths_that_are_no_part_of_an_embedding_are_refused(small: Small) -> None:
-    with pytest.raises(UserError, match="--nested 32 is no part of an embedding of 32 numbers; give fewer"):
+    with pytest.raises(UserError, match="--nested 32 is not less than the embedding's width, 32; give a smaller width"):
         small("siglip", nested=(8, 32))
     networks = small("siglip", nested=WIDTHS).architecture
     assert Architecture.from_json(networks.to_json() | {"nested": list(WIDTHS)}) == networks

@@ -48,7 +48,7 @@ def test_every_question_is_answered_as_from_python(
     words = ["--caption", "--locate", "a fox", "--describe", "4,4,40,20", "--classify", "a fox, an apple", "--propose"]
     assert main(["predict", model, str(photos), "--json", *words]) == 0
     said = capsys.readouterr()
-    assert "1.png is no image that can be read" in said.err
+    assert "1.png is not a readable image" in said.err
     predictor = load(model)
     answers = {answer["image"]: answer for answer in map(json.loads, said.out.splitlines())}
     assert "error" in answers[str(photos / "1.png")] and len(answers) == 3
@@ -82,13 +82,13 @@ def test_without_a_question_there_is_a_caption_and_a_picture(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["1.png"], "1.png is no image that can be read"),
+        (["1.png"], "1.png is not a readable image"),
         (["nowhere.png"], "there is no image"),
         (["1.png", "nowhere.png"], "none of the images could be read"),
         (["*.gif"], "no image in *.gif"),
-        (["0.png", "--describe", "1,2,3"], "'1,2,3' is no box"),
-        (["0.png", "--describe", "1,2,3,x"], "is no box"),
-        (["0.png", "--describe", "40,4,90,9"], "is no box of an image of 48 x 24"),
+        (["0.png", "--describe", "1,2,3"], "'1,2,3' is not a box"),
+        (["0.png", "--describe", "1,2,3,x"], "is not a box"),
+        (["0.png", "--describe", "40,4,90,9"], "is not a box of an image of 48 x 24"),
         (["0.png", "--classify", " , "], "--classify has no label"),
         (["0.png", "--save", "out.jpg"], "should end in .png"),
         ([], "name an image file to ask about"),

@@ -293,7 +293,8 @@ def test_ours_stands_beside_the_published_figure_and_what_differs(tmp_path: Path
 def test_a_model_that_can_not_be_asked_is_refused_in_a_sentence(tmp_path: Path) -> None:
     karpathy(tmp_path, "dataset_coco.json", "val2014")
     with pytest.raises(
-        UserError, match=r"^oracle can't be judged by --benchmark coco-5k: the model has no text tower .*; name another"
+        UserError,
+        match=r"^oracle can't be evaluated with --benchmark coco-5k: the model has no text tower .*; name another",
     ):
         judge("coco-5k", tmp_path, replace(oracle(), text=None))
 
@@ -302,8 +303,8 @@ def test_a_model_that_can_not_be_asked_is_refused_in_a_sentence(tmp_path: Path) 
     ("words", "said"),
     [
         ("--benchmark imagenot {0}", "--benchmark 'imagenot' is unknown; there are imagenet, coco-5k,"),
-        ("--benchmark coco-5k {0} --tasks retrieval", "--benchmark says what is judged and how; leave out --tasks"),
-        ("{0}", "one word too many"),
+        ("--benchmark coco-5k {0} --tasks retrieval", "--benchmark sets what is evaluated and how; leave out --tasks"),
+        ("{0}", "is an extra argument"),
         ("--tasks retrieval", "--data is missing"),
         ("--benchmark coco-5k {0} --count 0", "at least 1"),
         ("--benchmark refcoco {0} --box-format xywh", "leave out --box-format"),

@@ -74,7 +74,7 @@ def test_what_is_no_question_is_answered_with_those_that_are() -> None:
     for words in ("detect fox", "captionen", "", "answer en what?"):
         with pytest.raises(UserError, match='trained on "caption LANGUAGE", "GCap: BOX :"'):
             parse_question(words, tasks, form)
-    with pytest.raises(UserError, match="'1 2 3' is no box as this model writes one: y1 x1 y2 x2:500"):
+    with pytest.raises(UserError, match="'1 2 3' is not a box in this model's format: y1 x1 y2 x2:500"):
         parse_question("GCap: 1 2 3 :", tasks, form)
 
 

@@ -100,7 +100,7 @@ def test_the_decoders_text_keeps_the_punctuation_that_captions_lose(siglip1: Pat
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"no model", "no SentencePiece model"),
+        (b"no model", "not a readable SentencePiece model"),
         (b"", "has no pieces"),
         (sentencepiece_model(kind=2), "no unigram model"),
     ],

@@ -163,10 +163,10 @@ def test_every_term_has_a_curve_and_every_figure_its_words(write: Callable[..., 
     assert [str(label).partition(" over")[0] for label in labels] == [
         "sigmoid",
         "caption",
-        "sum, weighted",
+        "weighted sum",
         "learning rate",
         "gradient norm, before clipping",
-        "images a second",
+        "images per second",
     ]
     assert len(page.all("svg")) == len(labels)
     assert len(page.pictures()) == COUNT

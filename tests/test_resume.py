@@ -176,7 +176,7 @@ def test_what_does_not_change_the_result_may_differ(copy: Path, run: Run, straig
 
 def test_an_existing_run_is_refused_and_nothing_of_it_is_lost(copy: Path, run: Run) -> None:
     before = contents(copy)
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         run(copy)
     assert contents(copy) == before
 

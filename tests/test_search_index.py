@@ -109,7 +109,7 @@ def test_a_build_that_was_cut_short_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         IndexFolder.build(predictor, photos, tmp_path / "index", cut)
-    with pytest.raises(UserError, match="is not built to its end; give its"):
+    with pytest.raises(UserError, match="is incomplete; run its"):
         IndexFolder.open(tmp_path / "index")
     embedded.clear()
     index = IndexFolder.build(predictor, photos, tmp_path / "index", said.append)
@@ -150,7 +150,7 @@ def test_an_index_of_another_model_or_folder_is_left_alone(
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no image below"):
         IndexFolder.build(predictor, tmp_path / "none", tmp_path / "other")
-    with pytest.raises(UserError, match="is no index; make one with"):
+    with pytest.raises(UserError, match="is not an index; make one with"):
         IndexFolder.open(tmp_path / "none")
     with pytest.raises(UserError, match="holds vectors of 32 numbers, and the model gives 7"):
         IndexFolder.open(tmp_path / "index").nearest(torch.ones(7), 1)
@@ -255,7 +255,7 @@ def test_damaged_rows_are_one_sentence_of_search_and_embedded_again_by_search_in
     IndexFolder.build(predictor, photos, place)
     DAMAGE[damage](place / "embeddings.parquet")
     said = refused(["search", str(place), "a fox"], capsys)
-    assert f"{place / 'embeddings.parquet'} is missing or damaged; give its `opensiglip search-index` again." in said
+    assert f"{place / 'embeddings.parquet'} is missing or damaged; run its `opensiglip search-index` again." in said
     lines: list[str] = []
     embedded.clear()
     IndexFolder.build(predictor, photos, place, lines.append)
@@ -272,7 +272,7 @@ def test_damaged_vectors_are_one_sentence_of_search_and_made_again_by_search_ind
     for damage in (cut, empty):
         damage(place / "vectors.faiss")
         said = refused(["search", str(place), "a fox"], capsys)
-        assert f"{place / 'vectors.faiss'} can't be read; give its `opensiglip search-index` again." in said
+        assert f"{place / 'vectors.faiss'} can't be read; run its `opensiglip search-index` again." in said
         embedded.clear()
         assert len(IndexFolder.build(predictor, photos, place).nearest(torch.ones(32), 20)) == 9
         assert embedded == [1], "the probe alone"
@@ -316,9 +316,11 @@ def test_a_damaged_index_json_is_one_sentence_of_both_commands(
         (place / "index.json").write_text(about)
         for words in (["search", str(place), "a fox"], build):
             said = refused(words, capsys)
-            assert f"{place / 'index.json'} is damaged, or no index's: delete {place} and give its" in said, about
+            assert (
+                f"{place / 'index.json'} is damaged, or does not belong to an index: delete {place} and run its" in said
+            ), about
     (place / "index.json").unlink()
-    assert f"{place} is no index; make one with" in refused(["search", str(place), "a fox"], capsys)
+    assert f"{place} is not an index; make one with" in refused(["search", str(place), "a fox"], capsys)
     assert "holds embeddings.parquet but no index.json; if it was an index, delete it, else" in refused(build, capsys)
 
 
@@ -379,5 +381,5 @@ def test_vectors_and_rows_of_two_builds_are_not_searched(
     monkeypatch.setattr(index_folder, "write_vectors", stop)
     with pytest.raises(KeyboardInterrupt):
         IndexFolder.build(predictor, photos, tmp_path / "index")
-    with pytest.raises(UserError, match="is not built to its end"):
+    with pytest.raises(UserError, match="is incomplete"):
         IndexFolder.open(tmp_path / "index")

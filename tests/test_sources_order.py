@@ -122,7 +122,7 @@ def test_the_start_up_lines_say_share_rows_and_epochs_of_each_of_several_sources
 def test_a_rule_that_is_none_is_refused_and_so_is_one_beside_a_weight(rule: str) -> None:
     with pytest.raises(UserError, match="is not size, equal or temperature:A"):
         parse_weights(rule)
-    with pytest.raises(UserError, match="both say a share"):
+    with pytest.raises(UserError, match="both set a share"):
         parse_weights("size", ["a", "b=2"])
 
 

@@ -345,7 +345,7 @@ class Own:
 
 
 def test_an_object_handed_to_train_is_trained_on(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="int is no data set"):
+    with pytest.raises(UserError, match="int is not a data set"):
         run(tmp_path / "seven", data=7)
     summary = run(tmp_path / "run", data=Own(), steps=2)
     assert summary["steps"] == 2 and summary["images_seen"] == 16
@@ -365,7 +365,7 @@ def test_objects_handed_over_are_sources(tmp_path: Path) -> None:
     for data in (rows, {"train": rows, "test": rows[:1]}, Dataset.from_list([{"image": picture(2), "text": "t"}])):
         assert spec_of(data) == spec_of(data)
         assert open_source(spec_of(data)).example(0).captions
-    with pytest.raises(UserError, match="int is no data set"):
+    with pytest.raises(UserError, match="int is not a data set"):
         spec_of(7)
     with pytest.raises(UserError, match="a process that has ended"):
         open_source("object:Own-999")

@@ -317,8 +317,8 @@ def test_a_tar_that_vanishes_or_changes_is_named(tmp_path: Path) -> None:
     [
         ("{0}/none.tar", "none.tar is missing"),
         ("tar:{0}/*.tar", "no file matches"),
-        ("tar:{0}/{{0..9999999}}.tar", "is no range of up to 1,000,000 shards"),
-        ("{0}/empty.bin?text=a&colour=b", "'colour' is no option"),
+        ("tar:{0}/{{0..9999999}}.tar", "is not a range of up to 1,000,000 shards"),
+        ("{0}/empty.bin?text=a&colour=b", "'colour' is not an option"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(tmp_path: Path, spec: str, message: str) -> None:

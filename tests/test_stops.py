@@ -282,7 +282,7 @@ def test_a_full_disk_that_a_library_tells_of_is_a_sentence_in_every_command(
     ("end", "said"),
     [
         ("sentence", r"^what is wrong \(data worker 0\)\.$"),
-        ("killed", r"^data worker \(process \d+\) was ended by the system \(.*\): .*memory.*; give fewer --workers"),
+        ("killed", r"^data worker \(process \d+\) was killed by the system \(.*\): .*memory.*; give fewer --workers"),
     ],
 )
 def test_a_data_worker_that_fails_is_one_sentence_with_its_origin(

@@ -182,7 +182,7 @@ def test_who_stops_it_is_told_how_it_goes_on(
     monkeypatch.setattr(engine, "train", stopped)
     monkeypatch.setattr(command, "places", lambda: [""])
     assert main(["study", "objectives", "--out", str(tmp_path / "out")]) == 2
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; the same command continues it" in capsys.readouterr().err
 
 
 def test_a_folder_holds_one_study(straight: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_folder_holds_one_study(straight: Path) -> None:
 
 def test_a_folder_that_is_no_study_s_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "declared.json").write_text("{")
-    with pytest.raises(UserError, match="declared.json is damaged, or no study's; name another folder by --out."):
+    with pytest.raises(UserError, match="declared.json is damaged, or does not belong to a study; give another --out."):
         carry_out(SMALLEST, tmp_path, data=None, seeds=1, budget="cpu-hour")
     with pytest.raises(UserError, match=r"can't be written to \(Not a directory\); name another folder."):
         carry_out(SMALLEST, tmp_path / "declared.json", data=None, seeds=1, budget="cpu-hour")
@@ -319,9 +319,9 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_seeds_judged_on_other_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match="not judged on the same"):
+    with pytest.raises(ValueError, match="not evaluated on the same"):
         mean_over_seeds([values([0, 1, 1], [0, 0, 1]), values([0, 1, 1], [0, 1, 1])])
-    with pytest.raises(ValueError, match="not judged on the same"):
+    with pytest.raises(ValueError, match="not evaluated on the same"):
         mean_over_seeds([values([0, 1, 1])], [values([0, 1])])
 
 

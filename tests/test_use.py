@@ -92,12 +92,12 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
     ("image", "said"),
     [
         ("nowhere.png", "there is no image nowhere.png"),
-        (__file__, "is no image that can be read"),
+        (__file__, "is not a readable image"),
         (np.zeros((4, 4, 3)), "an array of float64"),
-        (np.zeros((4, 4, 7), np.uint8), "is no image"),
+        (np.zeros((4, 4, 7), np.uint8), "is not an image"),
         (torch.zeros(3, 4, 4), "torch.float32"),
-        (torch.zeros(4, 4, dtype=torch.uint8), "is no image"),
-        (7, "int is no image"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "is not an image"),
+        (7, "int is not an image"),
         ([], "no image was given"),
     ],
 )
@@ -219,8 +219,8 @@ def test_tasks_are_asked_in_their_own_words(predictor: Predictor, pipeline: Text
     for wrong, said in {
         "ocr": 'trained on "Cap:", "ARef: PHRASE :", "GCap: BOX :"',
         "": "asks for no task",
-        "GCap: here :": "'here' is no box",
-        "GCap: 1 2 3 900 :": "is no box",
+        "GCap: here :": "'here' is not a box",
+        "GCap: 1 2 3 900 :": "is not a box",
     }.items():
         with pytest.raises(UserError, match=said):
             predictor.ask(image, wrong)
@@ -265,19 +265,22 @@ def test_what_a_model_cannot_do_is_said_in_a_sentence(
         (lambda: captioner.locate(image, "fox"), "cap was trained on cap and can't locate"),
         (lambda: captioner.describe(image, (0, 0, 9, 9)), "can't describe a box"),
         (lambda: captioner.embed_texts(["fox"]), "has no text tower"),
-        (lambda: captioner.similarity(image, "fox"), "no way from patches to texts"),
+        (lambda: captioner.similarity(image, "fox"), "can't compare patches with texts"),
         (lambda: captioner.caption(image, language="fr"), "never saw 'fr'; its captions are in en, de"),
         (
             lambda: captioner.caption(image, language="de"),
-            "cap saw en, de without a mark of the language, so none can be chosen; leave it out, or train with",
+            "cap saw en, de without a language prefix, so none can be chosen; leave it out, or train with",
         ),
         (lambda: predictor.caption(image, language="de"), "never saw 'de'"),
-        (lambda: predictor.describe(image, (40, 4, 90, 9)), "is no box of an image of 48 x 24 pixels"),
+        (lambda: predictor.describe(image, (40, 4, 90, 9)), "is not a box of an image of 48 x 24 pixels"),
         (lambda: predictor.describe(image, (9, 9, 3, 3)), "box of no area"),
         (lambda: predictor.describe(image, (1, 2, 3)), "not four finite numbers"),
         (lambda: predictor.locate(image, "fox " * 60), "leaves no room"),
         (lambda: predictor.classify(image, []), "no labels"),
-        (lambda: predictor.caption(image, beams=4), "beams is no way to write a text; there are num_beams, do_sample"),
+        (
+            lambda: predictor.caption(image, beams=4),
+            "beams is not an option of text generation; there are num_beams, do_sample",
+        ),
         (lambda: predictor.caption(image, num_beams=0), "num_beams=0 is below 1"),
         (lambda: predictor.caption(image, do_sample=True, temperature=0.0), "temperature=0.0 is not above 0"),
         (lambda: predictor.caption(image, do_sample=True, top_p=1.5), r"top_p=1.5 is not in \(0, 1\]"),

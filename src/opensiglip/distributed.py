@@ -185,8 +185,8 @@ def lost_ranks_said() -> Iterator[None]:
         rank, ranks = world()
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"rank {rank} of {ranks} hears no more of another one ({reason}), whose own words say why; mend that and "
-            "go on with --resume."
+            f"rank {rank} of {ranks} lost contact with another rank ({reason}), whose own error says why; fix the "
+            "cause and continue with --resume."
         ) from None
 
 

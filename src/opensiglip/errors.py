@@ -1,13 +1,13 @@
-"""The one error a user meets, a sentence that names the file, field or flag and the mend; and a stop as asked for."""
+"""`UserError`, one sentence that names the file, field or flag and the fix; and a requested stop."""
 
-LETTERS = 300  # of what a library says
-HEAD, TAIL = 1400, 500  # letters of a sentence with a longer name in it than anyone reads
+LETTERS = 300  # limit of a library's message
+HEAD, TAIL = 1400, 500  # characters kept at the start and the end of a long message
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message as one sentence and exits with code 2; Python sees it raised.
+    """Bad input. The message is one sentence; the command line prints it and exits with code 2.
 
-    Names in files are somebody else's and may have any length, so the middle of a long message is left out.
+    Names in files are untrusted and may have any length, so the middle of a long message is left out.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -16,15 +16,15 @@ class UserError(Exception):
 
 
 class EmptySplit(UserError):
-    """A source has no example in the split that was asked for; it may have other splits."""
+    """A source has no example in the requested split; it may have other splits."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop and has. The command line says where it goes on from, and exits with `code`."""
+    """A run has stopped on request. The command line prints the checkpoint to resume from and exits with `code`."""
 
-    code = 75  # sysexits.h's EX_TEMPFAIL, by which schedulers queue a job again
+    code = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers requeue a job
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, cut to its first line: the files that it speaks of are somebody else's."""
+    """The first line of an exception's message, cut: the files that it quotes are untrusted."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:LETTERS]

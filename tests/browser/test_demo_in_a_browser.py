@@ -199,7 +199,7 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
     visitor.press("Search by the image")
     visitor.wait_for_hits(least=6)
     if predictor.has_text:
-        visitor.type("Text to look for", phrase, Keys.ENTER)
+        visitor.type("Text to search for", phrase, Keys.ENTER)
         visitor.wait(lambda: "1.000" not in visitor.find("#hits")[0].text)  # the image itself is no longer there
         visitor.wait_for_hits(least=6)
     visitor.shot("search")
@@ -223,7 +223,7 @@ def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor)
     drag.click_and_hold().move_by_offset(width // 4, height // 4).move_by_offset(
         width // 8, height // 8
     ).release().perform()
-    visitor.wait(lambda: visitor.field("In the box").get_attribute("value"))
+    visitor.wait(lambda: visitor.field("Description").get_attribute("value"))
     with Image.open(first(photos)) as image:
         expected = [image.width / 4, image.height / 4, image.width * 5 / 8, image.height * 5 / 8]
     corners = [float(visitor.field(name).get_attribute("value")) for name in ("x1", "y1", "x2", "y2")]

@@ -50,7 +50,7 @@ def evaluate(
     if benchmark is not None:
         if tasks or split != "val" or raw_class_names:
             raise UserError(
-                "--benchmark says what is judged and how; leave out --tasks, --split and --raw-class-names."
+                "--benchmark sets what is evaluated and how; leave out --tasks, --split and --raw-class-names."
             )
         evaluation = run_protocol(model, benchmark, data, count=count, **shared)
     else:
@@ -112,10 +112,10 @@ def command(
         raise UserError("`opensiglip eval`: --data is missing: `scenes`, `scenes:key=value,...` or a folder.")
     if folder is not None and (benchmark is None or data is not None):
         raise UserError(
-            f"`opensiglip eval`: {folder} is one word too many; give --data, or --benchmark NAME and a folder."
+            f"`opensiglip eval`: {folder} is an extra argument; give --data, or --benchmark NAME and a folder."
         )
     if benchmark is not None and box_format is not None:
-        raise UserError("--benchmark says how boxes are written; leave out --box-format.")
+        raise UserError("--benchmark sets the box format; leave out --box-format.")
     record = evaluate(
         model,
         with_box_format([where], box_format)[0],

@@ -76,7 +76,7 @@ def predict(
     box = None if describe is None else read_box(describe)
     labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
     if classify is not None and not labels:
-        raise UserError("--classify has no label; give some with commas between.")
+        raise UserError("--classify has no label; give some separated by commas.")
     files, predictor = find_files(images), load(model)
     questions: dict[str, Question] = {}
     if caption or language is not None or not (locate or box or labels or propose or ask):
@@ -127,7 +127,7 @@ def read_box(text: str) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != 4:
-        raise UserError(f"--describe {text!r} is no box; give X1,Y1,X2,Y2 in pixels, such as 10,20,90,80.")
+        raise UserError(f"--describe {text!r} is not a box; give X1,Y1,X2,Y2 in pixels, such as 10,20,90,80.")
     return numbers
 
 

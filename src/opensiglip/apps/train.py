@@ -67,7 +67,7 @@ class Train:
             why = "give at least 1" if ranks < 1 else f"a launcher has started {started} of them; leave it out"
             raise UserError(f"--ranks {ranks}: {why}.")
         if dry and ranks > 1:
-            raise UserError("--dry-run is of one process; leave --ranks out (`opensiglip plan` counts with ranks).")
+            raise UserError("--dry-run runs in one process; leave --ranks out (`opensiglip plan` counts with ranks).")
         if ranks > 1 and started is None:
             from opensiglip.apps.ranks import launch
 

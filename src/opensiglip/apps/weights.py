@@ -152,7 +152,7 @@ def check_out(out: Path) -> None:
     """Raises UserError, before data are opened, where weights can't be written or their figures would replace them."""
     if out.suffix == ".json" or out.is_dir():
         raise UserError(
-            f"--out {out} is to be a parquet file, such as weights.parquet; the figures are JSON beside it."
+            f"--out {out} must be a parquet file, such as weights.parquet; the figures are written as JSON next to it."
         )
     writable(out.parent)
 

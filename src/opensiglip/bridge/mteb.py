@@ -74,7 +74,9 @@ class MTEBModel:
         if "text" in batch:
             found.append(self.predictor.embed_texts(list(batch["text"])))
         if not found:
-            raise UserError(f"mteb's task {task} has {', '.join(batch)}, neither image nor text; leave it out.")
+            raise UserError(
+                f"mteb's task {task} has {', '.join(batch)}, which is neither image nor text; leave it out."
+            )
         return F.normalize(torch.stack(found).sum(0), dim=-1)
 
 

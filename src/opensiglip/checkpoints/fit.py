@@ -83,14 +83,14 @@ def fit(model: Model, checkpoint: Contents) -> Fitted:
         if name not in state and part_of(name) in theirs:
             raise UserError(f"{checkpoint.name} has no {name}, which {PARTS[part_of(name)]} needs; {MEND}")
         if name not in own and part_of(name) in ours:
-            raise UserError(f"{checkpoint.name} has {name}, which our networks do not; {MEND}")
+            raise UserError(f"{checkpoint.name} has {name}, which our networks lack; {MEND}")
     shared = [name for name in own if name in state]  # in the order of the networks: a refusal names the same one
     for name in shared:
         value = resize_tensor(name, state[name], own[name], corner_aligned=corner_aligned)
         value = stretch_positions(name, value, own[name])
         if value.shape != own[name].shape:
             was, wanted = list(state[name].shape), list(own[name].shape)
-            raise UserError(f"{checkpoint.name}: {name} is {was} and has to be {wanted}; {MEND}")
+            raise UserError(f"{checkpoint.name}: {name} is {was} and must be {wanted}; {MEND}")
         if state[name].numel() != value.numel():
             resized.append(f"{name.split('.')[-2]} {list(state[name].shape)} -> {list(value.shape)}")
         own[name].copy_(value)

@@ -107,7 +107,7 @@ class Pretrained(Contents):
         """
         if not isinstance(self.model, Model):
             raise UserError(
-                f"{self.name} is a {self.format}, whose networks are not ours to write; save it by its own library."
+                f"{self.name} is a {self.format}, a format that can't be written; save it with its own library."
             )
         with whole_files(Path(place), last=open_clip.CONFIG if format == "open_clip" else "config.json") as part:
             folder.write(part, self, format, repository=repository)
@@ -116,7 +116,7 @@ class Pretrained(Contents):
 def _read(place: Path, name: str) -> Contents:
     if place.is_file():
         if place.suffix != ".npz":
-            raise UserError(f"{name} is no .npz file; give {FORMATS}.")
+            raise UserError(f"{name} is not an .npz file; give {FORMATS}.")
         return big_vision.read(place, name)
     if (ours := own.find(place)) is not None:
         return own.read(ours, name)
@@ -127,7 +127,7 @@ def _read(place: Path, name: str) -> Contents:
             raise UserError(f"{name} is an adapter of {base}, which is an adapter too; merge that one with peft first.")
         found = _read(under, base)
         if not isinstance(found.model, Model):
-            raise UserError(f"{name} is an adapter of {base}, a {found.format}, whose networks are not ours.")
+            raise UserError(f"{name} is an adapter of {base}, a {found.format}, whose networks can't be used.")
         count = adapter.merge(place, name, found.model.host[0])
         return replace(found, name=name, format=f"{found.format}, a LoRA adapter of {count} matrices merged")
     if (place / open_clip.CONFIG).is_file():
@@ -142,4 +142,4 @@ def _read(place: Path, name: str) -> Contents:
     files = sorted(file for file in place.glob("*.npz") if file.is_file())
     if len(files) == 1:
         return big_vision.read(files[0], name)
-    raise UserError(f"{name} is of a kind that can't be read; give {FORMATS}.")
+    raise UserError(f"{name} has a format that can't be read; give {FORMATS}.")

@@ -44,7 +44,7 @@ class BoxFormat:
         if not found or (colon and not (top.isascii() and top.isdigit() and 0 < int(top) < 100_000)):
             raise UserError(
                 f"--boxes {text!r} is not a box format; give 'y1 x1 y2 x2' or 'x1 y1 x2 y2', "
-                "with spaces, commas or semicolons between, and :TOP after it for another range than 500; or loc."
+                "separated by spaces, commas or semicolons, with :TOP for another range than 500; or loc."
             )
         return cls(found[0].order, int(top or 500), found[0].separator)
 

@@ -1,4 +1,4 @@
-"""An example: one image with its texts and boxes, as every source hands it over."""
+"""An example: one image with its texts and boxes. Every source returns examples."""
 
 import traceback
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the examp
 
 @dataclass(frozen=True)
 class Caption:
-    """A text of the whole image. `source` says who wrote it: "human", "mt" (machine translated), "synthetic", ...
+    """A text of the whole image. `source` is its origin: "human", "mt" (machine translated), "synthetic", ...
 
-    `weight`: how often a visit draws it, beside the others of the image in its language.
+    `weight`: relative frequency with which a visit draws it among the image's texts in its language.
     """
 
     text: str
@@ -33,10 +33,10 @@ class Caption:
 
 @dataclass(frozen=True)
 class Region:
-    """A box, and what stands in it, in one or more languages. `n_boxes` > 1: the phrase names several boxes.
+    """A box with a phrase for its content in one or more languages. `n_boxes` > 1: the phrase names several boxes.
 
-    `names`, where the source knows them: what kind of thing it is, whatever else a phrase says of it. `mask`: its place
-    in the extra column "masks". `score`, 0 to 1: of the detector that found it; None where nobody says.
+    `names`: the kind of object, if the source has it; a phrase may say more. `mask`: its index in the extra column
+    "masks". `score`, 0 to 1: that of the detector that found the box, or None.
     """
 
     bbox: Box
@@ -48,7 +48,7 @@ class Region:
 
     @property
     def is_referable(self) -> bool:
-        """Has it one box and a phrase that names it, as a referring expression needs?"""
+        """True if the phrase names exactly one box, as a referring expression must."""
         return self.n_boxes == 1 and bool(self.phrases)
 
 
@@ -61,17 +61,17 @@ class Example:
     regions: tuple[Region, ...] = ()
     name: str = ""
     extras: dict[str, Any] = field(default_factory=dict)  # optional columns: label, groups, qa, ocr, masks, ...
-    group: str = ""  # what image it shows: examples of one group are no negatives of each other; "": of no other
+    group: str = ""  # key of the image: examples of one group are not negatives of each other; "": no group
 
 
 class BrokenExample(Exception):
-    """This row can't be used; the message is the reason, in a few words that do not name the row (it is counted)."""
+    """A row can't be used. The message is the reason in a few words, without the row's name, because it is counted."""
 
 
 def reason_of(error: Exception) -> str:
-    """Why a row can't be used: a BrokenExample's words; else what was raised and where, without the row's own values.
+    """The reason why a row can't be used: a BrokenExample's message, or type and place, without the row's values.
 
-    "ValueError in outline.py:31". Raises `error` again where it is the run's affair: a UserError, or no memory left.
+    Such as "ValueError in outline.py:31". Raises `error` again if it concerns the run: a UserError, or lack of memory.
     """
     if isinstance(error, UserError | MemoryError):
         raise error
@@ -85,45 +85,45 @@ class Source(ABC):
     """An indexed set of examples: reading one twice gives the same example, in any process and any order."""
 
     name: str  # as the user wrote it
-    languages: tuple[str, ...]  # those its captions come in, after --languages
-    language_weights: tuple[float, ...] | None = None  # how often a visit asks for each; None: all as often
+    languages: tuple[str, ...]  # languages of its captions, after --languages
+    language_weights: tuple[float, ...] | None = None  # relative frequency of each in visits; None: all equal
     skipped: Counter[str]  # rows and regions left out when the source was opened, by reason
-    shuffled: ClassVar[bool] = False  # are the first examples as good a sample as any?
-    weight: float | None = None  # its share of what is read, as the user gave it
-    shards: Sequence[int] | None = None  # rows of each; None where rows are as cheap in any order
-    lanes: int = 1  # shards to read side by side
-    example_weights: "NDArray[np.float64] | None" = None  # how often an epoch has each row, on average; None: once
-    fetches: bool = False  # are its shards fetched from elsewhere, so that it helps to know which come next?
+    shuffled: ClassVar[bool] = False  # True if the first examples are a random sample
+    weight: float | None = None  # its share of the examples read, as given by the user
+    shards: Sequence[int] | None = None  # rows of each; None if reading in any order costs the same
+    lanes: int = 1  # shards to read in parallel
+    example_weights: "NDArray[np.float64] | None" = None  # mean number of visits per epoch of each row; None: 1
+    fetches: bool = False  # True if shards are fetched remotely, so that prefetching helps
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many examples there are in this split."""
+        """The number of examples in this split."""
 
     @property
     def epoch_rows(self) -> int:
-        """How many rows an epoch reads: each once, or as often as `example_weights` say."""
+        """The number of rows per epoch: each once, or as often as `example_weights` say."""
         return len(self) if self.example_weights is None else max(1, round(float(self.example_weights.sum())))
 
     @abstractmethod
     def example(self, index: int, language: str | None = None) -> Example:
-        """Example `index`; with `language`, only that language's texts where the example has it (else all it has).
+        """Example `index`. With `language`, only its texts in that language, or all of its texts if it has none.
 
         Raises BrokenExample if the row's image can't be read.
         """
 
     def encoded(self, index: int) -> bytes | None:
-        """The image of example `index` as its file has it; None where the source has no file of it.
+        """The image of example `index` as encoded in its file; None if the source has no file for it.
 
         Raises BrokenExample.
         """
         return None
 
     def group(self, index: int) -> str:
-        """What image example `index` shows, without reading it: two of one group are the same image, or as good as."""
+        """The group of example `index`, without reading it: two examples of one group show the same image."""
         return f"{self.name}/{index}"
 
     def prepare(self, indices: Sequence[int]) -> None:  # noqa: B027 - most sources have nothing to prepare
-        """These examples will be asked for soon; fetching what they lie in may begin."""
+        """Announce that these examples will be read soon, so that prefetching can start."""
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
@@ -131,8 +131,8 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Facts for `opensiglip data show` and model cards: what it is, counts, licence or origin where known."""
+        """Facts for `opensiglip data show` and model cards: description, counts, and licence or origin if known."""
 
     def labels(self) -> Sequence[Any]:
-        """The column `label` of each row, without decoding images; empty where the source does not know."""
+        """The column `label` of each row, without decoding images; empty if the source has none."""
         return ()

@@ -38,7 +38,7 @@ def make_indexes(source: str, workers: int) -> Indexed:
     spec = parse_spec(split_weight(source)[0], ("tar",))
     files = find_shards(spec, ".tar")
     if other := [file for file in files if file.suffix != ".tar"]:
-        raise UserError(f"{other[0]} is no tar; only tars need an index.")
+        raise UserError(f"{other[0]} is not a tar; only tars need an index.")
     began = time.perf_counter()
     samples, size, skipped = 0, 0, Counter[str]()
     found = each(partial(index_one, files), len(files), workers)

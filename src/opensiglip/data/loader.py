@@ -216,7 +216,7 @@ class BrokenLimit:
         if broken + self.read >= BROKEN_PATIENCE and broken > self.limit * (broken + self.read):
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self.skipped.most_common(3))
             raise UserError(
-                f"{broken} of {broken + self.read} examples read are broken ({reasons}); mend or remove them, "
+                f"{broken} of {broken + self.read} examples read are broken ({reasons}); fix or remove them, "
                 "`opensiglip data show` counts them."
             )
 
@@ -245,7 +245,7 @@ def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> It
         memory = kills_for_memory() > killed
         why = "memory ran out" if memory else "it does so where memory runs out; somebody else may have, too"
         raise UserError(
-            f"data worker (process {found[1]}) was ended by the system ({found[2] or 'SIGKILL'}): {why}; give fewer "
+            f"data worker (process {found[1]}) was killed by the system ({found[2] or 'SIGKILL'}): {why}; give fewer "
             "--workers, a smaller --batch-size, or more memory."
         ) from error
 

@@ -59,7 +59,7 @@ def _outcomes(task: Callable[[int], Result], count: int, workers: int) -> Iterat
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
-        raise UserError("a worker process was ended from outside; give fewer --workers if memory ran out.") from None
+        raise UserError("a worker process was killed from outside; give fewer --workers if memory ran out.") from None
 
 
 def default_workers() -> int:

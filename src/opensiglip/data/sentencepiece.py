@@ -45,9 +45,9 @@ def read_sentencepiece(path: Path) -> SentencePiece:
         if not pieces:
             raise ValueError("it has no pieces")
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
-        raise UserError(f"{path} is no SentencePiece model that can be read ({error}); fetch it again.") from error
+        raise UserError(f"{path} is not a readable SentencePiece model ({error}); fetch it again.") from error
     if kind != UNIGRAM:
-        raise UserError(f"{path} is no unigram model; put the tokenizer.json of that checkpoint beside it.")
+        raise UserError(f"{path} is not a unigram model; put the tokenizer.json of that checkpoint beside it.")
     return SentencePiece(tuple(pieces), unknown, characters, fallback)
 
 

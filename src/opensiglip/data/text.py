@@ -220,7 +220,9 @@ class TextPipeline:
         bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
         start, end = whole[: len(whole) - len(bare) - 1], whole[-1]
         if whole != [*start, *bare, end] or len(start) > 1:
-            raise UserError(f"the tokenizer of {name} makes of 'a' the ids {whole}; a CLIP's has a start and an end.")
+            raise UserError(
+                f"the tokenizer of {name} encodes 'a' as {whole}; a CLIP tokenizer adds a start and an end."
+            )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         start_id = start[0] if start else None
         return cls(tokenizer, TextPolicy(length, False, pad, end, start_id=start_id, clean="nothing"))
@@ -237,7 +239,7 @@ class TextPipeline:
         made = cls(wrapped, policy)
         for probe in ("a", "", "two Dogs,  on the grass!", "a word and one more " * length):
             if made.fixed(probe).tolist() != tokenizer([probe])[0].tolist():
-                raise UserError(f"the tokenizer of {name} makes rows that are not start, text, end and padding.")
+                raise UserError(f"the tokenizer of {name} gives rows that are not start, text, end and padding.")
         return made
 
     @classmethod

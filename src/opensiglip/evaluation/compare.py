@@ -46,7 +46,9 @@ def compare(
     stored = [find(model) for model in models]
     missing = [model for model, path in zip(models, stored, strict=True) if path is None]
     if missing and data is None:
-        raise UserError(f"{missing[0]} holds no {FILE}; give --data to judge it now, or run `opensiglip eval` first.")
+        raise UserError(
+            f"{missing[0]} holds no {FILE}; give --data to evaluate it now, or run `opensiglip eval` first."
+        )
     evaluations = [
         comparable(run_evaluation(model, str(data), benchmarks, **settings).record) if path is None else load(path)
         for model, path in zip(models, stored, strict=True)
@@ -55,8 +57,8 @@ def compare(
         for what in SHARED:
             if evaluation[what] != evaluations[0][what]:
                 raise UserError(
-                    f"{models[0]} and {model} were not judged on the same examples ({what} {evaluations[0][what]!r} "
-                    f"and {evaluation[what]!r}), so no difference can be paired; judge them alike by `opensiglip eval`."
+                    f"{models[0]} and {model} were not evaluated on the same examples ({what} {evaluations[0][what]!r} "
+                    f"and {evaluation[what]!r}), so no difference can be paired; evaluate both with `opensiglip eval`."
                 )
     return [str(evaluation["model"]) for evaluation in evaluations], comparisons(evaluations)
 

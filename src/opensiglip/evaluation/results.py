@@ -33,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
         return comparable(load_json(path, LARGEST))
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is no evaluation ({error}); make it with `opensiglip eval MODEL --out DIR`."
+            f"{path} is not an evaluation ({error}); make one with `opensiglip eval MODEL --out DIR`."
         ) from error
 
 

@@ -43,9 +43,7 @@ class BoxGrammar:
             for ids in some
             for token in begins
         ):
-            raise UserError(
-                f"the tokenizer does not tell numbers apart in --boxes '{boxes}'; choose another separator."
-            )
+            raise UserError(f"the tokenizer does not separate numbers in --boxes '{boxes}'; choose another separator.")
         self.alphabet = np.array(sorted({self.eos}.union(*(ids for some in self.numbers for ids in some))))
         self.places = {token: place for place, token in enumerate(self.alphabet.tolist())}
         self._longer = [self._by_start(some) for some in self.numbers]

@@ -42,8 +42,8 @@ def caption_words(model: Pretrained, language: str | None = None) -> tuple[str, 
     elif language is not None and known != (language,):
         check_language(model, language)
         raise UserError(
-            f"{model.name} saw {', '.join(known) or 'texts'} without a mark of the language, so none can be chosen; "
-            "leave it out, or train with the mark: `opensiglip train tasks --tasks caption`."
+            f"{model.name} saw {', '.join(known) or 'texts'} without a language prefix, so none can be chosen; "
+            "leave it out, or train with the prefix: `opensiglip train tasks --tasks caption`."
         )
     return unchecked_caption_words(model.tasks, language or LANGUAGE, pali=model.model.pali is not None)
 

@@ -186,7 +186,7 @@ class Encoder:
     def similarity(self, images: ImageInputs, text: str) -> Tensor:
         """Cosine [B, h, w] of each patch with a text, the patch embedded as if it were the image. Raises UserError."""
         if self.to_text is None:
-            raise UserError(f"{self.name} has no way from patches to texts; give a model with a text tower.")
+            raise UserError(f"{self.name} can't compare patches with texts; give a model with a text tower.")
         framed = self.framed(load_images(images))
         with memory_errors():
             patches = torch.cat([self.dense(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)])
@@ -257,7 +257,7 @@ class Encoder:
         """[B, N, ...] -> [B, h, w, ...], on the CPU. Raises UserError where NaFlex gives the images unlike grids."""
         grids = [self.to_grid(image, values).cpu() for image, values in zip(framed, patches, strict=True)]
         if len({grid.shape for grid in grids}) > 1:
-            raise UserError("these images have unlike shapes, which a NaFlex model keeps; give them one at a time.")
+            raise UserError("these images have different shapes, which a NaFlex model keeps; give them one at a time.")
         return torch.stack(grids)
 
 

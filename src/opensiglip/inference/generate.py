@@ -51,7 +51,7 @@ class Decoding:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise UserError(f"{name} is no way to write a text; there are {', '.join(known)}.")
+                raise UserError(f"{name} is not an option of text generation; there are {', '.join(known)}.")
         return cls(**options)
 
 

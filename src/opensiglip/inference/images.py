@@ -48,11 +48,12 @@ def load_image(image: ImageInput) -> Tensor:
         try:
             return read_image(path)
         except BrokenExample as reason:
-            raise UserError(f"{image} is no image that can be read ({reason}); give a JPEG, PNG or WebP.") from None
+            raise UserError(f"{image} is not a readable image ({reason}); give a JPEG, PNG or WebP.") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
             raise UserError(
-                f"an array of {image.dtype} {list(image.shape)} is no image; give uint8 [height, width, 3] in 0..255."
+                f"an array of {image.dtype} {list(image.shape)} is not an image; give uint8 [height, width, 3] in "
+                "0..255."
             )
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
@@ -64,7 +65,9 @@ def load_image(image: ImageInput) -> Tensor:
             raise UserError(f"this PIL image can't be read ({error}); give one in RGB.") from None
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise UserError(f"{what} is no image; give a path, a PIL image, an array or a uint8 tensor [3, height, width].")
+        raise UserError(
+            f"{what} is not an image; give a path, a PIL image, an array or a uint8 tensor [3, height, width]."
+        )
     return image.cpu()
 
 

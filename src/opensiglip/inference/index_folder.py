@@ -58,10 +58,12 @@ class IndexFolder:
         """One that has been built. Raises UserError."""
         place = Path(path)
         if not (place / ABOUT).is_file():
-            raise UserError(f"{path} is no index; make one with `opensiglip search-index MODEL FOLDER --out INDEX`.")
+            raise UserError(
+                f"{path} is not an index; make one with `opensiglip search-index MODEL FOLDER --out INDEX`."
+            )
         about = read_about(place)
         if not (place / VECTORS).is_file():
-            raise UserError(f"{path} is not built to its end; give its `opensiglip search-index` again.")
+            raise UserError(f"{path} is incomplete; run its `opensiglip search-index` again.")
         return cls(place, about)
 
     @classmethod
@@ -142,9 +144,9 @@ class IndexFolder:
         try:
             found = library().read_index(str(self.path / VECTORS))
         except RuntimeError:
-            raise UserError(f"{self.path / VECTORS} can't be read; give its `opensiglip search-index` again.") from None
+            raise UserError(f"{self.path / VECTORS} can't be read; run its `opensiglip search-index` again.") from None
         if found.ntotal != len(self.files):
-            raise UserError(f"{self.path} holds parts of two builds; give its `opensiglip search-index` again.")
+            raise UserError(f"{self.path} holds parts of two builds; run its `opensiglip search-index` again.")
         return found
 
     @property
@@ -199,8 +201,8 @@ def read_about(place: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(
-        f"{path} is damaged, or no index's: delete {place} and give its `opensiglip search-index` again, or name "
-        "another folder."
+        f"{path} is damaged, or does not belong to an index: delete {place} and run its `opensiglip search-index` "
+        "again, or name another folder."
     )
 
 

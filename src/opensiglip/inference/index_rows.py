@@ -56,7 +56,7 @@ def read_table(path: Path, width: int, columns: Sequence[str] | None = None) -> 
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException):
         pass
-    raise UserError(f"{path} is missing or damaged; give its `opensiglip search-index` again.")
+    raise UserError(f"{path} is missing or damaged; run its `opensiglip search-index` again.")
 
 
 def read_rows(path: Path, width: int) -> dict[File, np.ndarray | str]:

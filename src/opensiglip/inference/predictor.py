@@ -1,4 +1,4 @@
-"""`opensiglip.load`: a trained model, to be asked in Python. Boxes are x1, y1, x2, y2 in pixels of the image given."""
+"""`opensiglip.load`: a trained model for use in Python. Boxes are x1, y1, x2, y2 in pixels of the given image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,30 +26,30 @@ from opensiglip.inference.images import ImageInputs, is_single, load_images
 from opensiglip.inference.text_generator import Prompt, TextGenerator, select_rows
 from opensiglip.types import Features
 
-OVERLAP = 0.5  # proposals that overlap more are of one thing
+OVERLAP = 0.5  # proposals that overlap more count as one object
 Result = TypeVar("Result")
 
 
 def load(spec: str | Path) -> "Predictor":
-    """A run, its model/ folder, a hub id, or another library's model as `opensiglip eval` names it.
+    """Load a run, its model/ folder, a hub id, or another library's model as `opensiglip eval` names it.
 
-    It runs on the GPU where there is one, in bfloat16 where that pays. Raises UserError naming what can't be read.
+    It runs on the GPU if there is one, in bfloat16 where that is faster. Raises UserError if it can't be read.
     """
     return Predictor(Pretrained.open(spec), device=best_device())
 
 
 class Predictor(TextGenerator):
-    """A trained model to be asked. One image gives one answer, a list of them a list of answers.
+    """A trained model that answers questions. One image gives one answer, a list of images a list of answers.
 
-    Images are paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]. Keywords that a method does not know are
+    Images are paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]. Further keywords of a method are
     those of `Decoding`: `num_beams=4`, or `do_sample=True, top_p=0.9, seed=0`.
     """
 
     def classify(self, images: ImageInputs, labels: Sequence[str]) -> Any:
-        """{label: probability}, likeliest first.
+        """The probability of each label, {label: probability}, most probable first.
 
-        With SigLIP's text tower each label's own probability, which need not sum to 1; with CLIP's, or a decoder alone,
-        shares of 1: a decoder scores each label as a caption (CapPa's way; recipes.md 2.8). Raises UserError.
+        With SigLIP's text tower each label has an independent probability, so they need not sum to 1. With CLIP's text
+        tower, or only a decoder, they sum to 1; a decoder scores each label as a caption (CapPa). Raises UserError.
         """
         labels = list(dict.fromkeys(labels))
         if not labels:
@@ -71,10 +71,11 @@ class Predictor(TextGenerator):
         return _like(images, answers)
 
     def caption(self, images: ImageInputs, *, language: str | None = None, **decoding: Any) -> Any:
-        """What stands on the image, in the words of its training.
+        """A caption of the image.
 
-        `language`, such as "de", is chosen where training marked it (the task "caption LANGUAGE"); elsewhere the one
-        language that the model knows passes. Raises UserError on another, and without a decoder.
+        `language`, such as "de", selects the language if the model was trained with language prefixes (the task
+        "caption LANGUAGE"); otherwise only the model's single language is accepted. Raises UserError on another
+        language, and without a decoder.
         """
         require(self.pretrained, "caption", ("cap", "caption"))
         prompt = self.caption_prompt(language)
@@ -83,14 +84,14 @@ class Predictor(TextGenerator):
         return _like(images, [self._pipeline.text(ids) for ids in texts])
 
     def locate(self, images: ImageInputs, phrase: str, **decoding: Any) -> Any:
-        """Where the phrase is: `Found`, always with a box, so look at its score. Raises UserError."""
+        """The place of the phrase as `Found`, always with a box, so check its score. Raises UserError."""
         require(self.pretrained, "locate", ("aref",))
         pixels = load_images(images)
         asked = [(phrase, self.locate_prompt(phrase))] * len(pixels)
         return _like(images, self._locate(self._encode(pixels), asked, pixels, Decoding.parse(decoding)))
 
     def describe(self, images: ImageInputs, box: Sequence[float], **decoding: Any) -> Any:
-        """What stands in the box x1, y1, x2, y2 in pixels of the image. Raises UserError."""
+        """A description of the box x1, y1, x2, y2 in pixels of the image. Raises UserError."""
         require(self.pretrained, "describe a box", ("gcap",))
         pixels, prompts = load_images(images), []
         for image in pixels:
@@ -99,16 +100,17 @@ class Predictor(TextGenerator):
                 fitted = BoxLayout().fit(BoxLayout().read([float(edge) for edge in box]), width, height)
             except (BrokenExample, TypeError, ValueError) as reason:
                 raise UserError(
-                    f"{list(box)} is no box of an image of {width} x {height} pixels ({reason}); give x1, y1, x2, y2."
+                    f"{list(box)} is not a box of an image of {width} x {height} pixels ({reason}); give x1, y1, x2, "
+                    "y2."
                 ) from None
             prompts.append(self.describe_prompt(fitted, width, height))
         texts = self._write(self._encode(pixels), prompts, Decoding.parse(decoding))
         return _like(images, [self._pipeline.text(ids) for ids in texts])
 
     def propose(self, images: ImageInputs, count: int = 5) -> Any:
-        """Up to `count` phrases with boxes, best first: phrases by beam behind "ARef:", then the box of each.
+        """Up to `count` phrases with boxes, best first: phrases by beam search after "ARef:", then the box of each.
 
-        Of proposals that overlap the better one stays. LocCa proposes from that prompt; the two steps are ours.
+        Of overlapping proposals the better one is kept. LocCa proposes from that prompt; the two steps are ours.
         """
         require(self.pretrained, "propose", ("aref",))
         pixels = load_images(images)
@@ -124,7 +126,7 @@ class Predictor(TextGenerator):
             )  # fmt: skip
         answers: list[Any] = []
         for number, (image, some) in enumerate(zip(pixels, phrases, strict=True)):
-            # Of a colon of several ids only the last ended the phrase.
+            # If the colon has several ids, only the last one ended the phrase.
             ended = [ids[: len(ids) + 1 - len(colon)] if ids[1 - len(colon) :] == colon[:-1] else ids for ids in some]
             texts = {text: ids for ids in reversed(ended) if (text := self._pipeline.text(ids))}
             if not texts:  # an untrained decoder may write nothing but the colon
@@ -144,11 +146,11 @@ class Predictor(TextGenerator):
     def ask(
         self, images: ImageInputs, question: str, *, task: Task | None = None, ordered: bool = True, **decoding: Any
     ) -> Any:
-        """`Answer`: what the decoder writes to a question in the words of a task that it was trained on.
+        """The decoder's `Answer` to a question in the form of a task that it was trained on.
 
         Such as "answer en what is left of the fox?", "detect fox ; apple", "ARef: a fox :", "GCap: 1 2 3 4 :" (numbers
-        of the model's own box format). `task` is a `Task` of one's own, whose `read` then says what the words mean;
-        without `ordered` a box's corners may come in any order. Raises UserError on a question of no trained task.
+        of the model's own box format). `task` is a `Task` of your own, whose `read` then parses the text;
+        without `ordered` a box's corners may come in any order. Raises UserError if no trained task has this form.
         """
         require(self.pretrained, "answer")
         pixels = load_images(images)
@@ -175,14 +177,14 @@ class Predictor(TextGenerator):
         images: Sequence[int] | None = None,
         grammar: BoxGrammar | None = None,
     ) -> list[Ids]:
-        """`generate`; raises UserError where a prompt leaves no room."""
+        """Like `generate`; raises UserError if a prompt leaves no room."""
         length = self._decoder.length
         if self.pali and (size := max(len(prompt.prefix) for prompt in prompts)) > length:
-            raise UserError(f"a question of {size} tokens is longer than this model reads, {length}; shorten it.")
+            raise UserError(f"a question of {size} tokens is longer than this model's limit of {length}; shorten it.")
         longest = max(len(prompt.given) if self.pali else len(prompt.prefix) + len(prompt.given) for prompt in prompts)
         if longest >= length:
             raise UserError(
-                f"a text of {longest} tokens leaves no room: this model's have at most {length}; shorten it."
+                f"a text of {longest} tokens leaves no room for an answer: this model's limit is {length}; shorten it."
             )
         return self.generate(features, prompts, decoding, images=images, grammar=grammar)
 
@@ -194,14 +196,14 @@ class Predictor(TextGenerator):
         decoding: Decoding,
         images: Sequence[int] | None = None,
     ) -> list[Found]:
-        """A box for each phrase, which goes on from the prompt beside it."""
+        """A box for each phrase, generated from its prompt."""
         prompts = [prompt for _, prompt in asked]
         texts = self._write(features, prompts, decoding, images=images, grammar=self.grammar)
         boxes = []
         for (phrase, _), ids, image in zip(asked, texts, pixels, strict=True):
             height, width = image.shape[1:]
             box = self._boxes.read(self._pipeline.text(ids), width, height)
-            if box is None:  # the grammar admits nothing else, unless the room ends before the box does
+            if box is None:  # the grammar allows only boxes, but the length limit may cut one
                 raise UserError(f"the phrase {phrase!r} leaves no room for a box; shorten it.")
             boxes.append(box)
         places = range(len(asked)) if images is None else images

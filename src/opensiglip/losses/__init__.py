@@ -1,1 +1,1 @@
-"""The losses: equations with their slopes, and the large ones as fused operations."""
+"""The losses: equations with their gradients, and the large ones as fused operations."""

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, in chunks of tokens: the logits of all of them are never held."""
+"""Cross-entropy over a vocabulary, in chunks of tokens: the logits of all tokens are never in memory at once."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from opensiglip.losses.fused import add_product, fuse, product_dtype, result, ti
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """sum_m w_m * -log softmax(W h_m + b)[y_m], chunked over tokens.
 
-    hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32; or both [M, K], which are K targets
-    of each row: the sum is over them too. Under autocast the products run in its dtype, but for fp16.
-    M may be 0: the loss is then 0, with zero gradients.
+    hidden [M, D], weight [V, D], bias [V], targets [M] int64, weights [M] float32. Targets and weights may be [M, K]
+    for K targets per row; the sum is then also over K. Under autocast the products run in its dtype, except fp16.
+    If M is 0, the loss is 0 with zero gradients.
     """
     dtype = product_dtype(weight)
     return _linear_cross_entropy(hidden, weight, bias, targets, weights, dtype, torch.is_grad_enabled())[0]

@@ -1,8 +1,8 @@
-"""The equations, with their slopes: pure functions of tensors; no weights, no ranks, no state.
+"""The equations with their gradients ("slopes"): pure functions of tensors; no weights, no ranks, no state.
 
-The large losses are linear maps followed by a pointwise or row-wise log; their gradients cost one product each once the
-logits are at hand. So each forward forms them block by block and nothing the size of the logits outlives its block.
-`tests/test_losses.py` holds the plain autograd forms these must equal.
+The large losses are linear maps followed by a pointwise or row-wise log; each gradient costs one
+matrix product once the logits are computed. The forward pass therefore computes the gradients block by block, and
+nothing of the size of the logits outlives its block. `tests/test_losses.py` compares with the plain autograd forms.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOG2_E = math.log2(math.e)  # e^x = 2^(x log2 e), and torch's powers of two are three times as quick on a CPU
+LOG2_E = math.log2(math.e)  # e^x = 2^(x log2 e), torch's powers of two are three times as fast on a CPU
 
 
 class SameGroup(NamedTuple):
-    """Of the pairs [B, M] of one block, those of one group (of one image, say): they are never negatives.
+    """The pairs of a block [B, M] that belong to one group, such as one image: they are never negatives.
 
-    Their weights sum to 1 over a row's whole group. Weight 1 on the diagonal alone leaves the others out; 1/k on all k
+    Their weights sum to 1 over a row's whole group. Weight 1 on the diagonal only leaves the others out; 1/k on all k
     of them counts each as a positive.
     """
 
@@ -44,7 +44,7 @@ def sigmoid_block(
     sum and, with `slopes`, its gradient with respect to rows, columns, scale and bias. With `group`, pairs of one group
     have -weight_ij log sigma(t x_i.y_j + b) instead, whether `paired` or not.
 
-    -log sigma(-u) = softplus(u), and -log sigma(u) = softplus(u) - u: so negatives everywhere, then u off the diagonal.
+    -log sigma(-u) = softplus(u), and -log sigma(u) = softplus(u) - u: softplus everywhere, less u on the diagonal.
     """
     logits = _logits(rows, columns, scale, bias, column_valid)  # softplus and sigmoid of -inf are 0
     if group is None:
@@ -57,13 +57,13 @@ def sigmoid_block(
     loss = torch.where(row_valid, losses, 0.0).sum()
     if not slopes:
         return (loss,)
-    slope = logits.sigmoid_()  # d loss / d logits, but for rows that are not valid
+    slope = logits.sigmoid_()  # d loss / d logits, except in rows that are not valid
     if group is not None:
         slope.mul_(torch.where(group.same, group.weight, 1.0)).sub_(group.weight)
     elif paired:
         slope.diagonal().sub_(row_valid.to(slope.dtype))
     counted = row_valid[:, None]
-    pull = torch.where(counted, slope @ columns, 0.0)  # [B, D], whose product with the rows is the slope of t
+    pull = torch.where(counted, slope @ columns, 0.0)  # [B, D], its product with the rows gives the gradient of t
     db = torch.where(row_valid, slope.sum(1), 0.0).sum()
     return loss, scale * pull, slope.T @ torch.where(counted, scale * rows, 0.0), (pull * rows).sum(), db
 
@@ -78,7 +78,7 @@ def softmax_sums(
 ) -> tuple[Tensor, Tensor]:
     """log sum_j e^(t x_i.y_j) of each row [B] and log sum_i e^(t x_i.y_j) of each column [M], over the valid ones.
 
-    Pairs of one `group` of weight 0 are left out.
+    Pairs of one `group` with weight 0 are left out.
     """
     logits = _candidates(rows, columns, scale, row_valid, column_valid, group)
     return logits.logsumexp(1), logits.logsumexp(0)
@@ -117,8 +117,8 @@ def softmax_slopes(
 def cross_entropy_block(logits: Tensor, targets: Tensor, weights: Tensor, *, slopes: bool) -> tuple[Tensor, ...]:
     """sum_m sum_k w_mk * -log softmax(z_m)[y_mk] over one block of rows.    (CapPa, Sec. 3, where k is 1)
 
-    logits z [M, V] are overwritten; targets and weights [M], or [M, K] for several targets a row. Returns the sum and,
-    with `slopes`, its gradient by z.
+    logits z [M, V] are overwritten; targets and weights [M], or [M, K] for several targets per row. Returns the sum
+    and, with `slopes`, its gradient with respect to z.
     """
     targets, weights = targets.view(len(targets), -1), weights.view(len(targets), -1)
     logits.sub_(logits.amax(-1, keepdim=True))
@@ -138,9 +138,9 @@ def distillation_block(
     """-sum_nl sum_k p_nk log softmax(z_nl)_k over one block of groups n.    (SILC, Eq. 3; DINO; iBOT on patches)
 
     p_n = mean_g softmax((t_ng - c) / temperature). Logits z [n, L, K]; scores t [n, G, K]; centre c [K]. Logits and
-    scores are overwritten. Returns the sum, its gradient by z (without `slopes`, unspecified), and of the teacher: the
-    sums over rows of scores [K] and of softmaxes [K], each row's likeliest place [n * G], and the entropies' sums, of
-    rows and of the p_n.
+    scores are overwritten. Returns the sum, its gradient with respect to z (unspecified without `slopes`), and for the
+    teacher the sums over rows of scores [K] and of softmaxes [K], each row's argmax [n * G], and the summed entropies
+    of rows and of the p_n.
     """
     scores = teacher.sum((0, 1))
     each = teacher.sub_(centre).div_(temperature).softmax(-1)
@@ -161,7 +161,7 @@ def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, column_v
 def _candidates(
     rows: Tensor, columns: Tensor, scale: Tensor, row_valid: Tensor, column_valid: Tensor, group: SameGroup | None
 ) -> Tensor:
-    """t x_i.y_j [B, M], -inf in the pairs that a softmax passes over."""
+    """t x_i.y_j [B, M], -inf in the pairs that a softmax leaves out."""
     logits = _logits(rows, columns, scale, torch.zeros_like(scale), column_valid)
     logits.masked_fill_(~row_valid[:, None], -torch.inf)
     return logits if group is None else logits.masked_fill_(group.same & (group.weight == 0), -torch.inf)

@@ -1,9 +1,9 @@
-"""Losses as single differentiable operations whose gradients are formed in forward, block by block.
+"""Losses as single differentiable operations that compute their gradients in the forward pass, block by block.
 
 Memory is linear in the batch and in the vocabulary. The operations turn autocast off inside (it would round the
-sigmoid's float32 sums: 9e-3 wrong) and form no slopes under no_grad.
+sigmoid's float32 sums, an error of 9e-3) and compute no gradients under no_grad.
 
-backward scales those gradients in place, so a second backward through the same loss is an error.
+The backward pass scales those gradients in place, so a second backward pass through the same loss is an error.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class TileSizes(NamedTuple):
-    """How large the pieces are that are formed at once; bytes of float32 logits."""
+    """Sizes of the pieces that are computed at once, in bytes of float32 logits."""
 
     tile: int  # of a pairwise loss
     block: int  # over the vocabulary
@@ -40,7 +40,7 @@ def tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, without a second tensor of that size where the product is narrower than the total."""
+    """total += a @ b, without a second tensor of that size if the product's dtype is narrower."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
         return
@@ -50,16 +50,16 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def result(loss: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], formed: bool) -> Any:
-    """The loss, and the slopes in the shapes and dtypes of their inputs; empty where none were formed."""
+    """The loss, and the gradients in the shapes and dtypes of their inputs; empty if none were computed."""
     if not formed:
         return loss, *(x.new_empty(0) for x in inputs)
     return loss, *(s.to(x.dtype).reshape(x.shape) for x, s in zip(inputs, slopes, strict=True) if s is not None)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """In which products run: autocast's, or the weight's own.
+    """The dtype of matrix products: autocast's, or the weight's own.
 
-    Never fp16: the slopes are formed before the loss is scaled, and most of them would be 0 in it.
+    It is never fp16: gradients are computed before the loss is scaled, and most of them would underflow.
     """
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -74,7 +74,7 @@ def fuse(
 ) -> None:
     """Autograd for an op that returns (loss, gradient of each of its first `differentiable` inputs, constants).
 
-    The op's last argument says whether slopes are formed; `beside` makes empty constants of its arguments.
+    The op's last argument tells it to compute gradients; `beside` makes empty constants of its arguments.
     """
 
     def fake(*args: Any) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The pairwise losses, of a batch that lies on several ranks: a ring, of which no rank ever holds the global batch."""
+"""The pairwise losses over a batch on several ranks, by a ring: no rank ever stores the global batch."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,9 @@ def sigmoid_loss(
     """The pairwise sigmoid loss, *summed* over this rank's valid rows and every rank's valid columns.
 
     rows, columns [B, D] (row i belongs to column i; normalised by the caller), scale (already exp'ed) and bias of one
-    element, valid [B] bool: examples without a text are neither positives nor negatives. Examples of one number in
-    group [B] int64, on whichever rank, are no negatives of each other; with `multi_positive` the k of them are each
-    other's positives instead, of weight 1/k. Same B, and a group or none, on every rank.
+    element, valid [B] bool: examples without a text are neither positives nor negatives. Examples with
+    equal numbers in group [B] int64, on any rank, are not negatives of each other; with `multi_positive` the k of them
+    are each other's positives instead, with weight 1/k. Every rank has the same B, and all or none have a group.
     """
     return _ring_sigmoid(rows, columns, scale, bias, valid, group, multi_positive, torch.is_grad_enabled())[0]
 
@@ -42,9 +42,9 @@ def softmax_loss(
     """-1/2 sum_i (log p(y_i | x_i) + log p(x_i | y_i)), *summed* over this rank's valid examples.    (CLIP, Fig. 3)
 
     p is the softmax of t x.y over every rank's valid columns, and rows. rows, columns [B, D] (row i belongs to column
-    i; normalised by the caller), scale t (already exp'ed) of one element, valid [B] bool. Examples of one number in
-    group [B] int64 are no candidates for each other; with `multi_positive` they are, and the log-probabilities of the k
-    of them are averaged. Same B, and a group or none, on every rank.
+    i; normalised by the caller), scale t (already exp'ed) of one element, valid [B] bool. Examples with
+    equal numbers in group [B] int64 are not candidates for each other; with `multi_positive` they are, and the
+    log-probabilities of the k of them are averaged. Every rank has the same B, and all or none have a group.
     """
     return _ring_softmax(rows, columns, scale, valid, group, multi_positive, torch.is_grad_enabled())[0]
 
@@ -160,7 +160,7 @@ def _ring_softmax(
 
 
 class _Groups:
-    """Which pairs of this rank's rows and a block's columns are of one group, and how much each is a positive."""
+    """The pairs of this rank's rows and a block's columns that share a group, with their weights as positives."""
 
     def __init__(self, x: Tensor, group: Tensor, valid: Tensor, multi_positive: bool) -> None:
         """x [B, D] gives the dtype and the tiles; group [B] int64; valid [B] bool."""
@@ -179,7 +179,7 @@ class _Groups:
 
 
 def _group_sizes(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-    """How many valid examples each row's group has on all ranks: [B] int64."""
+    """The number of valid examples in each row's group over all ranks: [B] int64."""
     sizes = torch.zeros_like(group)
 
     def count(block: Sequence[Tensor], own: bool) -> None:

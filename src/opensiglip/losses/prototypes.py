@@ -1,4 +1,4 @@
-"""Self-distillation over prototypes, in chunks of rows: the scores of all of them are never held."""
+"""Self-distillation over prototypes, in chunks of rows: the scores of all rows are never in memory at once."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from opensiglip.losses.fused import add_product, fuse, product_dtype, result, ti
 
 
 class TeacherStatistics(NamedTuple):
-    """Of the teacher's rows, all constants: sums over them of [K], and of scalars."""
+    """Sums over the teacher's rows, all constants: vectors [K] and scalars."""
 
     scores: Tensor  # before the centre is taken off [K]
     probabilities: Tensor  # [K]
@@ -32,7 +32,7 @@ def prototype_distillation(
     """-sum_nl sum_k p_nk log softmax(P s_nl / tau)_k, p_n = mean_g softmax((Q t_ng - c) / tau_t), chunked over n.
 
     student s [N, L, D], prototypes P [K, D]; constants: teacher t [N, G, D], slow_prototypes Q [K, D], centre c [K].
-    Under autocast the products run in its dtype, but for fp16 (as in `linear_cross_entropy`).
+    Under autocast the products run in its dtype, except fp16 (as in `linear_cross_entropy`).
     """
     dtype = product_dtype(prototypes)
     constants = (x.detach() for x in (teacher, slow_prototypes, centre))

@@ -1,4 +1,4 @@
-"""The pairwise losses with a teacher's probabilities as targets, of a batch that lies on several ranks."""
+"""The pairwise losses with a teacher's probabilities as targets, over a batch on several ranks."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def soft_sigmoid_loss(
 
     z_ij = t x_i.y_j + b of rows and columns [B, D] (normalised by the caller), scale t (already exp'ed) and bias b of
     one element; p_ij = sigma(u_i.v_j) of the teacher's rows u and columns v [B, E], constants. valid [B] bool: pairs of
-    examples without a text count nothing. Same B on every rank.
+    examples without a text do not count. Every rank has the same B.
     """
     slopes = torch.is_grad_enabled()
     return _soft_sigmoid(rows, columns, scale, bias, teacher_rows, teacher_columns, valid, slopes)[0]

@@ -70,7 +70,7 @@ def check_room(where: object, networks: nn.Module, stored: int) -> None:
     needed = sum(x.numel() for x in networks.state_dict().values())
     if needed > MISSING * stored:
         raise UserError(
-            f"{where}: its config speaks of {needed:,} weights, and its files have {stored:,}; fetch it again, whole."
+            f"{where}: its config describes {needed:,} weights, and its files have {stored:,}; fetch it again, whole."
         )
 
 

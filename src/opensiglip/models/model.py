@@ -216,7 +216,7 @@ class Model(nn.Module):
 def _check_there(path: Path, names: Collection[str]) -> None:
     """Raises UserError where a file of the tensors `names` is missing."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; it has {next(iter(names))} and what else {SIDECAR} speaks of.")
+        raise UserError(f"{path} is missing; it has {next(iter(names))} and other parts named by {SIDECAR}.")
 
 
 def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool = True) -> None:

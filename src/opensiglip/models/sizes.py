@@ -118,7 +118,9 @@ class Architecture:
     def __post_init__(self) -> None:
         """Raises UserError where a nested width is none of an embedding's part."""
         if wrong := [width for width in self.nested if not 0 < width < self.embedding]:
-            raise UserError(f"--nested {wrong[0]} is no part of an embedding of {self.embedding} numbers; give fewer.")
+            raise UserError(
+                f"--nested {wrong[0]} is not less than the embedding's width, {self.embedding}; give a smaller width."
+            )
 
     @property
     def embedding(self) -> int:

@@ -1,4 +1,4 @@
-"""`Encoded`: one batch as the towers see it. `Objective`: one term of a paper's loss. See docs/design.md."""
+"""`Encoded`: one batch with its features. `Objective`: one term of a paper's loss. See docs/design.md."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
 from opensiglip.types import Batch, Features, Patches, Reading, TowerStates, pixels
 
-Notes = dict[str, Tensor]  # "<objective>/<what>": numbers and vectors that are averaged over parts and ranks
+Notes = dict[str, Tensor]  # by "OBJECTIVE/NAME": scalars and vectors to average over parts and ranks
 
 
 def unit(x: Tensor) -> Tensor:
@@ -24,20 +24,20 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Encoded:
-    """One batch as the towers see it: each view is encoded once, when an objective first asks for it."""
+    """One batch with its features: each view is encoded once, when an objective first asks for it."""
 
     def __init__(
         self, model: Model, batch: Batch, teacher: Ema | None = None, passes: dict[str, Features] | None = None
     ) -> None:
-        """`passes`: what is already encoded, by what would be asked, such as "image:local"."""
+        """`passes`: features that are already computed, by key, such as "image:local"."""
         self.model, self.batch, self.ema = model, batch, teacher
         self.passes = dict(passes or {})
-        self.notes: Notes = {}  # what objectives remember of this step, for after it
+        self.notes: Notes = {}  # values of this step that objectives pass to `after_step`
 
     def image(self, view: str = "image") -> Features:
-        """The image tower's features of a batch field [B, 3, H, W], of [B, V, 3, H, W] as B * V images, of patches.
+        """The image tower's features of a batch field: patches, [B, 3, H, W], or [B, V, 3, H, W] as B * V images.
 
-        Where the batch has a field "<view>_kept" [B, V, K], those of the patches that it names.
+        If the batch has a field "<view>_kept" [B, V, K], the tower reads only the patches with these indices.
         """
 
         def encode() -> Features:
@@ -49,11 +49,11 @@ class Encoded:
         return self._once(f"image:{view}", encode)
 
     def masked(self, view: str, token: Tensor) -> Features:
-        """The same with `token` in the place of the patches that the batch field "mask_indices" [B, M] names."""
+        """Like `image`, with `token` in place of the patches at the batch field "mask_indices" [B, M]."""
         return self._once(f"masked:{view}", lambda: self.model.vision(self._pixels(view), self["mask_indices"], token))
 
     def teacher(self, view: str) -> Features:
-        """The teacher's features of a batch field, of its EMA tower or without one of the student's; no gradient."""
+        """The teacher's features of a batch field, without gradient: of the EMA tower, or of the student's if none."""
 
         @torch.no_grad()
         def encode() -> Features:
@@ -67,7 +67,7 @@ class Encoded:
         return self._once(f"teacher:{view}", encode)
 
     def text(self, field: str = "text") -> Features:
-        """The text tower's features of a batch field [B, L], of [B, K, L] as B * K texts."""
+        """The text tower's features of a batch field [B, L], or [B, K, L] as B * K texts."""
 
         def encode() -> Features:
             assert self.model.text is not None, "this recipe's architecture has no text tower"
@@ -76,7 +76,7 @@ class Encoded:
         return self._once(f"text:{field}", encode)
 
     def pair(self, text: str = "text") -> tuple[Tensor, Tensor]:
-        """Embeddings of length 1 of the images and of a field's texts, in float32 at least."""
+        """Unit embeddings of the images and of the texts in a field, in float32 at least."""
         image, texts = self.image().pooled, self.text(text).pooled
         assert image is not None and texts is not None
         return unit(image), unit(texts)
@@ -97,68 +97,68 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Signal:
-    """A number that says how an objective is doing, for the log; with `alarm`, what is wrong with it at this step.
+    """A health metric of an objective for the log; `alarm` states what is wrong at this step.
 
-    `warn` steps in a row with an alarm are a warning, and no checkpoint replaces the last good one; `stop` end the run.
-    With `stop` None it is left at the warning, and checkpoints are saved.
+    After `warn` steps in a row with an alarm a warning is printed and no checkpoint replaces the last good one; after
+    `stop` steps the run ends. With `stop` None there is only the warning, and checkpoints are saved.
     """
 
     name: str  # as logged
     value: float
     alarm: str | None = None  # cause and effect, for one sentence
-    mend: str = "another --lr"  # what to resume with
+    mend: str = "another --lr"  # the change to resume with
     warn: int = 20
     stop: int | None = 200
 
 
 class Objective(nn.Module, ABC):
-    """One term of the loss, `weight * L` from the share `start` of training on.
+    """One term of the loss, `weight * L`, active from the fraction `start` of training on.
 
-    It returns a *sum* over its live units; the learner divides by their number, which comes from data alone and is the
-    same on all ranks (their mean), so uneven counts stay exact. Weights and buffers of an objective are what only
-    training needs: they are trained, averaged over ranks, saved and resumed with the rest.
+    It returns a *sum* over its live units. The learner divides by their number, which depends on the data only and is
+    the same on all ranks (their mean), so uneven counts stay exact. The weights and buffers of an objective are those
+    that only training needs: they are trained, averaged over ranks, saved and resumed with the rest.
     """
 
     name: str  # as logged: "loss/<name>"
-    teacher: Momentum | None = None  # of the EMA teacher that it compares with; None: it has no use for one
+    teacher: Momentum | None = None  # momentum of the EMA teacher; None if the term needs no teacher
 
     def __init__(self, *, weight: float = 1.0, start: float = 0.0) -> None:
         super().__init__()
         self.weight, self.start = weight, start
 
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
-        """Once tokenizer and networks are known, before the optimizer is made: create what depends on them."""
+        """Create weights that depend on tokenizer and networks. Called before the optimizer is made."""
 
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
-        """Before a run's first step: set weights of the model that start as this term says.
+        """Set the initial values of model weights that this term determines. Called before a run's first step.
 
-        `loaded`: names of the model's weights that a checkpoint has brought.
+        `loaded`: names of the model's weights that were loaded from a checkpoint.
         """
 
     @abstractmethod
     def live(self, batch: Batch) -> Tensor:
-        """How many units of this batch count: a scalar, from data, without weights."""
+        """The number of units of this batch that count: a scalar, computed from data without weights."""
 
     def constrain(self, model: Model) -> None:
-        """After the optimizer's step: bring the model's weights back to where this term allows them."""
+        """Restrict the model's weights to the range that this term allows. Called after each optimizer step."""
 
     def after_step(self, notes: Notes) -> None:
-        """After each optimizer step since it began: update what is learned otherwise than by gradient.
+        """Update state that is not learned by gradient. Called after each optimizer step once the term is active.
 
-        `notes` are the step's, averaged over parts and ranks.
+        `notes` are those of the step, averaged over parts and ranks.
         """
 
     def readings(self) -> dict[str, Reading]:
-        """How its curves are read, by the name in the log: "loss/NAME", and its signals."""
+        """Explanations of its curves for the report, by name in the log: "loss/NAME", and its signals."""
         return {}
 
     def health(self, notes: Notes) -> list[Signal]:
-        """Numbers for the log beside its scalar notes, which are logged as they are, and alarms."""
+        """Signals for the log in addition to its scalar notes, and their alarms."""
         return []
 
 
 class PerExample(Objective):
-    """A term that each example has by itself."""
+    """A term that is a sum over single examples."""
 
     @abstractmethod
     def forward(self, encoded: Encoded) -> Tensor:
@@ -166,15 +166,15 @@ class PerExample(Objective):
 
 
 class Pairwise(Objective):
-    """A term that compares examples with one another: features of each, and a pure comparison of all of them.
+    """A term that compares examples with one another: features of each example, and a pure function of all features.
 
-    Split so that a batch too large for one pass can be compared whole and encoded in parts (training/accumulate.py).
+    The split allows a batch too large for one pass to be encoded in parts and compared whole (training/accumulate.py).
     """
 
     @abstractmethod
     def features(self, encoded: Encoded) -> tuple[list[Tensor], list[Tensor]]:
-        """(per-example tensors [B, ...], tensors shared by all examples); gradients flow to the floating-point ones."""
+        """(per-example tensors [B, ...], tensors shared by all examples). Floating-point ones receive gradients."""
 
     @abstractmethod
     def compare(self, rows: list[Tensor], shared: list[Tensor]) -> Tensor:
-        """The sum over this batch's live units, given what `features` returned for all of it."""
+        """The sum over this batch's live units, given the output of `features` for the whole batch."""

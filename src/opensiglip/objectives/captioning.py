@@ -1,4 +1,4 @@
-"""Read texts off an image. Cap, CapPa, LocCa and tasks-as-text are this one objective on different data."""
+"""Captioning losses. Cap, CapPa, LocCa and tasks-as-text are this one objective on different data."""
 
 from torch import Tensor
 
@@ -8,16 +8,16 @@ from opensiglip.objectives.base import Encoded, PerExample
 from opensiglip.types import Batch, Reading
 
 TOKENS = Reading(
-    "-log p of a token, averaged over each text. It falls, and e to its power is how many tokens the decoder hesitates "
-    "between."
+    "-log p of a token, averaged over each text. It falls. Its exponential is the perplexity, the effective number "
+    "of tokens among which the decoder chooses."
 )
 
 
 class Caption(PerExample):
     """-1/S sum_s 1/|y_s| sum_i log p(y_si | what came before or [MASK], x).    (CapPa, Sec. 3; LocCa)
 
-    S counts the sequences that exist: an image without regions leaves the denominator. Tasks, the shift, [MASK],
-    packing and the 1/|y| weights are all fields of the batch (data/fields/captions.py); so this knows none of them.
+    S counts the sequences that exist: an image without regions does not count. Tasks, the shift, [MASK],
+    packing and the 1/|y| weights are all fields of the batch (data/fields/captions.py), not of this class.
     """
 
     name = "caption"
@@ -35,10 +35,10 @@ class Caption(PerExample):
 
 
 class Continue(PerExample):
-    """-1/S sum_s 1/|y_s| sum_i log p(y_si | y_s<i, x), going on from the text tower's states.    (CoCa, eq. 3)
+    """-1/S sum_s 1/|y_s| sum_i log p(y_si | y_s<i, x), computed from the text tower's states.    (CoCa, eq. 3)
 
-    The comparison asked for the same text, so its unimodal half costs nothing here. The paper prints the sum over
-    tokens and does not say how it is normalised; 1/|y| is ours.
+    The contrastive loss encodes the same text, so the unimodal half costs nothing here. The paper prints the sum over
+    tokens and does not state its normalisation; 1/|y| is ours.
     """
 
     name = "caption"
@@ -62,7 +62,7 @@ class Continue(PerExample):
 class Answer(PerExample):
     """-1/S sum_s 1/|y_s| sum_i log p(y_si | y_s<i, prompt_s, x), by PaLI's encoder-decoder.    (PaLI, Sec. 3)
 
-    Image tokens are made once an image and read by each of its prompts; `owner` says whose a prompt is.
+    Image tokens are computed once per image and read by each of its prompts; `owner` gives the image of a prompt.
     """
 
     name = "answer"

@@ -1,4 +1,4 @@
-"""Images and texts compared: which belong together?"""
+"""Contrastive losses between images and texts."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -21,19 +21,19 @@ PAPERS_BIAS = "-10"  # SigLIP, Sec. 3.2
 
 
 class Sigmoid(Pairwise):
-    """One yes-or-no question per pair of image and text, over the global batch.    (SigLIP, Sec. 3.2)
+    """Pairwise sigmoid loss over the global batch.    (SigLIP, Sec. 3.2)
 
     L = -1/n sum_ij log sigma(z_ij (t x_i.y_j + b)), t = exp(logit_scale), x and y L2-normalised, z_ij = 1 if i = j
-    else -1; n counts the examples that have a text. Examples of one image (batch field "group") are no negatives of
-    each other; with `multi_positive` the k of them are each other's positives, of weight 1/k.
+    else -1; n counts the examples that have a text. Examples of one image (batch field "group") are not negatives of
+    each other; with `multi_positive` the k of them are each other's positives, with weight 1/k.
 
-    `image` and `text` name the batch fields that are compared; where an example has several views, each is compared by
-    itself and the mean counts (SILC aligns each global view). Where the batch has k texts of each image, there are k
-    rows of it, so that each text counts as a positive once. With `probe_width` the image is pooled by a probe of this
-    term's own, so that it may summarise the image otherwise than the tower does (TIPS: a second CLS token).
+    `image` and `text` name the batch fields that are compared. If an example has several views, the loss is the mean
+    over views (SILC aligns each global view). If the batch has k texts per image, the image is repeated k times, so
+    that each text is a positive once. With `probe_width` the term has its own pooling probe, so that it can summarise
+    the image differently from the tower (TIPS: a second CLS token).
 
-    Where the networks have `nested` widths, L is added of the first w numbers of x and y, normalised again, for each of
-    these w, with the same t and b.    (Matryoshka, arXiv:2205.13147, Eq. 1 with c_m = 1)
+    If the networks have `nested` widths, L is added for the first w dimensions of x and y, normalised again, for each
+    w, with the same t and b.    (Matryoshka, arXiv:2205.13147, Eq. 1 with c_m = 1)
     """
 
     name = "sigmoid"
@@ -49,14 +49,14 @@ class Sigmoid(Pairwise):
         weight: float = 1.0,
         logit_bias: str = PAPERS_BIAS,
     ) -> None:
-        """`logit_bias`: where b starts, a number or "auto" (`start_bias`). Raises UserError on anything else."""
+        """`logit_bias`: initial b, a number or "auto" (`start_bias`). Raises UserError on anything else."""
         super().__init__(weight=weight)
         self.image, self.text, self.multi_positive, self.name = image, text, multi_positive, name
         self.nested: tuple[int, ...] = ()
         self.logit_bias = logit_bias
         start_bias(logit_bias, 2)
         self.probe: nn.Parameter | None = None
-        if probe_width is not None:  # it starts as the tower's own
+        if probe_width is not None:  # initialised like the tower's own
             self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
 
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
@@ -64,7 +64,7 @@ class Sigmoid(Pairwise):
 
     @torch.no_grad()
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
-        """The paper's bias makes way for a checkpoint's; one that was asked for does not."""
+        """Set the bias, unless it is the paper's default and a checkpoint has loaded one."""
         if "logit_bias" not in loaded or self.logit_bias != PAPERS_BIAS:
             nn.init.constant_(model.logit_bias, start_bias(self.logit_bias, batch_size))
 
@@ -88,7 +88,7 @@ class Sigmoid(Pairwise):
         assert image is not None and text is not None
         model = encoded.model
         image, text = unit(image), unit(text)
-        if len(text) > len(image):  # several texts an image, which then stands once for each
+        if len(text) > len(image):  # several texts per image: repeat the image for each
             image = image.repeat_interleave(len(text) // len(image), 0)
         views = image.unflatten(0, (len(text), -1))  # [B, V, D]
         rows = [views, text, encoded[f"has_{self.text}"], *_group(encoded)]
@@ -108,10 +108,10 @@ class Sigmoid(Pairwise):
 
 
 class HardNegatives(PerExample):
-    """More columns of the sigmoid, for their own image only: texts that nearly fit it.    (after NegCLIP, FG-CLIP)
+    """Additional negatives of each image: texts that nearly match it.    (after NegCLIP, FG-CLIP)
 
-    L = -1/n sum_ik log sigma(-(t x_i.y_ik + b)) over the hard texts k of image i, with t, b, x and n of `Sigmoid`: its
-    sum and this one's are that of a matrix of which row i has these columns too.
+    L = -1/n sum_ik log sigma(-(t x_i.y_ik + b)) over the hard texts k of image i, with t, b, x and n of `Sigmoid`. The
+    sum of both losses is that of a matrix whose row i has these texts as additional columns.
     """
 
     name = "hard_negatives"
@@ -119,7 +119,7 @@ class HardNegatives(PerExample):
     def readings(self) -> dict[str, Reading]:
         return {
             f"loss/{self.name}": Reading(
-                "The sum over an image's hard negatives. It falls towards 0 as their texts are told from the caption."
+                "The sum over an image's hard negatives. It falls towards 0 as the model tells them from the caption."
             )
         }
 
@@ -137,7 +137,7 @@ class HardNegatives(PerExample):
 def at_widths(
     compare: Callable[[Tensor, Tensor], Tensor], image: Tensor, text: Tensor, nested: Sequence[int]
 ) -> Tensor:
-    """The comparison of unit embeddings [..., D], plus that of their first `nested` numbers, normalised again."""
+    """`compare` of unit embeddings [..., D], plus that of their first `nested` dimensions, normalised again."""
     total = compare(image, text)
     for width in nested:
         total = total + compare(*(F.normalize(x[..., :width], dim=-1) for x in (image, text)))
@@ -145,7 +145,7 @@ def at_widths(
 
 
 def start_bias(wanted: str, batch_size: int) -> float:
-    """A number as it is; "auto" is log(p / (1 - p)) at p = 1 / batch: the share of pairs that match.
+    """The initial bias: a number, or "auto" for log(p / (1 - p)) with p = 1 / batch, the share of pairs that match.
 
     SigLIP's -10 suits batches of 32k (log(1/22k) = -10); small batches need less. Raises UserError.
     """
@@ -161,13 +161,13 @@ def start_bias(wanted: str, batch_size: int) -> float:
 
 
 class Softmax(Pairwise):
-    """Which of all texts is this image's, and which of all images this text's, over the global batch.    (CLIP, Fig. 3)
+    """Softmax contrastive loss in both directions over the global batch.    (CLIP, Fig. 3)
 
     L = -1/2n sum_i (log softmax_j(t x_i.y_j) + log softmax_j(t x_j.y_i)) at j = i, t = exp(logit_scale), x and y
     L2-normalised; n counts the examples that have a text, and only those are candidates. Examples of one image (batch
-    field "group") are no candidates for each other; with `multi_positive` they are, and the log-probabilities of all k
+    field "group") are not candidates for each other; with `multi_positive` they are, and the log-probabilities of all k
     are averaged. After each step t is clipped to `most`: 100 in CLIP, "found necessary to prevent training
-    instability". `nested` widths are as in `Sigmoid`.
+    instability". `nested` widths work as in `Sigmoid`.
     """
 
     name = "softmax"
@@ -182,7 +182,7 @@ class Softmax(Pairwise):
 
     @torch.no_grad()
     def initialise(self, model: Model, batch_size: int, loaded: Collection[str]) -> None:
-        nn.init.zeros_(model.logit_bias)  # a softmax does not feel it; a checkpoint of SigLIP's brings one
+        nn.init.zeros_(model.logit_bias)  # has no effect in a softmax; a SigLIP checkpoint may have loaded one
 
     def readings(self) -> dict[str, Reading]:
         return {
@@ -211,5 +211,5 @@ class Softmax(Pairwise):
 
 
 def _group(encoded: Encoded) -> list[Tensor]:
-    """The batch's field "group" [B] int64, equal for examples of one image; nothing where all images differ."""
+    """The batch's field "group" [B] int64, equal for examples of one image; empty if all images differ."""
     return [encoded["group"]] if "group" in encoded.batch else []

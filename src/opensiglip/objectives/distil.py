@@ -1,4 +1,4 @@
-"""A trained model's opinion of every pair of image and text as the target of the learner's."""
+"""Distillation: a trained model's prediction for every pair of image and text is the learner's target."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ Kind = Literal["softmax", "sigmoid"]
 
 
 class Distil(Pairwise):
-    """Cross-entropy of the learner's pairs with a frozen teacher's, over the global batch.
+    """Cross-entropy between a frozen teacher's and the learner's predictions for pairs, over the global batch.
 
     With z_ij = t x_i.y_j + b the learner's logits and Z_ij the teacher's:
 
         softmax    -1/2n sum_ij (softmax_j(Z_ij) log softmax_j(z_ij) + softmax_i(Z_ij) log softmax_i(z_ij))
         sigmoid    -1/n sum_ij (sigma(Z_ij) log sigma(z_ij) + sigma(-Z_ij) log sigma(-z_ij))
 
-    n counts the examples that have a text; others are in no pair. softmax is open_clip's DistillClipLoss and ACED's
-    second term (arXiv:2411.18674); a softmax feels neither model's b. The batch's `teacher_image` and `teacher_text`
-    [B, E] are rows whose products are Z (training/curation/reference.py).
+    n counts the examples that have a text; other examples form no pairs. softmax is open_clip's DistillClipLoss and
+    ACED's second term (arXiv:2411.18674); it depends on neither model's b. The batch's `teacher_image` and
+    `teacher_text` [B, E] are rows whose dot products are Z (training/curation/reference.py).
     """
 
     name = "distil"
@@ -32,9 +32,7 @@ class Distil(Pairwise):
 
     def readings(self) -> dict[str, Reading]:
         return {
-            f"loss/{self.name}": Reading(
-                "It falls towards the teacher's own entropy, which is more than 0: how unsure it is of the pairs."
-            )
+            f"loss/{self.name}": Reading("It falls towards the entropy of the teacher's predictions, which is above 0.")
         }
 
     def live(self, batch: Batch) -> Tensor:

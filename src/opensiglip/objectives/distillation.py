@@ -1,4 +1,4 @@
-"""Self-distillation: an EMA teacher's scores of whole images, told from crops, and of patches that are hidden."""
+"""Self-distillation: predict an EMA teacher's scores of whole images from crops, and of masked patches."""
 
 import math
 
@@ -11,38 +11,38 @@ from opensiglip.models.heads import Head, HeadShape
 from opensiglip.objectives.base import Encoded, Notes, PerExample, Signal
 from opensiglip.types import Batch, Reading
 
-STUDENT_TEMPERATURE = 0.1  # DINO and iBOT; SILC's recalled as the same
+STUDENT_TEMPERATURE = 0.1  # DINO and iBOT; SILC's is recalled to be the same
 TEACHER_TEMPERATURE = 0.04
 CENTRE_MOMENTUM = 0.9
 DINO = Momentum(0.996)
-NEAR = 0.01  # of ln K: a teacher's entropy so near 0 or ln K says nothing about the image
-SLOW = 50  # steps that a fresh head may take until its teacher tells images apart
-SMOOTH = 0.9  # what the mean of the information keeps at each step: one lucky batch does not end a warning
+NEAR = 0.01  # of ln K: an entropy this near to 0 or ln K means that the teacher carries no information
+SLOW = 50  # steps that a new head may need until its teacher distinguishes images
+SMOOTH = 0.9  # decay of the mean information, so that a single batch does not end a warning
 
 
 class Distilled(PerExample):
-    """A head for the student, its EMA for the teacher, and the centre that keeps the teacher from collapse.
+    """A head for the student, its EMA for the teacher, and the centre that prevents collapse of the teacher.
 
-    Teacher: p_t = softmax((z_t - c) / tau_t); c <- 0.9 c + 0.1 mean(z_t) after it was used.    (DINOv2
+    Teacher: p_t = softmax((z_t - c) / tau_t); after its use c <- 0.9 c + 0.1 mean(z_t).    (DINOv2
     loss/dino_clstoken_loss.py:12-100; SILC, Sec. 3.2)
     """
 
-    least_information = 0.2  # share of what the teacher could say about a row, under which it teaches nothing
+    least_information = 0.2  # fraction of the maximal information about a row below which an alarm is raised
 
     def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
-        """`width` of the tower; `momentum` of the teacher and of the head's EMA."""
+        """`width`: of the tower; `momentum`: of the teacher and of the head's EMA."""
         super().__init__(weight=weight, start=start)
         self.teacher = momentum
         self.head = Head(width, head)
-        self.slow_head = Ema(self.head)  # checkpoints call it so
-        self.mean_information: float | None = None  # over the last steps; begins anew in a run that is resumed
+        self.slow_head = Ema(self.head)  # the name in checkpoints
+        self.mean_information: float | None = None  # over the last steps; starts again in a resumed run
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(head.prototypes))
 
     def distil(self, encoded: Encoded, student: Tensor, teacher: Tensor) -> Tensor:
         """The sum over n and l of the cross-entropy of row n, l of student [N, L, D] to the mean of teacher [N, G, D].
 
-        Notes what centre and log need. The scores of all rows are never held.
+        Adds notes for the centre and the log. The scores of all rows are never in memory at once.
         """
         features, prototypes = self.head(student)
         wanted, slow_prototypes = self.slow_head(teacher)
@@ -56,7 +56,7 @@ class Distilled(PerExample):
             slow_temperature=TEACHER_TEMPERATURE,
         )
         groups, rows = len(teacher), teacher.shape[0] * teacher.shape[1]
-        distinct = min(rows, len(self.centre))  # answers that could be
+        distinct = min(rows, len(self.centre))  # largest number of different answers
         entropy = sums.entropy / rows
         information = torch.special.entr(sums.probabilities / rows).sum() - entropy
         encoded.notes |= {
@@ -74,32 +74,32 @@ class Distilled(PerExample):
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - CENTRE_MOMENTUM)
 
     def readings(self) -> dict[str, Reading]:
-        """The loss is the teacher's entropy and the distance from it, of which only the second is to fall."""
+        """The loss is the teacher's entropy plus the student's distance; only the distance should fall."""
         highest, name = math.log(len(self.centre)), self.name
         return {
             f"loss/{name}": Reading(
-                "The teacher's entropy plus the student's distance from it (kl). It may rise as the teacher says more "
-                "about each image, which is no divergence: read kl and the teacher's information."
+                "The teacher's entropy plus the student's distance from the teacher (kl). It may rise as the teacher "
+                "improves, which is not divergence: look at kl and the teacher's information instead."
             ),
             f"{name}/kl": Reading("The student's distance from the teacher. It falls, or stays low while both learn."),
             f"{name}/teacher_entropy": Reading(
-                f"An alarm from {(1 - NEAR) * highest:.2f} on, where all {len(self.centre)} prototypes are equally "
-                f"likely, and below {NEAR * highest:.2f} where every image gets the same one."
+                f"Alarm above {(1 - NEAR) * highest:.2f}, where all {len(self.centre)} prototypes are equally "
+                f"likely, and below {NEAR * highest:.2f}, where every image gets the same prototype."
             ),
             f"{name}/teacher_information": Reading(
-                f"Below {self.least_information:.0%} (dotted) the teacher's answers are nearly the same for all "
-                f"images; a warning after {SLOW} steps.",
+                f"Below {self.least_information:.0%} (dotted) the teacher's outputs are nearly the same for all "
+                f"images; warning after {SLOW} steps.",
                 self.least_information,
             ),
             f"{name}/prototypes_used": Reading("The share of prototypes in use. Near 0 the teacher has collapsed."),
         }
 
     def health(self, notes: Notes) -> list[Signal]:
-        """Norm of the centre; the teacher's entropy and information, with alarms where images get one answer, or any.
+        """Norm of the centre; the teacher's entropy and information, with alarms at both kinds of collapse.
 
-        Information is that of a row about its prototype, H(mean p) - mean H(p), as a share of the most there can be:
-        it is 0 at both kinds of collapse, and small long before the entropy reaches either end. Little of it on average
-        is only warned of: a fresh tower has none to give.
+        Information is that of a row about its prototype, H(mean p) - mean H(p), as a fraction of its maximum. It is 0
+        at both kinds of collapse, and small long before the entropy reaches either end. A small mean only gives a
+        warning, because an untrained tower has no information yet.
         """
         entropy, highest = float(notes[f"{self.name}/teacher_entropy"]), math.log(len(self.centre))
         information, cause, little = float(notes[f"{self.name}/teacher_information"]), None, None
@@ -125,11 +125,11 @@ class Distilled(PerExample):
 
 
 class LocalToGlobal(Distilled):
-    """From a small crop, predict the teacher's probabilities of a large one.    (SILC, Eq. 3)
+    """Predict the teacher's probabilities of a large crop from a small one.    (SILC, Eq. 3)
 
     L = -1/B sum_b mean over local views l and global views g of sum_k P_t(g)_k log P_s(l)_k, on the pooled image.
-    Reads "global" [B, G, 3, S, S] and "local" [B, L, 3, s, s]. The mean over views, where the papers leave open whether
-    it is the sum, is DINO's normalisation.
+    Reads "global" [B, G, 3, S, S] and "local" [B, L, 3, s, s]. The papers do not say whether the sum or the mean over
+    views is taken; the mean is DINO's normalisation.
     """
 
     name = "local_to_global"
@@ -145,11 +145,11 @@ class LocalToGlobal(Distilled):
 
 
 class MaskedPatches(Distilled):
-    """At each hidden patch, predict the teacher's probabilities there.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
+    """Predict the teacher's probabilities at each masked patch.    (iBOT; TIPS; SigLIP 2, Sec. 2.3)
 
-    L = -1/B sum_b mean over hidden i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
-    With `visible`, the mean is over all patches, hidden or not (iBOT++ of TIPSv2; that all weigh the same is ours).
-    Reads "global" [B, 1, 3, S, S] and "mask_indices" [B, M], places of patches.
+    L = -1/B sum_b mean over masked i of sum_k P_t(i)_k log P_s(i)_k, on patch tokens; the teacher sees the whole view.
+    With `visible`, the mean is over all patches, masked or not (iBOT++ of TIPSv2; the equal weights are ours).
+    Reads "global" [B, 1, 3, S, S] and "mask_indices" [B, M], indices of patches.
     """
 
     name = "masked_patches"
@@ -167,7 +167,7 @@ class MaskedPatches(Distilled):
     ) -> None:
         super().__init__(width, head, weight=weight, start=start, momentum=momentum)
         self.visible = visible
-        self.token = nn.Parameter(torch.zeros(width))  # what stands in place of a hidden patch
+        self.token = nn.Parameter(torch.zeros(width))  # replaces masked patches
 
     def live(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["mask_indices"]), device=batch["mask_indices"].device)

@@ -1,4 +1,4 @@
-"""Which tokens are in the caption? A linear layer's answer from the image, beside a pairwise term.    (SuperCLIP)"""
+"""A linear layer predicts the caption's tokens from the image, in addition to a pairwise term.    (SuperCLIP)"""
 
 from collections.abc import Collection
 
@@ -15,7 +15,7 @@ from opensiglip.types import Batch
 
 
 class TokenClassification(PerExample):
-    """Soft-label cross-entropy of the caption's tokens, weighted by how rare they are.    (SuperCLIP, arXiv:2512.14480)
+    """Soft-label cross-entropy of the caption's tokens, weighted by their rarity.    (SuperCLIP, arXiv:2512.14480)
 
     L = -1/n sum_b sum_v y_bv log softmax(W norm(x_b) + c)_v, with x_b the mean of the image's patch tokens; y_bv is w_v
     where token v is in caption b and else 0, divided by its sum over v; n counts the examples that have a text.
@@ -23,9 +23,9 @@ class TokenClassification(PerExample):
     the share of the captions that v is in.
 
     Mean, norm, initialisation of W, the normalised K-hot labels, N and f are those of the authors' code (loss.py,
-    superclip_model.py), where w_v = log((N + 1/B) / (f_v + 1/B)) and the step's own captions are in N and f. Ours: they
-    count from the next step on, so that no part of a batch waits for another; 2/B (Laplace), so that the first step has
-    weights; padding is no token. W and its norm are of training alone.
+    superclip_model.py), where w_v = log((N + 1/B) / (f_v + 1/B)) and the step's own captions are in N and f. Three
+    choices are ours: captions count from the next step on, so that no part of a batch waits for another; 2/B (Laplace)
+    gives the first step weights; padding is not a token. W and its norm are used in training only.
     """
 
     name = "token_classification"
@@ -39,9 +39,9 @@ class TokenClassification(PerExample):
         self.captions: Tensor  # f [V]
 
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
-        """Raises UserError beside an image tower of another make."""
+        """Raises UserError if the image tower comes from another library."""
         if architecture.foreign is not None and architecture.foreign.vision is not None:
-            raise UserError("--token-weight reads an image tower of ours; leave out --vision, or give 0.")
+            raise UserError("--token-weight needs an OpenSigLIP image tower; leave out --vision, or give 0.")
         self.pad_id, width = pipeline.policy.pad_id, architecture.vision.width
         self.norm, self.head = nn.LayerNorm(width), Vocabulary(width, len(pipeline))
         nn.init.normal_(self.head.weight, std=width**-0.5)
@@ -72,12 +72,12 @@ class TokenClassification(PerExample):
         return loss
 
     def rarity(self) -> Tensor:
-        """w [V], more than 0."""
+        """w [V], positive."""
         return -((self.captions + 1 / self.batch_size) / (self.steps + 2 / self.batch_size)).log()
 
     @torch.no_grad()
     def after_step(self, notes: Notes) -> None:
-        """Count the step's captions: of a mean over parts and ranks the shares are those of the whole batch."""
+        """Count the step's captions. The ratios in a mean over parts and ranks are those of the whole batch."""
         note = notes[f"{self.name}/captions"].to(self.captions.dtype)
         self.captions += note[:-1] / note[-1].clamp(min=torch.finfo(note.dtype).tiny)
         self.steps += note[-1] > 0

@@ -23,20 +23,22 @@ def drop_tokens(recipe: Recipe, share: float, mask: str | None = None, full_from
     """
     if share == 1:
         if mask is not None or full_from is not None:
-            raise UserError("--token-mask and --full-from are of a run that drops tokens; give --keep-tokens too.")
+            raise UserError("--token-mask and --full-from are for runs with --keep-tokens; give it too.")
         return recipe
     mask, end = mask or MASK, FULL_FROM if full_from is None else full_from
     if mask not in MASKS:
         raise UserError(f"--token-mask {mask!r} is unknown; it is {', '.join(MASKS)}.")
     networks, fields = recipe.architecture, list[Field]()
     if networks.encoder is not None or (networks.foreign is not None and networks.foreign.vision is not None):
-        raise UserError("--keep-tokens: an image tower of timm or of --vision reads whole images; leave it out.")
+        raise UserError(
+            "--keep-tokens: an image tower of timm or of --vision reads whole images; leave --keep-tokens out."
+        )
     if networks.image_positions:
         raise UserError("--keep-tokens: --image-positions gives each token of a whole image its own; leave one out.")
     for field in recipe.fields:
         if isinstance(field, Mixture):
             raise UserError(
-                "--keep-tokens: this recipe asks for counts, boxes and words anywhere in an image; leave it out."
+                "--keep-tokens: this recipe asks for counts, boxes and words anywhere in an image; leave the flag out."
             )
         fields += captions_first(field, end) if isinstance(field, Captions) else [field]
     view, views = _compared(recipe)
@@ -50,7 +52,9 @@ def captions_first(field: Captions, end: float) -> list[Field]:
     if captions == field.tasks:
         return [field]
     if end == 1:
-        raise UserError("--full-from 1: boxes are learned from whole images, and none would be seen; give less.")
+        raise UserError(
+            "--full-from 1: boxes are learned from whole images, and no step would have them; give a smaller value."
+        )
     early, late = copy(field), copy(field)
     early.tasks, early.end, late.start = captions, end, end
     return [early, late]

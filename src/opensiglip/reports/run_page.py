@@ -19,8 +19,8 @@ from opensiglip.reports.patch_colours import patch_maps
 from opensiglip.reports.scored_examples import Chosen
 from opensiglip.types import Reading
 
-NOT_SIGNALS = ("step", "loss", *GROWN)  # of a row: what is no signal
-PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images a second"}
+NOT_SIGNALS = ("step", "loss", *GROWN)  # columns of a row that are not signals
+PACE = {"lr": "learning rate", "grad_norm": "gradient norm, before clipping", "images_per_second": "images per second"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def loss_charts(
         ends = losses.get(name, {"first": None, "last": None})
         known = ends["first"] is not None and ends["last"] is not None
         change = f"{ends['first']:.3f} → {ends['last']:.3f}" if known else ""
-        words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "sum, weighted"
+        words = name.removeprefix("loss/").replace("_", " ") if name != "loss" else "weighted sum"
         reading = readings[name].text if name in readings else ""
         charts.append(Chart(words, curve(rows, name), change, reading))
     return charts
@@ -147,14 +147,14 @@ def grounding_table(measures: dict[str, Any]) -> Table:
     named = {"accuracy": ("boxes found (IoU ≥ 0.5)", percent), "mean_iou": ("mean IoU", three_places)}
     floors = [measures[f"accuracy{suffix}_ci95"][1] for suffix in columns if suffix]
     return Table(
-        "Finding what a phrase names",
-        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Beside it, "
-        "two blind answers: always the same box, the best there is; and the model's own when shown another image.",
+        "Locating phrases",
+        f"{measures['phrases']} phrases on {measures['images']} images: the model writes the box of each. Baselines "
+        "without the image: the best constant box, and the model's own box for another image.",
         tuple(columns.values()),
         {words: [cell(measures, name + suffix, write) for suffix in columns] for name, (words, write) in named.items()},
-        "The model finds more boxes than either blind answer: its interval lies above both."
+        "The model finds more boxes than both baselines: its interval lies above both."
         if measures["accuracy_ci95"][0] > max(floors)
-        else "The model's interval does not lie above both: these figures do not show that it looks at the image.",
+        else "The model's interval does not lie above both: these figures do not show that it uses the image.",
     )
 
 
@@ -173,7 +173,7 @@ def retrieval_table(measures: dict[str, Any]) -> Table:
     }
     return Table(
         "Matching images and captions",
-        f"{measures['images']} images, {measures['captions']} captions: how often the nearest is the right one.",
+        f"{measures['images']} images, {measures['captions']} captions: how often the nearest one is correct.",
         ("this model", "chance"),
         rows,
         "The model matches better than chance: its intervals lie above it."

@@ -147,7 +147,7 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
             )
     if not states and state["step"] > state["skipped_steps"]:
         raise UserError(
-            f"checkpoint {path} has an optimizer without state after {state['step']} steps; go on from another."
+            f"checkpoint {path} has an optimizer without state after {state['step']} steps; continue from another."
         )
     learner.load_state_dict({name: cut(weights[name], like) for name, like in own.items()})
     for name, found in states.items():

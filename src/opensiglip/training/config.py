@@ -185,41 +185,39 @@ class TrainConfig:
             )
         self._check_curation()
         if self.shard and self.compile:
-            raise UserError("--shard and --compile do not go together; leave one out.")
+            raise UserError("--shard and --compile can't be combined; leave one out.")
         if self.eval_every and not (self.held_out or self.set_aside):
-            raise UserError("--eval-every needs examples to judge on; give --held-out or --set-aside too.")
+            raise UserError("--eval-every needs examples to evaluate on; give --held-out or --set-aside too.")
         if self.set_aside and not self.eval_every:
-            raise UserError("--set-aside is for judgements while training; give --eval-every too.")
+            raise UserError("--set-aside is for evaluations during training; give --eval-every too.")
         if self.keep_best is not None and not self.eval_every:
-            raise UserError("--keep-best needs judgements while training; give --eval-every too.")
+            raise UserError("--keep-best needs evaluations during training; give --eval-every too.")
         if self.patience is not None and self.keep_best is None:
-            raise UserError("--patience waits for a better --keep-best; give it too.")
+            raise UserError("--patience needs --keep-best; give it too.")
         if self.steps is not None and self.epochs is not None:
-            raise UserError("--steps and --epochs both say how long to train; give one.")
+            raise UserError("--steps and --epochs both set the length of training; give one.")
         if self.init is not None and self.continue_from is not None:
-            raise UserError("--init and --continue-from both say where to start from; give one.")
+            raise UserError("--init and --continue-from both set the start; give one.")
         if self.init is not None and (self.vision or self.text):
-            raise UserError("--init and --vision or --text both say where towers come from; give one.")
+            raise UserError("--init and --vision or --text both set the towers; give one.")
         if not (self.init or self.vision or self.text) and (self.freeze or self.lora or self.tower_lr != 1):
             raise UserError("--freeze, --tower-lr and --lora are for weights of --init, --vision or --text; give one.")
 
     def _check_curation(self) -> None:
         if self.curate is None and self.filter is not None:
-            raise UserError("--filter is of a run that chooses its examples; give --curate too.")
+            raise UserError("--filter is for runs that select their examples; give --curate too.")
         if self.curate is None and self.distil is None and self.reference is not None:
-            raise UserError(
-                "--reference is of a run that chooses its examples, or is taught; give --curate or --distil."
-            )
+            raise UserError("--reference is for runs with --curate or --distil; give one of them.")
         if self.distil is None and self.distil_weight != 1:
-            raise UserError("--distil-weight is of a run that a reference teaches; give --distil too.")
+            raise UserError("--distil-weight is for runs with --distil; give it too.")
         if self.distil is not None and self.reference is None:
-            raise UserError(f"--distil {self.distil} is taught by a trained SigLIP; give --reference too.")
+            raise UserError(f"--distil {self.distil} needs a trained SigLIP; give --reference too.")
         if self.curate in ("learnability", "easy-reference") and self.reference is None:
-            raise UserError(f"--curate {self.curate} scores by a trained SigLIP; give --reference too.")
+            raise UserError(f"--curate {self.curate} scores with a trained SigLIP; give --reference too.")
         if self.curate == "learner" and self.distil is None and self.reference is not None:
-            raise UserError("--curate learner scores by the learner alone; leave out --reference.")
+            raise UserError("--curate learner scores with the learner alone; leave out --reference.")
         if self.curate is not None and self.shard:
-            raise UserError("--curate and --shard do not go together; leave one out.")
+            raise UserError("--curate and --shard can't be combined; leave one out.")
 
     @property
     def super_batch(self) -> int:
@@ -230,8 +228,8 @@ class TrainConfig:
         size = self.batch_size / (1 - self.filter)
         if abs(size - round(size)) > 1e-6 * size:
             raise UserError(
-                f"--batch-size {self.batch_size} / (1 - --filter {self.filter}) is {size:.2f}, no whole number of "
-                "images; give another --filter, such as 0.5 or 0.75."
+                f"--batch-size {self.batch_size} / (1 - --filter {self.filter}) is {size:.2f}, which is not a whole "
+                "number of images; give another --filter, such as 0.5 or 0.75."
             )
         return round(size)
 

@@ -58,7 +58,7 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     """
     if world()[1] > 1:
         raise UserError(
-            "--dry-run is of one process; leave --ranks and the launcher out (`opensiglip plan` has ranks)."
+            "--dry-run runs in one process; leave --ranks and the launcher out (`opensiglip plan` has ranks)."
         )
     job = resolve(recipe, keywords)
     config, folder = job.config, job.config.out

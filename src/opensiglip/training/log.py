@@ -82,7 +82,7 @@ def read_lines(path: Path, say: bool = False) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); move it away, and the run goes on.") from error
+        raise UserError(f"{path} can't be read ({error.strerror}); move it away, and the run continues.") from error
     rows, lost = [], 0
     for line in lines:
         try:

@@ -1,4 +1,4 @@
-"""The loop: next batch, gradient, guard, step, log, save. It never changes when a paper is added."""
+"""The training loop: next batch, gradient, guard, step, log, save. A new paper does not change it."""
 
 import math
 import time
@@ -37,11 +37,11 @@ from opensiglip.training.stop import Stop
 from opensiglip.types import Batch
 
 DROPOUT = 3  # first word of a generator's seed: what it is for
-SAVE_SECONDS = 600  # after which a checkpoint is due, whatever --save-every says
+SAVE_SECONDS = 600  # a checkpoint is due after this time, whatever --save-every says
 
 
 class Wishes(NamedTuple):
-    """What any rank would have done after a step, so all do: be stopped, save a checkpoint."""
+    """Requests of any rank that all ranks follow after a step: stop, save a checkpoint."""
 
     stop: bool
     save: bool
@@ -49,7 +49,7 @@ class Wishes(NamedTuple):
 
 @dataclass
 class Loop:
-    """One run's training, from wherever it stands to its last step."""
+    """The training of one run, from its current step to the last."""
 
     accelerator: Accelerator
     learner: Learner
@@ -65,20 +65,20 @@ class Loop:
     log_every: int
     eval_every: int = 0
     evaluate: Callable[[Model], dict[str, float]] | None = None  # on the main process, where anything is held out
-    describe: Callable[[Path], None] = lambda folder: None  # writes tokenizer and sidecar into a checkpoint
-    keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved that stays
-    keep_last: int = 2  # newest checkpoints that stay
-    best: Best | None = None  # by what the best checkpoint is known, which stays
+    describe: Callable[[Path], None] = lambda folder: None  # writes tokenizer and opensiglip.json to a checkpoint
+    keep: frozenset[int] = frozenset()  # steps after which a checkpoint is saved and kept
+    keep_last: int = 2  # number of newest checkpoints to keep
+    best: Best | None = None  # the metric whose best checkpoint is kept
     stop: Stop = field(default_factory=Stop)
     saved_at: float = field(default_factory=time.monotonic)
     compile: bool = False
     step: int = 0  # steps taken
     images_seen: int = 0  # by all ranks
     skipped_steps: int = 0
-    skeleton: Model | None = None  # of a sharded learner's model: its modules, no weights
+    skeleton: Model | None = None  # the modules of a sharded learner's model, without weights
     rules: int = RULES  # of the optimizer
-    curator: Curator | None = None  # chooses what each step trains on, where anything does
-    reference: Reference | None = None  # scores or teaches beside the learner
+    curator: Curator | None = None  # selects the examples of each step, with --curate
+    reference: Reference | None = None  # scores examples or supplies distillation targets
     failures: int = 0  # non-finite steps in a row
     precision: str = "no"
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
@@ -87,20 +87,20 @@ class Loop:
 
     @property
     def last(self) -> int:
-        """Steps of the whole run: the schedule's, those from `plan.begin` on stretched."""
+        """Steps of the whole run: the schedule's, with those from `plan.begin` on stretched."""
         return self.plan.begin + round((self.steps - self.plan.begin) * self.plan.stretch)
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[Any]]:
-        """What towers and decoder compute within."""
+        """The autocast context of towers and decoder."""
         return autocast(self.precision, self.accelerator.device)
 
     def progress(self, step: int) -> float:
-        """The share of training that lies before a step."""
+        """The fraction of training that lies before a step."""
         return self.plan.progress(step)
 
     def restore(self, saved: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         state = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         if self.scaler.is_enabled():
@@ -112,17 +112,17 @@ class Loop:
         if self.curator is not None and "curated" in state:
             self.curator.restore(state["curated"])
         self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
-        if self.accelerator.is_main_process:  # counts of all ranks: one goes on with them
+        if self.accelerator.is_main_process:  # the counts are of all ranks; one rank continues them
             self.broken.read, self.broken.skipped = state["read"], Counter(state["skipped_examples"])
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step. Returns the rate and what was skipped."""
+        """Train to the last step. Returns the rate and the skipped examples and steps."""
         device, started = self.accelerator.device, time.perf_counter()
         metrics, resumed = RunFolder(self.folder).metrics, self.step > self.plan.begin
         log = Log(self.accelerator, metrics, self.step, self.last, self.log_every, resumed)
         if self.compile:
             self.learner.compile()
-        # A checkpoint is of the end of a step, so what that step had begun is not to begin again.
+        # A checkpoint is from the end of a step: terms that this step had started must not start again.
         begun = self.activate(self.step - 1) if self.step else set()
         wrapped: nn.Module | None = None
         last = self.step if self.best is not None and self.best.exhausted else self.last
@@ -133,7 +133,7 @@ class Loop:
                     checkpoint.save_stage(RunFolder(self.folder), self.step, model)
                 self.learner.start_teachers(new)
                 begun |= new
-                wrapped = None  # before the next one: ranks that wait for the old one's gradients would wait for ever
+                wrapped = None  # first: ranks that wait for the old wrapper's gradients would wait for ever
                 wrapped = self.wrap()
             row, found, wishes = self.train_step(wrapped, batch)
             log.step(self.step, row, self.plan.step_slice(self.step).size)
@@ -159,7 +159,7 @@ class Loop:
         }
 
     def save(self) -> None:
-        """Write a checkpoint, from the main process; called on all."""
+        """Write a checkpoint from the main process; called on all ranks."""
         read, skipped = sum_counters(self.broken.read, self.broken.skipped)
         main = self.accelerator.is_main_process
         tensors = checkpoint.tensors(self.learner, self.optimizer, keep=main)
@@ -186,7 +186,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def model(self) -> Model | None:
-        """The model, whole, on the main process; None on others. To be called on all."""
+        """The whole model on the main process; None on others. Must be called on all ranks."""
         main = self.accelerator.is_main_process
         if self.skeleton is None:
             return self.learner.model if main else None
@@ -198,15 +198,15 @@ class Loop:
         return model
 
     def activate(self, step: int) -> set[str]:
-        """The names of the objectives that compute in a step.
+        """The names of the objectives that are active in a step.
 
-        Under DDP the others are frozen, as ranks would wait for their gradients. FSDP2 fixes what is trained when it
-        first gathers a weight, and waits for none.
+        Under DDP the others are frozen, because ranks would wait for their gradients. FSDP2 fixes the trained
+        parameters when it first gathers a weight, and does not wait.
         """
         return self.learner.activate(self.progress(step), freeze=self.skeleton is None)
 
     def wrap(self) -> nn.Module:
-        """The learner ready for this device, precision and these ranks; again where other weights are to be trained."""
+        """Wrap the learner for this device, precision and ranks; called again when other weights are to be trained."""
         self.accelerator.free_memory()
         sharded = self.skeleton is not None  # its gradients come averaged
         ready: nn.Module = self.accelerator.prepare_model(
@@ -215,7 +215,7 @@ class Loop:
         return ready.train()
 
     def train_step(self, wrapped: nn.Module, batch: StepBatch) -> tuple[Row, list[Signal], Wishes]:
-        """One optimizer step, skipped where a number is not finite; the row for the log, the signals in it, wishes."""
+        """One optimizer step, skipped if a value is not finite. Returns the log row, its signals and the requests."""
         images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
@@ -226,7 +226,7 @@ class Loop:
             parts, curated = self.curator.choose(self.learner, parts, self.step, device)
         parts = [to_device(part, device) for part in parts]
         lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
-        # What a step leaves out is a function of (seed, step, rank), so that a resumed run leaves out the same.
+        # Dropout is a function of (seed, step, rank), so that a resumed run drops the same units.
         words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.default_rng(words).integers(2**63)))
         losses, notes, norm, wishes = self._gradient(wrapped, parts)
@@ -240,7 +240,7 @@ class Loop:
         else:
             self.failures, self.skipped_steps = self.failures + (not overflow), self.skipped_steps + 1
         scale = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
-        self.scaler.update()  # half of it where the gradient overflowed, double after 2000 steps without
+        self.scaler.update()  # halves the scale after an overflow, doubles it after 2000 steps without
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
@@ -248,7 +248,7 @@ class Loop:
         return row, found, wishes
 
     def _epochs(self) -> Row:
-        """How often each source has been read, where there are several."""
+        """Epochs of each source so far, if there are several."""
         if len(self.plan.sources) == 1:
             return {}
         epochs = self.plan.epochs(self.images_seen)
@@ -261,20 +261,20 @@ class Loop:
         return sides | ({} if plan.lengths is None else {"length": plan.lengths.at(progress)})
 
     def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
-        """Leave the clipped gradient of the global batch; return losses, notes, norm, wishes, equal on all ranks."""
+        """Compute the clipped gradient of the global batch; return losses, notes, norm and requests of all ranks."""
         live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
-        # Sharded, each part's gradient is averaged at once: kept for the last, it would be whole on every rank.
+        # With sharding each part's gradient is averaged at once; otherwise every rank would store it whole.
         no_sync = self.accelerator.no_sync if self.skeleton is None else lambda step: nullcontext()
 
         def backward(loss: Tensor) -> None:
-            self.scaler.scale(loss).backward()  # with fp16 of a multiple, so that small slopes are none too small
+            self.scaler.scale(loss).backward()  # scaled in fp16, so that small gradients do not underflow
 
         losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.learner.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
-        # One exchange for all numbers of the step; the gradient is already averaged over ranks, so its norm is equal.
+        # One all-reduce for all values of the step; the gradient is already averaged over ranks, so its norm is equal.
         means: dict[str, Tensor] = average(
             {f"loss {name}": loss for name, loss in losses.items()} | notes | self._wishes()
         )
@@ -283,22 +283,22 @@ class Loop:
         return dict(zip(losses, numbers, strict=True)), means, float(norm), wishes
 
     def _wishes(self) -> dict[str, Tensor]:
-        """What this rank would have done after the step; the first one's clock says when a checkpoint is due."""
+        """The requests of this rank after the step; the clock of the first rank decides when a checkpoint is due."""
         due = self.accelerator.is_main_process and time.monotonic() - self.saved_at > SAVE_SECONDS
         return {"wishes": torch.tensor([self.stop.by is not None, due], device=self.accelerator.device)}
 
     def _evaluate_and_save(self, log: Log, healthy: bool, wishes: Wishes) -> None:
-        """What is due after a step; its time does not count against the rate. No unhealthy checkpoint but the last."""
+        """Evaluate and save if due; the time does not count in the rate. Unhealthy steps save only the last one."""
         before = time.perf_counter()
         due = self.step % self.save_every == 0 or self.step in self.keep or wishes.stop or wishes.save
-        judged = self.step < self.last or self.best is not None  # else the end has its own
+        judged = self.step < self.last or self.best is not None  # otherwise the end of the run evaluates
         if self.eval_every and self.step % self.eval_every == 0 and judged:
             figures, model = dict[str, float](), self.model()
             if self.evaluate is not None and model is not None:
                 figures = self.evaluate(model)
                 self.learner.train()
                 log.write(self.step - 1, figures)
-            if self.best is not None and (healthy or self.step == self.last):  # of which there is a checkpoint
+            if self.best is not None and (healthy or self.step == self.last):  # only then is there a checkpoint
                 figures = from_first(figures)
                 due = self.best.judge(self.step, figures) or self.best.exhausted or due
             self.accelerator.wait_for_everyone()

@@ -69,7 +69,7 @@ def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) 
     path = run.config
     if path.is_file() and not resume:
         if run.complete() or run.ended:
-            raise UserError(f"--out {folder} already holds a run; go on with --resume, or name another folder.")
+            raise UserError(f"--out {folder} already holds a run; continue it with --resume, or name another folder.")
         print(f"again       the run in {folder} came to no checkpoint: it begins anew", flush=True)
     if resume:
         if not path.is_file():
@@ -157,7 +157,7 @@ def run_of(name: str) -> Path:
     for run in (RunFolder(Path(name)), RunFolder.of_checkpoint(Path(name))):
         if run.config.is_file():
             return run.path
-    raise UserError(f"--continue-from {name} is no run; give a run's folder, or a checkpoint in it.")
+    raise UserError(f"--continue-from {name} is not a run; give a run's folder, or a checkpoint in it.")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -123,5 +123,5 @@ def open_held_out(config: TrainConfig, spec: str, languages: Sequence[str] | Non
     except UserError as error:
         reason = str(error).partition(";")[0]
         raise UserError(
-            f"--held-out {config.held_out}: {reason}; give --held-out 0 to train without a judgement."
+            f"--held-out {config.held_out}: {reason}; give --held-out 0 to train without a final evaluation."
         ) from error

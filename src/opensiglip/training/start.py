@@ -26,7 +26,7 @@ def open_start(init: str) -> Pretrained:
     start = Pretrained.open(init)
     if not isinstance(start.model, Model):
         raise UserError(
-            f"--init {init} is {start.format}, whose networks are not ours to train; give a run, a SigLIP of "
+            f"--init {init} is {start.format}, a format that can't be trained; give a run, a SigLIP of "
             "transformers, open_clip or big_vision, or a timm encoder."
         )
     return start

@@ -63,7 +63,7 @@ def check(before: Any, now: dict[str, Any], folder: Path) -> None:
         if name != "versions" and before.get(name) != value
     ]
     if changed:
-        raise UserError(f"--out {folder} was begun otherwise ({'; '.join(changed)}); name another folder.")
+        raise UserError(f"--out {folder} was begun with other settings ({'; '.join(changed)}); name another folder.")
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -88,15 +88,15 @@ def read_categories(name: str) -> list[str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(
-                f"--categories {name} is over {MAX_BYTES // 1_000_000} MB; give a text file, a name a line."
+                f"--categories {name} is over {MAX_BYTES // 1_000_000} MB; give a text file with one name per line."
             )
         lines = path.read_text(encoding="utf-8").lower().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"--categories {name} can't be read ({reason}); give coco, none, or a text file with a name a line."
+            f"--categories {name} can't be read ({reason}); give coco, none, or a text file with one name per line."
         ) from None
     names = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
     if not names or len(names) > MAX_CATEGORIES:
-        raise UserError(f"--categories {name} has {len(names)} names; give 1 to {MAX_CATEGORIES}, one a line.")
+        raise UserError(f"--categories {name} has {len(names)} names; give 1 to {MAX_CATEGORIES}, one per line.")
     return names

@@ -1,4 +1,4 @@
-"""The demo's page: where its fields and buttons stand, and which answer each button shows. All of gradio is in here."""
+"""Layout of the demo's page: its fields and buttons, and the answer of each button. Only this file uses gradio."""
 
 import html
 from collections.abc import Callable
@@ -21,7 +21,7 @@ button[role=tab] { padding-left: 8px; padding-right: 8px; }
 .pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
 """
 PAD = """${value
-? `<div class="pad"><img src="${value}" alt="the image, to drag a box on"><div class="box"></div></div>`
+? `<div class="pad"><img src="${value}" alt="the image; drag a box on it"><div class="box"></div></div>`
 : `<p>Give an image first.</p>`}"""
 
 
@@ -67,21 +67,21 @@ def build(page: Page) -> Any:
 
 
 def upload_path(upload: Any) -> str | None:
-    """The file of an upload, not opened: gradio would, and say in its own words what is wrong with it."""
+    """The path of an upload, unopened: gradio would open it and report errors in its own words."""
     return None if upload is None else upload.path
 
 
 def classify(page: Page, image: Any) -> None:
     gr = library()
-    labels = gr.Textbox(label="Labels", lines=3, max_length=LETTERS, info="One a line, or with commas.")
+    labels = gr.Textbox(label="Labels", lines=3, max_length=LETTERS, info="One per line, or separated by commas.")
     button = gr.Button("Classify", variant="primary")
-    shares = gr.Label(label="How likely", num_top_classes=10)
+    shares = gr.Label(label="Probability", num_top_classes=10)
     connect(button.click, page.classify, [image, labels], shares)
 
 
 def search(page: Page, image: Any) -> None:
     gr = library()
-    text = gr.Textbox(label="Text to look for", max_length=LETTERS)
+    text = gr.Textbox(label="Text to search for", max_length=LETTERS)
     with gr.Row():
         by_text = gr.Button("Search by text", variant="primary")
         by_image = gr.Button("Search by the image")
@@ -121,7 +121,7 @@ def describe(page: Page, image: Any) -> None:
     with gr.Row():
         corners = [gr.Number(label=name, precision=1, min_width=70) for name in ("x1", "y1", "x2", "y2")]
     button = gr.Button("Describe", variant="primary")
-    text, outlined = gr.Textbox(label="In the box", interactive=False), picture("The box")
+    text, outlined = gr.Textbox(label="Description", interactive=False), picture("The box")
     connect(image.change, page.picture, [image], pad, listed=False)
     connect(button.click, page.describe, [image, *corners], [outlined, text])
 
@@ -131,7 +131,7 @@ def describe(page: Page, image: Any) -> None:
 
 
 def dragged(gr: Any) -> Callable[..., list[float]]:
-    """From what drag.js tells to the corners in pixels of the image."""
+    """Convert the event of drag.js to corners in pixels of the image."""
 
     def corners(image: str | None, event: gr.EventData) -> list[float]:
         height, width = opened(image).shape[1:]
@@ -144,8 +144,8 @@ def ask(page: Page, image: Any) -> None:
     gr = library()
     question = gr.Textbox(label="Question", info=page.questions(), max_length=LETTERS)
     button = gr.Button("Ask", variant="primary")
-    text, shown = gr.Textbox(label="Answer", interactive=False), picture("What it names")
-    meaning = gr.JSON(label="What it means, places in pixels")
+    text, shown = gr.Textbox(label="Answer", interactive=False), picture("Places in the answer")
+    meaning = gr.JSON(label="Parsed answer, coordinates in pixels")
     connect(button.click, page.ask, [image, question], [text, shown, meaning])
     connect(question.submit, page.ask, [image, question], [text, shown, meaning], listed=False)
 
@@ -155,7 +155,7 @@ def features(page: Page, image: Any) -> None:
     near = gr.Textbox(label="Phrase for the heat map (optional)", max_length=LETTERS)
     button = gr.Button("Draw", variant="primary")
     with gr.Row():
-        colours, heat = picture("Principal components"), picture("Near the phrase")
+        colours, heat = picture("Principal components"), picture("Similarity to the phrase")
     connect(button.click, page.features, [image, near], [colours, heat])
     connect(near.submit, page.features, [image, near], [colours, heat], listed=False)
 
@@ -187,8 +187,8 @@ def shown_errors(answer: Callable[..., Any]) -> Callable[..., Any]:
             return answer(*arguments)
         except UserError as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
-        except Exception as error:  # the visitor is told no more of a fault of ours; the terminal has all of it
-            sentence = f"the page can't answer this ({type(error).__name__}); the terminal that it runs in says why."
+        except Exception as error:  # the visitor sees only the type; the terminal has the traceback
+            sentence = f"the page can't answer this ({type(error).__name__}); the server's terminal says why."
             raise gr.Error(sentence) from error
 
     return wrapped

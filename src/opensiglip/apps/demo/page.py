@@ -37,10 +37,10 @@ class Page:
         self.predictor, self.index = predictor, index
 
     def classify(self, image: str | None, labels: str) -> dict[str, float]:
-        """How likely each of the labels, one a line or with commas between, is for the image."""
+        """The probability of each label for the image; labels are one per line or separated by commas."""
         names = [name.strip() for name in labels[:LETTERS].replace("\n", ",").split(",") if name.strip()]
         if not names:
-            raise UserError("type labels, one a line or with commas between.")
+            raise UserError("type labels, one per line or separated by commas.")
         return self.predictor.classify(opened(image), names)
 
     def search_by_text(self, text: str) -> list[tuple[Image.Image, str]]:
@@ -122,7 +122,7 @@ class Page:
     def questions(self) -> str:
         """The questions that this model was trained on, what is to be filled in in capitals."""
         known = [f'"{spelled(task)}"' for task in trained_tasks(self.predictor.pretrained)]
-        return f"In the words of its training: {', '.join(known)}." if known else "This model was trained on no task."
+        return f"In the form of a trained task: {', '.join(known)}." if known else "This model was trained on no task."
 
     def languages(self) -> list[str]:
         """Those that a caption can be asked for in; none where there is no choice."""

@@ -145,7 +145,7 @@ class Server:
             for place, part in enumerate(asked.input):
                 image = await self._image(part, place)
                 if image is None:
-                    sentence = f"input[{place}] is no image; send data:image/png;base64,... or a file."
+                    sentence = f"input[{place}] is not an image; send data:image/png;base64,... or a file."
                     raise Refused(422, sentence, "input")
                 own += image.nbytes
                 self.held += image.nbytes

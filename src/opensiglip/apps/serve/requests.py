@@ -235,7 +235,7 @@ def image_of(part: Part, place: int) -> Tensor | None:
     head = DATA_URL.match(url)
     if head is None:
         if other := OTHER_URL.match(url):
-            raise Refused(422, f"{field} begins with {other[0]} and is no image in base64; {SEND}", field)
+            raise Refused(422, f"{field} begins with {other[0]} and is not a base64 image; {SEND}", field)
         if isinstance(part, ImagePart):
             raise Refused(422, f"{field} names an address, and none is fetched; {SEND}", field)
         return None

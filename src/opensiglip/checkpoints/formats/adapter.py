@@ -38,7 +38,7 @@ def merge(folder: Path, name: str, host: nn.Module) -> int:
     config, tensors = read_config(folder / CONFIG), read_tensors(folder, WEIGHTS, name)
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-        raise UserError(f"{name} is an adapter of kind {kind}; of adapters, LoRA's can be read: merge it with peft.")
+        raise UserError(f"{name} is an adapter of kind {kind}; only LoRA adapters can be read: merge it with peft.")
     own = host.state_dict()
     known = {key.removeprefix("vision_model."): key for key in own} | {key: key for key in own}
     changed = 0

@@ -86,7 +86,7 @@ def read(folder: Path, name: str) -> Contents:
         raise UserError(f"{name} can't be read ({first_line(error)}); fetch it again, with its safetensors.") from error
     host, report = made
     if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{name} has no {missing[0]}, which its config.json speaks of; fetch it again.")
+        raise UserError(f"{name} has no {missing[0]}, which its config.json names; fetch it again.")
     processor = image_processor(folder)
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):

@@ -108,9 +108,7 @@ def write_onnx(folder: Path, model: Model) -> dict[str, Any]:
         sizes = "batch sizes and aspect ratios" if graph.free.get("pixel_values") == 2 else "batch sizes"
         print(f"{path.name}: onnxruntime differs by at most {worst:.1e}, on several {sizes}")
         if not worst <= TOLERANCE:
-            raise UserError(
-                f"{path} computes something else than the model ({worst:.1e}); update onnx and onnxruntime."
-            )
+            raise UserError(f"{path} computes other values than the model ({worst:.1e}); update onnx and onnxruntime.")
     if model.text is None:
         return {}
     return {"logit_scale": float(model.logit_scale.detach().exp()), "logit_bias": float(model.logit_bias.detach())}

@@ -48,7 +48,7 @@ def read(folder: Path, name: str) -> Contents:
         ours = {"logit_bias": torch.zeros(1)} | to_ours(state)
         vocabulary = len(ours["text.tower.embeddings.token_embedding.weight"])
     except KeyError as error:
-        raise UserError(f"{name} has no {error.args[0]}, which its config speaks of; fetch it again.") from error
+        raise UserError(f"{name} has no {error.args[0]}, which its config names; fetch it again.") from error
     model = assemble(name, ours, networks, vocabulary)
     clean = "canonical" if (config["text_cfg"].get("tokenizer_kwargs") or {}).get("clean") == "canonicalize" else None
     pipeline = TextPipeline.released(folder, length=networks.length, vocabulary=vocabulary, name=name, clean=clean)
@@ -81,7 +81,7 @@ def architecture(config: dict[str, Any], name: str) -> Architecture:
     """The networks of a model config. Raises UserError where they are not SigLIP's."""
     vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
     if "timm_model_name" not in vision or any(text.get(key) != value for key, value in SIGLIP.items()):
-        raise UserError(f"{name} is an open_clip model of another kind than SigLIP or CoCa; its towers are not ours.")
+        raise UserError(f"{name} is an open_clip model of another kind than SigLIP or CoCa; its towers can't be read.")
     tower = timm_vit.skeleton(str(vision["timm_model_name"]), int(vision.get("image_size", 224)), name)
     width = int(text["width"])
     eps = float((text.get("norm_kwargs") or {}).get("eps", 1e-5))

@@ -66,7 +66,9 @@ def check(model: Model, format: str) -> None:
     """Raises UserError where the image tower is no SigLIP ViT of one square."""
     networks = model.architecture
     if type(model.vision) is not Vision or networks.naflex or networks.coca is not None:
-        raise UserError(f"--format {format} takes SigLIP's image tower on squares, which this model has not; give hf.")
+        raise UserError(
+            f"--format {format} takes SigLIP's image tower on square images, which this model lacks; give hf."
+        )
 
 
 def ratio(networks: Architecture) -> float:
@@ -84,7 +86,7 @@ def tell(library: str, worst: float, excuse: str = "") -> None:
     """Say how far the library's embeddings are from ours. Raises UserError where that is further than it may be."""
     print(f"{library} differs by at most {worst:.1e}{excuse}")
     if not worst <= TOLERANCE and not excuse:
-        raise UserError(f"{library} computes something else than the model ({worst:.1e}); update it.")
+        raise UserError(f"{library} computes other values than the model ({worst:.1e}); update it.")
 
 
 def to_timm(state: dict[str, Tensor], prefix: str = "vision.tower.") -> dict[str, Tensor]:

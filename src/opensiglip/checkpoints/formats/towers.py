@@ -71,8 +71,8 @@ def image_shape(place: Path, name: str) -> tuple[Shape, int]:
     config = read_json(place / "config.json")
     if "patch_size" not in config:
         raise UserError(
-            f"--vision {name} is no image transformer of transformers (its config.json has no patch_size); give "
-            "DINOv2's, DINOv3's, a ViT or alike."
+            f"--vision {name} is not an image transformer of the transformers library (its config.json has no "
+            "patch_size); give a DINOv2, a DINOv3, a ViT or the like."
         )
     return _shape(config, name, "--vision"), _number(config["patch_size"], name, "patch_size")
 
@@ -88,7 +88,7 @@ def _shape(config: dict[str, Any], name: str, flag: str) -> Shape:
 
 def _number(value: Any, name: str, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= LARGEST:
-        raise UserError(f"{name} has {what} {value!r} in its configuration, which is no number of 1 to {LARGEST}.")
+        raise UserError(f"{name} has {what} {value!r} in its configuration, which is not a number from 1 to {LARGEST}.")
     return int(value)
 
 

@@ -40,7 +40,7 @@ def parse_spec(spec: str) -> ScenesSpec:
         if key not in _KEYS or not equals:
             raise UserError(f"data {spec!r}: {item.strip()!r} is not key=value with a key among {', '.join(_KEYS)}.")
         if key in values:
-            raise UserError(f"data {spec!r}: key {key!r} stands twice, keep one.")
+            raise UserError(f"data {spec!r}: key {key!r} is given twice; keep one.")
         if key == "languages":
             values[key] = resolve_languages(value.replace("|", "+").split("+"))
         else:
@@ -57,7 +57,9 @@ def resolve_languages(codes: Sequence[str]) -> tuple[str, ...]:
         return LANGUAGES
     for code in codes:
         if code not in LANGUAGES:
-            raise UserError(f"languages: scenes do not speak {code!r}; choose among {', '.join(LANGUAGES)}, or all.")
+            raise UserError(
+                f"languages: scenes have no language {code!r}; choose among {', '.join(LANGUAGES)}, or all."
+            )
     if not codes:
         raise UserError(f"languages: name at least one of {', '.join(LANGUAGES)}, or all.")
     return tuple(dict.fromkeys(codes))
@@ -69,7 +71,7 @@ def _share(spec: str, key: str, value: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f"data {spec!r}: {key}={value} is not a share from 0 to 1.")
+        raise UserError(f"data {spec!r}: {key}={value} is not a number from 0 to 1.")
     return share
 
 

@@ -26,8 +26,8 @@ class BoxLayout:
         corners, _, unit = text.partition("-")
         if corners not in CORNERS or unit not in ("", *UNITS):
             raise UserError(
-                f"--box-format {text!r} is not known; give {', '.join(CORNERS)}, and -relative after it for shares of "
-                "the image instead of pixels."
+                f"--box-format {text!r} is not known; give {', '.join(CORNERS)}, with -relative for fractions of "
+                "the image in place of pixels."
             )
         return cls(corners, unit == "relative")
 
@@ -91,11 +91,11 @@ def check_layout(facts: Counter[str], source: str) -> None:
     if small > MOST_SMALL * count:
         layout = "xywh-relative or cxcywh-relative" if facts["small_empty"] > MOST_EMPTY * small else "xyxy-relative"
         raise UserError(
-            f"{small} of {count} boxes of {source} lie between 0 and 1, as shares of the image do; give --box-format "
+            f"{small} of {count} boxes of {source} lie between 0 and 1, like fractions of the image; give --box-format "
             f"{layout}, or xyxy if they are pixels."
         )
     if empty > MOST_EMPTY * count:
         raise UserError(
             f"{empty} of {count} boxes of {source} have no area as x1 y1 x2 y2; give --box-format xywh, or cxcywh if "
-            "they begin with their centre, or xyxy to leave those out."
+            "they start with their centre, or xyxy to leave those out."
         )

@@ -85,7 +85,7 @@ def find_columns(names: Sequence[str], spec: Spec, features: Mapping[str, Any] |
     found = spec.options.get("image") or usual(names, IMAGES) or usual(names, PATHS)
     if found is None:
         raise UserError(
-            f"--data {spec.name} has no column with a usual name of images; give ?image=NAME of {', '.join(names)}."
+            f"--data {spec.name} has no column with a usual name for images; give ?image=NAME of {', '.join(names)}."
         )
     texts = tuple(shares) or tuple(name for name in names if name.lower() in TEXTS and name != found)
     label = spec.options.get("label") or usual(names, LABELS)

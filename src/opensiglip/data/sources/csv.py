@@ -95,7 +95,7 @@ def read_csv(file: Path, wanted: Sequence[str] = (), *, linked: bool = False) ->
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); give a CSV with a header.") from None
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{file} has two columns {twice[0]!r}; name them apart.")
+        raise UserError(f"{file} has two columns {twice[0]!r}; rename one.")
     return table.combine_chunks(), len(broken)
 
 

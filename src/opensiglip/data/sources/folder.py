@@ -166,7 +166,7 @@ def read_rows(metadata: Path, layout: BoxLayout | None = None) -> tuple[list[Row
     """The usable rows of the file, one an image, and how many rows, regions and masks are not, by reason."""
     if not metadata.is_file():
         raise UserError(
-            f"{metadata.parent} has no metadata.jsonl; write one with a JSON object a line, like "
+            f"{metadata.parent} has no metadata.jsonl; write one with one JSON object per line, like "
             '{"file_name": "images/1.jpg", "captions": ["a red apple"]}.'
         )
     rows: dict[tuple[str, str], Row] = {}
@@ -184,7 +184,7 @@ def read_rows(metadata: Path, layout: BoxLayout | None = None) -> tuple[list[Row
             key = row.path, row.alone()
             rows[key] = rows[key].merged(row) if key in rows else row
     if not lines:
-        raise UserError(f"{metadata} is empty; give it one JSON object a line.")
+        raise UserError(f"{metadata} is empty; give it one JSON object per line.")
     if broken[NOTHING] == lines:
         raise UserError(
             f"{metadata} has no column 'captions', 'caption', 'text', 'regions', 'objects', 'label' or 'qa' with "
@@ -192,7 +192,7 @@ def read_rows(metadata: Path, layout: BoxLayout | None = None) -> tuple[list[Row
         )
     if broken.total() > BROKEN_LINES * lines:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in broken.most_common(3))
-        raise UserError(f"{broken.total()} of {lines} lines of {metadata} can't be used ({reasons}); mend the file.")
+        raise UserError(f"{broken.total()} of {lines} lines of {metadata} can't be used ({reasons}); fix the file.")
     return list(rows.values()), broken + dropped
 
 

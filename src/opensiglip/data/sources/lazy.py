@@ -167,7 +167,7 @@ class LazySource(Source):
             self.found.update(codes)
         if broken.total() == tried:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in broken.most_common(3))
-            raise UserError(f"none of {tried} rows of {self.name} can be used ({reasons}); mend it or its options.")
+            raise UserError(f"none of {tried} rows of {self.name} can be used ({reasons}); fix it or its options.")
         if self.wanted is not None and not self.found:
             raise UserError(f"{self.name} has no texts in {', '.join(self.wanted)} in the first {tried} rows tried.")
 
@@ -204,5 +204,5 @@ def read_classes(spec: Spec) -> list[str]:
         return Path(file).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--data {spec.name}: classes file {file} can't be read ({error}); give a name a line."
+            f"--data {spec.name}: classes file {file} can't be read ({error}); give one name per line."
         ) from None

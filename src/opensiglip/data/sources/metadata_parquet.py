@@ -35,7 +35,7 @@ class MetadataParquet(Table):
             names = [str(name) for name in self.table[columns.image].to_pylist()]
             splits = self.table["split"].to_pylist() if "split" in self.table.column_names else None
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); mend the file.") from None
+            raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); fix the file.") from None
         if splits is not None and (unknown := {str(name) for name in splits if name and name not in SPLITS}):
             raise UserError(f"{file}: split {sorted(unknown)[0]!r} is not train, val or test.")
         classes = category_names(features.get(columns.label or ""))

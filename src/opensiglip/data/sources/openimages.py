@@ -116,4 +116,4 @@ def read_labels(folder: Path, spec: Spec) -> dict[bytes, str]:
         with found[0].open(encoding="utf-8", newline="") as opened:
             return {line[0].encode(): line[1].strip() for line in csv.reader(opened) if len(line) > 1}
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{found[0]} can't be read ({error}); give a label and its name a line.") from None
+        raise UserError(f"{found[0]} can't be read ({error}); give one label and its name per line.") from None

@@ -123,7 +123,7 @@ def read_footer(file: Path | RemoteFile) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
         return read_range(file, read) if isinstance(file, RemoteFile) else read(file)
     except (OSError, ValueError, pa.ArrowException, BrokenExample) as error:
-        raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); mend or leave out the file.") from None
+        raise UserError(f"{file} can't be read ({str(error).splitlines()[0]}); fix or leave out the file.") from None
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def spec_of(data: Any) -> str:
     if isinstance(data, str | PurePath):
         return str(data)
     if not (isinstance(data, Mapping) or (hasattr(data, "__len__") and (has_items(data)))):
-        raise UserError(f"data {type(data).__name__} is no data set; give an object with len() and [i] or example(i).")
+        raise UserError(
+            f"data {type(data).__name__} is not a data set; give an object with len() and [i] or example(i)."
+        )
     known = [name for name, one in handed_over.items() if one is data]
     name = known[0] if known else f"object:{type(data).__name__}-{len(handed_over)}"
     handed_over[name] = data

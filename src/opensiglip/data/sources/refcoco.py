@@ -101,7 +101,7 @@ def read_refs(file: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError, NotPlain) as error:
         raise UserError(f"{file} can't be read ({error}); give one in {SHAPE}, of plain values.") from None
     if not isinstance(stored, list):
-        raise UserError(f"{file} is no list; give one in {SHAPE}.")
+        raise UserError(f"{file} is not a list; give one in {SHAPE}.")
     return [one for one in stored if isinstance(one, dict)]
 
 

@@ -122,7 +122,7 @@ def read_list(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}); give a list of shards, one a line.") from None
+        raise UserError(f"{path} can't be read ({error}); give a list of shards, one per line.") from None
 
 
 def expand(spec: Spec) -> list[str]:
@@ -136,7 +136,7 @@ def expand(spec: Spec) -> list[str]:
         if numbers is not None:
             first, last = int(numbers[1]), int(numbers[2])
             if not 0 <= last - first < MAX_SHARDS:
-                raise UserError(f"--data {spec.name}: {{{piece}}} is no range of up to {MAX_SHARDS:,} shards.")
+                raise UserError(f"--data {spec.name}: {{{piece}}} is not a range of up to {MAX_SHARDS:,} shards.")
             choices.append([str(number).zfill(len(numbers[1])) for number in range(first, last + 1)])
         else:
             choices.append(piece.split(",") if at % 2 else [piece])

@@ -107,7 +107,9 @@ def parse_spec(spec: str, kinds: tuple[str, ...], cache_gb: float = CACHE_GB) ->
         rest = rest[: found.start()]
         options = dict(pair.split("=", 1) for pair in found[1].split("&"))
         if unknown := [name for name in options if name not in OPTIONS]:
-            raise UserError(f"--data {spec}: {unknown[0]!r} is no option of a source; there are {', '.join(OPTIONS)}.")
+            raise UserError(
+                f"--data {spec}: {unknown[0]!r} is not an option of a source; there are {', '.join(OPTIONS)}."
+            )
     kind, colon, path = rest.partition(":")
     if not colon or kind not in kinds or is_remote(rest):
         kind, path = "", rest

@@ -41,7 +41,7 @@ class Pairs(Source):
                 self.skipped[str(reason)] += 1
         if not self.rows:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(3))
-            raise UserError(f"{spec} has no pair that can be used ({reasons or 'it is empty'}); mend the file.")
+            raise UserError(f"{spec} has no pair that can be used ({reasons or 'it is empty'}); fix the file.")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -148,12 +148,12 @@ def open_index(file: Path | RemoteFile) -> tuple[tuple[int, int], int, dict[str,
         try:
             return (file.size, file.version), *remote_counts(file)
         except BrokenExample as reason:
-            raise UserError(f"{file} can't be read ({reason}); mend or leave out the tar.") from None
+            raise UserError(f"{file} can't be read ({reason}); fix or leave out the tar.") from None
     try:
         facts = file.stat()
         return (facts.st_size, facts.st_mtime_ns), *tar_counts(file)
     except OSError as error:
-        raise UserError(f"{file} can't be read ({error.strerror or error}); mend or leave out the tar.") from None
+        raise UserError(f"{file} can't be read ({error.strerror or error}); fix or leave out the tar.") from None
 
 
 def bounded(member: tuple[int, int], most: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def parse(file: Path, skipped: Counter[str]) -> Iterator[Record]:
     """A record an image. Raises UserError."""
     stored = read_json(file, "Visual Genome's shape")
     if not isinstance(stored, list):
-        raise UserError(f"{file} is no list of images with regions; give Visual Genome's {FILE}.")
+        raise UserError(f"{file} is not a list of images with regions; give Visual Genome's {FILE}.")
     for image in stored:
         regions = image.get("regions") if isinstance(image, dict) else None
         if not isinstance(regions, list) or not regions:

@@ -130,7 +130,7 @@ def images_in(root: Path, place: str, file: Path) -> Iterator[str]:
         if path.is_file():
             yield from (checked(line) for line in lines_of(path))
             return
-    raise UserError(f"{file}: {place} is not a folder or list below {root}; mend the path.")
+    raise UserError(f"{file}: {place} is not a folder or list below {root}; fix the path.")
 
 
 def checked(line: str) -> str:

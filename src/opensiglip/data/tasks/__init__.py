@@ -54,7 +54,7 @@ def parse_tasks(text: str) -> dict[str, float]:
         if not 0 < weight < float("inf"):
             raise UserError(f"--tasks: the weight of {name} is {tail}; give a number above 0.")
         if name in weights:
-            raise UserError(f"--tasks: {name} stands twice; keep one.")
+            raise UserError(f"--tasks: {name} is given twice; keep one.")
         find_task(name)
         weights[name] = weight
     return weights

@@ -61,7 +61,7 @@ def fill(part: str, said: str, form: Form) -> tuple[Part, ...]:
     said = said.strip()
     if part == "BOX":
         if (box := form.boxes.read(said, form.width, form.height)) is None:
-            raise UserError(f"{said!r} is no box as this model writes one: {form.boxes}.")
+            raise UserError(f"{said!r} is not a box in this model's format: {form.boxes}.")
         return (box,)
     if part == "NAMES":
         return tuple(name.strip() for name in re.split("(;)", said) if name.strip())

@@ -34,18 +34,20 @@ def read_weights(file: Path, source: Source) -> NDArray[np.float64]:
     """The weights [rows of the source]. Raises UserError where they are not of this source, or no weights at all."""
     flag = f"--example-weights {file}"
     if not file.is_file():
-        raise UserError(f"{flag} is no file; check the path, or write it by `opensiglip data balance` or `data dedup`.")
+        raise UserError(
+            f"{flag} is not a file; check the path, or write it with `opensiglip data balance` or `data dedup`."
+        )
     try:
         with pq.ParquetFile(file) as opened:
             rows, noted = opened.metadata.num_rows, (opened.schema_arrow.metadata or {}).get(FINGERPRINT)
             if rows != len(source):
                 raise UserError(
-                    f"{flag} has {rows} rows, the train split of {source.name} {len(source)}; write it anew for this "
+                    f"{flag} has {rows} rows, the train split of {source.name} {len(source)}; write it again for this "
                     "source and these --languages."
                 )
             if noted not in (None, fingerprint(source).encode()):
                 raise UserError(
-                    f"{flag} was written for other examples than {source.name} has now; write it anew for this source "
+                    f"{flag} was written for other examples than {source.name} has now; write it again for this source "
                     "and these --languages."
                 )
             column = opened.read([COLUMN]).column(COLUMN)

@@ -35,7 +35,7 @@ def parse_rule(rule: str | None, languages: str | None = None) -> float | None:
     if name != "temperature" or not 0 <= number(power, -1.0) <= 1:
         raise UserError(f"--language-weights {rule!r} is not temperature:A with A from 0 to 1.")
     if parse_languages(languages)[1]:
-        raise UserError(f"--language-weights {rule} and --languages {languages} both say shares; give one of them.")
+        raise UserError(f"--language-weights {rule} and --languages {languages} both set shares; give one of them.")
     return number(power)
 
 

@@ -40,7 +40,8 @@ class Lexicon:
             check_lists(lists)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"--lexicon {file} is no JSON of {{attribute: {{value: {{language: [words]}}}}}} ({first_line(error)})."
+                f"--lexicon {file} is not JSON of the form {{attribute: {{value: {{language: [words]}}}}}} "
+                f"({first_line(error)})."
             ) from error
         return cls(lists)
 

@@ -19,7 +19,7 @@ def parse_weights(rule: str, specs: Sequence[str] = ()) -> float:
     if not 0 <= power <= 1:
         raise UserError(f"--data-weights {rule!r} is not size, equal or temperature:A with A from 0 to 1.")
     if weighted := [spec for spec in specs if split_weight(spec)[1] is not None]:
-        raise UserError(f"--data-weights {rule} and --data {weighted[0]} both say a share; give one of them.")
+        raise UserError(f"--data-weights {rule} and --data {weighted[0]} both set a share; give one of them.")
     return power
 
 

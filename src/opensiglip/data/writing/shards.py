@@ -84,7 +84,9 @@ class Job:
             shutil.rmtree(part, ignore_errors=True)
             write_json(done_place(self.out, number), {"done": vars(done), "files": files})
         except OSError as error:
-            raise UserError(f"can't write to {self.out}: {error.strerror or error}; mend it and run again.") from None
+            raise UserError(
+                f"can't write to {self.out}: {error.strerror or error}; fix the cause and run again."
+            ) from None
         return done
 
     def _known(self, number: int) -> Done | None:

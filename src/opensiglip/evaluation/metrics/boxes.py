@@ -45,7 +45,7 @@ def detection_ap(predicted: Sequence[Detections], targets: Sequence[Detections])
         from pycocotools.coco import COCO  # type: ignore[import-untyped]
         from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
     except ImportError as error:
-        raise UserError('detection is judged by pycocotools: pip install "opensiglip[eval]".') from error
+        raise UserError('detection is evaluated with pycocotools: pip install "opensiglip[eval]".') from error
     names = sorted({name for some in targets for name, _ in some})
     category = {name: number for number, name in enumerate(names, 1)}
 

@@ -82,7 +82,7 @@ def mean_over_seeds(values: Sequence[dict[str, Any]], baseline: Sequence[dict[st
     much. Raises ValueError where not all were judged on the same examples.
     """
     if not same_examples([*values, *(baseline or [])]):
-        raise ValueError("not judged on the same examples")
+        raise ValueError("not evaluated on the same examples")
     totals, counts = zip(*map(_by_image, values), strict=True)
     sums, count = np.stack(totals, axis=1), counts[0]  # [I, S], [I]
     if baseline is not None:

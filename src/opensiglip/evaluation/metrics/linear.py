@@ -118,5 +118,5 @@ def linear_model() -> Any:
     try:
         from sklearn import linear_model
     except ImportError as error:
-        raise UserError('probes are fitted by scikit-learn: pip install "opensiglip[eval]".') from error
+        raise UserError('probes are fitted with scikit-learn: pip install "opensiglip[eval]".') from error
     return linear_model

@@ -39,7 +39,7 @@ def aro(model: Predictor, folder: Path, how: How) -> dict[str, Judged]:
         file = find_file(folder, [f"visual_genome_{part}.json"], DOWNLOAD)
         stored = read_json(file, "ARO's shape")
         if not isinstance(stored, list):
-            raise UserError(f"{file} is no list; {DOWNLOAD}.")
+            raise UserError(f"{file} is not a list; {DOWNLOAD}.")
         records = [_record(item, part, file) for item in stored]
         source = listed(str(folder), records, [folder / "images", folder], DOWNLOAD, Crops)
         found[part] = judge_source(model, source, partial(by_kind, part), how)

@@ -129,14 +129,14 @@ def run_protocol(
         raise UserError("--count, --train-count and --probe-steps are at least 1.")
     protocol, place = PROTOCOLS[name], Path(folder).expanduser().resolve()
     if not place.is_dir():
-        raise UserError(f"{folder} is no folder; give the one with {name}'s files as downloaded.")
+        raise UserError(f"{folder} is not a folder; give the one with {name}'s files as downloaded.")
     subject = load(model) if isinstance(model, str | Path) else model
     chosen = None if languages is None or "all" in languages else tuple(languages)
     context = Context(None, chosen, seed, train_count, False, quiet, trust, probe)
     try:
         judged = protocol.judge(subject, place, How(context, count))
     except NotApplicable as reason:
-        raise UserError(f"{subject.name} can't be judged by --benchmark {name}: {reason}; name another.") from None
+        raise UserError(f"{subject.name} can't be evaluated with --benchmark {name}: {reason}; name another.") from None
     metrics: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, Any]] = {}
     for part, one in judged.items():

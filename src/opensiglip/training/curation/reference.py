@@ -106,7 +106,7 @@ def open_reference(name: str) -> Pretrained:
         raise UserError(f"--reference {name} is {reference.format}; give a SigLIP, with image and text tower.")
     if not reference.model.architecture.logit_bias:
         raise UserError(
-            f"--reference {name} was trained by a softmax, whose loss of one pair says nothing; give a SigLIP."
+            f"--reference {name} was trained with a softmax, whose loss is not defined for one pair; give a SigLIP."
         )
     if reference.pipeline is None:
         raise UserError(f"--reference {name} comes without its tokenizer; fetch or export it again, whole.")
