@@ -555,8 +555,8 @@ def test_the_report_shows_the_twelve_of_highest_and_of_lowest_score(
 ) -> None:
     go(tmp_path / "run", reference=reference, batch_size=12, steps=2)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    said = page.partition("<h2>What it chooses</h2>")[2].partition("<h2>")[0]
-    assert "Of 24 training examples" in said and "--curate learnability" in said
+    said = page.partition("<h2>Selected examples</h2>")[2].partition("<h2>")[0]
+    assert "among 24 training examples" in said and "--curate learnability" in said
     scores = [float(score) for score in re.findall(r"Score (-?\d+\.\d+); caption, human", said)]
     assert len(scores) == 24 and min(scores[:12]) >= max(scores[12:])
     assert scores[:12] == sorted(scores[:12], reverse=True) and scores[12:] == sorted(scores[12:])

@@ -328,7 +328,7 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
     assert "| 4 (the run had not ended), 32 |" in card and f"opensiglip train {recipe}" in card
     shutil.rmtree(killed / "checkpoints")
     assert main(["export", str(killed), "--out", str(tmp_path / "nothing")]) == 2
-    assert "has no checkpoint yet: let it go on with --resume" in capsys.readouterr().err
+    assert "has no checkpoint yet: continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_run_exports_what_it_learned_and_says_only_what_matters(

@@ -170,9 +170,7 @@ def test_boxes_follow_crops_and_mirrors(pipeline: TextPipeline) -> None:
 
 def test_an_image_tower_of_another_make_is_refused(pipeline: TextPipeline) -> None:
     networks: Any = SimpleNamespace(foreign=SimpleNamespace(vision={}))
-    with pytest.raises(
-        UserError, match="--region-pairs reads the patches of an image tower of ours; leave out --vision"
-    ):
+    with pytest.raises(UserError, match="--region-pairs needs an OpenSigLIP image tower; leave out --vision"):
         RegionPairs().build(pipeline, networks)
 
 

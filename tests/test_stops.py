@@ -68,7 +68,7 @@ def test_a_signal_ends_the_step_saves_it_and_says_where_and_the_run_goes_on_bit_
     signals_in_step(3, getattr(signal, name))
     with pytest.raises(Stopped) as stop:
         run(out)
-    assert str(stop.value) == f"stopped by {name}; --resume goes on from {out}/checkpoints/step-00000004."
+    assert str(stop.value) == f"stopped by {name}; --resume continues from {out}/checkpoints/step-00000004."
     assert signal.getsignal(signal.SIGTERM) == before and not RunFolder(out).lock.exists()
     run(out, resume=True)
     assert (out / LEARNER).read_bytes() == (straight / LEARNER).read_bytes()
@@ -91,7 +91,10 @@ def test_a_signal_while_the_last_step_is_saved_stops_before_the_export(
             signal.raise_signal(signal.SIGTERM)
         describe(part, step)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"SIGTERM; --resume goes on from .*00000006\.$"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match=r"SIGTERM; --resume continues from .*00000006\.$"),
+    ):
         patch.setattr(checkpoint, "write_manifest", asked)
         run(out)
     assert not RunFolder(out).ended
@@ -346,7 +349,9 @@ def test_a_run_goes_on_from_no_weights_that_are_not_finite(file: str, run: Run, 
         tensors[name].fill_(float("nan"))
         save_file(tensors, saved / f"{file}.safetensors")
         (saved / "manifest.json").unlink()
-    words = f"{saved} has weights that are not finite, in {name}; delete that folder, and --resume goes on from the one"
+    words = (
+        f"{saved} has weights that are not finite, in {name}; delete that folder, and --resume continues from the one"
+    )
     with pytest.raises(UserError, match=words):
         run(tmp_path / "run", resume=True)
     first = saved.with_name("step-00000003")

@@ -76,7 +76,9 @@ def kept(image: Any) -> Tensor:
 
 def test_an_image_tower_of_another_make_is_refused(pipeline: TextPipeline) -> None:
     networks: Any = SimpleNamespace(foreign=SimpleNamespace(vision={}))
-    with pytest.raises(UserError, match="--token-weight needs an OpenSigLIP image tower; leave out --vision, or give 0"):
+    with pytest.raises(
+        UserError, match="--token-weight needs an OpenSigLIP image tower; leave out --vision, or give 0"
+    ):
         TokenClassification().build(pipeline, networks)
 
 

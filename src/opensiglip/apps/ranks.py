@@ -74,4 +74,4 @@ def sentence(rank: int, ranks: int, failure: ProcessFailure) -> str:
         why = ", as the system does where memory runs out" if failure.exitcode == -signal.SIGKILL else ""
     else:
         how, why = f"ended with exit code {failure.exitcode}", "; its traceback stands above"
-    return f"rank {rank} of {ranks} {how}{why}; the others were ended, and --resume goes on from the last checkpoint."
+    return f"rank {rank} of {ranks} {how}{why}; the others were ended, and --resume continues from the last checkpoint."

@@ -43,9 +43,7 @@ class RegionPairs(Pairwise):
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
         """Raises UserError beside an image tower of another make."""
         if architecture.foreign is not None and architecture.foreign.vision is not None:
-            raise UserError(
-                "--region-pairs reads the patches of an image tower of ours; leave out --vision, or give 0."
-            )
+            raise UserError("--region-pairs needs an OpenSigLIP image tower; leave out --vision, or give 0.")
         self.patch = architecture.patch
 
     @torch.no_grad()

@@ -131,7 +131,7 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
     _check_names(path, weights.keys(), own.keys())
     for name, tensor in own.items():
         _check_shape(path, name, weights[name], tensor)
-    mend = "delete that folder, and --resume goes on from the one before"
+    mend = "delete that folder, and --resume continues from the one before"
     refuse_not_finite(f"checkpoint {path}", weights | moments, mend)
     parameters = dict(learner.named_parameters())
     states = by_parameter(moments)

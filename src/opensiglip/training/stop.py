@@ -81,7 +81,7 @@ def stopping(run: RunFolder) -> Iterator[Stop]:
 def _goes_on(run: RunFolder) -> str:
     newest = run.newest()
     if newest is not None:
-        return f"; --resume goes on from {newest}"
+        return f"; --resume continues from {newest}"
     if run.begun:
         return " before the first checkpoint: nothing is saved, and --resume begins anew"
     return " before the run began: start it again as it is"

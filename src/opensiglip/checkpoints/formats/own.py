@@ -46,7 +46,7 @@ def newest(run: RunFolder) -> Path:
     found = sound(run)
     if found is None:
         raise UserError(
-            f"{run.path} is a run that has not ended and has no checkpoint yet: let it go on with --resume, "
+            f"{run.path} is a run that has not ended and has no checkpoint yet: continue it with --resume, "
             "or train it again with a smaller --save-every."
         )
     return found
