@@ -15,17 +15,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: .venv/.installed  ## make .venv with the pinned requirements and this package
+setup: .venv/.installed  ## create .venv with the pinned requirements and this package
 	@:
 
-# A process a core, of one thread each: toy tensors gain nothing from more, and threads that wait for one another are slow.
+# One process per core with one thread each: toy tensors gain nothing from more threads.
 test: .venv/.installed  ## run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 test-browser: .venv/.installed  ## click through the demo (needs chromium and chromedriver)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
 
-torture: .venv/.installed  ## kills, damage and hostile files, COUNT of each (make test runs a few)
+torture: .venv/.installed  ## test with kills, damage and hostile files, COUNT of each (make test runs a few)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/torture -s --torture-count $(COUNT)
 
 lint: .venv/.installed  ## check format, style and types
@@ -33,8 +33,8 @@ lint: .venv/.installed  ## check format, style and types
 	.venv/bin/ruff check
 	.venv/bin/mypy
 
-# pip-audit has an environment of its own: it is no part of what is audited.
-audit:  ## look the pins up in the lists of known vulnerabilities (needs the network)
+# pip-audit has its own environment, so that it is not part of the audit.
+audit:  ## check the pins for known vulnerabilities (needs the network)
 	@$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -qq pip-audit 2>.venv/audit/log || { \
 		echo 'The pins were not audited: the package index in use has no pip-audit, or can not be reached' \
 			'(.venv/audit/log); run make audit where https://pypi.org can be.' >&2; exit 2; }
@@ -44,16 +44,16 @@ audit:  ## look the pins up in the lists of known vulnerabilities (needs the net
 		'pip-audit found no entry of theirs on https://pypi.org, which may be out of reach here.' >&2; exit 2; }; \
 	exit $$status
 
-# So has the documentation: the package is read, not imported.
+# The documentation tools have their own environment, too: the package is parsed, not imported.
 docs:  ## build the documentation into site/, strictly (needs the network)
 	@$(PYTHON) -m venv .venv/docs && .venv/docs/bin/python -m pip install -qq --require-hashes -r requirements-docs.txt
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
 	@echo 'site/index.html; with its search: python3 -m http.server -b 127.0.0.1 -d site 8001'
 
-matrix:  ## the tests on every Python here, with the oldest and newest torch and transformers (needs the network)
+matrix:  ## run the tests on every installed Python, with the oldest and newest torch and transformers (needs the network)
 	@$(PYTHON) .ci/matrix.py $(TESTS)
 
-format: .venv/.installed  ## rewrite the code in the one format
+format: .venv/.installed  ## format the code
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
@@ -74,8 +74,8 @@ clean:  ## remove .venv, built packages and caches; runs/ stays
 	rm -rf .venv dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
-# .installing outlives only an install that was interrupted, whose half-written packages pip would take for whole ones:
-# then start from an empty environment. Otherwise pip changes what differs from the pins.
+# .installing remains only after an interrupted install, whose incomplete packages pip would take for complete ones:
+# start from an empty environment then. Otherwise pip changes only what differs from the pins.
 .venv/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo 'OpenSigLIP needs Python 3.11 or newer, which "$(PYTHON)" is not: name one, as in make setup PYTHON=python3.12' >&2; \

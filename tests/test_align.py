@@ -594,7 +594,7 @@ def test_damaged_features_are_encoded_anew(
     whole = (place / "images.npy").read_bytes()
     (place / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     train("align", **arguments(towers, folder, tmp_path / "second"))
-    assert "images.npy is not as it was written: encoded anew" in capsys.readouterr().out
+    assert "images.npy is not as it was written: encoded again" in capsys.readouterr().out
     assert (place / "images.npy").read_bytes() == whole
 
 

@@ -536,7 +536,7 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
         ({"steps": 4, "crop_area": 0.5}, "images are cropped or mirrored anew at each visit"),
     ):
         go(tmp_path / why[:5], reference=reference, features=tmp_path / "features", **flags)
-        assert f"reference   encodes each batch: {why}" in capsys.readouterr().out
+        assert f"reference   encodes every batch: {why}" in capsys.readouterr().out
     assert not (tmp_path / "features").exists()
 
 

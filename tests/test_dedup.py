@@ -35,7 +35,7 @@ def test_copies_are_left_out_but_for_the_first_and_so_is_what_is_held_out(
     assert left_out(spec, out) == copies
     assert left_out(spec, out, "--against", spec) == copies | {"copy4.png"}
     said = capsys.readouterr().out
-    assert "4 of 36 rows repeat an earlier one" in said and "1 stand in held-out data" in said
+    assert "4 of 36 rows repeat an earlier one" in said and "1 occur in held-out data" in said
     assert "(copy4.png) is held out as held-out val 0 (4.png)" in said
     told = json.loads(out.with_suffix(".json").read_text())
     assert (told["repeats"], told["held_out_too"], told["left"]) == (4, 1, 31)

@@ -317,7 +317,7 @@ def test_a_run_that_was_killed_is_exported_as_its_newest_checkpoint_has_it(
     assert not (killed / "model" / "config.json").exists()
     capsys.readouterr()
     assert main(["export", str(killed), "--out", str(out)]) == 0
-    assert f"{killed} has not ended: this is its newest checkpoint, after 4 steps" in capsys.readouterr().out
+    assert f"{killed} is not finished: this is its newest checkpoint, after 4 steps" in capsys.readouterr().out
     expected = Model.from_pretrained(whole / "model").state_dict()
     for place in (out, killed):
         found = Pretrained.open(place).model.state_dict()

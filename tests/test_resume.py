@@ -192,7 +192,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
 ) -> None:
     shutil.rmtree(copy / "checkpoints")
     run(copy, resume=True)
-    assert "has no checkpoint yet: it begins again" in capsys.readouterr().out
+    assert "has no checkpoint yet: it starts again" in capsys.readouterr().out
     assert_same_end(copy, straight)
 
 

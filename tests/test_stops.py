@@ -259,7 +259,7 @@ def test_a_run_whose_first_checkpoint_failed_starts_again_as_it_is(
             run(out)
         run(out, resume=resume)
         assert (out / LEARNER).read_bytes() == (straight / LEARNER).read_bytes()
-    assert "came to no checkpoint: it begins anew" in capsys.readouterr().out
+    assert "has no checkpoint: it starts again" in capsys.readouterr().out
 
 
 def test_a_full_disk_that_a_library_tells_of_is_a_sentence_in_every_command(

@@ -53,4 +53,4 @@ def train(
     print(table(found, length))
     for reason, count in cleaned.most_common():
         print(f"{reason}: {count:,}")
-    print(f"{len(pipeline):,} entries; train with --tokenizer {out}")
+    print(f"{len(pipeline):,} entries; use it with --tokenizer {out}")

@@ -143,9 +143,9 @@ def dedup(
     }
     write_json(out.with_suffix(".json"), told)
     print(f"{told['repeats']:>9} of {len(train)} rows repeat an earlier one")
-    print(f"{told['held_out_too']:>9} stand in held-out data")
+    print(f"{told['held_out_too']:>9} occur in held-out data")
     print("".join(f"          {one}\n" for one in examples), end="")
-    print(f"{told['left']:>9} are left\nweights: {out}\nfigures: {out.with_suffix('.json')}")
+    print(f"{told['left']:>9} remain\nweights: {out}\nfigures: {out.with_suffix('.json')}")
 
 
 def check_out(out: Path) -> None:

@@ -30,12 +30,12 @@ def export(
         raise UserError(f"--out {out} is there already; name a folder that is empty or not there.")
     pretrained = Pretrained.open(source)
     if pretrained.card.get("unfinished"):
-        print(f"{source} has not ended: this is its newest checkpoint, after {pretrained.card['unfinished']} steps.")
+        print(f"{source} is not finished: this is its newest checkpoint, after {pretrained.card['unfinished']} steps.")
     if pretrained.pipeline is None and pretrained.model.vocabulary:
         if tokenizer is not None:
             pretrained = pretrained.with_tokenizer(tokenizer)
         else:
-            print(f"{source} has no tokenizer and neither has the export; --tokenizer names the one it needs.")
+            print(f"{source} has no tokenizer, so the export has none; name one with --tokenizer.")
     try:
         pretrained.save(out, "transformers" if format == "hf" else format, repository=push_to_hub or out.name)
     except OSError as error:

@@ -57,7 +57,7 @@ def build(job: Job, until_end: ExitStack) -> Built:
         saved = sound(run) if config.resume else None
         if saved is None:
             if config.resume:
-                print(f"resume      {folder} has no checkpoint yet: it begins again", flush=True)
+                print(f"resume      {folder} has no checkpoint yet: it starts again", flush=True)
             write_start(job, first or first_pipeline(job, data.sources, data.schedule.origin))
         else:
             set_aside(run, saved)

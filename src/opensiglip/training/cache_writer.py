@@ -132,7 +132,7 @@ def encoded_once(writers: Sequence[CacheWriter], root: Path, accelerator: Accele
             with turn(root / f"{writer.key()}.lock", f"features    another run encodes {source.name}"):
                 place = writer.place(root)
                 while (place / DONE).is_file() and (changed := unusable(source, place, writer.frame)):
-                    accelerator.print(f"features    {changed}: encoded anew", flush=True)
+                    accelerator.print(f"features    {changed}: encoded again", flush=True)
                     shutil.rmtree(place)
                     place = writer.place(root)  # without patches it is another
                 places.append(place)

@@ -110,7 +110,7 @@ def stages(run: RunFolder, model: Model) -> dict[str, Model]:
         try:
             stage.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
-            print(f"{path} can't be read ({first_line(error)}): the report does without it.", flush=True)
+            print(f"{path} can't be read ({first_line(error)}): the report leaves it out.", flush=True)
             continue
         found[f"after {step} steps"] = stage
     return found

@@ -79,7 +79,7 @@ def skipped_advice(skipped: int, steps: int) -> str | None:
     if skipped <= MANY_SKIPPED * steps:
         return None
     return (
-        f"{skipped} of {steps} steps were skipped, as their loss or gradient was not finite: train again with a lower "
+        f"{skipped} of {steps} steps were skipped because their loss or gradient was not finite: train again with a lower "
         "--lr, a longer --warmup, or --precision fp32."
     )
 
@@ -143,8 +143,8 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
                 words["held-out retrieval, chance"] = f"{value:.3f}"
     for kind, shares in summary.get("curated", {}).items():
         for name, share in shares.items() if len(shares) > 1 else ():
-            words[f"chosen by {kind}, {name}"] = (
-                f"{share['chosen']:.3f} of what was trained on, {share['seen']:.3f} of all"
+            words[f"selected by {kind}, {name}"] = (
+                f"{share['chosen']:.3f} of the selected examples, {share['seen']:.3f} of all"
             )
     words["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
     return words

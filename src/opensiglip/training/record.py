@@ -70,7 +70,7 @@ def check(folder: Path, record: dict[str, Any], *, resume: bool, changed: bool) 
     if path.is_file() and not resume:
         if run.complete() or run.ended:
             raise UserError(f"--out {folder} already holds a run; continue it with --resume, or name another folder.")
-        print(f"again       the run in {folder} came to no checkpoint: it begins anew", flush=True)
+        print(f"again       the run in {folder} has no checkpoint: it starts again", flush=True)
     if resume:
         if not path.is_file():
             raise UserError(f"--out {folder} holds no run to --resume.")

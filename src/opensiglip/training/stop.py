@@ -43,7 +43,7 @@ class Stop:
             if not self.stepping:
                 raise Stopped
             if os.environ.get("RANK", "0") == "0":  # not by print, which may be what the signal interrupts
-                os.write(2, f"{name}: the step is ended and saved; once more stops at once.\n".encode())
+                os.write(2, f"{name}: this step ends and is saved; a second signal stops at once.\n".encode())
         elif launcher() is None or time.monotonic() - self.since > ONE_REQUEST:
             raise KeyboardInterrupt
 
@@ -53,7 +53,7 @@ class Stop:
             time.sleep(LOOK)
         self.by = self.by or "the end of its launcher"
         time.sleep(GRACE)
-        os.write(2, b"opensiglip: the launcher of this rank is gone and the step does not end: stopped.\n")
+        os.write(2, b"opensiglip: the launcher of this rank is gone and the step did not end: stopped.\n")
         os._exit(Stopped.code)
 
 

@@ -53,10 +53,10 @@ def with_rows(
     elif not written and not room_for(root, size):
         why = f"the disk of {root} has too little left for {size:.1f} GB"
     if why is not None:
-        accelerator.print(f"reference   encodes each batch: {why}", flush=True)
+        accelerator.print(f"reference   encodes every batch: {why}", flush=True)
         return reference, list(sources)
     places = encoded_once(writers, root, accelerator)
-    accelerator.print(f"reference   its rows of {count} examples are read from {root}", flush=True)
+    accelerator.print(f"reference   reads cached embeddings of {count} examples from {root}", flush=True)
     side = reference.frame.pixels
     read = [ReferencedSource(source, [place], side) for source, place in zip(sources, places, strict=True)]
     return replace(reference, fields=[CachedRows()]), list(read)
