@@ -509,8 +509,8 @@ def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
     """Twelve steps of eight see the 24 examples four times. The second cached run finds what the first has written."""
     shared: dict[str, Any] = {"reference": reference, "steps": 12, "distil": "sigmoid"}
     go(tmp_path / "encoded", features_gb=0, **shared)
-    assert "reference   encodes each batch: 0.0 GB are more than --features-gb 0" in capsys.readouterr().out
-    for name, says in (("cached", "encoding 24 images"), ("again", "rows of 24 examples are read")):
+    assert "reference   encodes every batch: 0.0 GB are more than --features-gb 0" in capsys.readouterr().out
+    for name, says in (("cached", "encoding 24 images"), ("again", "cached embeddings of 24 examples")):
         go(tmp_path / name, features=tmp_path / "features", **shared)
         assert says in capsys.readouterr().out
         monkeypatch.setattr(Reference, "of_images", None)  # from now on no image is encoded

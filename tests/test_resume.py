@@ -200,7 +200,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
     ("taken", "words"),
     [
         (1, "before the first checkpoint: nothing is saved, and --resume begins anew"),
-        (4, "goes on from {out}/checkpoints/step"),
+        (4, "continues from {out}/checkpoints/step"),
     ],
 )
 def test_a_stop_says_what_is_saved(taken: int, words: str, run: Run, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_signal_ends_the_step_saves_it_and_says_where_and_the_run_goes_on_bit_
 
 def test_the_second_signal_stops_at_once(signals_in_step: Callable[..., None], run: Run, tmp_path: Path) -> None:
     signals_in_step(4, signal.SIGTERM, signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match=r"goes on from .*step-00000003\.$") as stop:
+    with pytest.raises(KeyboardInterrupt, match=r"continues from .*step-00000003\.$") as stop:
         run(tmp_path / "run")
     assert not isinstance(stop.value, Stopped)
 
