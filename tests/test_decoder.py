@@ -250,3 +250,23 @@ def test_every_text_reads_the_image() -> None:
     decoder, batch = a_decoder(), packed(THREE)
     change = hidden(decoder, batch, memory(1)) - hidden(decoder, batch, -memory(1))
     assert change[batch["segments"] >= 0].abs().amax(-1).min() > 1e-3
+
+
+def test_dropout_leaves_out_in_training_alone_and_the_same_when_activations_are_formed_again() -> None:
+    torch.manual_seed(0)
+    some = Decoder(SHAPE, VOCABULARY, LENGTH, memory(1).shape[-1], dropout=0.5)
+    none = Decoder(SHAPE, VOCABULARY, LENGTH, memory(1).shape[-1])
+    none.load_state_dict(some.state_dict())
+    batch = packed([Target((), (3, 4, EOS))])
+    inputs = [batch[field] for field in ("inputs", "positions", "segments", "full")]
+    assert torch.equal(some.eval()(*inputs, memory(1)), none(*inputs, memory(1))), "served, it leaves out nothing"
+    some.train()
+    states, slopes = [], []
+    for seed, again in ((1, False), (1, True), (2, False)):
+        some.checkpointing = again
+        torch.manual_seed(seed)
+        states.append(some(*inputs, memory(1)))
+        slopes.append(torch.autograd.grad(states[-1].square().sum(), some.blocks[0].get_parameter("up.weight"))[0])
+    assert (states[0] - none(*inputs, memory(1))).abs().max() > 0.1
+    assert (states[0] - states[2]).abs().max() > 0.1, "another seed leaves out others"
+    assert torch.allclose(slopes[0], slopes[1], atol=1e-6)

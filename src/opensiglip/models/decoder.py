@@ -86,9 +86,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """h = x + SA(LN(x)); h = h + CA(LN(h), image); h + MLP(LN(h)).    (cappa.py:71-124)"""
 
-    def __init__(self, shape: Shape, memory_width: int, bias: bool) -> None:
+    def __init__(self, shape: Shape, memory_width: int, bias: bool, dropout: float = 0.0) -> None:
         super().__init__()
         width = shape.width
+        self.dropout = dropout  # of what each part adds to x
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=1e-6, bias=bias) for _ in range(3))
         self.self_attention = Attention(width, shape.heads, width, bias)
         self.cross_attention = Attention(width, shape.heads, memory_width, bias)
@@ -106,11 +107,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [B, R, D], or its real tokens [T, D]; memory [B, N, M] image tokens; position [N, M] of theirs."""
         normed = self.norm1(x)
-        x = x + self.self_attention(normed, self.self_attention.keys(normed, unpadded), mask, unpadded)
-        x = x + self.cross_attention(
-            self.norm2(x), self.cross_attention.keys(memory, position=position), image_mask, unpadded
-        )
-        return x + self.mlp(x)
+        x = x + self.drop(self.self_attention(normed, self.self_attention.keys(normed, unpadded), mask, unpadded))
+        keys = self.cross_attention.keys(memory, position=position)
+        x = x + self.drop(self.cross_attention(self.norm2(x), keys, image_mask, unpadded))
+        return x + self.drop(self.mlp(x))
 
     def append(
         self,
@@ -135,6 +135,10 @@ class Block(nn.Module):
         x = x + self.self_attention(normed, keys, mask)
         x = x + groups.by_row(self.cross_attention(groups.by_image(self.norm2(x)), layer.image, image_mask))
         return x + self.mlp(x)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout, while training."""
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def mlp(self, x: Tensor) -> Tensor:
         """W2 gelu(W1 LN(x))."""
@@ -183,14 +187,19 @@ class Decoder(nn.Module):
         *,
         bias: bool = False,
         image_positions: int = 0,
+        dropout: float = 0.0,
     ) -> None:
-        """`image_positions`: of the image tokens, each with a learned one that the decoder adds; 0: it adds none."""
+        """`image_positions`: of the image tokens, each with a learned one that the decoder adds; 0: it adds none.
+
+        `dropout`: share of what each layer's parts, and the embeddings, add that is left out in training.
+        """
         super().__init__()
         self.shape, self.length, self.mask_id = shape, length, vocabulary
         self.embedding = nn.Embedding(vocabulary + 1, shape.width)
         self.position = nn.Parameter(torch.empty(length, shape.width))
         self.image_position = nn.Parameter(torch.empty(image_positions, memory_width)) if image_positions else None
-        self.blocks = nn.ModuleList(Block(shape, memory_width, bias) for _ in range(shape.depth))
+        self.dropout = dropout
+        self.blocks = nn.ModuleList(Block(shape, memory_width, bias, dropout) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.vocabulary = Vocabulary(shape.width, vocabulary)
         self.checkpointing = False  # form each block's activations again in backward, rather than keep them
@@ -245,10 +254,11 @@ class Decoder(nn.Module):
         if real is not None:
             inputs, positions = inputs.flatten()[real], positions.flatten()[real]
         x, position = self.embedding(inputs) + F.embedding(positions, self.position), self.places(memory)
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         for block in self.blocks:
             given = x, memory, position, mask[:, None], image_mask, unpadded
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=self.dropout > 0)
             else:
                 x = block(*given)
         x = self.norm(x)

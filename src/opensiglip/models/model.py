@@ -98,6 +98,7 @@ class Model(nn.Module):
                 architecture.length,
                 self.vision.width,
                 bias=architecture.decoder_bias,
+                dropout=architecture.decoder_dropout,
                 image_positions=architecture.image_positions * (architecture.resolution // architecture.patch) ** 2,
             )
 

@@ -100,6 +100,7 @@ class Architecture:
     text: Shape | None = None
     decoder: Shape | None = None
     decoder_bias: bool = False
+    decoder_dropout: float = 0.0  # in training, of what each of the decoder's layers adds
     image_positions: bool = False  # does the decoder add a position of its own to each image token?
     encoder: str | None = None  # a timm encoder to take the place of the image tower
     frozen: bool = False  # the image tower is not trained
@@ -156,6 +157,7 @@ def architecture(
     decoder_depth: int | None = None,
     decoder_width: int | None = None,
     decoder_bias: bool = False,
+    decoder_dropout: float = 0.0,
     image_positions: bool = False,
 ) -> Architecture:
     """The networks of `size`, such as "B/16"; the decoder has the text tower's shape at half its depth, rounded down.
@@ -178,6 +180,7 @@ def architecture(
         text=language if text else None,
         decoder=_decoder(language, decoder_depth, decoder_width) if decoder else None,
         decoder_bias=decoder_bias,
+        decoder_dropout=decoder_dropout,
         image_positions=image_positions,
         short_start=image.width <= SHAPES["tiny"].width,
     )

@@ -51,6 +51,7 @@ def cappa(
     decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     decoder_bias: bool = False,
+    decoder_dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
@@ -66,6 +67,7 @@ def cappa(
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: width of the decoder; by default that of the size.
         decoder_bias: use biases in the decoder's attention, MLP and block norms; the paper's code has none.
+        decoder_dropout: fraction of each decoder layer's output that is dropped in training; the papers use none.
         image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
         captions: number of different captions per image and step; they share the cost of the image.
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
@@ -80,6 +82,7 @@ def cappa(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        decoder_dropout=decoder_dropout,
         image_positions=image_positions,
     )
     boxes = data.BoxFormat()
@@ -105,6 +108,7 @@ def locca(
     decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     decoder_bias: bool = False,
+    decoder_dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
@@ -123,6 +127,7 @@ def locca(
         decoder_depth: layers of the decoder; by default half the encoder's, rounded down.
         decoder_width: width of the decoder; by default that of the size.
         decoder_bias: use biases in the decoder's attention, MLP and block norms; CapPa's code has none.
+        decoder_dropout: fraction of each decoder layer's output that is dropped in training; the papers use none.
         image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
         captions: number of different captions per image and step; they share the cost of the image.
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
@@ -137,6 +142,7 @@ def locca(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        decoder_dropout=decoder_dropout,
         image_positions=image_positions,
     )
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
@@ -163,6 +169,7 @@ def captioner(
     decoder_depth: Annotated[int | None, Bounds(at_least=1, at_most=256)] = None,
     decoder_width: Annotated[int | None, Bounds(at_least=1, at_most=2**16)] = None,
     decoder_bias: bool = False,
+    decoder_dropout: Annotated[float, Bounds(at_least=0, less_than=1)] = 0.0,
     image_positions: bool = False,
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
@@ -181,6 +188,7 @@ def captioner(
         decoder_depth: layers of the decoder; by default half the size's, rounded down.
         decoder_width: width of the decoder; by default that of the size.
         decoder_bias: use biases in the decoder's attention, MLP and block norms.
+        decoder_dropout: fraction of each decoder layer's output that is dropped in training; the papers use none.
         image_positions: add a learned position to each image token in the decoder; for towers of other libraries.
         captions: number of different captions per image and step; they share the cost of the image.
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
@@ -195,6 +203,7 @@ def captioner(
         decoder_depth=decoder_depth,
         decoder_width=decoder_width,
         decoder_bias=decoder_bias,
+        decoder_dropout=decoder_dropout,
         image_positions=image_positions,
         captions=captions,
         crop_area=crop_area,
