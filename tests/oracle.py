@@ -67,6 +67,8 @@ class Oracle:
     describe_prompt: ClassVar[Any] = TextGenerator.describe_prompt
     target_ids: ClassVar[Any] = TextGenerator.target_ids
     generate: ClassVar[Any] = TextGenerator.generate
+    write_boxes: ClassVar[Any] = TextGenerator.write_boxes
+    _agreed: ClassVar[Any] = TextGenerator._agreed
     score: ClassVar[Any] = TextGenerator.score
     score_blind: ClassVar[Any] = TextGenerator.score_blind
     _condition: ClassVar[Any] = TextGenerator._condition

@@ -108,7 +108,7 @@ def test_a_score_is_the_likelihood_of_the_box(asked: Predictor, pipeline: TextPi
     found = asked.locate(PICTURES[0], "a fox")
     prefix, given = pipeline.ids(" ARef:"), pipeline.ids(" a fox") + pipeline.ids(" :")
     prompt = Prompt(prefix, given)
-    whole = asked.generate(features, [prompt], grammar=asked.grammar)[0]
+    whole = asked.write_boxes(features, [prompt])[0]
     with torch.no_grad():
         if asked.pali is not None:
             inputs = torch.tensor([[pipeline.policy.pad_id, *given, *whole[:-1]]])

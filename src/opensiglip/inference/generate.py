@@ -5,11 +5,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from opensiglip.data.fields.captions import Ids
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
+from opensiglip.float64 import widen
 from opensiglip.inference.box_grammar import BoxGrammar, State
 from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
@@ -66,6 +68,7 @@ def generate(
     pipeline: TextPipeline,
     decoding: Decoding = GREEDY,
     *,
+    each: int | None = None,
     grammar: BoxGrammar | None = None,
     owners: Sequence[int] | None = None,
     valid: Tensor | None = None,
@@ -75,6 +78,9 @@ def generate(
     memory [B, N, M]: image tokens; valid [B, N] bool, where some are padding. Prefix i attends to image `owners[i]`, by
     default image i; an image's keys and values are made once. With a grammar only what it allows is chosen. A prefix
     that fills the decoder's length gives an empty text.
+
+    With `each`, so many texts of every prefix, side by side, in place of what `decoding` chooses: spread evenly over
+    all that the decoder could write (`spread`). Those of a prefix are the same whatever prefixes come with it.
     """
     if decoding.num_beams > 1:
         found = beam_search(
@@ -88,16 +94,29 @@ def generate(
     texts = [list(prefix) for prefix in prefixes]
     live = [row for row, text in enumerate(texts) if len(text) < limits[row]]
     if not live:
-        return [()] * len(texts)
+        return [() for _ in range(len(texts) * (each or 1))]
     generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)
     cache, hidden = prefill(decoder, memory, texts, live, pipeline, owners, valid)
+    codes = None
+    if each:
+        copies = torch.arange(len(live), device=device).repeat_interleave(each)
+        cache, hidden = cache.select(copies), hidden[copies]
+        codes = widen((torch.arange(each, device=device) + 0.5) / each).repeat(len(live))
+        live = [each * row + copy for row in live for copy in range(each)]
+        prefixes = [prefix for prefix in prefixes for _ in range(each)]
+        limits = [limit for limit in limits for _ in range(each)]
+        texts = [list(prefix) for prefix in prefixes]
     states = [State()] * len(live)
     alphabet = None if grammar is None else torch.from_numpy(grammar.alphabet).to(device)
     while True:
         logits = decoder.vocabulary(hidden, among=alphabet).float()
         if grammar is not None:
             logits = grammar.constrain(logits, states)
-        chosen = (sample(logits, decoding, generator) if decoding.do_sample else logits.argmax(-1)).tolist()
+        if codes is not None:
+            places, codes = spread(logits, codes)
+        else:
+            places = sample(logits, decoding, generator) if decoding.do_sample else logits.argmax(-1)
+        chosen = places.tolist()
         tokens = chosen if grammar is None else grammar.alphabet[chosen].tolist()
         for row, token in zip(live, tokens, strict=True):
             texts[row].append(token)
@@ -109,7 +128,9 @@ def generate(
         if not kept:
             break
         if len(kept) < len(live):  # finished rows leave the batch
-            cache, live = cache.select(torch.tensor(kept, device=device)), [live[place] for place in kept]
+            left = torch.tensor(kept, device=device)
+            cache, live = cache.select(left), [live[place] for place in kept]
+            codes = None if codes is None else codes[left]
         last = torch.tensor([[texts[row][-1]] for row in live], device=device)
         hidden = decoder.append(last, torch.tensor([len(texts[row]) for row in live], device=device), cache)[:, 0]
     written = [text[len(prefix) :] for text, prefix in zip(texts, prefixes, strict=True)]
@@ -128,6 +149,21 @@ def sample(logits: Tensor, decoding: Decoding, generator: torch.Generator | None
         before = largest.cumsum(-1) - largest  # the likeliest one is always kept
         shares = shares.scatter(-1, place, largest.masked_fill(before >= decoding.top_p, 0))
     return torch.multinomial(shares, 1, generator=generator)[:, 0]
+
+
+def spread(logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """A place of each row [B] int64: where its code in [0, 1) falls when probabilities lie end to end; and [B] how far
+    into that place's share it falls, which is the code of the next token.
+
+    Arithmetic sampling (arXiv:2210.15458): texts of codes at equal distances are a sample without a random number, in
+    which every text has its probability's share of the codes, to one code.
+    """
+    ends = widen(logits).softmax(-1).cumsum(-1)
+    ends = F.pad(ends / ends[:, -1:], (1, 0))
+    place = torch.searchsorted(ends, codes[:, None], right=True).clamp(max=logits.shape[-1])
+    begin, end = ends.gather(1, place - 1), ends.gather(1, place)
+    within = (codes[:, None] - begin) / (end - begin)
+    return place[:, 0] - 1, within[:, 0].clamp(max=1 - torch.finfo(ends.dtype).eps)
 
 
 @torch.no_grad()

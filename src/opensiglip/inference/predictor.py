@@ -21,7 +21,7 @@ from opensiglip.inference.answers import Answer, Found
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.capabilities import check_language, require, trained_tasks
 from opensiglip.inference.encoder import best_device, memory_errors
-from opensiglip.inference.generate import GREEDY, Decoding, beam_search
+from opensiglip.inference.generate import Decoding, beam_search
 from opensiglip.inference.images import ImageInputs, is_single, load_images
 from opensiglip.inference.text_generator import Prompt, TextGenerator, select_rows
 from opensiglip.types import Features
@@ -84,11 +84,16 @@ class Predictor(TextGenerator):
         return _like(images, [self._pipeline.text(ids) for ids in texts])
 
     def locate(self, images: ImageInputs, phrase: str, **decoding: Any) -> Any:
-        """The place of the phrase as `Found`, always with a box, so check its score. Raises UserError."""
+        """The place of the phrase as `Found`, always with a box, so check its score. Raises UserError.
+
+        Without keywords of `Decoding` the box is the agreement of boxes drawn from the decoder (`write_boxes`).
+        """
         require(self.pretrained, "locate", ("aref",))
         pixels = load_images(images)
         asked = [(phrase, self.locate_prompt(phrase))] * len(pixels)
-        return _like(images, self._locate(self._encode(pixels), asked, pixels, Decoding.parse(decoding)))
+        return _like(
+            images, self._locate(self._encode(pixels), asked, pixels, Decoding.parse(decoding) if decoding else None)
+        )
 
     def describe(self, images: ImageInputs, box: Sequence[float], **decoding: Any) -> Any:
         """A description of the box x1, y1, x2, y2 in pixels of the image. Raises UserError."""
@@ -134,7 +139,7 @@ class Predictor(TextGenerator):
                 continue
             asked = [(text, Prompt(start.prefix, (*ids, *colon))) for text, ids in texts.items()]
             alone = select_rows(features, [number])
-            found = self._locate(alone, asked, [image] * len(asked), GREEDY, [0] * len(asked))
+            found = self._locate(alone, asked, [image] * len(asked), images=[0] * len(asked))
             scored = [(0, start, (*ids, *colon)) for ids in texts.values()]
             both = [
                 replace(box, score=box.score * exp(total / len(ids)))
@@ -157,10 +162,15 @@ class Predictor(TextGenerator):
         parsed = parse_question(question, [task] if task else trained_tasks(self.pretrained), Form(self._boxes, 1, 1))
         if parsed.task.name == "caption":
             check_language(self.pretrained, str(parsed.prefix[0]).split()[1].lower())
-        prompt, grammar = self.prompt(parsed.prefix, parsed.given), None
-        if parsed.task.measure == "box" and parsed.is_whole:
-            grammar = self.grammar if ordered else BoxGrammar(self._pipeline, self._boxes, ordered=False)
-        texts = self._write(self._encode(pixels), [prompt] * len(pixels), Decoding.parse(decoding), grammar=grammar)
+        prompts, features = [self.prompt(parsed.prefix, parsed.given)] * len(pixels), self._encode(pixels)
+        how = Decoding.parse(decoding)
+        if parsed.task.measure != "box" or not parsed.is_whole:
+            texts = self._write(features, prompts, how)
+        elif ordered:
+            texts = self._write_boxes(features, prompts, how if decoding else None)
+        else:
+            unordered = BoxGrammar(self._pipeline, self._boxes, ordered=False)
+            texts = self._write(features, prompts, how, grammar=unordered)
         answers = []
         for ids, image in zip(texts, pixels, strict=True):
             text, (height, width) = self._pipeline.text(ids), image.shape[1:]
@@ -178,6 +188,24 @@ class Predictor(TextGenerator):
         grammar: BoxGrammar | None = None,
     ) -> list[Ids]:
         """Like `generate`; raises UserError if a prompt leaves no room."""
+        self._check_room(prompts)
+        return self.generate(features, prompts, decoding, images=images, grammar=grammar)
+
+    def _write_boxes(
+        self,
+        features: Features,
+        prompts: Sequence[Prompt],
+        decoding: Decoding | None,
+        images: Sequence[int] | None = None,
+    ) -> list[Ids]:
+        """`write_boxes`, or boxes as `decoding` chooses them. Raises UserError if a prompt leaves no room."""
+        if decoding is not None:
+            return self._write(features, prompts, decoding, images=images, grammar=self.grammar)
+        self._check_room(prompts)
+        return self.write_boxes(features, prompts, images=images)
+
+    def _check_room(self, prompts: Sequence[Prompt]) -> None:
+        """Raises UserError if a prompt leaves no room."""
         length = self._decoder.length
         if self.pali and (size := max(len(prompt.prefix) for prompt in prompts)) > length:
             raise UserError(f"a question of {size} tokens is longer than this model's limit of {length}; shorten it.")
@@ -186,19 +214,18 @@ class Predictor(TextGenerator):
             raise UserError(
                 f"a text of {longest} tokens leaves no room for an answer: this model's limit is {length}; shorten it."
             )
-        return self.generate(features, prompts, decoding, images=images, grammar=grammar)
 
     def _locate(
         self,
         features: Features,
         asked: Sequence[tuple[str, Prompt]],
         pixels: Sequence[Tensor],
-        decoding: Decoding,
+        decoding: Decoding | None = None,
         images: Sequence[int] | None = None,
     ) -> list[Found]:
         """A box for each phrase, generated from its prompt."""
         prompts = [prompt for _, prompt in asked]
-        texts = self._write(features, prompts, decoding, images=images, grammar=self.grammar)
+        texts = self._write_boxes(features, prompts, decoding, images)
         boxes = []
         for (phrase, _), ids, image in zip(asked, texts, pixels, strict=True):
             height, width = image.shape[1:]

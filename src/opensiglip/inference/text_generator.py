@@ -7,10 +7,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_iou
 
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.example import Box
-from opensiglip.data.fields.captions import Ids, Target, part_ids
+from opensiglip.data.fields.captions import Ids, Target, box_ids, part_ids
 from opensiglip.data.tasks import Form
 from opensiglip.data.tasks.task import Part
 from opensiglip.data.text import TextPipeline
@@ -25,6 +26,9 @@ from opensiglip.models.pali import Pali, PaliDecoder
 from opensiglip.types import Features
 
 SCORED = 512  # prompts that PaLI's encoder reads at once
+DRAWN = 32  # boxes of which one is the answer
+LOCATED = 32  # phrases whose boxes are drawn at once
+SAME = 0.5  # IoU from which boxes that are drawn mean the same
 
 
 class Prompt(NamedTuple):
@@ -94,10 +98,11 @@ class TextGenerator(Encoder):
         *,
         images: Sequence[int] | None = None,
         grammar: BoxGrammar | None = None,
+        each: int | None = None,
     ) -> list[Ids]:
         """The ids behind each prompt, given encoded images: prompt i is about image `images[i]`, by default image i.
 
-        Empty where a prompt leaves no room.
+        Empty where a prompt leaves no room. With `each`, so many of every prompt (`generate.generate`).
         """
         with memory_errors(), self.autocast():
             if self.pali is None:
@@ -110,8 +115,35 @@ class TextGenerator(Encoder):
                 memory, valid, starts = self._condition(features, prompts, images)
                 owners = None
             return generate(
-                self._decoder, memory, starts, self._pipeline, decoding, grammar=grammar, owners=owners, valid=valid
-            )
+                self._decoder, memory, starts, self._pipeline, decoding,
+                each=each, grammar=grammar, owners=owners, valid=valid,
+            )  # fmt: skip
+
+    def write_boxes(
+        self, features: Features, prompts: Sequence[Prompt], *, images: Sequence[int] | None = None
+    ) -> list[Ids]:
+        """The ids of the box behind each prompt, about images as `generate` has them.
+
+        `DRAWN` boxes are drawn. That of the highest mean IoU with all is the centre (minimum Bayes risk); the answer is
+        the mean of those that overlap it by `SAME`. The likeliest number at each step, one by one, makes a box that
+        as a whole may be unlikely (measured: docs/how-to/photographs.md).
+        """
+        places, written = list(range(len(prompts)) if images is None else images), list[Ids]()
+        for at in range(0, len(prompts), LOCATED):
+            some = prompts[at : at + LOCATED]
+            drawn = self.generate(features, some, images=places[at : at + LOCATED], grammar=self.grammar, each=DRAWN)
+            written += [self._agreed(drawn[first : first + DRAWN]) for first in range(0, len(drawn), DRAWN)]
+        return written
+
+    def _agreed(self, drawn: Sequence[Ids]) -> Ids:
+        """The ids of the box on which boxes agree (`write_boxes`); where none is a box, the first."""
+        read = {ids: self._boxes.read(self._pipeline.text(ids), 1, 1) for ids in set(drawn)}
+        boxes = torch.tensor([box for ids in drawn if (box := read[ids])], dtype=torch.float64)
+        if not len(boxes):
+            return drawn[0]
+        overlap = box_iou(boxes, boxes)
+        x1, y1, x2, y2 = boxes[overlap[overlap.mean(1).argmax()] >= SAME].mean(0).tolist()
+        return box_ids(self._pipeline, self._boxes.write((x1, y1, x2, y2), 1, 1))
 
     def score(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
         """log p of the ids behind their prompt, for each (image, prompt, ids)."""

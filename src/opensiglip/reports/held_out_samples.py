@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from opensiglip.data.example import Caption, Example, Region, Source
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.boxes import box_iou
-from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.text_generator import Prompt
 from opensiglip.reports.drawing import as_uri, coloured
@@ -49,14 +48,15 @@ def held_out_samples(model: Predictor, source: Source, count: int) -> list[HeldO
 
 
 def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
-    """Decoded greedily: a caption; the box of a phrase; the phrase of that phrase's true box."""
+    """A caption, decoded greedily; the box of a phrase; the phrase of that phrase's true box, greedily."""
     pipeline, boxes, tasks = model.pipeline, model.boxes, model.tasks
     assert pipeline is not None and boxes is not None
     regions = [referred_region(example) if {"aref", "gcap"} & set(tasks) else None for example in encoded.examples]
     asked = {place: region for place, region in enumerate(regions) if region is not None}
 
-    def write(prompts: dict[int, Prompt], grammar: BoxGrammar | None = None) -> dict[int, str]:
-        answers = model.generate(encoded.features, list(prompts.values()), images=list(prompts), grammar=grammar)
+    def write(prompts: dict[int, Prompt], *, places: bool = False) -> dict[int, str]:
+        ask = model.write_boxes if places else model.generate
+        answers = ask(encoded.features, list(prompts.values()), images=list(prompts))
         return {place: pipeline.text(answer) for place, answer in zip(prompts, answers, strict=True)}
 
     captions, found, named = {}, {}, {}
@@ -64,7 +64,8 @@ def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
         prompt = model.unchecked_caption_prompt(next(iter(model.languages), "en"))
         captions = write(dict.fromkeys(range(len(regions)), prompt))
     if "aref" in tasks:
-        found = write({place: model.locate_prompt(phrase(region)) for place, region in asked.items()}, model.grammar)
+        prompts = {place: model.locate_prompt(phrase(region)) for place, region in asked.items()}
+        found = write(prompts, places=True)
     if "gcap" in tasks:
         named = write(
             {place: model.describe_prompt(region.bbox, *encoded.size(place)) for place, region in asked.items()}
