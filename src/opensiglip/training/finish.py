@@ -79,8 +79,8 @@ def skipped_advice(skipped: int, steps: int) -> str | None:
     if skipped <= MANY_SKIPPED * steps:
         return None
     return (
-        f"{skipped} of {steps} steps were skipped because their loss or gradient was not finite: train again with a lower "
-        "--lr, a longer --warmup, or --precision fp32."
+        f"{skipped} of {steps} steps were skipped because their loss or gradient was not finite: train again with a "
+        "lower --lr, a longer --warmup, or --precision fp32."
     )
 
 
