@@ -31,7 +31,7 @@ class Texts(list[str]):
 
 @dataclass(frozen=True)
 class Transform:
-    """A PIL image as the model sees it, [3, h, w] uint8."""
+    """A PIL image in the model's frame, [3, h, w] uint8."""
 
     frame: Geometry
 
@@ -40,7 +40,7 @@ class Transform:
 
 
 class CLIPModel(nn.Module):
-    """The two methods that CLIP_benchmark asks of a model; unit embeddings, in our own precision."""
+    """The two methods that CLIP_benchmark calls; they return unit embeddings in the model's own precision."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def load(
 ) -> tuple[CLIPModel, Transform, Callable[[Sequence[str]], Texts]]:
     """Model, transform and tokenizer of a run, its model/ folder, or a hub id.
 
-    `pretrained` and `cache_dir` are CLIP_benchmark's, and have no use. Raises UserError naming what can't be read.
+    `pretrained` and `cache_dir` are CLIP_benchmark's and are ignored. Raises UserError if the model can't be read.
     """
     predictor = Predictor(Pretrained.open(model_name), device=device)
     return CLIPModel(predictor), Transform(predictor.frame), Texts
@@ -78,7 +78,7 @@ def register() -> None:
 
 
 def main() -> None:
-    """CLIP_benchmark's own command line; of what is wrong with a model a sentence, and exit code 2."""
+    """CLIP_benchmark's own command line; errors of a model are one sentence with exit code 2."""
     try:
         register()
         from clip_benchmark.cli import main as command

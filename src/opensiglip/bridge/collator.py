@@ -19,10 +19,10 @@ from opensiglip.types import Batch
 
 
 class PreTrainingCollator:
-    """A `data_collator`: draws captions, regions, modes, views and masks, from torch's generator: Trainer's seed rules.
+    """A `data_collator`: draws captions, regions, modes, views and masks from torch's generator (Trainer's seed).
 
     A row has `image` (PIL or [3, H, W] uint8); `caption`, a text, or `captions`, several; and if there are any
-    `regions`, dicts of `bbox` (x1, y1, x2, y2 in pixels) and `phrase`. Rows of our own sources (`Example`) do as well.
+    `regions`, dicts of `bbox` (x1, y1, x2, y2 in pixels) and `phrase`. `Example`s are accepted, too.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PreTrainingCollator:
         regions: int = 1,
         start: float = 0.8,
     ) -> None:
-        """`regions`: of an image, in a step. `start`: as the model's; views are made shortly before it is reached."""
+        """`regions`: number per image and step. `start`: as the model's; views are made shortly before it."""
         tasks, written = ("cap", "aref", "gcap"), BoxFormat.parse(boxes)
         self.pipeline, self.frame = pipeline, Frame(resolution)
         self.fields: list[Field] = [

@@ -30,7 +30,7 @@ def siglip2_terms(
     start: float,
     momentum: float = MOMENTUM,
 ) -> list[Objective]:
-    """SigLIP 2's terms with weights sigmoid, caption, r and r / 4, the last two from `start` on; weight 0 leaves out.
+    """SigLIP 2's terms with weights sigmoid, caption, r and r / 4, the last two from `start` on; 0 leaves one out.
 
     (SigLIP 2, Sec. 2.2 and 2.3)
     """
@@ -48,9 +48,9 @@ def siglip2_terms(
 class SigLIP2Loss(nn.Module):
     """L = L_sigmoid + L_caption + r (L_local_to_global + 1/4 L_masked_patches).    (SigLIP 2, Sec. 2.2 and 2.3)
 
-    You encode; this compares. It owns what only training needs: projection heads, their averages, centres and the
-    mask token. Your optimizer takes its parameters (`requires_grad` is right), your loop calls `after_step` after each
-    optimizer step once distillation has begun, and keeps the teacher, an exponential moving average of your encoder.
+    It takes the outputs of your encoders. It owns the parts that only training needs: projection heads, their EMA,
+    centres and the mask token. Pass its parameters to your optimizer (`requires_grad` is set correctly). Once
+    distillation has begun, call `after_step` after each optimizer step, and keep the teacher, an EMA of your encoder.
     Negatives come from all ranks of the process group; means are over all ranks, as DDP expects.
     """
 
@@ -79,7 +79,7 @@ class SigLIP2Loss(nn.Module):
 
     @property
     def mask_token(self) -> Tensor:
-        """[D]: what your encoder shall put in place of the patch embeddings of hidden patches, before positions."""
+        """[D]: replaces the patch embeddings of masked patches in your encoder, before positions are added."""
         masked = self.objectives["masked_patches"]
         assert isinstance(masked, MaskedPatches)
         return masked.token
@@ -103,12 +103,12 @@ class SigLIP2Loss(nn.Module):
         teacher_tokens: Tensor | None = None,
         mask_indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """ "loss" and each term that has begun, by name. Raises ValueError naming what a term lacks.
+        """ "loss" and each term that has begun, by name. Raises ValueError if a term lacks an input.
 
         progress: share of training done, 0 to 1. Sigmoid: image_embeds, text_embeds [B, D], not normalised; logit_scale
         (a logarithm, as in transformers) and logit_bias [1]; has_text [B] bool, all by default; group [B] int64, equal
-        for examples of one image, which are no negatives of each other. Captions: patch_tokens [B, N, D], `decoder`,
-        and `captions`, what `data.captions.pack` makes. Local to global: local_embeds [B, L, D] of crops,
+        for examples of one image, which are not negatives of each other. Captions: patch_tokens [B, N, D], `decoder`,
+        and `captions`, the output of `data.captions.pack`. Local to global: local_embeds [B, L, D] of crops,
         teacher_embeds [B, D] of the whole view. Masked: masked_tokens [B, N, D] of that view with its patches at
         `mask_indices` [B, M] replaced, teacher_tokens [B, N, D] of it unmasked.
         """
@@ -145,7 +145,7 @@ class SigLIP2Loss(nn.Module):
 
     @torch.no_grad()
     def after_step(self, momentum: float = MOMENTUM) -> None:
-        """After an optimizer step: the heads' averages move with `momentum`, centres with DINO's 0.9."""
+        """Update the heads' EMA with `momentum` and the centres with DINO's 0.9, after an optimizer step."""
         notes = average(self.notes)
         for term in self.terms():
             update_averages(term, momentum)
@@ -153,7 +153,7 @@ class SigLIP2Loss(nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """When distillation begins: the heads' averages start as copies. Copy your encoder to your teacher with it."""
+        """Copy the heads to their EMA when distillation begins. Copy your encoder to your teacher at the same time."""
         for module in self.modules():
             if isinstance(module, Ema):
                 module.update(0.0)

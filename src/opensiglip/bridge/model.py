@@ -1,6 +1,6 @@
 """`SiglipForPreTraining`: SigLIP 2's whole objective around any SiglipModel, for the stock transformers Trainer.
 
-Asked for in huggingface/transformers#40798; the library itself has the sigmoid loss, on one process.
+Requested in huggingface/transformers#40798; the library itself has only the sigmoid loss, for one process.
 """
 
 import warnings
@@ -77,7 +77,7 @@ class PreTrainingOutput(ModelOutput):
 class SiglipForPreTraining(PreTrainedModel):
     """A SiglipModel (or Siglip2Model, on square images) with decoder, heads and teacher; `forward` gives the loss.
 
-    Train it with `PreTrainingCollator` and `PreTrainingCallback`; `export` writes what was trained as a plain folder.
+    Train it with `PreTrainingCollator` and `PreTrainingCallback`; `export` writes the trained model as a plain folder.
     """
 
     config_class = SiglipForPreTrainingConfig
@@ -109,7 +109,7 @@ class SiglipForPreTraining(PreTrainedModel):
 
     @classmethod
     def wrap(cls, host: PreTrainedModel, pipeline: TextPipeline, **settings: Any) -> "SiglipForPreTraining":
-        """Around a model at hand, weights kept; `settings` are those of `SiglipForPreTrainingConfig`."""
+        """Wrap an existing model and keep its weights; `settings` are those of `SiglipForPreTrainingConfig`."""
         if not isinstance(host, SiglipModel | Siglip2Model):
             raise TypeError(f"SiglipForPreTraining wraps a SiglipModel or Siglip2Model, not {type(host).__name__}.")
         if not host.logit_scale.any() and not host.logit_bias.any():
@@ -118,26 +118,26 @@ class SiglipForPreTraining(PreTrainedModel):
         return cls(config, host)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: each part initialises itself, as its paper has it."""
+        """Does nothing: each part initialises itself as in its paper."""
 
     def set_progress(self, progress: float, *, begins: bool = True) -> None:
-        """Say what share of training is done, before a step. Terms that begin here start with a fresh teacher."""
+        """Set the fraction of training done before a step. Terms that begin here start with a new teacher."""
         before = self.learner.active if self.progress is not None else set()
-        # Not frozen: Trainer makes its optimizer of what is trainable at the beginning.
+        # Not frozen: Trainer builds its optimizer from the parameters that are trainable at the start.
         new = self.learner.activate(progress, freeze=False) - before
         self.progress = progress
         if begins and new:
             self.learner.start_teachers(new)
 
     def after_step(self) -> None:
-        """After the optimizer's step: teacher and centres."""
+        """Update teacher and centres after the optimizer's step."""
         assert self.progress is not None
         self.learner.after_step(average(self.notes), self.progress)
 
     def forward(self, return_loss: bool = True, **batch: Tensor) -> PreTrainingOutput:
         """The loss of a batch from `PreTrainingCollator`.
 
-        Raises RuntimeError while training where nobody says how far it is (no `PreTrainingCallback`), and
+        Raises RuntimeError in training without `PreTrainingCallback`, which sets the progress, and
         FloatingPointError on a term that is not finite, which Trainer would log as 0.
         """
         if self.training and self.progress is None:
@@ -155,12 +155,12 @@ class SiglipForPreTraining(PreTrainedModel):
         return PreTrainingOutput(**{name if name == "loss" else f"loss_{name}": loss for name, loss in losses.items()})
 
     def export(self, folder: str | Path) -> None:
-        """Write what was trained as a plain transformers folder, the decoder beside it; teacher and heads stay here."""
+        """Write the trained model as a plain transformers folder with the decoder, without teacher and heads."""
         self.learner.model.save_pretrained(folder)
 
 
 class PreTrainingCallback(TrainerCallback):
-    """Tells the model how far training is, and moves teacher and centres after each optimizer step."""
+    """Sets the model's training progress, and updates teacher and centres after each optimizer step."""
 
     def __init__(self, collator: PreTrainingCollator) -> None:
         self.collator = collator
@@ -183,7 +183,7 @@ class PreTrainingCallback(TrainerCallback):
                 "Trainer optimizers=(opensiglip.optim.adamw(model, learning_rate, weight_decay), None).",
                 stacklevel=2,
             )
-        if state.global_step:  # resumed: what the last step had begun is not to begin again
+        if state.global_step:  # resumed: terms that the last step had started must not start again
             model.set_progress((state.global_step - 1) / state.max_steps, begins=False)
         # The batch at hand, the one Accelerate fetches beforehand, and what the processes have in store.
         ahead = 2 + (1 + args.dataloader_num_workers) * (args.dataloader_prefetch_factor or 2)

@@ -24,14 +24,14 @@ from opensiglip.inference.predictor import Predictor
 
 
 class MTEBModel:
-    """mteb's `EncoderProtocol`: unit embeddings of images and texts; of both at once, of their sum."""
+    """mteb's `EncoderProtocol`: unit embeddings of images and texts; an item with both is embedded as their sum."""
 
     def __init__(
         self, model_name: str | Path, revision: str | None = None, *, device: str | None = None, **_: Any
     ) -> None:
-        """`model_name`: a run, its model/ folder, or a hub id; the other arguments are mteb's, `revision` has no use.
+        """`model_name`: a run, its model/ folder, or a hub id; the other arguments are mteb's; `revision` is ignored.
 
-        Raises UserError naming what can't be read.
+        Raises UserError if the model can't be read.
         """
         self.predictor = Predictor(Pretrained.open(model_name), device=device or best_device())
 
@@ -50,7 +50,7 @@ class MTEBModel:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """What mteb's results name. The revision is of the weights, by which mteb keeps results on disk."""
+        """The model's metadata in mteb's results. The revision is a digest of the weights."""
         try:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
         except ImportError as error:
@@ -81,7 +81,7 @@ class MTEBModel:
 
 
 def digest(model: nn.Module) -> str:
-    """Of all weights, by name."""
+    """Digest of all weights, by name."""
     found = xxhash.xxh3_128()
     for name, weights in model.named_parameters():
         found.update(name.encode())

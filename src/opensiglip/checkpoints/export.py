@@ -1,4 +1,4 @@
-"""`opensiglip export`: a run, or weights of another make, as other tools load it, with a model card."""
+"""`opensiglip export`: write a run, or weights of another library, in a format of other tools, with a model card."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ def export(
     tokenizer: str | None = None,
     push_to_hub: str | None = None,
 ) -> None:
-    """Write a model as other tools load it: a folder of transformers, open_clip or timm, or ONNX encoders.
+    """Export a model as a folder of transformers, open_clip or timm, or as ONNX encoders.
 
     Args:
         source: a run, or any model that `train --init` reads: transformers, open_clip, timm or big_vision weights.

@@ -1,6 +1,6 @@
 """`Pretrained`: a trained model with its text pipeline, box format, tasks and frame: read from any format, and written.
 
-Train's `--init`, eval, predict, the demo, export and `opensiglip.load` all open what they are given by it.
+`train --init`, eval, predict, the demo, export and `opensiglip.load` all open models through it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +38,14 @@ FORMATS = (
 
 
 class Pretrained(Contents):
-    """A trained model and what it takes to use it, as `Contents` lists it."""
+    """A trained model with everything needed to use it, as listed in `Contents`."""
 
     @classmethod
     def open(cls, spec: str | Path) -> "Pretrained":
-        """A run or its model/ folder, an export, another make's folder, file or hub id; or `timm:NAME`, or
-        `open_clip:NAME:PRETRAINED`, which is whatever open_clip itself can make.
+        """Open a run or its model/ folder, an export, another library's folder, file or hub id, `timm:NAME`, or
+        `open_clip:NAME:PRETRAINED` for any model that open_clip can build.
 
-        Raises UserError naming what can't be read.
+        Raises UserError if it can't be read.
         """
         found = cls._found(str(spec))
         if isinstance(found.model, nn.Module):
@@ -63,7 +63,7 @@ class Pretrained(Contents):
             return cls(**vars(_read(locate(name), name)))
         except UserError:
             raise
-        except Exception as error:  # a model is somebody else's, and each library has its own errors over a damaged one
+        except Exception as error:  # models are untrusted, and each library has its own errors for damaged ones
             raise UserError(
                 f"{name} can't be read ({type(error).__name__}: {first_line(error)}); fetch or export it again, whole."
             ) from error
@@ -80,14 +80,14 @@ class Pretrained(Contents):
         languages: Sequence[str] = (),
         card: Mapping[str, Any] | None = None,
     ) -> "Pretrained":
-        """A model of ours at hand, as in training: what uses it follows its weights."""
+        """Wrap an OpenSigLIP model, as in training: changes of its weights take effect at once."""
         known = tuple(tasks), tuple(languages), card or {}
         return cls(name, model, frame_of(model.architecture), OURS, pipeline, boxes, *known)
 
     def with_tokenizer(self, tokenizer: str) -> "Pretrained":
-        """With the text pipeline of a tokenizer's folder or hub id, for weights that come without one.
+        """A copy with the text pipeline of a tokenizer's folder or hub id, for weights without one.
 
-        Raises UserError where it has more entries than the model has rows.
+        Raises UserError if the tokenizer has more entries than the model has rows.
         """
         length, rows = self.model.architecture.length, self.model.vocabulary
         return replace(self, pipeline=TextPipeline.released(tokenizer, length=length, vocabulary=rows, name=self.name))
@@ -99,11 +99,9 @@ class Pretrained(Contents):
         *,
         repository: str = "model",
     ) -> None:
-        """Write a folder with weights, tokenizer, processor, sidecar and card; `repository` is what its example loads.
+        """Write a folder with weights, tokenizer, processor, opensiglip.json and card, atomically.
 
-        A reader meets it whole or not at all.
-
-        Raises UserError where the networks are another library's.
+        `repository`: the name that the card's example loads. Raises UserError if the networks are another library's.
         """
         if not isinstance(self.model, Model):
             raise UserError(

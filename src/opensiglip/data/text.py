@@ -1,7 +1,7 @@
 """One text pipeline per checkpoint family: tokenizer, lower-casing, length, pad, eos and mask policy in one object.
 
-The field's most costly silent mistake is to tokenise otherwise than the checkpoint was trained, so the pipeline travels
-with the checkpoint and is the only way to ids in this package. `data/tokenizers.py` reads and makes the tokenizers.
+Tokenising differently from a checkpoint's training is a costly silent mistake. The pipeline is therefore part of the
+checkpoint and the only way to ids in this package. `data/tokenizers.py` reads and makes the tokenizers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from opensiglip.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class TextPolicy:
-    """How a family's text becomes ids. SigLIP 2: lower-cased, 64 long, sticky eos, padded with 0, no mask.
+    """How a model family's texts become ids. SigLIP 2: lower-cased, 64 long, sticky eos, padded with 0, no mask.
 
     `mask` is "none": the towers attend to padding and pool the last position (recipes of SigLIP and SigLIP 2).
     `vocabulary` is how many rows a checkpoint's table of words has, where those are more than the tokenizer's entries.
@@ -40,7 +40,7 @@ class TextPolicy:
 
 
 class TextPipeline:
-    """Text to ids and back, the one way this checkpoint knows."""
+    """Maps text to ids and back, as this checkpoint was trained."""
 
     def __init__(self, tokenizer: Any, policy: TextPolicy) -> None:
         """`tokenizer`: transformers', which must not do the canonical cleaning itself; or open_clip's, wrapped."""
@@ -52,7 +52,7 @@ class TextPipeline:
         self._ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=65_536)(make.encoder(tokenizer))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Into another process it goes without what it remembers."""
+        """Leaves out its cache when it is sent to another process."""
         return TextPipeline, (self.tokenizer, self.policy)
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class TextPipeline:
         return max(len(self.tokenizer), self.policy.vocabulary)
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """The ids of a text for the decoder, alone: no eos, no padding, no truncation."""
+        """The ids of a text for the decoder: no eos, no padding, no truncation."""
         return self._ids(make.cleaned(text, "spaces", lower=self.policy.lower))
 
     def fixed(self, text: str) -> np.ndarray:
@@ -81,9 +81,9 @@ class TextPipeline:
         return make.decode(self.tokenizer, known)
 
     def canonical(self, text: str) -> str:
-        """The text as the decoder's tokenizer splits it: lower-cased if the policy says so, normalised, blanks single.
+        """The normalised text for the decoder's tokenizer: lower-cased if the policy says so, with single blanks.
 
-        Two texts that this makes one have the same ids, so metrics compare texts by it.
+        Two texts with the same result have the same ids, so metrics compare normalised texts.
         """
         return make.normalized(self.tokenizer, make.cleaned(text, "spaces", lower=self.policy.lower))
 
@@ -113,8 +113,8 @@ class TextPipeline:
     def plain(self) -> Any:
         """The transformers tokenizer that gives the ids of `fixed` when told to pad to the length and to truncate.
 
-        Where the policy ends or pads with other tokens than the tokenizer's own (open_clip's CoCa, which plain
-        transformers has no model for), the tokenizer as it is. Raises UserError where none can be made.
+        If the policy ends or pads with other tokens than the tokenizer's own (open_clip's CoCa, for which plain
+        transformers has no model), the tokenizer is returned unchanged. Raises UserError if none can be made.
         """
         policy, tokenizer = self.policy, self.tokenizer
         if tokenizer.pad_token_id not in (None, policy.pad_id) or tokenizer.eos_token_id not in (None, policy.eos_id):
@@ -139,11 +139,11 @@ class TextPipeline:
         return made
 
     def agrees_in_open_clip(self, tokenizer: Any, texts: Sequence[str]) -> bool:
-        """Does a tokenizer of open_clip's give the ids of `fixed` for these texts?"""
+        """True if an open_clip tokenizer gives the ids of `fixed` for these texts."""
         return make.agrees_in_open_clip(tokenizer, texts, self.fixed)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
-        """Write the tokenizer so that plain transformers gives the same ids; return the policy for the sidecar."""
+        """Write the tokenizer so that plain transformers gives the same ids; return the policy for opensiglip.json."""
         self.plain().save_pretrained(folder)
         return vars(self.policy).copy()
 
@@ -170,11 +170,11 @@ class TextPipeline:
 
     @classmethod
     def around(cls, tokenizer: Any, length: int, what: str = "the tokenizer") -> "TextPipeline":
-        """A transformers tokenizer at hand. Its own pad and eos tokens are used.
+        """Wrap a transformers tokenizer. Its own pad and eos tokens are used.
 
-        Where it has no pad token, or pads with its eos (GPT-2), a new one is added: were eos to serve as padding, its
-        loss would be masked away and the end of a caption never learned. SigLIP's, which pads with its eos 1, keeps to
-        that. Raises UserError without an eos.
+        If it has no pad token, or pads with its eos (GPT-2), a new one is added: with eos as padding its loss would be
+        masked, and the end of a caption would never be learned. SigLIP's tokenizer, which pads with its eos 1, is not
+        changed. Raises UserError without an eos.
         """
         tokenizer, clean = make.without_cleaning(tokenizer)
         eos_id = make.end(tokenizer, what)
@@ -189,7 +189,7 @@ class TextPipeline:
     def released(
         cls, place: str | Path, *, length: int, vocabulary: int, name: str, clean: str | None = None
     ) -> "TextPipeline | None":
-        """How a released checkpoint's text tower was fed, or None where its folder has no tokenizer.
+        """The pipeline of a released checkpoint's text tower, or None if its folder has no tokenizer.
 
         SigLIP pads with its end token, 1; SigLIP 2 with 0, and lower-cases; both to exactly the text tower's length,
         without a mask (SigLIP_demo.ipynb; SigLIP2_demo.ipynb; recipes of big_vision: eos="sticky"). `clean`: as the

@@ -1,4 +1,4 @@
-"""What a model answers: a place with its score, or a task's text and what it means."""
+"""Answers of a model: a box with its score, or a task's text with its parsed value."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from opensiglip.data.tasks import Polygon
 
 @dataclass(frozen=True)
 class Found:
-    """A phrase and its box; `score` in 0..1 is the geometric mean of the probabilities of the tokens that say it."""
+    """A phrase and its box; `score` in 0..1 is the geometric mean of the probabilities of its tokens."""
 
     phrase: str
     box: Box
@@ -23,10 +23,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Answer:
-    """The decoder's own words, and what they mean.
+    """The decoder's text and its parsed value.
 
-    `value` is a box, a list of (name, box), a `Polygon`, or a text, as the task has it, places in pixels of the image;
-    None where the words mean nothing.
+    `value` is a box, a list of (name, box), a `Polygon` or a text, depending on the task, with coordinates in pixels of
+    the image; None if the text could not be parsed.
     """
 
     text: str
@@ -34,23 +34,23 @@ class Answer:
 
     @property
     def boxes(self) -> list[tuple[str, Box]]:
-        """The boxes that it names; a box alone has no name."""
+        """The boxes of the value; a single box has no name."""
         if isinstance(self.value, list):
             return self.value
         return [("", self.value)] if isinstance(self.value, tuple) and not self.outline else []
 
     @property
     def outline(self) -> tuple[Point, ...]:
-        """The corners of the polygon that it is, if it is one."""
+        """The corners of the value if it is a polygon."""
         return self.value.points if isinstance(self.value, Polygon) else ()
 
     def as_json(self) -> dict[str, Any]:
-        """The text and what it means: a polygon as its corners, boxes as lists."""
+        """The text and the value as JSON: a polygon as its corners, boxes as lists."""
         return {"text": self.text, "value": rounded(self.outline or self.value)}
 
 
 def rounded(value: Any) -> Any:
-    """The value as JSON has it, pixels to two places."""
+    """The value for JSON, with pixels to two decimals."""
     if isinstance(value, list | tuple):
         return [rounded(part) for part in value]
     return round(value, 2) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""`Encoder`: the towers of a trained model. Images and texts in, features and embeddings out."""
+"""`Encoder`: the towers of a trained model, which map images and texts to features and embeddings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,12 +34,12 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Encoder:
-    """The towers of a `Pretrained`, on one device and in one precision. Weights are read when they are used."""
+    """The towers of a `Pretrained` on one device and in one precision. Changes of its weights take effect at once."""
 
     def __init__(
         self, pretrained: Pretrained, *, device: torch.device | str | None = None, autocast: Autocast | None = None
     ) -> None:
-        """`device`: where the model is moved; by default it stays where it is. `autocast`: by default `autocast_on`."""
+        """`device`: device to move the model to; by default it is not moved. `autocast`: by default `autocast_on`."""
         self.pretrained = pretrained
         if device is not None:
             pretrained.model.to(device)
@@ -48,37 +48,37 @@ class Encoder:
 
     @property
     def name(self) -> str:
-        """What the model was opened by, for messages."""
+        """The name under which the model was opened, for messages."""
         return self.pretrained.name
 
     @property
     def frame(self) -> Geometry:
-        """How images are shown to the model."""
+        """The geometry in which images are fed to the model."""
         return self.pretrained.frame
 
     @property
     def pipeline(self) -> TextPipeline | None:
-        """From texts to ids; None without text tower and decoder."""
+        """The text pipeline; None without text tower and decoder."""
         return self.pretrained.pipeline
 
     @property
     def boxes(self) -> BoxFormat | None:
-        """How the decoder writes boxes."""
+        """The format in which the decoder writes boxes."""
         return self.pretrained.boxes
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the decoder was trained to write."""
+        """The tasks that the decoder was trained on."""
         return self.pretrained.tasks
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages of its training, where known."""
+        """The languages of its training, if known."""
         return self.pretrained.languages
 
     @property
     def has_text(self) -> bool:
-        """Has it a text tower, and the tokenizer that it was trained with?"""
+        """True if it has a text tower and the tokenizer of its training."""
         return self.pretrained.model.text is not None and self.pipeline is not None
 
     @property
@@ -88,15 +88,15 @@ class Encoder:
 
     @property
     def logit_bias(self) -> float | None:
-        """b of the logit; None without a text tower, and where training compared by a softmax."""
+        """b of the logit; None without a text tower, and after training with a softmax."""
         bias = self.pretrained.model.logit_bias
         return None if bias is None or not self.has_text else float(bias.detach())
 
     @property
     def to_text(self) -> Callable[[Tensor], Tensor] | None:
-        """Patch tokens [B, N, D] -> [B, N, E] in the texts' space; None where the model has no way there.
+        """Patch tokens [B, N, D] -> [B, N, E] in the texts' space; None if the model has no such map.
 
-        CLIP's patches go the class token's way. SigLIP's are pooled one by one, each as if it were the image (ours).
+        CLIP's patches are projected like the class token. SigLIP's are pooled one by one, like a whole image (ours).
         """
         vision = self.pretrained.model.vision
         if not self.has_text:
@@ -107,7 +107,7 @@ class Encoder:
     def encode(self, images: Sequence[Tensor]) -> Features:
         """Images [3, h, w] uint8 in the frame -> pooled [B, D] float32 or None, tokens [B, N, D] float32; on `device`.
 
-        All of them at once.
+        All images form one batch.
         """
         batch = to_device(self.frame.batch(images), self.device)
         with self.autocast():
@@ -129,9 +129,9 @@ class Encoder:
 
     @torch.no_grad()
     def dense(self, images: Sequence[Tensor]) -> Tensor:
-        """Images [3, h, w] uint8 in the frame -> patches [B, N, E] float32 in the texts' space, if `to_text` is there.
+        """Images [3, h, w] uint8 in the frame -> patches [B, N, E] float32 in the texts' space.
 
-        Else their tokens.
+        Without `to_text` the result is their tokens.
         """
         tokens = self.encode(images).tokens
         if self.to_text is None:
@@ -140,19 +140,19 @@ class Encoder:
             return self.to_text(tokens).float()
 
     def to_grid(self, image: Tensor, patches: Tensor) -> Tensor:
-        """Values of the patches [N, ...] of a framed image, padding too -> [rows, columns, ...] as they lie in it."""
+        """Arrange values of patches [N, ...] of a framed image, padding included, as a grid [rows, columns, ...]."""
         rows, columns = self.frame.grid(image, len(patches))
         return patches[: rows * columns].unflatten(0, (rows, columns))
 
     @property
     def nested(self) -> tuple[int, ...]:
-        """Widths that its embeddings may be cut to, as it was trained to compare them at each (`--nested`)."""
+        """Widths to which its embeddings may be truncated, those of its training with `--nested`."""
         return tuple(getattr(getattr(self.pretrained.model, "architecture", None), "nested", ()))
 
     def cut(self, embeddings: Tensor, dim: int | None) -> Tensor:
-        """Unit embeddings [B, D] -> [B, dim]: the first `dim` numbers, of length 1 again; None keeps all.
+        """Unit embeddings [B, D] -> [B, dim]: the first `dim` dimensions, normalised again; None keeps all.
 
-        Raises UserError where the model was not trained at that width.
+        Raises UserError if the model was not trained at that width.
         """
         if dim is None or dim == embeddings.shape[-1]:
             return embeddings
@@ -163,14 +163,14 @@ class Encoder:
         return F.normalize(embeddings[..., :dim], dim=-1)
 
     def embed_images(self, images: ImageInputs, *, dim: int | None = None) -> Tensor:
-        """Unit embeddings [B, D] float32, on the CPU; of a model that pools nothing, the mean of its tokens.
+        """Unit embeddings [B, D] float32, on the CPU; the mean of the tokens if the model has no pooling.
 
         `dim`: as in `cut`.
         """
         return self.cut(self.embed_framed(self.framed(load_images(images))), dim)
 
     def embed_framed(self, framed: Sequence[Tensor]) -> Tensor:
-        """The same of images that `framed` gave, whole."""
+        """Like `embed_images`, for images returned by `framed`."""
         return F.normalize(pooled_features(self._encode_framed(framed)), dim=-1).cpu()
 
     def embed_texts(self, texts: str | Sequence[str], *, dim: int | None = None) -> Tensor:
@@ -179,12 +179,12 @@ class Encoder:
             return self.cut(self.encode_texts([texts] if isinstance(texts, str) else list(texts)), dim).cpu()
 
     def features(self, images: ImageInputs) -> Tensor:
-        """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError where images have unlike shapes."""
+        """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError if images have different shapes."""
         framed = self.framed(load_images(images))
         return self._grids(framed, self._encode_framed(framed).tokens)
 
     def similarity(self, images: ImageInputs, text: str) -> Tensor:
-        """Cosine [B, h, w] of each patch with a text, the patch embedded as if it were the image. Raises UserError."""
+        """Cosine [B, h, w] of each patch with a text; a patch is embedded like a whole image. Raises UserError."""
         if self.to_text is None:
             raise UserError(f"{self.name} can't compare patches with texts; give a model with a text tower.")
         framed = self.framed(load_images(images))
@@ -193,7 +193,7 @@ class Encoder:
             return self._grids(framed, F.normalize(patches, dim=-1) @ self.encode_texts([text])[0])
 
     def index(self, folder: str | Path) -> Searchable:
-        """The images of a folder, embedded once to be searched often, or an index on disk. Raises UserError."""
+        """The images of a folder, embedded once for many searches, or an index on disk. Raises UserError."""
         if (Path(folder) / ABOUT).is_file():
             return IndexFolder.open(folder)
         return Index.build(folder, self.embed_images, IMAGES)
@@ -206,9 +206,9 @@ class Encoder:
         image: ImageInput | None = None,
         count: int = 8,
     ) -> list[Hit]:
-        """The images of a folder, or of its `index`, that are nearest to a text or to an image, nearest first.
+        """Find the images of a folder, or of its `index`, nearest to a text or an image, nearest first.
 
-        Raises UserError without a text tower, and unless exactly one of text and image is given.
+        Exactly one of text and image must be given. Raises UserError, also for a text without a text tower.
         """
         if (text is None) == (image is None):
             raise UserError("search by a text or by an image: give one of the two.")
@@ -221,11 +221,11 @@ class Encoder:
         return self._with({"vision": vision})
 
     def with_parts(self, **parts: Any) -> Self:
-        """The same model with others of `PARTS`."""
+        """The same model with some of `PARTS` replaced."""
         return self._with(parts)
 
     def _with(self, parts: dict[str, Any], **facts: Any) -> Self:
-        """A copy with other parts of the model, and other facts about it."""
+        """A copy with other parts of the model and other facts about it."""
         model = self.pretrained.model
         kept = {name: getattr(model, name, None) for name in PARTS}  # no text tower: no logit_scale
         changed = replace(self.pretrained, model=SimpleNamespace(**kept | parts), **facts)
@@ -234,11 +234,11 @@ class Encoder:
         return copy
 
     def _encode(self, images: Sequence[Tensor]) -> Features:
-        """Images [3, h, w] uint8 of any size -> features, so many at a time that they fit."""
+        """Images [3, h, w] uint8 of any size -> features, in batches."""
         return self._encode_framed(self.framed(images))
 
     def framed(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Images [3, h, w] uint8 of any size as the model sees them. Raises UserError where there is none."""
+        """Images [3, h, w] uint8 of any size in the model's frame. Raises UserError if there is none."""
         if not images:
             raise UserError("no image was given.")
         with memory_errors():
@@ -254,7 +254,7 @@ class Encoder:
         )
 
     def _grids(self, framed: Sequence[Tensor], patches: Tensor) -> Tensor:
-        """[B, N, ...] -> [B, h, w, ...], on the CPU. Raises UserError where NaFlex gives the images unlike grids."""
+        """[B, N, ...] -> [B, h, w, ...], on the CPU. Raises UserError if NaFlex gives the images different grids."""
         grids = [self.to_grid(image, values).cpu() for image, values in zip(framed, patches, strict=True)]
         if len({grid.shape for grid in grids}) > 1:
             raise UserError("these images have different shapes, which a NaFlex model keeps; give them one at a time.")
@@ -265,20 +265,20 @@ PARTS = ("vision", "text", "decoder", "pali", "logit_scale", "logit_bias", "arch
 
 
 def best_device() -> torch.device:
-    """The accelerator, where there is one."""
+    """The accelerator, if there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
 
 def autocast_on(device: torch.device) -> Autocast:
-    """bfloat16 products where a GPU multiplies them; elsewhere none, so that figures are the same on every CPU."""
+    """bfloat16 autocast on GPUs that support it; none elsewhere, so that figures are the same on every CPU."""
     enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """An accelerator that runs out of memory raises UserError."""
+    """Turns an accelerator's out-of-memory error into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -288,7 +288,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def pooled_features(features: Features) -> Tensor:
-    """[B, D]: the pooled features, or of a model that pools nothing the mean of its tokens."""
+    """[B, D]: the pooled features, or the mean of the tokens if the model has no pooling."""
     if features.pooled is not None:
         return features.pooled
     if features.valid is None:

@@ -1,6 +1,6 @@
-"""A folder's images embedded on disk: parquet with a row an image, and a faiss index of its vectors.
+"""Embeddings of a folder's images on disk: parquet with one row per image, and a faiss index of the vectors.
 
-Written in parts, so that a run that is cut short goes on; built again, it embeds only files that are new or changed.
+It is written in parts, so that an interrupted build resumes; a repeated build embeds only new or changed files.
 """
 
 import os
@@ -24,17 +24,17 @@ from opensiglip.json_file import load_json, write_json
 
 ABOUT, ROWS, VECTORS = "index.json", "embeddings.parquet", "vectors.faiss"
 PARTS = "part-*.parquet"
-PART = 1024  # images of a part: what a kill can lose
-EXACT = 200_000  # vectors that are all compared; above, a graph (HNSW) is walked
-NEIGHBOURS, BUILD, WALK = 32, 80, 128  # of the graph: links of a vector, width of the search that builds and asks it
-SAME = 0.999  # cosine of the probe image's vectors by which the model is known again
+PART = 1024  # images per part: the most that a kill can lose
+EXACT = 200_000  # exact search up to this many vectors; above, an HNSW graph
+NEIGHBOURS, BUILD, WALK = 32, 80, 128  # HNSW: links per vector, width of the search at build and at query
+SAME = 0.999  # least cosine of the probe image's vectors for the same model
 THREADS = min(8, os.cpu_count() or 1)
 
 Say = Callable[[str], object]
 
 
 class Embeds(Protocol):
-    """What embeds images, as `Encoder` does."""
+    """Something that embeds images, such as an `Encoder`."""
 
     @property
     def name(self) -> str: ...
@@ -55,7 +55,7 @@ class IndexFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "IndexFolder":
-        """One that has been built. Raises UserError."""
+        """Open a built index. Raises UserError."""
         place = Path(path)
         if not (place / ABOUT).is_file():
             raise UserError(
@@ -75,9 +75,9 @@ class IndexFolder:
         say: Say = lambda words: None,
         dim: int | None = None,
     ) -> "IndexFolder":
-        """Embed what is new below a folder, leave out what is gone, write the index; damaged rows are embedded again.
+        """Embed new images below a folder, remove missing ones and write the index; damaged rows are embedded again.
 
-        Vectors have `dim` numbers, by default all. Raises UserError where `check` does, and where `out` is of another
+        Vectors have `dim` dimensions, by default all. Raises UserError as `check` does, and if `out` belongs to another
         model or width.
         """
         source, place = check(folder, out), Path(out)
@@ -109,7 +109,7 @@ class IndexFolder:
                     unreadable += sum(isinstance(row, str) for row in rows.values())
                     but = f", {unreadable} can't be read" if unreadable else ""
                     say(f"{start + len(some) - unreadable} of {len(wanted)} embedded{but}")
-            (place / VECTORS).unlink(missing_ok=True)  # it must not outlive the rows that it is of
+            (place / VECTORS).unlink(missing_ok=True)  # it must not outlive its rows
             write_rows(place / ROWS, {file: known[file] for file in files}, width)
             readable = [vector for file in files if isinstance(vector := known[file], np.ndarray)]
             if not readable:
@@ -121,12 +121,12 @@ class IndexFolder:
 
     @cached_property
     def rows(self) -> dict[File, np.ndarray | str]:
-        """A unit vector [D] float32 of each image, or why it could not be read."""
+        """A unit vector [D] float32 for each image, or the reason why it could not be read."""
         return read_rows(self.path / ROWS, len(self.about["probe"]))
 
     @cached_property
     def files(self) -> list[Path]:
-        """The images, in the vectors' order."""
+        """The images in the order of the vectors."""
         root = Path(self.about["folder"])
         table = read_table(self.path / ROWS, len(self.about["probe"]), ["path", "reason"])
         paths, reasons = table["path"].to_pylist(), table["reason"].to_pylist()
@@ -134,13 +134,13 @@ class IndexFolder:
 
     @property
     def unreadable(self) -> dict[Path, str]:
-        """The images that can't be read, and why."""
+        """The images that can't be read, with the reason."""
         root = Path(self.about["folder"])
         return {root / file.path: reason for file, reason in self.rows.items() if isinstance(reason, str)}
 
     @cached_property
     def vectors(self) -> Any:
-        """The faiss index. Raises UserError where it can't be read."""
+        """The faiss index. Raises UserError if it can't be read."""
         try:
             found = library().read_index(str(self.path / VECTORS))
         except RuntimeError:
@@ -151,11 +151,11 @@ class IndexFolder:
 
     @property
     def dim(self) -> int:
-        """Numbers of a vector."""
+        """Dimensions of a vector."""
         return int(self.vectors.d)
 
     def nearest(self, query: Tensor, count: int) -> list[Hit]:
-        """The images whose cosine with the unit embedding [D] is largest, best first. Raises UserError."""
+        """The images with the highest cosine to the unit embedding [D], best first. Raises UserError."""
         if len(query) != self.dim:
             raise UserError(
                 f"{self.path} holds vectors of {self.dim} numbers, and the model gives {len(query)}; ask the "
@@ -167,9 +167,9 @@ class IndexFolder:
 
 
 def check(folder: str | Path, out: str | Path) -> Path:
-    """The whole path of a folder whose index can be built in `out`, as far as can be told without the model.
+    """The absolute path of a folder, after all checks for an index in `out` that need no model.
 
-    Raises UserError where it has no image, and where `out` can't be written or holds something else.
+    Raises UserError if it has no image, or if `out` can't be written or contains something else.
     """
     source, place = Path(folder).expanduser().resolve(), Path(out)
     if not source.is_dir():
@@ -189,7 +189,7 @@ def check(folder: str | Path, out: str | Path) -> Path:
 
 
 def read_about(place: Path) -> dict[str, Any]:
-    """What index.json says. Raises UserError where it is not as `build` writes it."""
+    """The content of index.json. Raises UserError if it is not as `build` writes it."""
     path = place / ABOUT
     try:
         about = load_json(path)
@@ -228,7 +228,7 @@ def images_below(folder: Path) -> Iterator[Path]:
 def embedded(
     encoder: Embeds, folder: Path, files: Sequence[File], pool: ThreadPoolExecutor, dim: int | None
 ) -> dict[File, np.ndarray | str]:
-    """Each file's unit vector [D] float32, or why it can't be read; decoded and framed in threads."""
+    """Each file's unit vector [D] float32, or the reason why it can't be read; decoded and framed in threads."""
 
     def read(file: File) -> Tensor | str:
         try:
@@ -245,7 +245,7 @@ def embedded(
 
 
 def write_vectors(path: Path, vectors: np.ndarray) -> None:
-    """Unit vectors [N, D] float32 as a faiss index by cosine: all of them compared, or a graph where they are many."""
+    """Unit vectors [N, D] float32 as a faiss index by cosine: exact, or a graph for many vectors."""
     faiss = library()
     if len(vectors) <= EXACT:
         index = faiss.IndexFlatIP(vectors.shape[1])
@@ -258,14 +258,14 @@ def write_vectors(path: Path, vectors: np.ndarray) -> None:
 
 
 def probe(encoder: Embeds, dim: int | None) -> list[float]:
-    """The vector of one fixed image, by which a model is known again whatever it is called."""
+    """The vector of one fixed image, which identifies a model whatever its name."""
     ramp = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
     vector = encoder.cut(encoder.embed_framed(encoder.framed([load_image(ramp)])), dim)[0]
     return [round(value, 6) for value in vector.tolist()]
 
 
 def check_model(place: Path, before: dict[str, Any], now: list[float]) -> None:
-    """Raises UserError where an index is of another model or width than the one with this probe."""
+    """Raises UserError if an index belongs to another model or width than this probe vector."""
     if len(before["probe"]) != len(now):
         raise UserError(
             f"--out {place} holds vectors of {len(before['probe'])} numbers, and these have {len(now)}; name another."
@@ -275,5 +275,5 @@ def check_model(place: Path, before: dict[str, Any], now: list[float]) -> None:
 
 
 def _spec(name: str) -> str:
-    """What opens the model from any folder."""
+    """The name that opens the model from any folder."""
     return str(Path(name).resolve()) if Path(name).exists() else name

@@ -1,4 +1,4 @@
-"""Model: everything serving needs. Two towers, a decoder, temperature and bias; a plain transformers folder on disk."""
+"""`Model`: towers, decoder, temperature and bias, as inference needs them; on disk a plain transformers folder."""
 
 import json
 import math
@@ -52,19 +52,19 @@ from opensiglip.models.tower_host import PARTS, TowerHost, load_tower
 from opensiglip.models.towers import Text, Vision, initialise
 
 HOSTS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "clip_vision_model", "timm_wrapper")
-SIDECAR = "opensiglip.json"  # what a transformers config has no place for: architecture, text pipeline, box format
+SIDECAR = "opensiglip.json"  # facts that a transformers config lacks: architecture, text pipeline, box format
 
 
 class Model(nn.Module):
-    """Vision tower, and as the recipe asks for them text tower with temperature and bias, and decoder."""
+    """Image tower and, if the recipe has them, text tower with temperature and bias, and decoder."""
 
     logit_scale: Tensor
     logit_bias: Tensor
 
     def __init__(self, host: PreTrainedModel | TowerHost, architecture: Architecture, vocabulary: int) -> None:
-        """`host` owns the towers: transformers' SiglipModel, its image tower alone, another's, or one of each make.
+        """`host` owns the towers: transformers' SiglipModel, its image tower alone, or towers of other libraries.
 
-        What the host has no place for is ours, and is saved beside it.
+        Parameters that the host lacks are saved in a separate file beside it.
         """
         super().__init__()
         self.host, self.architecture, self.vocabulary = [host], architecture, vocabulary  # listed: not a submodule
@@ -104,7 +104,7 @@ class Model(nn.Module):
 
     @classmethod
     def new(cls, architecture: Architecture, vocabulary: int) -> "Model":
-        """Freshly initialised; by default with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
+        """Initialise a new model; by default with SigLIP's temperature e^t' = 10 and bias -10 (SigLIP, Sec. 3.2)."""
         if architecture.encoder is not None:
             model = cls(timm_tower.load(architecture.encoder), architecture, vocabulary)
             if model.text is not None:
@@ -123,26 +123,26 @@ class Model(nn.Module):
         return model
 
     def beside(self) -> dict[str, Tensor]:
-        """The weights that are neither the host's nor the decoder's, by name."""
+        """The weights that belong neither to the host nor to the decoder, by name."""
         theirs = {id(x) for x in self.host[0].state_dict(keep_vars=True).values()}
         mine = self.state_dict(keep_vars=True)
         return {name: x for name, x in mine.items() if id(x) not in theirs and not name.startswith("decoder.")}
 
     def checkpoint_activations(self) -> None:
-        """In training, keep only what enters each layer of towers and decoder, and form the rest again in backward.
+        """Recompute activations inside the layers of towers and decoder in the backward pass.
 
-        A third more arithmetic for a fraction of the memory; gradients stay the same. A timm encoder and
-        CoCa's text halves keep all.
+        It costs a third more compute and saves most of their memory; gradients stay the same. A timm encoder and
+        CoCa's text decoder keep all activations.
         """
         again: Any = partial(activations.checkpoint, use_reentrant=False, preserve_rng_state=False)
         for layer in self.modules():
-            if isinstance(layer, GradientCheckpointingLayer):  # what transformers' own switch sets, by version
+            if isinstance(layer, GradientCheckpointingLayer):  # set by transformers' own switch
                 layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
         if isinstance(self.decoder, Decoder):
             self.decoder.checkpointing = True
 
     def save_pretrained(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
-        """Write the transformers folder; the decoder beside it; `about` (text pipeline, box format) in the sidecar."""
+        """Write the transformers folder, the decoder, and `about` (text pipeline, box format) in opensiglip.json."""
         folder = Path(folder)
         with no_bars():
             self.host[0].save_pretrained(folder)
@@ -156,9 +156,9 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Model":
-        """Read what `save_pretrained` wrote; `Pretrained.open` reads runs that have not ended, and other makes.
+        """Read a folder of `save_pretrained`; `Pretrained.open` also reads unfinished runs and other formats.
 
-        Raises UserError naming the file or tensor that is missing or does not fit, or is not finite.
+        Raises UserError, naming the file or tensor, if one is missing, does not fit or is not finite.
         """
         folder = Path(folder)
         facts = read_sidecar(folder)
@@ -198,7 +198,7 @@ class Model(nn.Module):
     def _with_rest(
         cls, host: PreTrainedModel | TowerHost, architecture: Architecture, vocabulary: int, folder: Path
     ) -> "Model":
-        """The model over a host at hand, with what lies beside it in the folder."""
+        """The model around a given host, with the other files of the folder."""
         model = cls(host, architecture, vocabulary)
         if names := model.beside().keys():
             _load(model, folder / "beside.safetensors", names, strict=False)
@@ -215,7 +215,7 @@ class Model(nn.Module):
 
 
 def _check_there(path: Path, names: Collection[str]) -> None:
-    """Raises UserError where a file of the tensors `names` is missing."""
+    """Raises UserError if a file of the tensors `names` is missing."""
     if not path.is_file():
         raise UserError(f"{path} is missing; it has {next(iter(names))} and other parts named by {SIDECAR}.")
 
@@ -232,7 +232,7 @@ def _load(module: nn.Module, path: Path, names: Collection[str], *, strict: bool
 
 
 def check_host(folder: Path) -> None:
-    """Raises UserError where config.json is not of a host of ours, or has a size that none has."""
+    """Raises UserError if config.json does not belong to a known host, or has an invalid size."""
     path = folder / "config.json"
     try:
         config = load_json(path)
@@ -244,7 +244,7 @@ def check_host(folder: Path) -> None:
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
-    """The contents of opensiglip.json. Raises UserError if the folder is not one of ours."""
+    """The contents of opensiglip.json. Raises UserError if the folder has none."""
     path = folder / SIDECAR
     if not path.is_file():
         raise UserError(f"{folder} holds no {SIDECAR}; give the model/ folder of a run.")
@@ -282,7 +282,7 @@ def _vision(
 
 
 def _tower_host(architecture: Architecture, pair: PairShape, folder: Path | None = None) -> TowerHost:
-    """The towers of a pair, from where each lies; ours of `folder`, or new."""
+    """The towers of a pair, each from its own source; OpenSigLIP towers from `folder`, or new."""
     vision: PreTrainedModel
     if pair.vision is not None:
         vision = load_tower(pair.vision, "--vision")
@@ -295,7 +295,7 @@ def _tower_host(architecture: Architecture, pair: PairShape, folder: Path | None
 
 
 def _own_text(architecture: Architecture, vocabulary: int, width: int) -> Text | Unimodal:
-    """A text tower whose embeddings are as wide as the image's, for a host that has none."""
+    """A text tower with embeddings as wide as the image's, for a host without one."""
     assert architecture.text is not None
     if architecture.coca is not None:
         return Unimodal(architecture.text, architecture.coca, vocabulary, architecture.length, architecture.pad_id)

@@ -1,4 +1,4 @@
-"""`train --dry-run`: what a run does before its first step, and a timed step of each stage; nothing is written."""
+"""`train --dry-run`: everything before the first step, and a timed step of each stage; nothing is written."""
 
 import shutil
 import time
@@ -51,10 +51,10 @@ class Stage:
 
 
 def dry_run(recipe: str, **keywords: Any) -> str:
-    """What `train` with the same keywords would do, in lines. Raises UserError where `train` would.
+    """Describe in lines what `train` with the same keywords would do. Raises UserError as `train` does.
 
-    It opens the data, trains the tokenizer, builds the networks and takes two steps of each stage in memory, of which
-    it times the second. Remote shards are cached on disk, as in a run; the folder of the run is not touched.
+    It opens the data, trains the tokenizer, builds the networks and takes two steps of each stage in memory and
+    times the second. Remote shards are cached on disk, as in a run; the folder of the run is not touched.
     """
     if world()[1] > 1:
         raise UserError(

@@ -17,14 +17,14 @@ from opensiglip.training.stop import stopping
 
 
 def train(recipe: str, **keywords: Any) -> dict[str, Any]:
-    """Train a recipe on data and leave a run folder: checkpoints, model, metrics, summary and report.
+    """Train a recipe on data and write a run folder: checkpoints, model, metrics, summary and report.
 
-    Returns the summary, on ranks other than the first an empty one. Raises UserError on bad input, before anything is
+    Returns the summary; it is empty on ranks other than the first. Raises UserError on bad input, before anything is
     written.
 
     Args:
-        recipe: a name that `opensiglip recipes` lists, or FILE.py:FUNCTION for one of your own.
-        **keywords: those of `TrainConfig` (data and out are needed), and the recipe's own, such as size and resolution.
+        recipe: a name listed by `opensiglip recipes`, or FILE.py:FUNCTION for your own recipe.
+        **keywords: those of `TrainConfig` (data and out are required), and the recipe's own, such as size.
     """
     job = resolve(recipe, keywords)
     folder = job.config.out
@@ -45,7 +45,7 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
     return TrainingResult(summary)
 
 
-# Help and editors show every keyword: those of `TrainConfig`, then whatever the recipe has.
+# Help and editors show every keyword: those of `TrainConfig`, then those of the recipe.
 _OWN, *_REST = inspect.signature(train).parameters.values()
 train.__signature__ = inspect.Signature([_OWN, *inspect.signature(TrainConfig).parameters.values(), *_REST])  # type: ignore[attr-defined]
 _ARGS = inspect.getdoc(TrainConfig) or ""

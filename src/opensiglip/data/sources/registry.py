@@ -1,4 +1,4 @@
-"""From what the user writes after `--data` to a source."""
+"""Open the source that the user names with `--data`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -38,11 +38,11 @@ def open_source(
     pixels: int = 64,
     cache_gb: float = CACHE_GB,
 ) -> Source:
-    """The source of a spec, as `sources.spec` reads it: `scenes` drawn at `pixels` a side, or data of a kind of
-    `KINDS`, named or recognised; or an object with `len` and rows: a torch data set, one of `datasets`, a list.
+    """Open the source of a spec (`sources.spec`): `scenes` drawn at `pixels` a side, or data in a format of `KINDS`,
+    named or recognised; or an object with `len` and rows: a torch data set, one of `datasets`, a list.
 
-    `languages`: None or ["all"] for all it has. `cache_gb`: of this node's disk, for shards that lie elsewhere. Raises
-    UserError for what is not there, or has no such split or texts.
+    `languages`: None or ["all"] for all it has. `cache_gb`: disk cache of this node for remote shards. Raises
+    UserError if the source does not exist or has no such split or texts.
     """
     spec = spec_of(spec)
     name, weight = (spec, None) if Path(spec).expanduser().exists() else split_weight(spec)
@@ -52,7 +52,7 @@ def open_source(
 
 
 def splits_of(spec: str) -> dict[str, Source]:
-    """The splits that a source has. Raises UserError where it has none."""
+    """The splits of a source. Raises UserError if it has none."""
     found: dict[str, Source] = {}
     missing: EmptySplit | None = None
     for split in ("train", "val", "test"):
