@@ -21,7 +21,7 @@ PHOTOGRAPHS = Study(
     about=(
         "All runs begin with the same pretrained towers. `sigmoid`, `captions` and `boxes` keep both frozen: the first "
         "learns heads alone, the second a decoder of captions too, the third one of captions and boxes, as SigLIP 2. "
-        "`lora` and `tuned` are `boxes` with an image tower that learns, too: by matrices of rank 8, or whole at a "
+        "`lora` and `tuned` are `boxes` with an image tower that learns, too: by matrices of rank 8, or whole, both at a "
         "tenth of the rate."
     ),
     data="",
@@ -29,7 +29,7 @@ PHOTOGRAPHS = Study(
         Run("sigmoid", "siglip", LOCKED),
         Run("captions", "siglip2", LOCKED | CAPTIONS),
         Run("boxes", "siglip2", LOCKED | BOXES),
-        Run("lora", "siglip2", BOXES | {"freeze": "text", "lora": 8}),
+        Run("lora", "siglip2", BOXES | {"freeze": "text", "lora": 8, "tower_lr": 0.1}),
         Run("tuned", "siglip2", BOXES | {"freeze": "text", "tower_lr": 0.1}),
     ),
     figures=(

@@ -230,6 +230,24 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
     assert torch.equal(learner(tmp_path / "cached")[f"model.vision.tower.{name}"], tower[name])
 
 
+@pytest.mark.parametrize("more", [{}, {"lora": 2}], ids=["whole", "LoRA"])
+def test_another_librarys_towers_learn_at_their_share_of_the_rate(
+    towers: Path, folder: str, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """Adam's first step is the rate: a tenth of it in the tower, all of it in the heads."""
+    name = "encoder.layer.0.mlp.fc1.lora_B.default.weight" if more else "encoder.layer.0.mlp.fc1.bias"
+    steps = []
+    for share in (1.0, 0.1):
+        out = tmp_path / str(share)
+        given = arguments(towers, folder, out, freeze="text", tower_lr=share, warmup=0, keep_last=9, **more)
+        train("align", **given | {"steps": 2, "save_every": 1, "weight_decay": 0.0})
+        first = load_file(min((out / "checkpoints").iterdir()) / "learner.safetensors")
+        before = 0.0 if more else load_file(towers / "dinov2" / "model.safetensors")[name]
+        steps.append([(first[f"model.vision.tower.{name}"] - before).abs().max(), first])
+    assert steps[0][0] == pytest.approx(1e-3, rel=0.01) and steps[1][0] == pytest.approx(1e-4, rel=0.01)
+    assert torch.equal(steps[0][1]["model.vision.head.out.4.bias"], steps[1][1]["model.vision.head.out.4.bias"])
+
+
 def test_a_run_that_goes_on_with_another_librarys_tower_keeps_its_patches(
     towers: Path, folder: str, tmp_path: Path
 ) -> None:

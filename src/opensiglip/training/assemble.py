@@ -211,7 +211,7 @@ def build_loop(
             learner,
             config.lr,
             config.weight_decay,
-            tower_parameters(fitted),
+            tower_parameters(learner.model, fitted),
             config.tower_lr,
             config.betas,
         ),

@@ -140,10 +140,16 @@ def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
         raise UserError(f"--freeze {freeze} leaves nothing to train; give another recipe or tower.")
 
 
-def tower_parameters(fitted: Fitted | None) -> set[str]:
-    """The learner's parameters that `--tower-lr` slows: what the start brought of the towers."""
-    names = fitted.brought if fitted else frozenset[str]()
-    return {f"model.{name}" for name in names if name.startswith(("vision.", "text."))}
+def tower_parameters(model: Model, fitted: Fitted | None) -> set[str]:
+    """The learner's parameters that `--tower-lr` slows: pretrained towers, or their LoRA matrices; never a new head."""
+    brought, pair = fitted.brought if fitted else frozenset[str](), model.architecture.foreign
+    others = tuple(f"{part}.tower." for part in ("vision", "text") if pair is not None and getattr(pair, part))
+    return {
+        f"model.{name}"
+        for name, _ in model.named_parameters()
+        if name.startswith(("vision.", "text."))
+        and (name in brought or ".lora_" in name or (bool(others) and name.startswith(others)))
+    }
 
 
 def start_line(start: Pretrained, fitted: Fitted, freeze: str | None, tower_lr: float, rank: int | None) -> str:
