@@ -21,8 +21,8 @@ PHOTOGRAPHS = Study(
     about=(
         "All runs begin with the same pretrained towers. `sigmoid`, `captions` and `boxes` keep both frozen: the first "
         "learns heads alone, the second a decoder of captions too, the third one of captions and boxes, as SigLIP 2. "
-        "`lora` and `tuned` are `boxes` with an image tower that learns, too: by matrices of rank 8, or whole, both at a "
-        "tenth of the rate."
+        "`lora` and `tuned` are `boxes` with an image tower that learns, too: by matrices of rank 8, or whole, both at "
+        "a tenth of the rate."
     ),
     data="",
     runs=(
