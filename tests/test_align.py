@@ -208,6 +208,16 @@ def test_a_run_from_cached_features_equals_one_that_encodes(
     assert torch.equal(cached[f"model.vision.tower.{name}"], tower[name]), "a frozen tower stays as it was"
 
 
+def test_an_image_tower_that_learns_beside_cached_texts_sees_the_images(
+    towers: Path, folder: str, tmp_path: Path
+) -> None:
+    """The first loss is that of frozen towers, as no weight has moved yet."""
+    train("align", **arguments(towers, folder, tmp_path / "learns", freeze="text"))
+    train("align", **arguments(towers, folder, tmp_path / "frozen", freeze="both"))
+    assert losses(tmp_path / "learns")[0] == pytest.approx(losses(tmp_path / "frozen")[0], abs=1e-5)
+    assert losses(tmp_path / "learns")[1:] != losses(tmp_path / "frozen")[1:]
+
+
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ IMAGES_FILE, TEXTS_FILE, ROWS_FILE = "images.npy", "texts.npy", "rows.jsonl"
 
 
 class CachedSource(Source):
-    """Another source's examples in its order, framed, with `extras` IMAGE [T, D] and TEXTS {caption: [D]}.
+    """Another source's examples in its order, with `extras` IMAGE [T, D] and TEXTS {caption: [D]}.
+
+    With IMAGE they are framed and have no pixels; with TEXTS alone they are the source's own.
 
     Arrays are memory-mapped: a batch reads its own rows, and processes of a machine share the pages.
     """
@@ -59,11 +61,13 @@ class CachedSource(Source):
         captions = tuple(Caption(*caption) for caption in row["captions"])
         first = row["first_text"]
         extras: dict[str, Any] = {}
-        if self.images is not None:
-            extras[IMAGE] = self.images[index, : self.tokens]
         if self.texts_of is not None:
             extras[TEXTS] = {c.text: self.texts_of[first + at] for at, c in enumerate(captions)}
             extras[TEXTS].setdefault("", np.zeros_like(self.texts_of[0]))  # of an example without a caption
+        if self.images is None:  # a tower that learns reads the pixels
+            example = self.source.example(index, language)
+            return replace(example, extras={**example.extras, **extras})
+        extras[IMAGE] = self.images[index, : self.tokens]
         spoken = tuple(c for c in captions if c.language == language) or captions
         regions = tuple(Region(**region | {"bbox": tuple(region["bbox"])}) for region in row["regions"])
         image = torch.zeros(1, dtype=torch.uint8).expand(3, self.side, self.side)  # its pixels are not needed again
