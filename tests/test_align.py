@@ -380,7 +380,7 @@ def test_changed_images_are_encoded_anew(
 ) -> None:
     copied = tmp_path / "photos"
     shutil.copytree(folder, copied)
-    for name, said in {"first": "encoding 24", "same": "GB of images", "changed": "encoded anew"}.items():
+    for name, said in {"first": "encoding 24", "same": "GB of images", "changed": "encoded again"}.items():
         if name == "changed":
             photo(7).save(copied / "0.png")
         train("align", **arguments(towers, str(copied), tmp_path / name))
