@@ -148,7 +148,7 @@ def test_padded_and_packed_texts_hold_the_same_tokens(parallel: bool) -> None:
         ("step --keep-tokens 1", "--keep-tokens takes shares below 1"),
         ("step --precision fp8", "--precision 'fp8' is unknown; give fp32 or bf16."),
         ("lm-head --device tpu", "--device 'tpu' is unknown; give auto, cpu or cuda."),
-        ("input --data nowhere", "--data nowhere holds no .jpg"),
+        ("input --data nowhere", "--data nowhere has no .jpg"),
     ],
 )
 def test_a_bad_word_is_one_sentence(words: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:

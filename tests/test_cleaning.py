@@ -105,7 +105,7 @@ def test_a_tokenizer_is_trained_told_of_and_read_again(tmp_path: Path, capsys: p
     said = capsys.readouterr().out
     facts = json.loads((out / "coverage.json").read_text())
     assert set(facts["languages"]) == {"en", "de"} and facts["languages"]["de"]["texts"] == 55
-    assert "cleaned: markdown: 55" in said and "280 entries; train with --tokenizer" in said
+    assert "cleaned: markdown: 55" in said and "280 entries; use it with --tokenizer" in said
     pipeline = TextPipeline.load(str(out), 64)
     assert pipeline.text(pipeline.ids("der Hund läuft")) == "der hund läuft"
     assert facts["languages"]["de"]["longest"] == len(pipeline.ids("der Hund läuft")) + 1

@@ -294,7 +294,7 @@ def test_a_continued_run_that_is_cut_short_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("naflex --continue-from nowhere", "--continue-from nowhere is no run"),
+        ("naflex --continue-from nowhere", "--continue-from nowhere is not a run"),
         ("naflex --continue-from cut", "has checkpoints at 95.0%, 100.0%: train it with --keep 0.9"),
         ("naflex --continue-from cut/checkpoints/step-00000020", "is at the end of training"),
         ("naflex --continue-from cut/checkpoints/step-00000001", "does not say how far it is"),

@@ -116,7 +116,7 @@ def test_another_form_of_the_gelu_is_told_with_its_size(tmp_path: Path, capsys: 
     [
         ({"vision": Shape(48, 3, 100, 3)}, "open_clip", "timm has no SigLIP ViT of width 48, depth 3, patch 8 at 32"),
         ({"text": None, "pooling": True}, "open_clip", "takes SigLIP's two towers and a tokenizer"),
-        ({"naflex": True}, "timm", "takes SigLIP's image tower on squares"),
+        ({"naflex": True}, "timm", "takes SigLIP's image tower on square images"),
     ],
 )
 def test_what_a_library_has_no_place_for_is_refused(

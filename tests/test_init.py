@@ -230,7 +230,7 @@ def test_what_is_not_there_or_not_readable_is_named(tmp_path: Path, peer_of: dic
         Pretrained.open(tmp_path / "nowhere")
     file = tmp_path / "weights.pt"
     torch.save({}, file)
-    with pytest.raises(UserError, match=r"is no \.npz file; give a run"):
+    with pytest.raises(UserError, match=r"is not an \.npz file; give a run"):
         Pretrained.open(file)
     np.savez(tmp_path / "bad.npz", **{"params/img/embedding/kernel": np.array([{}], dtype=object)})
     with pytest.raises(UserError, match=r"not a readable \.npz file .*Python objects, which would be unpickled"):

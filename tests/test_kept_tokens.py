@@ -259,7 +259,7 @@ def test_boxes_are_learned_from_whole_images(small: Small, scenes: Source, pipel
 
 def test_flags_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     for flags in ({"token_mask": "grid"}, {"full_from": 0.5}):
-        with pytest.raises(UserError, match="give --keep-tokens too"):
+        with pytest.raises(UserError, match="are for runs with --keep-tokens"):
             train("siglip", data=["scenes"], out=tmp_path / "run", size="tiny", **flags)
     with pytest.raises(UserError, match="'star' is unknown; it is random, block, grid"):
         train("siglip", data=["scenes"], out=tmp_path / "run", size="tiny", keep_tokens=0.5, token_mask="star")

@@ -104,6 +104,6 @@ def test_a_run_asks_for_languages_by_its_temperature(
 def test_rules_that_are_none_are_refused(rule: str) -> None:
     with pytest.raises(UserError, match="is not temperature:A with A from 0 to 1"):
         parse_rule(rule)
-    with pytest.raises(UserError, match="both say shares"):
+    with pytest.raises(UserError, match="both set shares"):
         parse_rule("temperature:1", "en:1,de:2")
     assert parse_rule("temperature:0.5", "en,de") == 0.5 and parse_rule(None) is None
