@@ -11,7 +11,7 @@ DAMAGED = ".damaged"  # and of a checkpoint that was passed over
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN/: config.json, metrics.jsonl, start/, checkpoints/, stages/; what its end writes is named below.
+    """RUN/: config.json, metrics.jsonl, seen.safetensors, start/, checkpoints/, stages/; what its end writes is named below.
 
     `lock` is there while a process trains in the folder.
     """
@@ -27,6 +27,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """A row of numbers a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def seen(self) -> Path:
+        """Perceptual hashes of the images that it has read."""
+        return self.path / "seen.safetensors"
 
     @property
     def lock(self) -> Path:
@@ -107,6 +112,12 @@ class RunFolder:
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
         """The run of RUN/checkpoints/step-N."""
         return cls(checkpoint.parent.parent)
+
+    @classmethod
+    def around(cls, path: Path) -> "RunFolder | None":
+        """The run that a folder is, or that it is the model or a checkpoint of; None where it is of none."""
+        runs = (cls(path), cls.of_model(path), cls.of_checkpoint(path)) if path.is_dir() else ()
+        return next((run for run in runs if run.begun), None)
 
     @classmethod
     def of_model(cls, model: Path) -> "RunFolder":

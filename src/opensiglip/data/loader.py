@@ -17,7 +17,9 @@ from opensiglip.data.example import Source, reason_of
 from opensiglip.data.fields.field import Field, Visit, group_id
 from opensiglip.data.fields.frame import Geometry, StepSlice
 from opensiglip.data.order import Mixture, order_of, shares_of
+from opensiglip.data.seen import image_hash, positions_to_hash, words
 from opensiglip.data.size_schedule import SizeSchedule
+from opensiglip.data.stats.duplicates import Words
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
@@ -63,6 +65,11 @@ class DataPlan:
     def _epoch_rows(self) -> list[int]:
         return [source.epoch_rows for source in self.sources]
 
+    @cached_property
+    def hashed(self) -> int:
+        """Positions of the stream whose images are hashed."""
+        return positions_to_hash(self.shares, self._epoch_rows)
+
     def schedule_step(self, step: int) -> float:
         """Where a step stands in the schedule."""
         return self.begin + (step - self.begin) / self.stretch
@@ -98,10 +105,11 @@ class StepBatch:
 
     parts: list[Batch]
     skipped: Counter[str]
+    hashes: Words | None = None  # of its images (data/seen.py), while the sources are read for the first time
 
     def pin_memory(self) -> "StepBatch":
         """For the loader's pinning thread."""
-        return StepBatch([{k: v.pin_memory() for k, v in part.items()} for part in self.parts], self.skipped)
+        return replace(self, parts=[{k: v.pin_memory() for k, v in part.items()} for part in self.parts])
 
 
 class Steps(Dataset[StepBatch]):
@@ -114,10 +122,11 @@ class Steps(Dataset[StepBatch]):
         plan, skipped = self.plan, Counter[str]()
         frame, first, count = plan.step_slice(step)
         share = count // plan.ranks
+        hashes: list[int] | None = [] if first < plan.hashed else None
         first += plan.rank * share
         progress = plan.progress(step)
         fields, pipeline = [field for field in plan.fields if field.drawn_at(progress)], plan.pipeline_at(progress)
-        rows = self.rows(first, share, skipped, frame, fields, pipeline)
+        rows = self.rows(first, share, skipped, frame, fields, pipeline, hashes)
         size = share // plan.parts
         parts: list[Batch] = []
         for at in range(0, share, size):
@@ -125,7 +134,7 @@ class Steps(Dataset[StepBatch]):
             for index, field in enumerate(fields):
                 batch |= field.collate([row[index] for row in rows[at : at + size]], pipeline)
             parts.append(batch)
-        return StepBatch(parts, skipped)
+        return StepBatch(parts, skipped, None if hashes is None else words(hashes))
 
     def rows(
         self,
@@ -135,11 +144,21 @@ class Steps(Dataset[StepBatch]):
         frame: Geometry,
         fields: Sequence[Field],
         pipeline: TextPipeline,
+        hashes: list[int] | None = None,
     ) -> list[list[object]]:
-        """What each of `fields` draws at `count` positions of the endless stream, a list for each."""
+        """What each of `fields` draws at `count` positions of the endless stream, a list for each.
+
+        Each image's hash is added to `hashes`.
+        """
         places = self._places(first, count)
         self._prepare(places, first, count)
-        return [self._draw(first + at, place, skipped, frame, fields, pipeline)[1] for at, place in enumerate(places)]
+        rows = []
+        for at, place in enumerate(places):
+            visit, row = self._draw(first + at, place, skipped, frame, fields, pipeline)
+            rows.append(row)
+            if hashes is not None:
+                hashes.append(image_hash(visit.example, visit.image if visit.is_whole else visit.example.image))
+        return rows
 
     def visit(self, position: int, skipped: Counter[str], frame: Geometry) -> Visit:
         """The visit at a position of the endless stream; a broken example's place is taken by the next one."""

@@ -32,6 +32,7 @@ from opensiglip.evaluation.benchmarks.zero_shot import zero_shot
 from opensiglip.evaluation.class_names import key
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.labels import class_names, label
+from opensiglip.evaluation.leaks import leaks
 from opensiglip.evaluation.metrics.intervals import split_values
 from opensiglip.inference.predictor import Predictor, load
 
@@ -107,7 +108,8 @@ def run_evaluation(
     results, left_out = run_benchmarks(subject, examples, wanted, context)
     if not results:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + ".")
-    notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
+    notes = leaks(subject.name, examples.examples)
+    notes += [f"{name}: {note}" for name, result in results.items() for note in result.notes]
     if {"zeroshot", "probes"} & set(results):
         notes += missing_classes(source, examples, "--count")
         if training is not None and "probes" in results:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from accelerate.utils import set_seed
 
 from opensiglip.checkpoints.fit import Fitted, fit
 from opensiglip.checkpoints.formats.own import describe
+from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.text import TextPipeline
@@ -21,7 +23,7 @@ from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
-from opensiglip.training.continued import take_over
+from opensiglip.training.continued import Origin, take_over
 from opensiglip.training.curation.build import curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
@@ -123,6 +125,8 @@ def assemble(
     loop.skeleton, loop.precision, loop.curator, loop.reference = skeleton, opened.precision, curating, reference
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=opened.precision == "fp16")
     lines = []
+    if saved is None and accelerator.is_main_process:
+        begin_seen(RunFolder(config.out).seen, schedule.origin)
     if saved is not None:
         loop.restore(saved)
     elif schedule.origin is not None:
@@ -135,6 +139,14 @@ def assemble(
     if job.start is not None and fitted is not None:
         lines.append(f"start       {start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)}")
     return loop, lines
+
+
+def begin_seen(path: Path, origin: Origin | None) -> None:
+    """The record of images that a run has read, as it begins: none, or that of the run that it continues."""
+    before = None if origin is None else RunFolder(origin.run).seen
+    path.unlink(missing_ok=True)
+    if before is not None and before.is_file():
+        shutil.copyfile(before, path)
 
 
 def memory_of(opened: Opened, sources: Sequence[Source], pipeline: TextPipeline) -> str:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.checkpoints.seen_images import SeenImages
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, from_first, sum_counters
 from opensiglip.errors import Stopped
@@ -83,6 +84,7 @@ class Loop:
     precision: str = "no"
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
     broken: BrokenLimit = field(default_factory=BrokenLimit)
+    seen: SeenImages = field(default_factory=SeenImages)
     alarms: Alarms = field(default_factory=Alarms)
 
     @property
@@ -162,6 +164,7 @@ class Loop:
         """Write a checkpoint from the main process; called on all ranks."""
         read, skipped = sum_counters(self.broken.read, self.broken.skipped)
         main = self.accelerator.is_main_process
+        self.seen.save(RunFolder(self.folder).seen, self.accelerator.device, write=main)
         tensors = checkpoint.tensors(self.learner, self.optimizer, keep=main)
         if main:
             state = {
@@ -219,6 +222,8 @@ class Loop:
         images = self.plan.step_slice(self.step).size
         self.images_seen += images
         self.broken.count(images // self.plan.ranks, batch.skipped)
+        if batch.hashes is not None:
+            self.seen.add(batch.hashes)
         parts, curated, device = batch.parts, Row(), self.accelerator.device
         if self.reference is not None:
             parts = [self.reference.embed(part, device) for part in parts]

@@ -41,6 +41,11 @@ class Visit:
         return cls(example, image, regions, caption, window, group_id(example.group), mirrored=mirrored)
 
     @property
+    def is_whole(self) -> bool:
+        """Does `image` show all of the example's image, as it is?"""
+        return not self.mirrored and self.window in (None, (0, 0, *self.example.image.shape[-2:]))
+
+    @property
     def other_texts(self) -> list[str]:
         """The example's other captions in the language of the visit's."""
         first = self.caption

@@ -12,6 +12,7 @@ import torch
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
 from opensiglip.data.fields.states import IMAGE, TEXTS
+from opensiglip.data.seen import HASH, image_hash
 
 IMAGES_FILE, TEXTS_FILE, ROWS_FILE = "images.npy", "texts.npy", "rows.jsonl"
 
@@ -70,6 +71,8 @@ class CachedSource(Source):
         extras[IMAGE] = self.images[index, : self.tokens]
         spoken = tuple(c for c in captions if c.language == language) or captions
         regions = tuple(Region(**region | {"bbox": tuple(region["bbox"])}) for region in row["regions"])
+        if "hash" in row:
+            extras[HASH] = int(row["hash"], 16)
         image = torch.zeros(1, dtype=torch.uint8).expand(3, self.side, self.side)  # its pixels are not needed again
         return Example(image, spoken, regions, row["name"], extras, row["group"])
 
@@ -100,6 +103,7 @@ def to_row(example: Example | BrokenExample, first_text: int) -> str:
         "group": example.group,
         "regions": [asdict(region) for region in example.regions],
         "first_text": first_text,
+        "hash": f"{image_hash(example, example.image):016x}",
     }
     return json.dumps(facts | facts_of(example))
 

@@ -77,6 +77,22 @@ def look_alikes(hashes: Words) -> tuple[Clusters, int]:
     return Clusters(first[inverse].astype(np.int64), complete), int(lone.sum())
 
 
+def among(hashes: Words, known: Words) -> NDArray[np.bool_]:
+    """Which perceptual hashes [N] are within 3 bits of one of `known` [M], and not too plain to tell: [N]."""
+    bits = np.bitwise_count(hashes)
+    found = np.zeros(len(hashes), bool)
+    asked = np.flatnonzero((bits >= PLAIN) & (bits <= 64 - PLAIN))
+    for shift in map(np.uint64, range(0, 64, 16)):
+        bands = (known >> shift) & np.uint64(0xFFFF)
+        order = np.argsort(bands, kind="stable")
+        wanted = (hashes[asked] >> shift) & np.uint64(0xFFFF)
+        first, end = (np.searchsorted(bands[order], wanted, side) for side in ("left", "right"))
+        for at, start, stop in zip(asked.tolist(), first.tolist(), end.tolist(), strict=True):
+            near = np.bitwise_count(known[order[start:stop]] ^ hashes[at]) <= NEAR
+            found[at] |= bool(near.any())
+    return found
+
+
 def joined(labels: Ints, one: Ints, other: Ints) -> Ints:
     """The smallest label of each cluster once the pairs are of one cluster."""
     while len(one):

@@ -1,7 +1,7 @@
 """A published protocol: which files it reads, how it judges a model on them, and what is published about it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from opensiglip.data.sources.table import Listed
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import Benchmark, BenchmarkResult, Context
 from opensiglip.evaluation.encode import encode_examples
+from opensiglip.evaluation.leaks import leaks
 from opensiglip.inference.predictor import Predictor
 
 COLUMNS = Columns("file_name", ("captions",), "label", None, ("captions_i18n", "negative_caption"))
@@ -69,6 +70,7 @@ def judge_source(model: Predictor, source: Source, benchmark: Benchmark, how: Ho
     """Encode a source and run one benchmark on it."""
     examples = encode_examples(model, source, how.of(source), tokens=tokens, quiet=how.context.quiet)
     result = benchmark(model, examples, how.context)
+    result = replace(result, notes=[*result.notes, *leaks(model.name, examples.examples)])
     width = (examples.tokens if examples.pooled is None else examples.pooled).shape[-1]
     return Judged(result, len(examples.examples), width, patches(model, examples.examples[0].image))
 
