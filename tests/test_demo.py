@@ -17,6 +17,7 @@ from PIL import Image
 from opensiglip.apps.cli import main
 from opensiglip.apps.demo.demo import check_port, launch
 from opensiglip.apps.demo.guard import RATE, WAITING, Guard
+from opensiglip.apps.demo.labels import labels_table
 from opensiglip.apps.demo.layout import build, shown_errors
 from opensiglip.apps.demo.page import Page, drawn
 from opensiglip.checkpoints.pretrained import Pretrained
@@ -26,7 +27,8 @@ from opensiglip.errors import UserError
 from opensiglip.inference.images import load_image
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
-from opensiglip.reports.maps import heat_map
+from opensiglip.reports.maps import heat_map, range_text, scaled_map
+from opensiglip.reports.probability import probability_text, shares_by_odds
 
 gradio = pytest.importorskip("gradio")
 # gradio leaves event loops open, and says nothing of it.
@@ -69,7 +71,11 @@ def page(predictor: Predictor, photos: Path) -> Page:
 
 def test_buttons_answer_as_python_does(page: Page, predictor: Predictor, photos: Path) -> None:
     image = str(photos / "2.png")
-    assert page.classify(image, "a fox\nan apple, a pear") == predictor.classify(image, ["a fox", "an apple", "a pear"])
+    table, numbers = page.classify(image, "a fox\nan apple, a <pear>")
+    assert numbers == pytest.approx(predictor.classify(image, ["a fox", "an apple", "a <pear>"]), rel=1e-3)
+    assert [table.index(label.replace("<pear>", "&lt;pear&gt;")) for label in numbers] == sorted(
+        table.index(label) for label in ("a fox", "an apple", "a &lt;pear&gt;")
+    ), "likeliest first, and escaped"
     assert page.caption(image) == predictor.caption(image)
     assert page.caption(image, 3) == predictor.caption(image, num_beams=3)
     picture, found = page.locate(image, " a   fox ")
@@ -91,9 +97,52 @@ def test_the_feature_map_has_a_heat_map_for_a_phrase(page: Page, photos: Path) -
     colours, nothing = page.features(str(photos / "0.png"))
     assert colours.size == (640, 640) and nothing is None
     heat = page.features(str(photos / "0.png"), "a fox")[1]
-    assert heat.size == (640, 320)
+    assert heat.size == (640, 320 + 32 + 42)
     near, nothing = (page.predictor.similarity(str(photos / "0.png"), text)[0] for text in ("a fox", ""))
-    assert heat == heat_map(load_image(drawn(load_image(photos / "0.png"), [])), near - nothing)
+    plain = heat_map(load_image(drawn(load_image(photos / "0.png"), [])), near - nothing)
+    assert heat.crop((0, 0, 640, 320)) == plain
+    assert heat.getpixel((0, 321)) == (0, 0, 4) and heat.getpixel((639, 321)) == (252, 255, 164), "inferno's two ends"
+
+
+def test_a_scale_stands_below_a_heat_map_with_its_least_and_greatest() -> None:
+    values = torch.tensor([[0.25, 1.0], [0.5, -3.5]])
+    scaled = scaled_map(heat_map(torch.zeros(3, 100, 200, dtype=torch.uint8), values), values)
+    other = scaled_map(heat_map(torch.zeros(3, 100, 200, dtype=torch.uint8), values), 2 * values)
+    assert scaled.size == (200, 123) and range_text(values) == "-3.50 – 1.00"
+    changed = np.argwhere((np.asarray(scaled, int) != np.asarray(other, int)).any(-1))
+    assert changed[:, 0].min() >= 110, "only the numbers differ"
+    assert (changed[:, 1] < 50).any() and (changed[:, 1] > 150).any(), "at both ends"
+
+
+def test_small_probabilities_can_be_read_and_told_apart() -> None:
+    said = {
+        0.34: "34 %",
+        0.0342: "3.4 %",
+        0.00321: "0.32 %",
+        0.000034: "0.0034 %",
+        1e-9: "< 0.0001 %",
+        0.0: "< 0.0001 %",
+    }
+    said |= {1.0: "> 99.9 %", 0.996: "99.6 %", 0.99: "99 %"}
+    assert {one: probability_text(one) for one in said} == said
+    logits = torch.tensor([-8.0, -10.0, -30.0])
+    shares = shares_by_odds(dict(zip("abc", logits.double().sigmoid().tolist(), strict=True)))
+    assert list(shares.values()) == pytest.approx(logits.softmax(0).tolist(), rel=1e-5)
+    assert shares_by_odds({"a": 1.0, "b": 0.0})["a"] > 0.999 and shares_by_odds({"a": 0.0, "b": 0.0})["a"] == 0.5
+    table = labels_table({"a fox": 0.0031, "a cat": 0.00001}, own=True)
+    assert "0.31 %" in table and "0.001 %" in table and "Among these" in table and "width: 99.7%" in table
+    assert "Among these" not in labels_table({"a fox": 0.9, "a cat": 0.1}, own=False)
+
+
+def test_images_of_the_folder_are_offered_and_may_be_served(
+    page: Page, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [path.name for path in page.examples()] == [f"{place}.png" for place in range(5)]
+    assert Page(page.predictor).examples() == []
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda _, **given: settings.update(given))
+    launch(page, host="127.0.0.1", port=0, wait=False)
+    assert settings["allowed_paths"] == [str(path) for path in page.examples()]
 
 
 def test_the_picture_to_drag_on_is_the_image(page: Page, photos: Path) -> None:

@@ -75,6 +75,7 @@ def test_an_evaluation_begins_with_its_figures_and_leads_to_its_parts(page: Page
     assert {str(link["href"])[1:] for link in page.all("a")} <= ids
     assert "text → image, among the first 10 (R@10)" in page.text
     assert in_words("mean_iou") == "mean IoU" and in_words("chance_r1") == "first hit by chance"
+    assert in_words("bleu4_greedy") == "BLEU-4 greedy" and in_words("openvocab") == "open vocabulary"
 
 
 def test_hits_and_misses_are_filtered_without_a_script(page: Page) -> None:

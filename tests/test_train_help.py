@@ -1,6 +1,7 @@
 """What helps at the prompt: help on one screen, the nearest name, completion, a run's own file."""
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import fields
@@ -95,16 +96,33 @@ def test_a_script_is_of_its_shell(shell: str) -> None:
     subprocess.run([shell, "-n"], input=SHELLS[shell], text=True, check=True, timeout=60)
 
 
-def test_bash_completes_by_the_script(tmp_path: Path) -> None:
-    (tmp_path / "opensiglip").write_text('#!/bin/sh\necho "$@" > asked\nprintf "train\\tabout it\\ntry\\n"\n')
+# What each shell does at TAB after `opensiglip --tr`, with its own way to show what was found.
+PRESSED = {
+    "bash": 'COMP_WORDS=(opensiglip --tr); COMP_CWORD=1; _opensiglip; printf "%s\\n" "${COMPREPLY[@]}"',
+    "zsh": "words=(opensiglip --tr); CURRENT=2; _opensiglip",
+    "fish": 'complete -C "opensiglip --tr"',
+}
+STUBS = {"zsh": 'compdef() { :; }; _describe() { print -rl -- "${(@P)2}"; }; _files() { print files; }\n'}
+FOUND = {
+    "bash": "--train\n--try\n",
+    "zsh": "--train:about\\: it\n--try\n",
+    "fish": "--train\tabout: it\n--try\n",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_by_its_script(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "opensiglip").write_text('#!/bin/sh\necho "$@" > asked\nprintf -- "--train\\tabout: it\\n--try\\n"\n')
     (tmp_path / "opensiglip").chmod(0o755)
-    asked = (
-        f'PATH="{tmp_path}:$PATH"; {SHELLS["bash"]}\nCOMP_WORDS=(opensiglip tr); COMP_CWORD=1; _opensiglip; '
-        'echo "${COMPREPLY[@]}"'
+    (tmp_path / "script").write_text(f"{STUBS.get(shell, '')}{SHELLS[shell]}\n{PRESSED[shell]}\n")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [shell, "script"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
     )
-    done = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "train try\n"
-    assert (tmp_path / "asked").read_text() == "complete -- tr\n"
+    assert sorted(done.stdout.splitlines()) == sorted(FOUND[shell].splitlines()), done.stderr
+    assert (tmp_path / "asked").read_text() == "complete -- --tr\n"
 
 
 def record(folder: Path, **changes: Any) -> Path:

@@ -41,6 +41,36 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 SIZES = {"desktop": (1200, 900), "phone": (400, 844)}
 PATIENCE = 300  # seconds
+# The texts in sight whose contrast is below WCAG 2.2 AA: 4.5 to 1, and 3 to 1 for large ones. Colours are read off a
+# canvas, which knows every way to write one; what has no ground of its own stands on its parents'.
+FAINT = """
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const luminance = (colour) => {
+    const linear = (v) => v <= 0.04045 * 255 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * linear(colour[0]) + 0.7152 * linear(colour[1]) + 0.0722 * linear(colour[2]);
+};
+const ground = (element) => {
+    for (; element; element = element.parentElement) {
+        const colour = rgba(getComputedStyle(element).backgroundColor);
+        if (colour[3] > 250) return colour;
+    }
+    return [255, 255, 255];
+};
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), faint = [];
+while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
+    const seen = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
+    if (!text || !seen || ["STYLE", "SCRIPT"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element), size = parseFloat(style.fontSize);
+    const [low, high] = [luminance(rgba(style.color)), luminance(ground(element))].sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+    if (ratio < (large ? 3 : 4.5)) faint.push([text, ratio.toFixed(2)]);
+}
+return faint;"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,6 +175,13 @@ class Visitor:
         self.browser.find_element(By.CSS_SELECTOR, "#image input[type=file]").send_keys(str(path))
         self.wait(lambda: self.find("#image img"))
 
+    def pick(self, path: Path) -> None:
+        """Give an image of the folder by its thumbnail."""
+        named = {one.text.strip(): one for one in self.wait(lambda: self.find("#examples button"))}
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", named[path.name])
+        named[path.name].click()
+        self.wait(lambda: self.find("#image img"))
+
     def wait_for_hits(self, least: int) -> None:
         """Wait until every thumbnail of the search has come; a browser fetches those first that are in sight."""
         loaded = """
@@ -186,7 +223,7 @@ def first(photos: Path) -> Path:
 
 
 def test_every_tab_answers(visitor: Visitor, photos: Path, predictor: Predictor) -> None:
-    visitor.give(first(photos))
+    visitor.pick(first(photos))
     phrase = os.environ.get("OPENSIGLIP_PHRASE", "fox")
 
     visitor.tab("Classify")
@@ -252,6 +289,24 @@ def test_what_goes_wrong_is_shown_in_words(visitor: Visitor, tmp_path: Path) -> 
     said = visitor.wait(lambda: visitor.find(".toast-wrap"))[0]
     visitor.wait(lambda: "give an image first" in said.text)
     visitor.shot("error")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read_in_light_and_dark(browser: Any, address: str, photos: Path, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        visitor = Visitor(browser, address, "desktop")
+        visitor.pick(first(photos))
+        visitor.type("Labels", "fox, red apple")
+        visitor.press("Classify")
+        visitor.wait(lambda: visitor.find(".labels"))
+        faint = visitor.browser.execute_script(FAINT)
+        assert faint == [], "text and its contrast"
+        visitor.browser.execute_script("document.querySelector('.labels td').style = 'color: #888; background: #777'")
+        assert len(visitor.browser.execute_script(FAINT)) == 1, "the check sees grey on grey"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_the_page_works_by_keyboard_alone(visitor: Visitor, photos: Path) -> None:

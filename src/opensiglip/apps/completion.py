@@ -17,7 +17,9 @@ complete -o default -F _opensiglip opensiglip
 #compdef opensiglip
 _opensiglip() {
     local -a found
-    found=("${(@f)$(opensiglip complete -- "${(@)words[2,CURRENT]}" 2>/dev/null | sed 's/:/\\\\:/g; s/\\t/:/')}")
+    found=("${(@f)$(opensiglip complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    found=("${(@)found//:/\\\\:}")
+    found=("${(@)found/$'\\t'/:}")
     if [[ -n "${found[1]}" ]]; then _describe opensiglip found; else _files; fi
 }
 compdef _opensiglip opensiglip
@@ -25,9 +27,14 @@ compdef _opensiglip opensiglip
     "fish": """\
 function __opensiglip
     set -l before (commandline -opc)[2..]
-    opensiglip complete -- $before (commandline -ct) 2>/dev/null
+    set -l found (opensiglip complete -- $before (commandline -ct) 2>/dev/null)
+    if set -q found[1]
+        string join -- \\n $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
 end
-complete -c opensiglip -a '(__opensiglip)'
+complete -c opensiglip -f -a '(__opensiglip)'
 """,
 }
 Shell = Literal["bash", "zsh", "fish"]

@@ -21,6 +21,7 @@ from opensiglip.inference.predictor import Predictor, load
 from opensiglip.reports import fiftyone as fiftyone_samples
 from opensiglip.reports.contact_sheet import COLUMNS, draw_cell
 from opensiglip.reports.drawing import draw_outline
+from opensiglip.reports.probability import probability_text
 
 PICTURES = 64  # drawn on one sheet
 
@@ -169,7 +170,7 @@ def as_text(one: ImageAnswers) -> str:
         if question == "caption":
             lines.append(f"  caption   {answer}")
         elif question == "classify":
-            lines += [f"  {share:8.3f}  {label}" for label, share in answer.items()]
+            lines += [f"  {probability_text(share):>10}  {label}" for label, share in answer.items()]
         elif question == "describe":
             lines.append(f"  {box_text(answer['box'])}  {answer.get('text', answer.get('error'))}")
         elif question == "ask":
@@ -193,7 +194,7 @@ def as_list(found: Found | list[Found]) -> list[Found]:
 def as_example(one: ImageAnswers) -> Example:
     """The image with its answers as captions and regions, to be drawn as `data show` draws."""
     answers, image = one.answers, one.image
-    shares = ", ".join(f"{label} {share:.2f}" for label, share in answers.get("classify", {}).items())
+    shares = ", ".join(f"{label} {probability_text(share)}" for label, share in answers.get("classify", {}).items())
     text = answers.get("caption") or shares
     found = [f for question in ("locate", "propose") if question in answers for f in as_list(answers[question])]
     regions = [Region(f.box, {"en": f"{f.phrase} {f.score:.2g}"}) for f in found]

@@ -33,16 +33,21 @@ def page(names: Sequence[str], rows: Sequence[Comparison], plot: Path) -> str:
     tasks: dict[str, list[dict[str, Any]]] = {}
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        words = ": ".join(map(in_words, row.figure.split(": ")))
+        words = figure_words(row)
         values = ["–" if value is None else f"{value:.3f}" for value in row.values]
         differences = [difference_cell(some) for some in row.differences]
-        tasks.setdefault(row.task, []).append({"name": words, "cells": values, "differences": differences})
+        tasks.setdefault(in_words(row.task), []).append({"name": words, "cells": values, "differences": differences})
         for reason in dict.fromkeys(filter(None, row.reasons)):
-            reasons.setdefault(reason, []).append(f"{row.task.replace('_', ' ')}, {words}")
+            reasons.setdefault(reason, []).append(f"{in_words(row.task)}, {words}")
     letters = [chr(65 + number) for number in range(len(names))]
     drawn = "data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode()
     template = pages().get_template("comparison_page.html")
     return template.render(names=names, letters=letters, tasks=tasks, reasons=reasons, plot=drawn)
+
+
+def figure_words(row: Comparison) -> str:
+    """A figure's name in words, under the names of what it belongs to."""
+    return ": ".join(map(in_words, row.figure.split(": ")))
 
 
 def difference_cell(some: list[float] | None) -> dict[str, str]:
@@ -77,9 +82,9 @@ def plot(path: Path, names: Sequence[str], rows: Sequence[Comparison]) -> None:
                 color=COLORS[number % len(COLORS)],
                 label=name,
             )
-        axes.set_yticks(range(len(some)), [row.figure.replace("_", " ") for row in some], fontsize=8)
+        axes.set_yticks(range(len(some)), [figure_words(row) for row in some], fontsize=8)
         axes.invert_yaxis()
-        axes.set_title(task, fontsize=9, loc="left")
+        axes.set_title(in_words(task), fontsize=9, loc="left")
         axes.grid(axis="x", alpha=0.3)
         axes.tick_params(labelsize=8)
     if len(panels):

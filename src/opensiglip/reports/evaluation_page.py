@@ -11,12 +11,22 @@ from opensiglip.evaluation.benchmark import Sample
 from opensiglip.evaluation.results import FILE, to_json
 from opensiglip.evaluation.run import Evaluation
 from opensiglip.reports.drawing import as_uri, coloured, jpeg_uri
-from opensiglip.reports.maps import class_map, heat_map
+from opensiglip.reports.maps import class_map, heat_map, range_text
 from opensiglip.reports.page import pages
 
 SIDE, SMALL = 256, 112  # pixels of a picture, and of one beside it
 QUALITY = 80  # of their JPEG
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+# How the field writes them; a benchmark's name among them is that of a heading.
+SPELLED = {
+    "iou": "IoU",
+    "miou": "mIoU",
+    "cider": "CIDEr",
+    "bleu4": "BLEU-4",
+    "rmse": "RMSE",
+    "openvocab": "open vocabulary",
+    "zeroshot": "zero-shot",
+}
 RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
 
 
@@ -32,10 +42,10 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """A sample as the template takes it: pictures as data URIs."""
+    """A sample as the template takes it: pictures as data URIs, those beside it with what stands under each."""
 
     source: str
-    beside: list[str]
+    beside: list[tuple[str, str]]
     sample: Sample
 
 
@@ -45,11 +55,13 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     benchmarks = {
         name: {
             "anchor": f"benchmark-{number}",
+            "title": in_words(name),
             "about": evaluation.about[name],
             "headline": next((row for row in rows(result.metrics, plain=True) if row.interval), None),
             "tables": tables(result.metrics),
             "samples": [draw(sample) for sample in result.samples],
             "counts": counts(result.samples),
+            "heat": any(sample.heat_maps for sample in result.samples),
         }
         for number, (name, result) in enumerate(evaluation.results.items(), 1)
     }
@@ -60,6 +72,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
         .render(
             record=record,
             benchmarks=benchmarks,
+            left_out={in_words(name): reason for name, reason in record["left_out"].items()},
             published=[(": ".join(map(in_words, name.split(": "))), pair) for name, pair in figures.items()],
             side=SIDE,
             scenes=record["data"].startswith("scenes"),
@@ -107,7 +120,7 @@ def in_words(name: str) -> str:
         return f"{DIRECTIONS[found[1]]}, {depth} (R@{found[2]})"
     if name == "chance_r1":
         return "first hit by chance"
-    return re.sub(r"\biou\b", "IoU", name.replace("_", " "))
+    return " ".join(SPELLED.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, int]:
@@ -144,7 +157,7 @@ def number_text(value: Any) -> str:
 def draw(sample: Sample) -> DrawnSample:
     """A sample with its boxes and maps drawn."""
     boxes = coloured(sample.target_boxes, sample.predicted_boxes)
-    beside = [as_uri(image, side=SMALL, quality=QUALITY) for image in sample.images]
-    beside += [jpeg_uri(heat_map(sample.image, values), QUALITY) for values in sample.heat_maps]
-    beside += [jpeg_uri(class_map(classes), QUALITY) for classes in sample.class_maps]
+    beside = [(as_uri(image, side=SMALL, quality=QUALITY), "") for image in sample.images]
+    beside += [(jpeg_uri(heat_map(sample.image, values), QUALITY), range_text(values)) for values in sample.heat_maps]
+    beside += [(jpeg_uri(class_map(classes), QUALITY), "") for classes in sample.class_maps]
     return DrawnSample(as_uri(sample.image, boxes, SIDE, QUALITY), beside, sample)

@@ -4,11 +4,12 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from opensiglip.float64 import widen
+from opensiglip.reports.drawing import caption_strip, font
 
 
 def colour_map(colours: Tensor, size: int) -> Image.Image:
@@ -22,7 +23,8 @@ def colour_map(colours: Tensor, size: int) -> Image.Image:
 def heat_map(image: Tensor, values: Tensor) -> Image.Image:
     """The image [3, H, W] uint8 under the values [h, w] of its patches or pixels.
 
-    Dark is least, bright is greatest of this image's values: two images' colours can't be compared.
+    Dark is least, bright is greatest of this image's values, so two images' colours can't be compared without their
+    ranges (`scaled_map`, `range_text`).
     """
     low, high = values.min(), values.max()
     scaled = ((values - low) / (high - low).clamp(min=1e-12)).float()[None, None].cpu()
@@ -31,6 +33,25 @@ def heat_map(image: Tensor, values: Tensor) -> Image.Image:
     heat = matplotlib.colormaps["inferno"](scaled[0, 0].numpy())[..., :3] * 255
     blended = 0.45 * image.permute(1, 2, 0).cpu().numpy() + 0.55 * heat
     return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def scaled_map(picture: Image.Image, values: Tensor) -> Image.Image:
+    """A heat map above its scale: the colours from dark to bright, and the least and the greatest value."""
+    width, size = picture.width, max(10, picture.width // 20)
+    ramp = matplotlib.colormaps["inferno"](np.linspace(0, 1, width))[None, :, :3] * 255
+    bar = Image.fromarray(ramp.round().astype(np.uint8)).resize((width, size), Image.Resampling.NEAREST)
+    words = caption_strip(f"{float(values.min()):.2f}", width, size=size, lines=1)
+    most = f"{float(values.max()):.2f}"
+    ImageDraw.Draw(words).text((width - font(size).getlength(most), 0), most, fill="black", font=font(size))
+    whole = Image.new("RGB", (width, picture.height + bar.height + words.height))
+    for part, top in ((picture, 0), (bar, picture.height), (words, picture.height + bar.height)):
+        whole.paste(part, (0, top))
+    return whole
+
+
+def range_text(values: Tensor) -> str:
+    """What dark and bright stand for in a heat map of the values: "0.02 – 0.31"."""
+    return f"{float(values.min()):.2f} – {float(values.max()):.2f}"
 
 
 def class_map(classes: Tensor) -> Image.Image:

@@ -1,11 +1,13 @@
 """`opensiglip demo`: a trained model in a web page, on this machine."""
 
+from contextlib import suppress
+from threading import Event
 from typing import Annotated, Any
 
 import tyro
 
 from opensiglip.apps.demo.guard import RATE, WAITING, Guard
-from opensiglip.apps.demo.layout import CSS, build, library
+from opensiglip.apps.demo.layout import CSS, build, library, theme
 from opensiglip.apps.demo.page import Page
 from opensiglip.apps.hosts import LOOPBACK, check_port
 from opensiglip.inference.predictor import load
@@ -40,30 +42,34 @@ def demo(
 def launch(page: Page, *, host: str, port: int, wait: bool) -> Any:
     """Serve the page; returns gradio's Blocks. Raises UserError if the port is taken."""
     check_port(host, port)
-    gr = library()
     from starlette.middleware import Middleware
 
     blocks = build(page)
     blocks.queue(max_size=WAITING, api_open=False)  # nothing passes the queue by
-    if wait:
-        print(
-            f"questions are answered one at a time; {WAITING} may wait, and one address may send {RATE} a minute.",
-            flush=True,
-        )
     guard = Middleware(Guard, local=host in LOOPBACK, largest=UPLOAD)
     blocks.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
         share=False,
-        quiet=not wait,
+        quiet=True,  # its lines invite to publish the page
         show_error=True,
         max_file_size=UPLOAD,
+        allowed_paths=[str(path) for path in page.examples()],
         app_kwargs={"middleware": [guard]},
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
+        theme=theme(),
         css=CSS,
     )
+    if wait:
+        print(
+            f"Open {blocks.local_url} in a browser; Ctrl-C ends the page. Questions are answered one at a time; "
+            f"{WAITING} may wait, and one address may send {RATE} a minute.",
+            flush=True,
+        )
+        with suppress(KeyboardInterrupt):
+            Event().wait()
+        blocks.close(verbose=False)
     return blocks

@@ -6,16 +6,40 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from opensiglip.apps.demo.page import LETTERS, Page, opened
+from opensiglip.apps.demo.page import LETTERS, Page, opened, thumbnail
 from opensiglip.errors import UserError
 
-# gradio lays a picture's name over its upper left corner; here it stands above it.
+# gradio lays a picture's name over its upper left corner and a thumbnail's over its lower right one; here they stand
+# above and below it.
 CSS = """
 .gradio-container, .gradio-container > .main { width: 100%; max-width: 1100px !important; margin: 0 auto; }
 .block:not(#image) > label.float { position: static; border: none; box-shadow: none; }
 button[role=tab] { padding-left: 8px; padding-right: 8px; }
-#hits .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
-#hits .caption-label { max-width: 100%; font-size: 11px; padding: 1px 5px; }
+button[role=tab].selected { color: var(--primary-600); }
+.dark button[role=tab].selected { color: var(--primary-400); }
+.thumbnails-below .grid-wrap { min-height: 0; max-height: none; }
+.thumbnails-below .thumbnail-lg:hover .caption-label { opacity: 1; }
+.thumbnails-below .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)) !important; grid-auto-rows: auto !important;
+}
+.thumbnails-below .thumbnail-lg { aspect-ratio: auto; height: auto; }
+.thumbnails-below .thumbnail-lg > img { aspect-ratio: 1; height: auto; border-radius: 0; }
+.thumbnails-below .caption-label {
+  position: static; max-width: 100%; padding: 1px 5px; border: none; font-size: 11px; text-align: center;
+}
+#hits { --least: 130px; }
+#examples { --least: 80px; }
+.json-node * { color: var(--body-text-color) !important; }
+.labels tr { border: none !important; border-top: 1px solid var(--border-color-primary) !important; }
+.labels { width: 100%; border: none !important; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.labels th, .labels td {
+  padding: 6px 4px; border: none !important; font-weight: 400; text-align: right; vertical-align: top;
+  white-space: nowrap;
+}
+.labels tr > :first-child { width: 100%; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.labels thead th { color: var(--body-text-color-subdued); }
+.labels .bar { margin-top: 4px; background: var(--background-fill-secondary); border-radius: 3px; }
+.labels .bar div { height: 6px; min-width: 1px; background: var(--color-accent); border-radius: 3px; }
 .pad { position: relative; line-height: 0; touch-action: none; cursor: crosshair; user-select: none; }
 .pad img { width: 100%; pointer-events: none; }
 .pad .box { display: none; position: absolute; border: 3px solid #D55E00; pointer-events: none; }
@@ -32,6 +56,18 @@ def library() -> Any:
     except ImportError:
         raise UserError('the demo needs gradio; `pip install "opensiglip[demo]"`.') from None
     return gradio
+
+
+def theme() -> Any:
+    """Fonts of this machine, none from the network; gradio's greys and blues, dark enough for WCAG 2.2 AA."""
+    base = library().themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return base.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+    )
 
 
 def build(page: Page) -> Any:
@@ -51,6 +87,8 @@ def build(page: Page) -> Any:
                     buttons=[],
                 )
                 image.preprocess = upload_path
+                if paths := page.examples():
+                    examples(paths, image)
             with gr.Column(scale=3, min_width=300):
                 for name, tab in {
                     "Classify": classify,
@@ -71,12 +109,23 @@ def upload_path(upload: Any) -> str | None:
     return None if upload is None else upload.path
 
 
+def examples(paths: list[Path], image: Any) -> None:
+    """Thumbnails of the folder; who clicks one has given that image."""
+    gr = library()
+    small = thumbnails([(thumbnail(path), path.name) for path in paths], "Or one of the folder", "examples")
+
+    def clicked(event: gr.SelectData) -> str:
+        return str(paths[event.index])
+
+    small.select(clicked, None, image, api_visibility="private")
+
+
 def classify(page: Page, image: Any) -> None:
     gr = library()
     labels = gr.Textbox(label="Labels", lines=3, max_length=LETTERS, info="One per line, or separated by commas.")
     button = gr.Button("Classify", variant="primary")
-    shares = gr.Label(label="Probability", num_top_classes=10)
-    connect(button.click, page.classify, [image, labels], shares)
+    table, numbers = gr.HTML(label="Probability"), gr.JSON(label="Probabilities")
+    connect(button.click, page.classify, [image, labels], [table, numbers])
 
 
 def search(page: Page, image: Any) -> None:
@@ -85,7 +134,7 @@ def search(page: Page, image: Any) -> None:
     with gr.Row():
         by_text = gr.Button("Search by text", variant="primary")
         by_image = gr.Button("Search by the image")
-    hits = gr.Gallery(label="Nearest first", height="auto", object_fit="contain", buttons=[], elem_id="hits")
+    hits = thumbnails([], "Nearest first", "hits")
     connect(by_text.click, page.search_by_text, [text], hits)
     connect(text.submit, page.search_by_text, [text], hits, listed=False)
     connect(by_image.click, page.search_by_image, [image], hits)
@@ -158,6 +207,20 @@ def features(page: Page, image: Any) -> None:
         colours, heat = picture("Principal components"), picture("Similarity to the phrase")
     connect(button.click, page.features, [image, near], [colours, heat])
     connect(near.submit, page.features, [image, near], [colours, heat], listed=False)
+
+
+def thumbnails(pictures: list[tuple[Any, str]], label: str, elem_id: str) -> Any:
+    """Pictures side by side, whole, each above its words."""
+    return library().Gallery(
+        pictures,
+        label=label,
+        height="auto",
+        object_fit="contain",
+        allow_preview=elem_id == "hits",
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="thumbnails-below",
+    )
 
 
 def picture(label: str) -> Any:

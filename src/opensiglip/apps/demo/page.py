@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from opensiglip.apps.demo.labels import labels_table
 from opensiglip.data.boxes import Point
 from opensiglip.data.example import Box
 from opensiglip.data.tasks import spelled
@@ -21,12 +22,13 @@ from opensiglip.inference.images import load_image
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.search import Hit, Searchable
 from opensiglip.reports.drawing import COLORS, draw_boxes, draw_outline
-from opensiglip.reports.maps import colour_map, heat_map
+from opensiglip.reports.maps import colour_map, heat_map, scaled_map
 from opensiglip.reports.patch_colours import pca_colours
 
 SHOWN = 640  # pixels of the longer side of a picture on the page
 LETTERS = 2_000  # of a text that is typed
 FILE = 20_000_000  # bytes of an image's file; what it unpacks to is bounded when it is read
+EXAMPLES = 8  # of the folder, below the image
 THUMBNAIL = 256  # pixels of the longer side of a search's hit
 
 
@@ -36,12 +38,20 @@ class Page:
     def __init__(self, predictor: Predictor, index: Searchable | None = None) -> None:
         self.predictor, self.index = predictor, index
 
-    def classify(self, image: str | None, labels: str) -> dict[str, float]:
-        """The probability of each label for the image; labels are one per line or separated by commas."""
+    def classify(self, image: str | None, labels: str) -> tuple[str, dict[str, float]]:
+        """The probability of each label, one per line or separated by commas: a table in HTML, and numbers."""
         names = [name.strip() for name in labels[:LETTERS].replace("\n", ",").split(",") if name.strip()]
         if not names:
             raise UserError("type labels, one per line or separated by commas.")
-        return self.predictor.classify(opened(image), names)
+        found = self.predictor.classify(opened(image), names)
+        table = labels_table(found, own=self.predictor.logit_bias is not None)
+        return table, {label: float(f"{one:.4g}") for label, one in found.items()}
+
+    def examples(self) -> list[Path]:
+        """Images of the folder to begin with, evenly spread; none without a folder."""
+        files = [] if self.index is None else self.index.files
+        count = min(EXAMPLES, len(files))
+        return [files[place * len(files) // count] for place in range(count)]
 
     def search_by_text(self, text: str) -> list[tuple[Image.Image, str]]:
         """The images of the folder that are nearest to a text."""
@@ -95,7 +105,7 @@ class Page:
         if not phrase.strip():
             return colours, None
         near, nothing = (self.predictor.similarity([pixels], text)[0] for text in (typed(phrase), ""))
-        return colours, heat_map(enlarged(pixels), near - nothing)
+        return colours, scaled_map(heat_map(enlarged(pixels), near - nothing), near - nothing)
 
     def picture(self, image: str | None) -> str:
         """The image as the page can show it to drag on."""
@@ -183,9 +193,11 @@ def enlarged(image: Tensor) -> Tensor:
 
 def thumbnails(hits: Sequence[Hit]) -> list[tuple[Image.Image, str]]:
     """A small picture of each, and its name with the score."""
-    shown = []
-    for hit in hits:
-        picture = functional.to_pil_image(load_image(hit.path))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        shown.append((picture, f"{hit.path.name}  {hit.score:.3f}"))
-    return shown
+    return [(thumbnail(hit.path), f"{hit.path.name}  {hit.score:.3f}") for hit in hits]
+
+
+def thumbnail(path: Path) -> Image.Image:
+    """A small picture of the image, whole."""
+    picture = functional.to_pil_image(load_image(path))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
