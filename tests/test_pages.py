@@ -110,7 +110,7 @@ def test_losses_say_how_they_are_read_and_health_has_its_thresholds() -> None:
         row | {"local_to_global/teacher_information": 0.5, "loss/local_to_global": 2.0} for row in metrics("sigmoid")
     ]
     losses = {chart.name: chart.reading for chart in loss_charts(rows, {}, readings)}
-    assert "no divergence" in losses["local to global"] and "batch size" in losses["sigmoid"]
+    assert "not divergence" in losses["local to global"] and "batch size" in losses["sigmoid"]
     (health,) = signal_charts(rows, readings)
     assert "Below 20%" in health.reading and health.svg.count("stroke-dasharray") == 1
     assert readings["masked_patches/teacher_information"].least == 0.1
