@@ -9,6 +9,7 @@ import torch
 from conftest import SHAPE, Small
 from forkserver import start_ranks
 from safetensors.torch import load_file, save_file
+from schedulefree import AdamWScheduleFree, AdamWScheduleFreeReference
 from test_resume import assert_same_end, cut_short
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,15 +21,16 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.distributed import meeting
 from opensiglip.errors import UserError
 from opensiglip.models.sizes import SHAPES
+from opensiglip.optim import rate
 from opensiglip.training.checkpoint import restored
 from opensiglip.training.config import OptimizerName
 from opensiglip.training.learner import Learner
-from opensiglip.training.optimizers.make import fresh, make
+from opensiglip.training.optimizers.make import averaged, decays, end_training, fresh, go_on_training, make
 from opensiglip.training.optimizers.muon import hidden_matrices
 from opensiglip.training.run import train
 from opensiglip.training.sharding import gather
 
-NAMES: tuple[OptimizerName, ...] = ("muon", "adafactor")
+NAMES: tuple[OptimizerName, ...] = ("muon", "adafactor", "schedule-free-adamw")
 LR, DECAY, BETAS = 0.01, 0.2, (0.9, 0.95)
 
 
@@ -63,6 +65,58 @@ def test_adafactor_is_big_visions_by_hand(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=0, atol=1e-12)
     assert float(optimizer.state[parameter]["step"]) == 4
     assert optimizer.state[parameter].keys() == fresh(optimizer, parameter).keys()
+
+
+@pytest.mark.parametrize("library", [AdamWScheduleFree, AdamWScheduleFreeReference])
+def test_schedule_free_adamw_is_the_librarys(library: type[torch.optim.Optimizer]) -> None:
+    def module() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 4)).double()
+
+    ours, theirs = module(), module()
+    optimizer = make("schedule-free-adamw", ours, LR, DECAY, betas=BETAS)
+    matrices, others = [theirs[0].weight, theirs[2].weight], [p for p in theirs.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    reference: Any = library(groups, lr=LR, betas=BETAS)  # type: ignore[call-arg]
+    reference.train()
+    torch.manual_seed(1)
+    for step in range(7):
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] = LR * rate(step, 7, 3, decays=decays(optimizer))  # 0 at first, and then a warm-up
+        x = torch.randn(5, 8, dtype=torch.float64)
+        for one, stepping in ((ours, optimizer), (theirs, reference)):
+            one.zero_grad()
+            one(x).square().sum().backward()
+            stepping.step()
+    close = {"atol": 1e-12, "rtol": 0}
+    trained = [p.detach().clone() for p in ours.parameters()]
+    torch.testing.assert_close(trained, [p.detach() for p in theirs.parameters()], **close)
+    reference.eval()
+    with averaged(optimizer):
+        judged = [p.detach().clone() for p in ours.parameters()]
+        torch.testing.assert_close(judged, [p.detach() for p in theirs.parameters()], **close)
+        assert not any(torch.equal(x, y) for x, y in zip(judged, trained, strict=True))
+        assert optimizer.state[ours[0].weight].keys() == fresh(optimizer, ours[0].weight).keys()
+    assert all(torch.equal(x, y) for x, y in zip(ours.parameters(), trained, strict=True)), "to the bit"
+
+
+def test_only_a_schedule_that_is_free_keeps_its_rate() -> None:
+    assert [rate(step, 10, 2, decays=False) for step in (0, 1, 2, 6, 9)] == [0, 0.5, 1, 1, 1]
+    assert rate(9, 10, 2) < 0.1 and decays(make("adamw", nn.Linear(2, 2), LR, DECAY))
+
+
+def test_a_run_saves_and_exports_the_averages(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", SHAPE)
+    settings: dict[str, Any] = {"size": "tiny", "resolution": 32, "batch_size": 8, "workers": 0, "held_out": 4}
+    settings |= {"steps": 4, "precision": "fp32", "memory_check": False, "data": folder, "vocabulary": 300}
+    settings |= {"optimizer": "schedule-free-adamw", "eval_every": 2}
+    train("siglip", out=tmp_path / "run", **settings)
+    saved, name = tmp_path / "run/checkpoints/step-00000004", "model.text.tower.head.weight"
+    weights, state = load_file(saved / "learner.safetensors"), load_file(saved / "optimizer.safetensors")
+    y, z, x = state[f"{name}/y"], state[f"{name}/z"], weights[name]
+    torch.testing.assert_close(y, 0.1 * z + 0.9 * x, atol=1e-7, rtol=1e-5)
+    assert not torch.equal(x, y)
+    assert torch.equal(load_file(tmp_path / "run/model/model.safetensors")["text_model.head.weight"], x)
 
 
 def test_muon_takes_the_matrices_between_hidden_features_and_adamw_the_rest(
@@ -155,9 +209,12 @@ def three_steps(name: OptimizerName, ranks: int) -> dict[str, Tensor]:
         module(torch.randn(5, 40, generator=generator, dtype=torch.float64)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+        end_training(optimizer)
         for parameter in module.parameters():
             kept = gather({key: torch.as_tensor(x) for key, x in optimizer.state[parameter].items()})
             optimizer.state[parameter] = restored(fresh(optimizer, parameter), kept)
+        go_on_training(optimizer)
+    end_training(optimizer)
     found = dict(module.named_parameters())
     state = {f"{at}/{key}": torch.as_tensor(x) for at, p in found.items() for key, x in optimizer.state[p].items()}
     return gather(found | state)
@@ -192,16 +249,22 @@ def test_a_run_cut_short_goes_on_bit_for_bit_and_its_state_is_checked(
     settings |= {"steps": 4, "save_every": 2, "precision": "fp32", "memory_check": False, "data": folder}
     settings |= {"vocabulary": 300, "optimizer": name}
     train("siglip", out=tmp_path / "straight", **settings)
-    cut_short(3, lambda: train("siglip", out=tmp_path / "cut", **settings))
-    train("siglip", out=tmp_path / "cut", resume=True, **settings)
+    often = settings | {"save_every": 1}  # a checkpoint changes nothing of what comes after
+    cut_short(3, lambda: train("siglip", out=tmp_path / "cut", **often))
+    train("siglip", out=tmp_path / "cut", resume=True, **often)
     assert_same_end(tmp_path / "cut", tmp_path / "straight", 4)
     saved = tmp_path / "cut/checkpoints/step-00000004"
     state = load_file(saved / "optimizer.safetensors")
     kinds = {key.rpartition("/")[2] for key in state}
     adamws = {"step", "exp_avg", "exp_avg_sq"}
     adafactors = {"step", "momentum", "rows", "columns", "exp_avg_sq"}
-    assert kinds == (adamws | {"momentum_buffer"} if name == "muon" else adafactors)
-    wrong = next(key for key in state if key.endswith("/momentum_buffer" if name == "muon" else "/rows"))
+    kept, wrong_one = {
+        "muon": (adamws | {"momentum_buffer"}, "momentum_buffer"),
+        "adafactor": (adafactors, "rows"),
+        "schedule-free-adamw": ({"step", "rates", "z", "exp_avg_sq", "y"}, "z"),
+    }[name]
+    assert kinds == kept
+    wrong = next(key for key in state if key.endswith(f"/{wrong_one}"))
     (saved / "optimizer.safetensors").unlink()
     save_file(state | {wrong: torch.zeros(3)}, saved / "optimizer.safetensors")
     manifest_of(saved).unlink()

@@ -73,12 +73,14 @@ def keep_rules(optimizer: torch.optim.Optimizer, rules: int) -> None:
             group["weight_decay"] *= group["factor"]
 
 
-def rate(step: float, steps: int, warmup: int, rules: int = RULES) -> float:
-    """The schedule's factor at a step: step / warmup, then half a cosine from the end of the warm-up to zero.
+def rate(step: float, steps: int, warmup: int, rules: int = RULES, decays: bool = True) -> float:
+    """The schedule's factor at a step: step / warmup, then half a cosine from the end of the warm-up to zero, or 1.
 
     So the first step only begins Adam's averages. The cosine's progress counts from the end of the warm-up (big_vision
     utils.py:1113-1137). By rules 1, warm-up was (step + 1) / warmup.
     """
     if step < warmup:
         return (step + (rules == 1)) / warmup
+    if not decays:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

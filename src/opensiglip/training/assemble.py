@@ -32,7 +32,7 @@ from opensiglip.training.feature_cache import with_features
 from opensiglip.training.learner import Learner
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
-from opensiglip.training.optimizers.make import make
+from opensiglip.training.optimizers.make import go_on_training, make
 from opensiglip.training.planning.check import memory_line
 from opensiglip.training.precision import autocast
 from opensiglip.training.pretrained_towers import frozen_by_default
@@ -131,6 +131,7 @@ def assemble(
         loop.restore(saved)
     elif schedule.origin is not None:
         resized = take_over(schedule.origin, learner, loop.optimizer)
+        go_on_training(loop.optimizer)
         lines.append(f"continues   {schedule.origin.checkpoint}; resized: {', '.join(resized) or 'nothing'}")
     lines += [startup_lines(loop, recipe, opened.why), f"memory      {need}"]
     held_out = data.held_out

@@ -11,7 +11,7 @@ from opensiglip.data.weighting.sources import parse_weights
 from opensiglip.errors import UserError
 
 BoxFormatName = Literal["xyxy", "xywh", "cxcywh", "xyxy-relative", "xywh-relative", "cxcywh-relative"]
-OptimizerName = Literal["adamw", "muon", "adafactor"]
+OptimizerName = Literal["adamw", "muon", "adafactor", "schedule-free-adamw"]
 SEVERAL = ("data", "example_weights", "keep", "trackers")  # take several values; a Python caller may give a single one
 
 
@@ -51,8 +51,9 @@ class TrainConfig:
         weight_decay: decoupled, on matrices only; big_vision's 1e-4 at lr 1e-3 corresponds to 0.1 here.
         betas: decay of the moving averages of the gradient and its square (Adafactor: upper limits); SigLIP found the
             second value necessary for stability.
-        optimizer: adamw; muon (Muon for linear layers with half of AdamW's memory, AdamW for the rest); or adafactor
-            (big_vision's: factored second moment, momentum in bfloat16, a quarter of AdamW's memory).
+        optimizer: adamw; muon (Muon for linear layers with half of AdamW's memory, AdamW for the rest); adafactor
+            (big_vision's: factored second moment, momentum in bfloat16, a quarter of AdamW's memory); or
+            schedule-free-adamw (no decay of the rate; an average of the weights is evaluated and saved).
         clip_norm: largest norm of the gradient.
         seed: seed of the weights and of every random choice in the data.
         keep_tokens: fraction of an image's patches that the tower reads, drawn for each visit; makes a step cheaper

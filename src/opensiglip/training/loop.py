@@ -32,6 +32,7 @@ from opensiglip.training.health import Alarms, check_finite, logged, signals
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import Log, Row, finite
 from opensiglip.training.memory import return_freed_memory
+from opensiglip.training.optimizers.make import averaged, decays, end_training, go_on_training
 from opensiglip.training.precision import TrainStep, autocast, overflows
 from opensiglip.training.sharding import gather, hollow, whole
 from opensiglip.training.stop import Stop
@@ -104,6 +105,7 @@ class Loop:
     def restore(self, saved: Path) -> None:
         """Continue from a checkpoint."""
         state = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
+        go_on_training(self.optimizer)
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | state.get("loss_scale", {}))
@@ -131,8 +133,10 @@ class Loop:
         for batch in loader(self.plan, self.step, last, self.workers, pin=device.type == "cuda"):
             new = self.activate(self.step) - begun
             if new or wrapped is None:  # what a rank averages, and what compile sees, is fixed when it is wrapped
-                if new and self.step and (model := self.model()) is not None:
-                    checkpoint.save_stage(RunFolder(self.folder), self.step, model)
+                if new and self.step:
+                    with averaged(self.optimizer):
+                        if (model := self.model()) is not None:
+                            checkpoint.save_stage(RunFolder(self.folder), self.step, model)
                 self.learner.start_teachers(new)
                 begun |= new
                 wrapped = None  # first: ranks that wait for the old wrapper's gradients would wait for ever
@@ -149,6 +153,7 @@ class Loop:
             if self.best is not None and self.best.exhausted:
                 break
         log.close()
+        end_training(self.optimizer)
         judged: dict[str, Any] = {} if self.best is None else {"best": self.best.state()}
         judged |= {} if self.curator is None else {"curated": self.curator.shares()}
         return judged | {
@@ -230,7 +235,9 @@ class Loop:
         if self.curator is not None:
             parts, curated = self.curator.choose(self.learner, parts, self.step, device)
         parts = [to_device(part, device) for part in parts]
-        lr = self.lr * rate(self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules)
+        lr = self.lr * rate(
+            self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules, decays(self.optimizer)
+        )
         # Dropout is a function of (seed, step, rank), so that a resumed run drops the same units.
         words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.default_rng(words).integers(2**63)))
@@ -298,17 +305,20 @@ class Loop:
         due = self.step % self.save_every == 0 or self.step in self.keep or wishes.stop or wishes.save
         judged = self.step < self.last or self.best is not None  # otherwise the end of the run evaluates
         if self.eval_every and self.step % self.eval_every == 0 and judged:
-            figures, model = dict[str, float](), self.model()
-            if self.evaluate is not None and model is not None:
-                figures = self.evaluate(model)
-                self.learner.train()
-                log.write(self.step - 1, figures)
+            figures = dict[str, float]()
+            with averaged(self.optimizer):
+                model = self.model()
+                if self.evaluate is not None and model is not None:
+                    figures = self.evaluate(model)
+                    self.learner.train()
+                    log.write(self.step - 1, figures)
             if self.best is not None and (healthy or self.step == self.last):  # only then is there a checkpoint
                 figures = from_first(figures)
                 due = self.best.judge(self.step, figures) or self.best.exhausted or due
             self.accelerator.wait_for_everyone()
         if (due and healthy) or self.step == self.last:
-            self.save()
+            with averaged(self.optimizer):
+                self.save()
             if self.accelerator.device.type == "cpu":
                 return_freed_memory()
         log.pause(time.perf_counter() - before)

@@ -1,6 +1,7 @@
-"""`--optimizer`: AdamW, Muon or Adafactor over the same groups, and what each keeps of a parameter."""
+"""`--optimizer`: one of four over the same groups, and what each keeps of a parameter."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from opensiglip.optim import BETAS, adamw, parameter_groups
 from opensiglip.training.config import OptimizerName
 from opensiglip.training.optimizers.adafactor import Adafactor
 from opensiglip.training.optimizers.muon import MuonAdamW, adamw_state
+from opensiglip.training.optimizers.schedule_free import ScheduleFreeAdamW
 
 
 def make(
@@ -24,14 +26,41 @@ def make(
     if name == "adamw":
         return adamw(module, lr, weight_decay, slowed, factor, betas)
     groups = parameter_groups(module, weight_decay, slowed, factor)
+    if name == "schedule-free-adamw":
+        return ScheduleFreeAdamW(groups, lr, betas)
     return MuonAdamW(module, groups, lr, betas) if name == "muon" else Adafactor(groups, lr, betas)
 
 
 def fresh(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """What the optimizer keeps of a parameter, as it is before its first step."""
-    if isinstance(optimizer, MuonAdamW | Adafactor):
+    if isinstance(optimizer, MuonAdamW | Adafactor | ScheduleFreeAdamW):
         return optimizer.fresh(parameter)
     return adamw_state(parameter)
+
+
+@contextmanager
+def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it, the weights are those to be judged and saved; schedule-free AdamW trains others."""
+    end_training(optimizer)
+    yield
+    go_on_training(optimizer)
+
+
+def end_training(optimizer: torch.optim.Optimizer) -> None:
+    """Make the weights those to be judged and saved."""
+    if isinstance(optimizer, ScheduleFreeAdamW):
+        optimizer.eval()
+
+
+def go_on_training(optimizer: torch.optim.Optimizer) -> None:
+    """Make them those to be trained again, also after a checkpoint was read."""
+    if isinstance(optimizer, ScheduleFreeAdamW):
+        optimizer.train()
+
+
+def decays(optimizer: torch.optim.Optimizer) -> bool:
+    """Does its rate fall after the warm-up?"""
+    return not isinstance(optimizer, ScheduleFreeAdamW)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

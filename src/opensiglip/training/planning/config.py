@@ -26,7 +26,7 @@ class PlanConfig:
         keep_tokens: fraction of an image's patches that the tower reads, as in `train`.
         full_from: fraction of training from which on all patches are read; by default 0.9.
         precision: auto, fp32, bf16 or fp16.
-        optimizer: adamw, muon or adafactor.
+        optimizer: adamw, muon, adafactor or schedule-free-adamw.
         vocabulary: vocabulary size of the tokenizer.
         data: source of texts and regions, which determines their lengths: scenes, or a folder.
         utilisation: fraction of the machine's peak rate that matrix products reach.
