@@ -70,16 +70,16 @@ def columns(study: Study, jobs: Sequence[Job]) -> list[Column]:
         judged[job.run.name].append(results.load(job.folder / JUDGED / results.FILE))
     found = []
     for figure in study.figures:
-        key = (figure.task, figure.name)
+        keys = {name: (figure.task, figure.by_run.get(name, figure.name)) for name in judged}
         values: dict[str, list[Values]] = {
-            name: [one["values"][key] for one in seeds]
+            name: [one["values"][keys[name]] for one in seeds]
             for name, seeds in judged.items()
-            if all(key in one["values"] for one in seeds)
+            if all(keys[name] in one["values"] for one in seeds)
         }
         if not values:
             continue
         by_seed = {
-            name: [judged[name][seed]["metrics"][key][0] for seed in range(len(values[name]))] for name in values
+            name: [judged[name][seed]["metrics"][keys[name]][0] for seed in range(len(values[name]))] for name in values
         }
         try:
             means = {name: mean_over_seeds(some) for name, some in values.items()}

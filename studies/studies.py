@@ -7,6 +7,7 @@ from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS, SCHEDULES
 from studies.photographs import PHOTOGRAPHS
 from studies.regions import REGIONS
+from studies.representations import NESTED, TIPS2
 from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
 
@@ -232,4 +233,7 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-STUDIES = {study.name: study for study in (*_FIRST, OPTIMIZERS, KEEP, SCHEDULES, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL)}
+STUDIES = {
+    study.name: study
+    for study in (*_FIRST, OPTIMIZERS, KEEP, SCHEDULES, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL, NESTED, TIPS2)
+}

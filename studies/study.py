@@ -46,6 +46,7 @@ class Figure:
     title: str
     order: tuple[str, ...] = ()
     source: str = ""
+    by_run: Mapping[str, str] = field(default_factory=dict)  # another name of the metric in some runs
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -264,7 +265,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     for figure in study.figures:
         assert set(figure.order) <= set(names)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
-    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr"}
+    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr", "warmup"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]
@@ -336,6 +337,18 @@ def test_the_answer_counts_what_came_out() -> None:
     steps = [("a", "b", Interval(0.0, -0.1, 0.1)), ("b", "c", Interval(0.1, 0.05, 0.2))]
     plain = Column(replace(figure, source=""), means, {}, steps, ranked).sentence
     assert plain.endswith("b against a: inconclusive; c against b: higher.")
+
+
+def test_a_figure_compares_another_metric_of_some_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = (Run("plain", "siglip"), Run("cut", "siglip"))
+    figure = Figure("t", "n", "a quarter against all", ("plain", "cut"), by_run={"cut": "n_at_16"})
+    study = Study("s", "?", "", "scenes", runs, (figure,), {})
+    scores = {"n": [1.0, 1.0, 0.0, 1.0], "n_at_16": [1.0, 0.0, 0.0, 1.0]}
+    kept = {("t", name): values(some) for name, some in scores.items()}
+    loaded = {"values": kept, "metrics": {("t", name): (float(np.mean(some)),) for name, some in scores.items()}}
+    monkeypatch.setattr("studies.answer.results.load", lambda path: loaded)
+    [column] = columns(study, [SimpleNamespace(run=run, folder=tmp_path / run.name) for run in runs])  # type: ignore[misc]
+    assert (column.by_seed, column.steps[0][2].value) == ({"plain": [0.75], "cut": [0.5]}, -0.25)
 
 
 def test_runs_that_chance_may_order_are_not_ranked() -> None:
