@@ -22,6 +22,7 @@ from opensiglip.data.weighting.languages import parse_languages
 from opensiglip.data.weighting.lexicon import Lexicon
 from opensiglip.disk import writable
 from opensiglip.errors import UserError
+from opensiglip.evaluation.image_attributes import read_by_model
 from opensiglip.inference.predictor import load
 from opensiglip.json_file import write_json
 from opensiglip.progress import progress
@@ -37,6 +38,8 @@ def balance(
     out: Path,
     targets: str = "",
     lexicon: Path | None = None,
+    attributes_by: str | None = None,
+    confidence: float = 0.9,
     tolerance: float = 0.01,
     most: float = 5.0,
     languages: str | None = None,
@@ -55,6 +58,9 @@ def balance(
         targets: attributes that should not correlate with the sensitive ones, such as occupation; by default none.
         lexicon: JSON of {attribute: {value: {language: [words]}}} for attributes without a column; by default the
             included lists of gender (en, de, fr, es) and occupation (en).
+        attributes_by: a model that reads attributes from images by zero-shot classification, in place of captions, for
+            rows without a column: a run, its model/ folder, or a hub id.
+        confidence: with --attributes-by, smallest probability of a value; the attribute of other rows is unknown.
         tolerance: largest allowed difference of a share from the equal one, and largest allowed correlation with a
             target.
         most: largest weight.
@@ -66,6 +72,8 @@ def balance(
         raise UserError(f"--tolerance {tolerance} is out of range; give a number between 0 and 1, such as 0.01.")
     if not 1 < most <= 1000:
         raise UserError(f"--most {most} is out of range; give a number above 1, at most 1000.")
+    if not 0 < confidence <= 1:
+        raise UserError(f"--confidence {confidence} is out of range; give a number above 0, at most 1, such as 0.9.")
     named, wanted = names_of(sensitive), names_of(targets)
     if not named or set(named) & set(wanted):
         raise UserError("--sensitive and --targets name attributes, each one only once.")
@@ -73,7 +81,10 @@ def balance(
     (spec,) = with_box_format([source], box_format)
     opened = open_source(spec, languages=parse_languages(languages)[0])
     lists = Lexicon.load(lexicon)
-    shown = read_attributes(opened, [*named, *wanted], lists, default_workers() if workers is None else workers)
+    if attributes_by is not None:
+        shown = read_by_model(opened, [*named, *wanted], lists, load(attributes_by), confidence)
+    else:
+        shown = read_attributes(opened, [*named, *wanted], lists, default_workers() if workers is None else workers)
     moments = balancing.moments_of(shown, named, wanted)
     weights = balancing.solve(shown.counts, moments, tolerance, most)
     write_weights(out, weights[shown.rows], opened)

@@ -11,7 +11,7 @@ DAMAGED = ".damaged"  # and of a checkpoint that was passed over
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN/: config.json, metrics.jsonl, seen.safetensors, start/, checkpoints/, stages/; what its end writes is named below.
+    """RUN/: config.json, metrics.jsonl, seen.safetensors, start/, checkpoints/, stages/; below, what its end writes.
 
     `lock` is there while a process trains in the folder.
     """

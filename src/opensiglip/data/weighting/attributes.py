@@ -5,7 +5,7 @@ it has neither, from what its captions name (`Lexicon`). Memory is 4 bytes a row
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,23 +82,39 @@ def column(example: Example, attribute: str) -> list[str] | None:
 
 def read_attributes(source: Source, attributes: Sequence[str], lexicon: Lexicon, workers: int) -> Shown:
     """Read every row once. Raises UserError where no row shows an attribute at all."""
+    why = (
+        "there is no such column, no such entry in `groups`, and no caption has a word of its list (there are lists of "
+        f"{', '.join(lexicon.attributes)}); give --lexicon"
+    )
+    stretches = each(Stretch(source, attributes, lexicon), -(-len(source) // STRETCH), workers)
+    with progress(total=len(source), unit="row") as bar:
+        return numbered(source, attributes, stretches, why, bar)
+
+
+def numbered(
+    source: Source,
+    attributes: Sequence[str],
+    stretches: Iterable[tuple[list[Pattern], Counter[str]]],
+    why: str,
+    bar: Any,
+) -> Shown:
+    """The patterns of a source's rows, in order, each pattern once. Raises UserError where an attribute has no value.
+
+    `why` says then what was looked for.
+    """
     numbers: dict[Pattern, int] = {frozenset(): 0}
     rows, broken = np.zeros(len(source), np.int32), Counter[str]()
     at = 0
-    with progress(total=len(source), unit="row") as bar:
-        for patterns, unreadable in each(Stretch(source, attributes, lexicon), -(-len(source) // STRETCH), workers):
-            for pattern in patterns:
-                rows[at] = numbers.setdefault(pattern, len(numbers))
-                at += 1
-            broken.update(unreadable)
-            bar.update(len(patterns))
-            if len(numbers) > PATTERNS:
-                raise UserError(f"rows show more than {PATTERNS} different sets of values; name attributes of fewer.")
+    for patterns, unreadable in stretches:
+        for pattern in patterns:
+            rows[at] = numbers.setdefault(pattern, len(numbers))
+            at += 1
+        broken.update(unreadable)
+        bar.update(len(patterns))
+        if len(numbers) > PATTERNS:
+            raise UserError(f"rows show more than {PATTERNS} different sets of values; name attributes of fewer.")
     shown = Shown(tuple(numbers), rows, broken)
     for name in attributes:
         if not shown.values(name):
-            raise UserError(
-                f"no row of {source.name} shows {name!r}: there is no such column, no such entry in `groups`, and no "
-                f"caption has a word of its list (there are lists of {', '.join(lexicon.attributes)}); give --lexicon."
-            )
+            raise UserError(f"no row of {source.name} shows {name!r}: {why}.")
     return shown

@@ -20,7 +20,7 @@ class Lexicon:
     """Words and phrases of several words, by language. Words are compared without case, as `words` splits a text."""
 
     def __init__(self, lists: dict[str, dict[str, dict[str, list[str]]]]) -> None:
-        self.attributes = tuple(lists)
+        self.lists, self.attributes = lists, tuple(lists)
         self.entries: dict[str, dict[tuple[str, ...], set[Value]]] = {}
         for attribute, values in lists.items():
             for value, languages in values.items():
