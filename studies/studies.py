@@ -5,10 +5,11 @@ from typing import Any
 from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS, SCHEDULES
+from studies.languages import LANGUAGE_STUDY
 from studies.photographs import PHOTOGRAPHS
 from studies.regions import REGIONS
 from studies.representations import NESTED, TIPS2
-from studies.settings import AUTO, EASY, LARGER, SMALL, TINIER
+from studies.settings import AUTO, EASY, LARGER, QUICK, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
 
 
@@ -168,10 +169,6 @@ WAYS: dict[str, dict[str, Any]] = {  # ways to select half of each super-batch
 }
 
 
-# Muon, as in `make train`; no data workers, which would compete for the one core.
-QUICK: dict[str, Any] = TINIER | {"optimizer": "muon", "lr": 0.004, "precision": "fp32", "workers": 0}
-
-
 def curation(percent: int) -> Study:
     """This percentage of the captions is exchanged; curated runs take 0.6 times the steps of the uncurated one."""
     wrong = f"exchanged={percent / 100}"
@@ -233,7 +230,5 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-STUDIES = {
-    study.name: study
-    for study in (*_FIRST, OPTIMIZERS, KEEP, SCHEDULES, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL, NESTED, TIPS2)
-}
+_MORE = (OPTIMIZERS, KEEP, SCHEDULES, LANGUAGE_STUDY, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL, NESTED, TIPS2)
+STUDIES = {study.name: study for study in (*_FIRST, *_MORE)}

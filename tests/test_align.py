@@ -1,6 +1,7 @@
 """Pretrained towers of other makes: read as their library reads them, frozen, cached, aligned by heads, exported."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -216,6 +217,28 @@ def test_an_image_tower_that_learns_beside_cached_texts_sees_the_images(
     train("align", **arguments(towers, folder, tmp_path / "frozen", freeze="both"))
     assert losses(tmp_path / "learns")[0] == pytest.approx(losses(tmp_path / "frozen")[0], abs=1e-5)
     assert losses(tmp_path / "learns")[1:] != losses(tmp_path / "frozen")[1:]
+
+
+def test_a_curated_run_reads_cached_features_beside_the_references_rows(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It chooses the same examples, learns the same from them, and its report shows their pictures."""
+    train("align", **arguments(towers, folder, tmp_path / "reference"))
+    curated = {"curate": "learnability", "reference": str(tmp_path / "reference"), "steps": 12}
+    curated |= {"set_aside": 4, "eval_every": 12}
+    train("align", **arguments(towers, folder, tmp_path / "encoded", **curated, features_gb=0))
+    assert "reference   encodes each batch" in capsys.readouterr().out
+    train("align", **arguments(towers, folder, tmp_path / "cached", **curated))
+    said = capsys.readouterr().out
+    assert "its rows of 24 examples are read" in said and "features    0.00 GB of images' states" in said
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-5)
+    encoded, cached = learner(tmp_path / "encoded"), learner(tmp_path / "cached")
+    for name, tensor in encoded.items():
+        torch.testing.assert_close(cached[name], tensor, rtol=0, atol=1e-4)
+    pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("encoded", "cached")]
+    shown = [page.partition("<h2>What it chooses</h2>")[2].partition("<h2>")[0] for page in pages]
+    pictures = [set(re.findall(r'src="(data:[^"]*)"', part)) for part in shown]
+    assert pictures[0] == pictures[1] and len(pictures[0]) > 8
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,26 @@ def test_a_model_that_matches_is_right_in_every_language(squares: list[Example])
     assert retrieval(blind, encoded(blind, squares), Context()).metrics["text_to_image_r1"] == pytest.approx(1 / 3)
 
 
+def test_a_caption_finds_its_image_s_english_ones_where_the_two_languages_agree(squares: list[Example]) -> None:
+    """German captions that are all the same find the first image's, one of three; a language alone finds none."""
+    found = retrieval(oracle(), encoded(oracle(), squares), Context()).metrics
+    assert found["cross_lingual_r1"] == found["languages"]["de"]["cross_lingual_r1"] == 1
+    assert "cross_lingual_r1" not in found["languages"]["en"]
+    only_english = oracle(text=lambda texts: torch.ones(len(texts), 3) if "ein" in texts[0] else oracle().text(texts))
+    lost = retrieval(only_english, encoded(only_english, squares), Context()).metrics
+    assert lost["cross_lingual_r1"] == pytest.approx(1 / 3) and lost["languages"]["en"]["text_to_image_r1"] == 1
+    untranslated = [replace(one, captions=one.captions[:2]) for one in squares[1:]] + squares[:1]
+    assert len(values_of(retrieval(oracle(), encoded(oracle(), untranslated), Context()).metrics)) == 1
+    alone = retrieval(oracle(), encoded(oracle(), squares), Context(languages=("de",))).metrics
+    assert not [name for name in alone if name.startswith("cross_lingual")]
+
+
+def values_of(metrics: dict[str, Any]) -> list[float]:
+    """By caption that was asked, whether it found its image's English ones first."""
+    scores: list[float] = metrics["cross_lingual_r1_values"]["scores"]
+    return scores
+
+
 def write_folder(folder: Path, rows: list[tuple[str, dict[str, Any]]]) -> Source:
     """Rows of val, each with what it says of the picture that is one ink all over."""
     for ink, color in INKS.items():

@@ -265,7 +265,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     for figure in study.figures:
         assert set(figure.order) <= set(names)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
-    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr", "warmup"}
+    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr", "warmup", "languages"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]

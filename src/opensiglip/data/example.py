@@ -122,6 +122,11 @@ class Source(ABC):
         """The group of example `index`, without reading it: two examples of one group show the same image."""
         return f"{self.name}/{index}"
 
+    @property
+    def pictured(self) -> "Source":
+        """The same examples with their pixels, which a cache's do not have."""
+        return self
+
     def prepare(self, indices: Sequence[int]) -> None:  # noqa: B027 - most sources have nothing to prepare
         """Announce that these examples will be read soon, so that prefetching can start."""
 

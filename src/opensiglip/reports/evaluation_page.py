@@ -16,7 +16,11 @@ from opensiglip.reports.page import pages
 
 SIDE, SMALL = 256, 112  # pixels of a picture, and of one beside it
 QUALITY = 80  # of their JPEG
-DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+DIRECTIONS = {
+    "image_to_text": "image → text",
+    "text_to_image": "text → image",
+    "cross_lingual": "text → text of another language",
+}
 # How the field writes them; a benchmark's name among them is that of a heading.
 SPELLED = {
     "iou": "IoU",
@@ -27,7 +31,7 @@ SPELLED = {
     "openvocab": "open vocabulary",
     "zeroshot": "zero-shot",
 }
-RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
+RECALL = re.compile(rf"({'|'.join(DIRECTIONS)})_r(\d+)")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from accelerate import Accelerator
 
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import Captions
+from opensiglip.data.fields.curation import CachedRows, Origins
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.states import ImageStates, TextStates
 from opensiglip.data.sources.cached import CachedSource
+from opensiglip.data.sources.referenced import ReferencedSource
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.encoder import Autocast
 from opensiglip.models.model import Model
@@ -45,7 +47,7 @@ class Frozen:
         """Those of another make that nothing trains; only where each image and text is always seen the same.
 
         None where a field reads more of an example than its image, captions and regions, which is all that the cache
-        holds.
+        holds, and a reference's rows, which have a cache of their own.
         """
         pair = model.architecture.foreign
         frame = recipe.frame
@@ -54,7 +56,7 @@ class Frozen:
         texts = pair is not None and pair.text is not None and is_frozen(getattr(model.text, "tower", None))
         texts = texts and recipe.lengths is None
         reads = {type(field) for field in recipe.fields}
-        plain = reads <= {Images, Texts, Captions}
+        plain = reads <= {Images, Texts, Captions, Origins, CachedRows}
         images, texts = plain and images and Images in reads, plain and texts and Texts in reads
         head = model.vision.head if images else None
         return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))
@@ -102,8 +104,11 @@ def with_features(
     places = [written[at : at + len(kinds)] for at in range(0, len(written), len(kinds))]
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
-    read = [CachedSource(one, place, recipe.frame.pixels, tokens) for one, place in zip(sources, places, strict=True)]
-    return replace(recipe, fields=with_states(recipe.fields, frozen)), list(read)
+    read: list[Source] = []
+    for one, place in zip(sources, places, strict=True):
+        cached = CachedSource(one, place, recipe.frame.pixels, tokens)
+        read.append(one.over(cached) if isinstance(one, ReferencedSource) else cached)
+    return replace(recipe, fields=with_states(recipe.fields, frozen)), read
 
 
 def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:

@@ -114,7 +114,7 @@ def examples(paths: list[Path], image: Any) -> None:
     gr = library()
     small = thumbnails([(thumbnail(path), path.name) for path in paths], "Or one of the folder", "examples")
 
-    def clicked(event: gr.SelectData) -> str:
+    def clicked(event: gr.SelectData) -> str:  # type: ignore[name-defined] # which gradio looks at
         return str(paths[event.index])
 
     small.select(clicked, None, image, api_visibility="private")

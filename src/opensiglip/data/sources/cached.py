@@ -81,6 +81,10 @@ class CachedSource(Source):
         row = json.loads(self.rows[self.starts[index] : self.starts[index + 1]])
         return {name: row[name] for name in ("pixels", "captions") if name in row}
 
+    @property
+    def pictured(self) -> Source:
+        return self.source.pictured
+
     def group(self, index: int) -> str:
         return self.source.group(index)
 

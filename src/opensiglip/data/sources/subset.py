@@ -32,6 +32,10 @@ class Subset(Source):
     def example(self, index: int, language: str | None = None) -> Example:
         return self.source.example(int(self.rows[index]), language)
 
+    @property
+    def pictured(self) -> Source:
+        return Subset(self.source.pictured, self.rows.tolist())
+
     def encoded(self, index: int) -> bytes | None:
         return self.source.encoded(int(self.rows[index]))
 

@@ -19,8 +19,10 @@ SHOWN = 3  # captions or images below a sample
 def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """R@1, 5, 10 of both ways between all images and all captions of a language; any of an image's captions counts.
 
-    Of a model with nested widths also with its embeddings cut to each, as `image_to_text_at_64_r1`. On whole images
-    squashed to a square, by dot products.    (big_vision evaluators/proj/image_text/
+    In several languages also `cross_lingual_r1`: a caption of another language finds one of its image among all
+    captions in English or, where there are none, in the first of the languages. Of a model with nested widths also with
+    its embeddings cut to each, as `image_to_text_at_64_r1`. On whole images squashed to a square, by dot products.
+    (big_vision evaluators/proj/image_text/
     image_text_retrieval.py:23-85.) In several languages each is judged by itself, and the figures above them are their
     means (as on XM3600). Intervals: bootstrap over images.
     """
@@ -32,9 +34,12 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
     images = F.normalize(examples.pooled, dim=-1)
     widths = {f"_at_{width}": width for width in model.nested} | {"": None}  # that embeddings are cut to; all come last
     rows: dict[str, list[tuple[int, int, str]]] = {}  # (rank, image, language)
+    pivot = "en" if "en" in languages else languages[0]
+    ordered = sorted(languages, key=lambda code: code != pivot)
+    pivot_texts, pivot_owners = torch.empty(0), torch.empty(0)  # of the first turn of the loop
     samples: list[Sample] = []
     count: dict[str, int] = {}  # captions by language
-    for language in context.progress(languages, "retrieval", len(languages)):
+    for language in context.progress(ordered, "retrieval", len(languages)):
         captions = [
             (place, caption.text)
             for place, example in enumerate(examples.examples)
@@ -45,6 +50,9 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
         owners = torch.tensor([place for place, _ in captions], device=images.device)
         texts = model.encode_texts([text for _, text in captions])
         with_text = owners.unique()
+        if language == pivot:
+            pivot_texts, pivot_owners = texts, owners
+        known = torch.isin(owners, pivot_owners)  # captions whose image has one of the pivot
         for at, width in widths.items():
             shown, written = model.cut(images, width), model.cut(texts, width)
             to_text = ranks(shown[with_text], written, with_text, owners).tolist()
@@ -53,6 +61,10 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
             of_texts = zip(to_image, owners.tolist(), [language] * len(to_image), strict=True)
             rows.setdefault(f"image_to_text{at}", []).extend(of_images)
             rows.setdefault(f"text_to_image{at}", []).extend(of_texts)
+            if language != pivot and known.any():
+                across = ranks(written[known], model.cut(pivot_texts, width), owners[known], pivot_owners).tolist()
+                of_pairs = zip(across, owners[known].tolist(), [language] * len(across), strict=True)
+                rows.setdefault(f"cross_lingual{at}", []).extend(of_pairs)
         if not samples:
             samples = _caption_samples(examples, images, texts, captions, with_text.tolist(), to_text)
             samples += _image_samples(examples, images, texts, captions, to_image)
@@ -65,7 +77,7 @@ def retrieval(model: Predictor, examples: EncodedExamples, context: Context) -> 
     if len(languages) > 1:
         metrics["languages"] = {
             language: {"captions": count[language]}
-            | _recalls({way: [row for row in some if row[2] == language] for way, some in rows.items()})
+            | _recalls({way: own for way, some in rows.items() if (own := [row for row in some if row[2] == language])})
             for language in languages
         }
     return BenchmarkResult(metrics, samples)

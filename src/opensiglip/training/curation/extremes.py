@@ -1,6 +1,7 @@
 """At a run's end: which of its examples would be chosen first, and which last?"""
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -33,8 +34,9 @@ def extremes(
     own, valid = scores.own(), scores.valid.nonzero()[:, 0]
     order = valid[own[valid].argsort(descending=True)].tolist()
     lowest = order[COUNT:][-COUNT:][::-1]
+    shown = Steps(replace(plan, sources=[source.pictured for source in plan.sources]))
     highest, low = (
-        [ScoredExample.of(steps.visit(first + at, Counter(), frame), float(own[at])) for at in places]
+        [ScoredExample.of(shown.visit(first + at, Counter(), frame), float(own[at])) for at in places]
         for places in (order[:COUNT], lowest)
     )
     return Chosen(len(order), curator.method, highest, low)
