@@ -227,10 +227,10 @@ def test_a_curated_run_reads_cached_features_beside_the_references_rows(
     curated = {"curate": "learnability", "reference": str(tmp_path / "reference"), "steps": 12}
     curated |= {"set_aside": 4, "eval_every": 12}
     train("align", **arguments(towers, folder, tmp_path / "encoded", **curated, features_gb=0))
-    assert "reference   encodes each batch" in capsys.readouterr().out
+    assert "reference   encodes every batch" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "cached", **curated))
     said = capsys.readouterr().out
-    assert "its rows of 24 examples are read" in said and "features    0.00 GB of images' states" in said
+    assert "reads cached embeddings of 24 examples" in said and "features    0.00 GB of images' states" in said
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-5)
     encoded, cached = learner(tmp_path / "encoded"), learner(tmp_path / "cached")
     for name, tensor in encoded.items():
