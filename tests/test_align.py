@@ -236,7 +236,7 @@ def test_a_curated_run_reads_cached_features_beside_the_references_rows(
     for name, tensor in encoded.items():
         torch.testing.assert_close(cached[name], tensor, rtol=0, atol=1e-4)
     pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("encoded", "cached")]
-    shown = [page.partition("<h2>What it chooses</h2>")[2].partition("<h2>")[0] for page in pages]
+    shown = [page.partition("<h2>Selected examples</h2>")[2].partition("<h2>")[0] for page in pages]
     pictures = [set(re.findall(r'src="(data:[^"]*)"', part)) for part in shown]
     assert pictures[0] == pictures[1] and len(pictures[0]) > 8
 

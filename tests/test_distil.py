@@ -69,7 +69,7 @@ def test_a_learner_that_is_the_teacher_has_no_slope_left() -> None:
     ("flags", "says"),
     [
         ({"distil": "softmax"}, "--reference too"),
-        ({"distil_weight": 0.5}, "--distil too"),
+        ({"distil_weight": 0.5}, "is for runs with --distil; give it too"),
         ({"curate": "learner", "reference": "x"}, "leave out --reference"),
     ],
 )

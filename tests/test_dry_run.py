@@ -30,8 +30,8 @@ def test_it_computes_the_first_loss_of_the_run_and_writes_nothing(
     assert list((tmp_path / "empty").rglob("*")) == []
     run(tmp_path / "run", steps=1)
     loss = read_lines(tmp_path / "run" / "metrics.jsonl")[0]["loss"]
-    assert f"stage       steps 0 to 8: sigmoid, caption; loss {loss:.3f}, " in said
-    assert "stage       steps 8 to 10: sigmoid, caption, local_to_global, masked_patches; loss " in said
+    assert f"stage       steps 0 to 8: sigmoid, caption; 16 image and 64 text tokens; loss {loss:.3f}, " in said
+    assert "stage       steps 8 to 10: sigmoid, caption, local_to_global, masked_patches; 16 image" in said
     assert "            image uint8 [8, 3, 32, 32]\n" in said and "small data  2 held-out examples" in said
     assert "runs/dry/checkpoints: " in said and "1 stay" in said
     each, most = re.findall(r"checkpoints: (\d+) bytes each, .* so (\d+) bytes at most", said)[0]
@@ -41,7 +41,7 @@ def test_it_computes_the_first_loss_of_the_run_and_writes_nothing(
 def test_the_time_is_the_sum_of_the_timed_steps(recipe: str, folder: str, tmp_path: Path) -> None:
     said = dry_run(recipe, data=[folder], out=tmp_path / "no", steps=1000, batch_size=8, workers=0, held_out=0,
                    precision="fp32", vocabulary=300, memory_check=False)  # fmt: skip
-    stages = re.findall(r"steps (\d+) to (\d+): .*, ([\d.]+) s a step, ([\d.]+) s to make", said)
+    stages = re.findall(r"steps (\d+) to (\d+): .*, ([\d.]+) s a step \([^)]*\), ([\d.]+) s to make", said)
     assert [(int(first), int(last)) for first, last, _, _ in stages] == [(0, 800), (800, 1000)]
     seconds = sum((int(last) - int(first)) * (float(step) + float(read)) for first, last, step, read in stages)
     found = re.search(r"time        ([\d.]+) min for 1000 steps", said)

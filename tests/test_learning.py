@@ -100,6 +100,7 @@ def learn(
                     pipeline=pipeline,
                     batch_size=len(visits),
                     seed=0,
+                    steps=STEPS,
                 ),
                 folder=tmp_path,
                 steps=STEPS,

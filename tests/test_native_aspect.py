@@ -163,12 +163,12 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
     pipeline = subject.pipeline
 
     def truth(
-        decoder: Any, memory: Tensor, prefixes: Any, *rest: Any, owners: Any, valid: Tensor, **_: Any
+        decoder: Any, memory: Tensor, prefixes: Any, *rest: Any, owners: Any, valid: Tensor, each: int | None = None, **_: Any
     ) -> list[Any]:
         shown = [torch.equal(memory[owner], judged.tokens[place]) for place, owner in enumerate(owners)]
         assert len(memory) == len(valid)
         answers = [pipeline.ids(text) for text in written]
-        return answers if all(shown) else answers[::-1]
+        return [answer for answer in (answers if all(shown) else answers[::-1]) for _ in range(each or 1)]
 
     monkeypatch.setattr("opensiglip.inference.text_generator.generate", truth)
     found = grounding(subject, judged, Context(training=Tiles())).metrics
@@ -200,7 +200,7 @@ def test_maps_of_a_model_lie_where_the_patches_do() -> None:
     assert predictor.similarity(wide, "a red tile").shape == (1, 2, 8)
     found = predictor.locate(wide, "the red one")
     assert found.box[2] <= 160 and found.box[3] <= 40
-    with pytest.raises(UserError, match="unlike shapes.*one at a time"):
+    with pytest.raises(UserError, match="different shapes.*one at a time"):
         predictor.features([wide, tall])
 
 

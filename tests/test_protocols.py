@@ -273,7 +273,7 @@ def test_the_nearest_published_model_is_that_of_its_width_tokens_and_name() -> N
 def test_a_folder_without_the_files_is_told_where_they_come_from(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="https://"):
         judge(name, tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         judge(name, tmp_path / "nowhere")
 
 

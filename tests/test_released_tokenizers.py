@@ -102,7 +102,7 @@ def test_the_decoders_text_keeps_the_punctuation_that_captions_lose(siglip1: Pat
     [
         (b"no model", "not a readable SentencePiece model"),
         (b"", "has no pieces"),
-        (sentencepiece_model(kind=2), "no unigram model"),
+        (sentencepiece_model(kind=2), "not a unigram model"),
     ],
 )
 def test_a_broken_sentencepiece_model_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:

@@ -276,13 +276,13 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         rows.append([row.prefix + row.target for row in field.draw(visit, np.random.default_rng(0), pipeline)])
 
     def oracle(
-        _: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, owners: Sequence[int], **___: Any
+        _: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, owners: Sequence[int], each: int | None = None, **___: Any
     ) -> list[Ids]:
         answers = []
         for tokens, prefix in zip(memory[list(owners)], prefixes, strict=True):
             place = next(i for i, known in enumerate(seen.tokens) if torch.equal(known, tokens))
             whole = next(row for row in rows[place] if row[: len(prefix)] == prefix)
-            answers.append(whole[len(prefix) : -1])
+            answers += [whole[len(prefix) : -1]] * (each or 1)
         return answers
 
     monkeypatch.setattr("opensiglip.inference.text_generator.generate", oracle)

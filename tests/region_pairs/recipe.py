@@ -16,7 +16,7 @@ def region_pairs(
     Args:
         size: of the networks.
         resolution: pixels of a side.
-        length: tokens of a text.
+        length: tokens per text.
         crop_area: smallest share of the image that a random crop keeps.
         logit_bias: where the sigmoid's bias starts.
     """
