@@ -99,7 +99,9 @@ def test_a_layout_that_there_is_not_is_refused(wrong: str) -> None:
     if wrong == "xyxy-":
         assert BoxLayout.parse(wrong) == BoxLayout()
         return
-    with pytest.raises(UserError, match=f"--box-format '{wrong}' is not known; give xyxy, xywh, cxcywh, with -relative"):
+    with pytest.raises(
+        UserError, match=f"--box-format '{wrong}' is not known; give xyxy, xywh, cxcywh, with -relative"
+    ):
         BoxLayout.parse(wrong)
 
 

@@ -163,7 +163,14 @@ def test_boxes_are_read_and_written_by_the_sides_of_the_resized_image(monkeypatc
     pipeline = subject.pipeline
 
     def truth(
-        decoder: Any, memory: Tensor, prefixes: Any, *rest: Any, owners: Any, valid: Tensor, each: int | None = None, **_: Any
+        decoder: Any,
+        memory: Tensor,
+        prefixes: Any,
+        *rest: Any,
+        owners: Any,
+        valid: Tensor,
+        each: int | None = None,
+        **_: Any,
     ) -> list[Any]:
         shown = [torch.equal(memory[owner], judged.tokens[place]) for place, owner in enumerate(owners)]
         assert len(memory) == len(valid)

@@ -276,7 +276,13 @@ def test_a_model_that_answers_as_it_was_trained_is_shown_right(
         rows.append([row.prefix + row.target for row in field.draw(visit, np.random.default_rng(0), pipeline)])
 
     def oracle(
-        _: Any, memory: torch.Tensor, prefixes: Sequence[Ids], *__: Any, owners: Sequence[int], each: int | None = None, **___: Any
+        _: Any,
+        memory: torch.Tensor,
+        prefixes: Sequence[Ids],
+        *__: Any,
+        owners: Sequence[int],
+        each: int | None = None,
+        **___: Any,
     ) -> list[Ids]:
         answers = []
         for tokens, prefix in zip(memory[list(owners)], prefixes, strict=True):

@@ -216,7 +216,9 @@ def test_a_run_stops_where_over_a_tenth_is_broken(run: Run, folder: str, tmp_pat
     data = shutil.copytree(folder, tmp_path / "data")
     for number in (0, 3, 6, 11):
         (data / f"{number}.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"\d+ of \d+ examples read are broken \(\d+ x image can't be decoded\); fix or remove"):
+    with pytest.raises(
+        UserError, match=r"\d+ of \d+ examples read are broken \(\d+ x image can't be decoded\); fix or remove"
+    ):
         run(tmp_path / "run", data=[str(data)], steps=20)
     assert 5 <= len(read_lines(tmp_path / "run" / "metrics.jsonl")) < 20  # not judged before fifty were read
 
