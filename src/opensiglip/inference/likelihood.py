@@ -30,7 +30,7 @@ def likelihoods(
     """Sum over a text's tokens, its end included, of log p(y_i | y_<i, image), for each (image, text) asked.
 
     memory [E, N, D], valid [E, N] bool where some are padding. Summed, not averaged; the prefix is not scored.
-    (big_vision models/proj/cappa predict_fns.py:53-97; recipes.md 2.8.) An image's texts are packed along rows, so that
+    (big_vision models/proj/cappa predict_fns.py:53-97.) An image's texts are packed along rows, so that
     it is read once a row; what PaLI's encoder read of one prompt counts as an image, with one text.
     """
     device = memory.device

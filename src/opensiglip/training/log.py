@@ -75,9 +75,9 @@ class Log:
 
 
 def read_lines(path: Path, say: bool = False) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file. Those that can't be read are passed over; `say`: and counted aloud.
+    """The whole rows of a metrics file. Rows that can't be read are skipped; with `say` their number is printed.
 
-    The last one, cut short by a kill, is not worth a word. Raises UserError where the file can't be read.
+    A last row that a kill cut short is skipped silently. Raises UserError if the file can't be read.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []

@@ -1,6 +1,6 @@
-"""Tasks that say what: captions, questions and answers, counting, reading (PaliGemma's prompts, after PaLI's).
+"""Tasks whose answer is text: captions, questions and answers, counting, reading (PaliGemma's prompts, after PaLI's).
 
-recipes.md 11: `caption {lang}`, `answer en {question}`, `question {lang} {answer}`, `ocr`; `count {thing}` is ours.
+Prompts: `caption {lang}`, `answer en {question}`, `question {lang} {answer}`, `ocr`; `count {thing}` is ours.
 """
 
 from typing import Any
