@@ -243,6 +243,13 @@ def test_recipes_that_read_all_of_an_image_say_so(name: str) -> None:
         drop_tokens(RECIPES[name](size="tiny"), 0.5)
 
 
+def test_a_decoder_with_a_position_for_each_image_token_reads_all_of_them() -> None:
+    recipe = RECIPES["locca"](size="tiny", image_positions=True)
+    assert drop_tokens(recipe, 1.0) is recipe
+    with pytest.raises(UserError, match=r"^--keep-tokens: --image-positions gives each token .*; leave one out\.$"):
+        drop_tokens(recipe, 0.5)
+
+
 def test_boxes_are_learned_from_whole_images(small: Small, scenes: Source, pipeline: TextPipeline) -> None:
     recipe = drop_tokens(small("locca"), 0.5, None, 0.5)
     read = plan(pipeline, recipe.frame, sources=[scenes], fields=recipe.fields, steps=4)
