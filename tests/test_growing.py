@@ -51,6 +51,7 @@ def test_a_schedule_says_the_size_of_each_step() -> None:
     schedule = SizeSchedule.parse("--resolution", "112@0, 160@.5,224@0.8")
     assert (schedule.sizes, schedule.starts, schedule.last) == ((112, 160, 224), (0.0, 0.5, 0.8), 224)
     assert [schedule.at(step / 10) for step in range(10)] == [112] * 5 + [160] * 3 + [224] * 2
+    assert [schedule.at(share) for share in (0.4999, 0.7999, 0.9999)] == [112, 160, 224]
     assert schedule.describe("{} px") == "112 px up to 50% of training, then 160 px up to 80% of training, then 224 px"
 
 
