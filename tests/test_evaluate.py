@@ -22,7 +22,7 @@ from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import Context, NotApplicable, hits_and_misses
-from opensiglip.evaluation.benchmarks.open_vocabulary import open_vocabulary
+from opensiglip.evaluation.benchmarks.open_vocabulary import image_iou, open_vocabulary
 from opensiglip.evaluation.benchmarks.probes import probes
 from opensiglip.evaluation.benchmarks.retrieval import retrieval
 from opensiglip.evaluation.benchmarks.segmentation_probe import by_nearest_patches, most_frequent, patches
@@ -400,3 +400,10 @@ def test_every_benchmark_says_what_it_measures() -> None:
 def test_without_any_task_that_can_be_done_one_sentence_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="grounding: the model has no decoder"):
         evaluate(oracle(), "scenes:drawings=5", ["grounding"], count=4, quiet=True)
+
+
+def test_an_images_iou_is_the_mean_over_the_classes_in_it() -> None:
+    """6 / (8 + 7 - 6) and 1 / (2 + 3 - 1); the second class is predicted and not there."""
+    shared, predicted, here = [6, 0, 1], [8, 4, 2], [7, 0, 3]
+    assert image_iou(torch.tensor([shared, predicted, here])) == pytest.approx((6 / 9 + 1 / 4) / 2)
+    assert image_iou(torch.zeros(3, 2)) == 0
