@@ -38,10 +38,12 @@ from opensiglip.apps.cli import main
 from opensiglip.checkpoints.export import export
 from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with_vision
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.checkpoints.seen_images import read_seen
 from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
-from opensiglip.data.sources.cached import facts_of, to_row
+from opensiglip.data.sources.cached import CachedSource, facts_of, to_row
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.models.averaged_head import AveragedHead
@@ -261,6 +263,28 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
     assert losses(tmp_path / "cached")[-1] < losses(tmp_path / "cached")[0] - 0.1, "it learns"
     tower, name = load_file(towers / "dinov2" / "model.safetensors"), "encoder.layer.0.mlp.fc1.weight"
     assert torch.equal(learner(tmp_path / "cached")[f"model.vision.tower.{name}"], tower[name])
+
+
+def test_cached_texts_stand_beside_the_columns_of_a_row(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "run", freeze="text"))
+    [texts] = (tmp_path / "features").glob("*/texts.npy")
+    source = open_source(folder)
+    plain = source.example
+    monkeypatch.setattr(source, "example", lambda *given: replace(plain(*given), extras={"label": "photo"}))
+    example = CachedSource(source, [texts.parent], 28).example(0)
+    assert example.extras["label"] == "photo" and example.captions[0].text in example.extras["text_states"]
+    assert torch.equal(example.image, plain(0).image)
+
+
+def test_a_run_on_cached_features_remembers_the_same_images(towers: Path, folder: str, tmp_path: Path) -> None:
+    """For `eval`, which says what of the held-out images the run has read."""
+    seen = []
+    for name, more in {"cached": {}, "encoded": {"features_gb": 0}}.items():
+        train("align", **arguments(towers, folder, tmp_path / name, **more))
+        seen.append(read_seen(RunFolder(tmp_path / name).seen).tolist())
+    assert seen[0] == seen[1] and len(seen[0]) > 1
 
 
 @pytest.mark.parametrize("more", [{}, {"lora": 2}], ids=["whole", "LoRA"])
