@@ -1,7 +1,11 @@
 """Where a phrase is: boxes are drawn evenly over what the decoder believes, and the answer is where most agree."""
 
+import copy
+import math
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +59,30 @@ def test_the_texts_that_are_drawn_are_spread_as_the_decoder_believes(predictor: 
     for number, share in zip(firsts, scores.softmax(0).tolist(), strict=True):
         assert abs(drawn_firsts.count(number) - 512 * share) <= 1.01, "its share of the codes, to one"
     assert len(set(drawn_firsts)) > 3
+    ordered = sorted(zip(firsts.items(), scores.softmax(0).tolist(), strict=True), key=lambda one: one[0][1])
+    ends = np.cumsum([share for _, share in ordered])
+    one = predictor.generate(image, [prompt], images=[0], grammar=predictor.grammar, each=1)
+    assert predictor.pipeline.text(one[0]).split()[0] == ordered[int(np.searchsorted(ends, 0.5))][0][0], (
+        "the middle one"
+    )
+
+
+def test_texts_that_end_early_leave_the_others_their_codes(predictor: Predictor) -> None:
+    """Each text has its probability's share of the codes, to one, whatever its length."""
+    peaked = copy.deepcopy(predictor)
+    assert peaked.decoder is not None and peaked.pipeline is not None
+    weight = peaked.decoder.vocabulary.weight
+    image, prompt = features(peaked, 1), peaked.caption_prompt("en")
+    with torch.no_grad():
+        weight.mul_(40)
+        often = Counter(token for ids in peaked.generate(image, [prompt], images=[0], each=64) for token in ids[1:])
+        weight[peaked.pipeline.policy.eos_id] = weight[often.most_common(3)[2][0]]  # so that texts end, some soon
+    drawn = peaked.generate(image, [prompt], images=[0], each=256)
+    ended = Counter(ids for ids in drawn if len(prompt.prefix) + len(ids) + 1 < peaked.decoder.length)
+    scores = peaked.score(image, [(0, prompt, (*ids, peaked.pipeline.policy.eos_id)) for ids in ended])
+    shares = [256 * math.exp(score) for score in scores]
+    assert all(abs(count - share) <= 1.01 for count, share in zip(ended.values(), shares, strict=True))
+    assert len({len(ids) for ids in ended}) > 5 and ended.most_common(1)[0][1] > 8
 
 
 def test_what_is_drawn_of_a_prompt_does_not_hang_on_others(predictor: Predictor) -> None:
