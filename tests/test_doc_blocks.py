@@ -29,6 +29,7 @@ NOT_RUN = {
     "from openai import OpenAI": "asks a server; test_serve.py asks one with the same client",
     'processor = AutoImageProcessor.from_pretrained("naflex-onnx")': "test_native_aspect.py runs such an export",
     'model, processor = AutoModel.from_pretrained("runs/naflex/model")': "test_native_aspect.py runs such a model",
+    'model = opensiglip.load("runs/boxes")': "locates each phrase of photographs that the reader has, twice",
     'photos = Path("PHOTOS")': "cuts photos that the reader has",
     "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
