@@ -104,10 +104,10 @@ def test_the_answer_is_the_mean_of_the_boxes_that_overlap_the_one_which_overlaps
     near: tuple[Box, ...] = ((1, 1, 5, 5), (2, 1, 6, 6), (0, 1, 5, 6))
     twice: Box = (6, 6, 9, 9)
     drawn = written(predictor, twice, *near, twice)
-    assert predictor._agreed(drawn) == written(predictor, (1, 1, 5, 6))[0], "not what is drawn most often"
+    assert predictor._agreed(drawn) == (written(predictor, (1, 1, 5, 6))[0], 3 / 5), "not what is drawn most often"
     nothing: list[Ids] = [(), predictor.pipeline.ids(" a fox")]  # type: ignore[union-attr]
-    assert predictor._agreed([*nothing, drawn[0]]) == drawn[0]
-    assert predictor._agreed(nothing) == ()
+    assert predictor._agreed([*nothing, drawn[0]]) == (drawn[0], 1 / 3)
+    assert predictor._agreed(nothing) == ((), 0)
 
 
 def test_a_phrase_is_located_where_boxes_agree_unless_the_caller_says_how_to_decode(
@@ -121,6 +121,7 @@ def test_a_phrase_is_located_where_boxes_agree_unless_the_caller_says_how_to_dec
         return ([likeliest, likeliest, *others] * (each // 5 + 1))[:each] if each else [likeliest]
 
     monkeypatch.setattr(Predictor, "generate", generate)
-    assert predictor.locate(image, "a fox").box == (5, 5, 9, 9)
+    found = predictor.locate(image, "a fox")
+    assert found.box == (5, 5, 9, 9) and found.score == 18 / 32
     assert predictor.ask(image, "ARef: a fox :").value == (5, 5, 9, 9)
     assert predictor.locate(image, "a fox", num_beams=1).box == (0, 0, 3, 3)

@@ -105,10 +105,10 @@ def test_pali_s_decoder_goes_on_from_what_is_given(asked: Predictor, pipeline: T
 
 def test_a_score_is_the_likelihood_of_the_box(asked: Predictor, pipeline: TextPipeline) -> None:
     features = asked._encode([predictor_pixels()])
-    found = asked.locate(PICTURES[0], "a fox")
+    found = asked.locate(PICTURES[0], "a fox", num_beams=1)
     prefix, given = pipeline.ids(" ARef:"), pipeline.ids(" a fox") + pipeline.ids(" :")
     prompt = Prompt(prefix, given)
-    whole = asked.write_boxes(features, [prompt])[0]
+    whole = asked.generate(features, [prompt], grammar=asked.grammar)[0]
     with torch.no_grad():
         if asked.pali is not None:
             inputs = torch.tensor([[pipeline.policy.pad_id, *given, *whole[:-1]]])

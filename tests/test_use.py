@@ -186,10 +186,14 @@ def test_nothing_but_boxes_is_written_along_the_grammar(
 def test_a_box_is_in_pixels_of_the_image_given_and_scored(predictor: Predictor, pipeline: TextPipeline) -> None:
     image, prefix = PICTURES[0], referring_prefix(pipeline, "a red apple")
     found = predictor.locate(image, "a red apple")
-    (ids,) = predictor.write_boxes(predictor._encode(load_images(image)), [predictor.locate_prompt("a red apple")])
+    encoded, prompts = predictor._encode(load_images(image)), [predictor.locate_prompt("a red apple")]
+    [(ids, score)] = predictor.write_boxes(encoded, prompts)
     assert found.phrase == "a red apple" and found.box == BOXES.read(pipeline.text(ids), 48, 24)
+    assert found.score == score
+    greedy = predictor.locate(image, "a red apple", num_beams=1)
+    (ids,) = predictor.generate(encoded, prompts, grammar=predictor.grammar)
     likely = log_likelihood(predictor, image, prefix, ids)
-    assert found.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
+    assert greedy.score == pytest.approx(math.exp(likely.mean()), rel=1e-4)
     assert predictor.locate([image, image], "a red apple") == [found, found]
 
 

@@ -10,7 +10,10 @@ from opensiglip.data.tasks import Polygon
 
 @dataclass(frozen=True)
 class Found:
-    """A phrase and its box; `score` in 0..1 is the geometric mean of the probabilities of its tokens."""
+    """A phrase and its box; `score` in 0..1: how many of the boxes that were drawn agree with it.
+
+    Of a box that `Decoding` chose, the geometric mean of the probabilities of its tokens.
+    """
 
     phrase: str
     box: Box

@@ -167,7 +167,7 @@ class Predictor(TextGenerator):
         if parsed.task.measure != "box" or not parsed.is_whole:
             texts = self._write(features, prompts, how)
         elif ordered:
-            texts = self._write_boxes(features, prompts, how if decoding else None)
+            texts = [ids for ids, _ in self._write_boxes(features, prompts, how if decoding else None)]
         else:
             unordered = BoxGrammar(self._pipeline, self._boxes, ordered=False)
             texts = self._write(features, prompts, how, grammar=unordered)
@@ -197,10 +197,16 @@ class Predictor(TextGenerator):
         prompts: Sequence[Prompt],
         decoding: Decoding | None,
         images: Sequence[int] | None = None,
-    ) -> list[Ids]:
-        """`write_boxes`, or boxes as `decoding` chooses them. Raises UserError if a prompt leaves no room."""
+    ) -> list[tuple[Ids, float]]:
+        """`write_boxes`, or boxes as `decoding` chooses them, scored by the geometric mean of token probabilities.
+
+        Raises UserError if a prompt leaves no room.
+        """
         if decoding is not None:
-            return self._write(features, prompts, decoding, images=images, grammar=self.grammar)
+            texts = self._write(features, prompts, decoding, images=images, grammar=self.grammar)
+            places = range(len(prompts)) if images is None else images
+            totals = self.score(features, list(zip(places, prompts, texts, strict=True)))
+            return [(ids, exp(total / len(ids)) if ids else 0.0) for ids, total in zip(texts, totals, strict=True)]
         self._check_room(prompts)
         return self.write_boxes(features, prompts, images=images)
 
@@ -225,18 +231,15 @@ class Predictor(TextGenerator):
     ) -> list[Found]:
         """A box for each phrase, generated from its prompt."""
         prompts = [prompt for _, prompt in asked]
-        texts = self._write_boxes(features, prompts, decoding, images)
-        boxes = []
-        for (phrase, _), ids, image in zip(asked, texts, pixels, strict=True):
+        found = []
+        written = self._write_boxes(features, prompts, decoding, images)
+        for (phrase, _), (ids, score), image in zip(asked, written, pixels, strict=True):
             height, width = image.shape[1:]
             box = self._boxes.read(self._pipeline.text(ids), width, height)
             if box is None:  # the grammar allows only boxes, but the length limit may cut one
                 raise UserError(f"the phrase {phrase!r} leaves no room for a box; shorten it.")
-            boxes.append(box)
-        places = range(len(asked)) if images is None else images
-        totals = self.score(features, list(zip(places, prompts, texts, strict=True)))
-        likely = [exp(total / len(ids)) for total, ids in zip(totals, texts, strict=True)]
-        return [Found(phrase, box, score) for (phrase, _), box, score in zip(asked, boxes, likely, strict=True)]
+            found.append(Found(phrase, box, score))
+        return found
 
 
 def without_overlaps(found: Sequence[Found]) -> list[Found]:

@@ -121,29 +121,31 @@ class TextGenerator(Encoder):
 
     def write_boxes(
         self, features: Features, prompts: Sequence[Prompt], *, images: Sequence[int] | None = None
-    ) -> list[Ids]:
-        """The ids of the box behind each prompt, about images as `generate` has them.
+    ) -> list[tuple[Ids, float]]:
+        """The ids of the box behind each prompt, about images as `generate` has them, and its score in 0..1.
 
         `DRAWN` boxes are drawn. That of the highest mean IoU with all is the centre (minimum Bayes risk); the answer is
         the mean of those that overlap it by `SAME`. The likeliest number at each step, one by one, makes a box that
-        as a whole may be unlikely (measured: docs/how-to/photographs.md).
+        as a whole may be unlikely (measured: docs/how-to/photographs.md). The score is the share of those that were
+        drawn.
         """
-        places, written = list(range(len(prompts)) if images is None else images), list[Ids]()
+        places, written = list(range(len(prompts)) if images is None else images), list[tuple[Ids, float]]()
         for at in range(0, len(prompts), LOCATED):
             some = prompts[at : at + LOCATED]
             drawn = self.generate(features, some, images=places[at : at + LOCATED], grammar=self.grammar, each=DRAWN)
             written += [self._agreed(drawn[first : first + DRAWN]) for first in range(0, len(drawn), DRAWN)]
         return written
 
-    def _agreed(self, drawn: Sequence[Ids]) -> Ids:
-        """The ids of the box on which boxes agree (`write_boxes`); where none is a box, the first."""
+    def _agreed(self, drawn: Sequence[Ids]) -> tuple[Ids, float]:
+        """The ids and score of the box on which boxes agree (`write_boxes`); where none is a box, the first and 0."""
         read = {ids: self._boxes.read(self._pipeline.text(ids), 1, 1) for ids in set(drawn)}
         boxes = torch.tensor([box for ids in drawn if (box := read[ids])], dtype=torch.float64)
         if not len(boxes):
-            return drawn[0]
+            return drawn[0], 0.0
         overlap = box_iou(boxes, boxes)
-        x1, y1, x2, y2 = boxes[overlap[overlap.mean(1).argmax()] >= SAME].mean(0).tolist()
-        return box_ids(self._pipeline, self._boxes.write((x1, y1, x2, y2), 1, 1))
+        agree = boxes[overlap[overlap.mean(1).argmax()] >= SAME]
+        x1, y1, x2, y2 = agree.mean(0).tolist()
+        return box_ids(self._pipeline, self._boxes.write((x1, y1, x2, y2), 1, 1)), len(agree) / len(drawn)
 
     def score(self, features: Features, asked: Sequence[tuple[int, Prompt, Ids]]) -> list[float]:
         """log p of the ids behind their prompt, for each (image, prompt, ids)."""

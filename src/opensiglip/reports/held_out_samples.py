@@ -55,8 +55,11 @@ def answered(model: Predictor, encoded: EncodedExamples) -> list[HeldOutSample]:
     asked = {place: region for place, region in enumerate(regions) if region is not None}
 
     def write(prompts: dict[int, Prompt], *, places: bool = False) -> dict[int, str]:
-        ask = model.write_boxes if places else model.generate
-        answers = ask(encoded.features, list(prompts.values()), images=list(prompts))
+        asked, images = list(prompts.values()), list(prompts)
+        if places:
+            answers = [ids for ids, _ in model.write_boxes(encoded.features, asked, images=images)]
+        else:
+            answers = model.generate(encoded.features, asked, images=images)
         return {place: pipeline.text(answer) for place, answer in zip(prompts, answers, strict=True)}
 
     captions, found, named = {}, {}, {}

@@ -78,7 +78,7 @@ def locate(
     for at in context.progress(range(0, len(phrases), 4 * BATCH), "boxes"):
         here = places[at : at + 4 * BATCH]
         prompts = [model.locate_prompt(phrase) for phrase in phrases[at : at + 4 * BATCH]]
-        answers = model.write_boxes(examples.features, prompts, images=here)
+        answers = [ids for ids, _ in model.write_boxes(examples.features, prompts, images=here)]
         found += [
             boxes.read(pipeline.text(ids), *examples.size(place)) for place, ids in zip(here, answers, strict=True)
         ]
