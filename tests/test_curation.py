@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_resume import assert_same_end, cut_short
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from opensiglip.data.example import Source
 from opensiglip.data.fields.curation import ROWS, CachedRows, Origins, ReferenceImages, ReferenceTexts
@@ -30,10 +31,13 @@ from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
+from opensiglip.models.sizes import PairShape
+from opensiglip.objectives.base import unit
 from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
+from opensiglip.training.assemble import Opened
 from opensiglip.training.config import TrainConfig
-from opensiglip.training.curation.build import check_recipe
+from opensiglip.training.curation.build import check_recipe, check_resolution
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.extremes import extremes
@@ -50,6 +54,7 @@ from opensiglip.training.curation.selection import (
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import read_lines
 from opensiglip.training.planning import check
+from opensiglip.training.resolve import Job
 from opensiglip.training.run import train
 from opensiglip.types import Batch
 
@@ -149,6 +154,7 @@ def test_sharp_scores_choose_the_best_and_the_noise_is_the_seed_s_and_the_step_s
 # Ranks and parts
 
 BATCH, SUPER, EXACT = 8, 16, 1e-12
+LOW = SIDE // 2  # pixels of a side at which a learner may score
 
 
 class Case:
@@ -180,17 +186,18 @@ class Case:
         model = Model.new(networks, len(pipeline)).eval()
         self.reference = Reference(model, pipeline.with_length(24), self.recipe.frame, self.beside[1:], nullcontext)
 
-    def curator(self) -> Curator:
-        return Curator("learnability", BATCH, 4, 5, [self.origins], self.origins.names, nullcontext)
+    def curator(self, resolution: int | None = None) -> Curator:
+        fields, names = [self.origins], self.origins.names
+        return Curator("learnability", BATCH, 4, 5, fields, names, nullcontext, resolution=resolution)
 
     def embedded(self, batch: StepBatch) -> list[Batch]:
         return [self.reference.embed(part, torch.device("cpu")) for part in batch.parts]
 
-    def measured(self, ranks: int, rank: int, parts: int) -> dict[str, Any]:
+    def measured(self, ranks: int, rank: int, parts: int, resolution: int | None = None) -> dict[str, Any]:
         """What is chosen, the log's numbers, and the gradient of it in float64."""
         torch.manual_seed(0)
         learner = Learner.new(self.recipe, self.pipeline)
-        curator = self.curator()
+        curator = self.curator(resolution)
         batch = Steps(self.plans[ranks, rank, parts])[3]
         chosen, row = curator.choose(learner, self.embedded(batch), 3, torch.device("cpu"))
         exact = [
@@ -207,7 +214,8 @@ class Case:
 def work(rank: int, folder: str, case: Case) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save({parts: case.measured(2, rank, parts) for parts in (1, 2)}, f"{folder}/rank{rank}")
+    kinds = [(parts, resolution) for parts in (1, 2) for resolution in (None, LOW)]
+    torch.save({(parts, low): case.measured(2, rank, parts, low) for parts, low in kinds}, f"{folder}/rank{rank}")
     dist.barrier()
     os._exit(0)
 
@@ -218,7 +226,7 @@ def case(small: Small, pipeline: TextPipeline) -> Case:
 
 
 @pytest.fixture(scope="module")
-def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[int, dict[str, Any]]]:
+def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[int, int | None], dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
     start_ranks(work, (str(folder), case), 2)
     return [torch.load(folder / f"rank{rank}") for rank in range(2)]
@@ -229,14 +237,18 @@ def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_two_ranks_and_two_parts_choose_and_learn_as_one(case: Case, ranks: list[Any], parts: int) -> None:
-    alone = case.measured(1, 0, 1)
+@pytest.mark.parametrize("low", [None, LOW])
+def test_two_ranks_and_two_parts_choose_and_learn_as_one(
+    case: Case, ranks: list[Any], parts: int, low: int | None
+) -> None:
+    alone = case.measured(1, 0, 1, low)
     whole = joined(alone["chosen"])
+    assert whole["image"].shape[1:] == (3, SIDE, SIDE), "it trains at full size"
     assert len(whole["text"]) == BATCH and set(whole) == {"image", "text", "has_text", "group"}
     assert len(set(whole["group"].tolist())) == BATCH, "no example twice"
     seen = Steps(case.plans[1, 0, 1])[3].parts[0]
     assert set(whole["group"].tolist()) < set(seen["group"].tolist()) and len(seen["group"]) == SUPER
-    for found in ([rank[parts] for rank in ranks], [case.measured(1, 0, parts)]):
+    for found in ([rank[parts, low] for rank in ranks], [case.measured(1, 0, parts, low)]):
         assert all(len(one["chosen"]) == parts for one in found)
         assert len({len(part["text"]) for one in found for part in one["chosen"]}) == 1
         together = joined([joined(one["chosen"]) for one in found])
@@ -353,6 +365,9 @@ def test_a_larger_patch_leaves_out_three_quarters() -> None:
         ({"filter": 0.5}, "--curate too"),
         ({"curate": "learner", "shard": True}, "--shard"),
         ({"curate": "learner", "filter": 1.0}, "--filter 1.0 is out of range"),
+        ({"score_resolution": 16}, "--score-resolution is for runs that score by the learner"),
+        ({"curate": "easy-reference", "reference": "x", "score_precision": "bf16"}, "--score-precision is for runs"),
+        ({"curate": "learner", "score_resolution": 16, "keep_tokens": 0.5}, "leave it out, or --keep-tokens"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags: dict[str, Any], says: str) -> None:
@@ -376,6 +391,22 @@ def test_recipes_and_references_that_can_not_be_chosen_by_are_refused(go: Any, f
     go(tmp_path / "clip", "clip", steps=1)
     with pytest.raises(UserError, match="softmax"):
         open_reference(str(tmp_path / "clip"))
+
+
+def test_a_size_at_which_no_image_can_be_scored_is_refused(small: Small) -> None:
+    recipe = small("siglip")
+    check_resolution(SIDE, recipe)
+    check_resolution(LOW, recipe)
+    for pixels, says in ((12, "patch size 8 up to --resolution 32; try 8"), (64, "try 32"), (4, "try 8")):
+        with pytest.raises(UserError, match=says):
+            check_resolution(pixels, recipe)
+    dino = replace(recipe.architecture, pair=PairShape(vision="dino", embed=64))
+    timm = replace(recipe.architecture, encoder="vit_base_patch16_clip_224")
+    naflex = replace(small("siglip2_naflex"), fields=recipe.fields)
+    for other in (replace(recipe, architecture=dino), replace(recipe, architecture=timm), naflex):
+        with pytest.raises(UserError, match="leave it out"):
+            check_resolution(LOW, other)
+    check_resolution(LOW, replace(recipe, architecture=replace(recipe.architecture, naflex=True)))
 
 
 def test_scenes_exchange_the_captions_of_the_share_that_is_asked_for() -> None:
@@ -455,6 +486,50 @@ def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
         assert row[name] == pytest.approx(float(value), abs=1e-4), name
 
 
+def test_scores_at_a_lower_resolution_are_those_of_resized_images(case: Case) -> None:
+    """By hand: images are resized one by one, and so is the table of positions; then the equations decide."""
+    torch.manual_seed(0)
+    learner, (batch,) = Learner.new(case.recipe, case.pipeline), case.embedded(Steps(case.plans[1, 0, 1])[3])
+    chosen = case.curator(LOW).choose(learner, [batch], 3, torch.device("cpu"))[0][0]
+    model = learner.model.eval()
+    table = model.vision.tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        small = torch.stack([resize(image, [LOW, LOW], antialias=True) for image in batch["image"]]).float() / 127.5 - 1
+        grid = table.T.unflatten(1, (1, SIDE // 8, SIDE // 8)).transpose(0, 1)
+        grid = torch.nn.functional.interpolate(grid, (LOW // 8, LOW // 8), mode="bilinear", antialias=True)
+        patches = model.vision.patches(small) + grid.flatten(2).mT
+        states = model.vision.tower.encoder(inputs_embeds=patches).last_hidden_state
+        image = unit(model.vision.pool(model.vision.tower.post_layernorm(states)))
+        text = unit(model.text(batch["text"]).pooled)
+        reference = Pairs(batch["teacher_image"], batch["teacher_text"], torch.ones(1), torch.zeros(1))
+        by_hand = [(1.0, Pairs(image, text, model.logit_scale.exp(), model.logit_bias)), (-1.0, reference)]
+        scores = Scores(by_hand, batch["has_text"], batch["group"])
+        draws = noise(5, 3, 4, SUPER)
+        places = blocked_sampling(scores.own(), scores.others, scores.valid, BATCH, draws)
+        own = case.curator(LOW).scores(model, [batch]).own()
+    assert torch.equal(chosen["group"], batch["group"][places])
+    torch.testing.assert_close(own, scores.own(), rtol=0, atol=1e-6)
+    full = case.curator().scores(model, [batch]).own()
+    assert (own - full).abs().max() > 1e-3
+    for same in (SIDE, 2 * SIDE):  # where images grow, they may yet be smaller than that
+        assert torch.equal(case.curator(same).scores(model, [batch]).own(), full)
+
+
+def test_scores_have_a_precision_of_their_own(small: Small, scenes: Source) -> None:
+    def dtype(**flags: Any) -> torch.dtype:
+        recipe = small("siglip")
+        config = TrainConfig(
+            data=("scenes",), out=Path("x"), curate="learner", filter=0.5, held_out=0, batch_size=8, steps=1, **flags
+        )
+        curating = Opened.of(Job(config, recipe, {})).curating
+        assert curating is not None
+        with curating.autocast():
+            return torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+
+    assert dtype(precision="fp32") == dtype(precision="bf16", score_precision="fp32") == torch.float32
+    assert dtype(precision="bf16") == dtype(precision="fp32", score_precision="bf16") == torch.bfloat16
+
+
 def test_the_curator_has_the_runs_chunks_and_seed(small: Small, scenes: Source) -> None:
     config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", chunks=3, seed=7, batch_size=8)
     made = build_curator(config, small("siglip"), [scenes], nullcontext)
@@ -490,10 +565,13 @@ def test_what_is_chosen_keeps_the_rows_that_teach(case: Case) -> None:
         assert torch.equal(chosen[name], parts[0][name][places])
 
 
+LOW_SCORES = {"score_resolution": LOW, "score_precision": "bf16"}
+
+
 def test_a_reference_teaches_with_and_without_choosing_and_goes_on_bit_for_bit(
     go: Any, reference: str, tmp_path: Path
 ) -> None:
-    for name, flags in (("alone", {}), ("chosen", {"curate": "learnability", "accumulate": 2})):
+    for name, flags in (("alone", {}), ("chosen", {"curate": "learnability", "accumulate": 2, **LOW_SCORES})):
         given = {"reference": reference, "distil": "softmax", "distil_weight": 2.0} | flags
         go(tmp_path / name, "siglip", **given)
         cut_short(3, lambda name=name, given=given: go(tmp_path / f"{name}-cut", "siglip", **given))

@@ -55,7 +55,16 @@ GROUPS = {
         "seed",
     ),
     "tokens": ("keep_tokens", "token_mask", "full_from"),
-    "curation": ("curate", "reference", "filter", "chunks", "distil", "distil_weight"),
+    "curation": (
+        "curate",
+        "reference",
+        "filter",
+        "chunks",
+        "score_resolution",
+        "score_precision",
+        "distil",
+        "distil_weight",
+    ),
     "machine": (
         "dry_run",
         "ranks",

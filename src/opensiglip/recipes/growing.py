@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from opensiglip import data
 from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.errors import UserError
+from opensiglip.models.sizes import Architecture
 from opensiglip.recipes.recipe import Recipe
 
 if TYPE_CHECKING:  # as in recipe.py
@@ -54,7 +55,12 @@ def _in_turn(field: "Field", resolutions: SizeSchedule) -> "list[Field]":
 
 def check_growth(recipe: Recipe) -> None:
     """Raises UserError where the image tower, once known, reads one size only."""
-    networks, foreign = recipe.architecture, recipe.architecture.foreign
-    fixed = networks.encoder is not None or (foreign is not None and foreign.vision is not None)
-    if recipe.frame.starts and (fixed or (networks.coca is not None and networks.coca.clip)):
+    if recipe.frame.starts and reads_one_size(recipe.architecture):
         raise UserError("--resolution: an image tower of timm, of CLIP or of --vision reads one size; give one number.")
+
+
+def reads_one_size(networks: Architecture) -> bool:
+    """Are the image tower's positions those of one size alone?"""
+    foreign = networks.foreign
+    other = networks.encoder is not None or (foreign is not None and foreign.vision is not None)
+    return other or (networks.coca is not None and networks.coca.clip)

@@ -98,6 +98,9 @@ class TrainConfig:
         filter: fraction of the super-batch that is left out. A super-batch has --batch-size / (1 - filter) images, of
             which each step trains on --batch-size. By default 0.5; for siglip2_acid with patches of 32 pixels 0.75.
         chunks: number of chunks in which examples are drawn, each conditioned on the earlier ones.
+        score_resolution: pixels of a side at which the learner sees images while it scores a super-batch; it trains on
+            the selected examples at full size. By default full size.
+        score_precision: fp32 or bf16 for the learner's scores; by default the run's precision.
         distil: add the cross-entropy between the learner's and the reference's predictions for the pairs of the batch:
             softmax (as in open_clip and ACED) or sigmoid; also works with --curate.
         distil_weight: weight of the distillation term.
@@ -160,6 +163,8 @@ class TrainConfig:
     reference: str | None = None
     filter: Annotated[float | None, Bounds(more_than=0, less_than=1)] = None
     chunks: Annotated[int, Bounds(at_least=1)] = 16
+    score_resolution: Annotated[int | None, Bounds(at_least=1)] = None
+    score_precision: Literal["fp32", "bf16"] | None = None
     distil: Literal["softmax", "sigmoid"] | None = None
     distil_weight: Annotated[float, Bounds(more_than=0)] = 1.0
     trackers: tuple[str, ...] = ()
@@ -217,6 +222,11 @@ class TrainConfig:
             raise UserError(f"--curate {self.curate} scores with a trained SigLIP; give --reference too.")
         if self.curate == "learner" and self.distil is None and self.reference is not None:
             raise UserError("--curate learner scores with the learner alone; leave out --reference.")
+        scoring = {"--score-resolution": self.score_resolution, "--score-precision": self.score_precision}
+        if self.curate in (None, "easy-reference") and (given := [flag for flag, value in scoring.items() if value]):
+            raise UserError(f"{given[0]} is for runs that score by the learner; give --curate learnability or learner.")
+        if self.score_resolution is not None and self.keep_tokens < 1:
+            raise UserError("--score-resolution needs all patches of an image; leave it out, or --keep-tokens.")
         if self.curate is not None and self.shard:
             raise UserError("--curate and --shard can't be combined; leave one out.")
 

@@ -8,6 +8,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.fields.kept_tokens import KeptTokens
 from opensiglip.data.loader import DataPlan, Steps
 from opensiglip.recipes import Recipe
+from opensiglip.training.curation.curator import Curator
 from opensiglip.training.finish import count_parameters
 from opensiglip.training.loop import Loop
 from opensiglip.training.sharding import whole
@@ -49,7 +50,7 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
         f"images      {recipe.frame}",
         *(f"tokens      {field}" for field in plan.fields if isinstance(field, KeptTokens)),
         f"batch       {plan.batch_size if curator is None else curator.keep} images a step{negatives}",
-        *([] if curator is None else [f"curated     by {curator.method} of {plan.batch_size} images a step"]),
+        *([] if curator is None else [f"curated     {curated_line(curator, plan)}"]),
         f"parameters  {parameters}",
         f"steps       {loop.step} -> {loop.last}, {loop.warmup} of warm-up; {plan.step_slice(loop.last).first} images",
     ]
@@ -60,6 +61,12 @@ def startup_lines(loop: Loop, recipe: Recipe, why: str) -> str:
     if skipped:
         lines.append("left out    " + ", ".join(f"{n} x {reason}" for reason, n in skipped.most_common()))
     return "\n".join(lines)
+
+
+def curated_line(curator: Curator, plan: DataPlan) -> str:
+    """By what examples are selected, of how many, and at which size if it is not that of the step."""
+    scored = "" if curator.resolution is None else f", scored at {curator.resolution} × {curator.resolution} pixels"
+    return f"by {curator.method} of {plan.batch_size} images a step{scored}"
 
 
 def length_line(plan: DataPlan) -> str:

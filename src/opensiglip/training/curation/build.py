@@ -8,10 +8,12 @@ from typing import Any
 from opensiglip.data.example import Source
 from opensiglip.data.fields.curation import Origins
 from opensiglip.data.fields.field import Images, Texts
+from opensiglip.data.fields.frame import Frame
 from opensiglip.errors import UserError
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.objectives.distil import Distil
 from opensiglip.recipes import Recipe
+from opensiglip.recipes.growing import reads_one_size
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.curator import Curator
 
@@ -22,10 +24,15 @@ def curator(
     sources: Sequence[Source],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Curator | None:
-    """The run's, or None where nothing is curated. Raises UserError on a recipe that can't be."""
+    """The run's, or None where nothing is curated. Raises UserError on a recipe that can't be.
+
+    autocast: of the learner's scores.
+    """
     if config.curate is None:
         return None
     check_recipe(config.curate, recipe)
+    if config.score_resolution is not None:
+        check_resolution(config.score_resolution, recipe)
     origins = Origins([source.name for source in sources], [code for source in sources for code in source.languages])
     return Curator(
         method=config.curate,
@@ -36,6 +43,8 @@ def curator(
         names=origins.names,
         autocast=autocast,
         teaches=config.distil is not None,
+        resolution=config.score_resolution,
+        interpolation=recipe.frame.interpolation,
     )
 
 
@@ -48,6 +57,22 @@ def check_recipe(method: str, recipe: Recipe) -> None:
         raise UserError(
             f"--curate {method} chooses rows of a batch, and the recipe's {packed[0]} packs examples otherwise; take "
             "siglip2_acid, siglip, silc or tips."
+        )
+
+
+def check_resolution(pixels: int, recipe: Recipe) -> None:
+    """Raises UserError where the image tower can't score images of so many pixels a side."""
+    frame, patch = recipe.frame, recipe.architecture.patch
+    if not isinstance(frame, Frame) or reads_one_size(recipe.architecture):
+        raise UserError(
+            "--score-resolution: a NaFlex recipe and an image tower of timm or of --vision score images as they train "
+            "on them; leave it out."
+        )
+    if pixels % patch or not patch <= pixels <= frame.resolution:
+        near = min(max(1, pixels // patch) * patch, frame.resolution)
+        raise UserError(
+            f"--score-resolution {pixels} is not a multiple of the patch size {patch} up to --resolution "
+            f"{frame.resolution}; try {near}."
         )
 
 

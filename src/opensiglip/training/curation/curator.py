@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transform
 
 from opensiglip.data.fields.curation import ORIGIN, TEACHER, TEACHER_IMAGE, TEACHER_TEXT
 from opensiglip.data.fields.field import Field
@@ -35,7 +36,9 @@ class Curator:
     seed: int
     fields: list[Field]  # what it reads of a visit, beside the recipe's
     names: dict[str, tuple[str, ...]]  # of `Origins`
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[Any]]  # of the learner's scores
+    resolution: int | None = None  # pixels of a side at which the learner scores images; None: those of the step
+    interpolation: str = "bilinear"  # by which they are resized
     teaches: bool = False  # does an objective read the reference's rows of what is chosen?
     seen: Counter[str] = field(default_factory=Counter)  # examples of all super-batches, by "kind/name"
     chosen: Counter[str] = field(default_factory=Counter)  # of them, those trained on
@@ -107,12 +110,19 @@ class Curator:
         images, texts = [], []
         for part in parts:
             with self.autocast():
-                encoded = Encoded(model, to_device(part, model.logit_bias.device))
+                encoded = Encoded(model, to_device(self._resized(part), model.logit_bias.device))
                 image, text = encoded.image().pooled, encoded.text().pooled
             assert image is not None and text is not None
             images.append(unit(image))
             texts.append(unit(text))
         return Pairs(join(torch.cat(images)), join(torch.cat(texts)), model.logit_scale.exp(), model.logit_bias)
+
+    def _resized(self, part: Batch) -> Batch:
+        """A part whose images, uint8, are resized to `resolution`, as a frame resizes them; smaller ones stay."""
+        if self.resolution is None or self.resolution >= part["image"].shape[-1]:
+            return part
+        size, kind = [self.resolution] * 2, transform.InterpolationMode(self.interpolation)
+        return part | {"image": transform.resize(part["image"], size, kind, antialias=True)}
 
     def _numbers(self, scores: Scores, own: Tensor, chosen: Tensor) -> Row:
         """How scores lie, of the examples that have a text; how far the models agree on what is hard."""
