@@ -19,11 +19,12 @@ from transformers import AutoModel, AutoProcessor
 from opensiglip import user_file
 from opensiglip.apps import cli
 from opensiglip.checkpoints.formats.own import read_pipeline
+from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.fields.naflex import pack
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
-from opensiglip.models.resize import resize_positions
+from opensiglip.models.resize import resize_positions, stretch_positions
 from opensiglip.models.sizes import SHAPES, Shape
 from opensiglip.optim import adamw, rate
 from opensiglip.recipes import Recipe, find_recipe
@@ -149,6 +150,48 @@ def test_another_resolution_resizes_positions_of_tower_and_teacher(before: Path,
         assert torch.equal(found[name], resize_positions(old[name], 8, 8))
     same = [name for name in old if "position_embedding" not in name or "vision" not in name and "teacher" not in name]
     assert all(torch.equal(found[name], old[name]) for name in same)
+
+
+LENGTHS = ("model.text.tower.embeddings.position_embedding.weight", "model.decoder.position")
+
+
+def test_longer_texts_keep_their_first_positions_and_the_optimizers_state_of_all_else(
+    before: Path, recipes: Callable[[str], str]
+) -> None:
+    moments = load_file(before / f"checkpoints/step-{NINETY:08d}/optimizer.safetensors")
+    _, learner, optimizer = built(recipes("naflex"), length=80)
+    assert sorted(take_over(origin(str(before), 0.9), learner, optimizer)) == sorted(LENGTHS)
+    found, old = learner.state_dict(), weights(before)
+    for name in LENGTHS:
+        assert len(old[name]) == 64 and len(found[name]) == 80
+        assert torch.equal(found[name][:20], old[name][:20]) and torch.equal(found[name][-1], old[name][-1])
+        assert torch.equal(found[name], stretch_positions(name, old[name], found[name]))
+    for name, parameter in learner.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        assert bool(state) == (name not in LENGTHS and f"{name}/step" in moments), name
+        assert not state or state["step"] == moments[f"{name}/step"]
+
+
+def test_a_run_goes_on_with_longer_texts_by_one_command(
+    siglip2_at_95: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "siglip2", "--continue-from", str(siglip2_at_95), "--out", str(out), "--length", "80"]
+    assert cli.main(words) == 0
+    assert f"resized: {', '.join(sorted(LENGTHS, reverse=True))}\n" in capsys.readouterr().out
+    assert read_lines(out / "metrics.jsonl")[0]["step"] == 19
+    ended = Pretrained.open(str(out))
+    assert ended.pipeline is not None and ended.pipeline.policy.length == 80
+    assert len(ended.pipeline.fixed("a red square")) == 80 and ended.model.architecture.length == 80
+    checkpoint = out / "checkpoints" / "step-00000020"
+    last = load_file(checkpoint / "learner.safetensors")
+    before = load_file(siglip2_at_95 / "checkpoints" / "step-00000019" / "learner.safetensors")
+    steps = load_file(checkpoint / "optimizer.safetensors")
+    for name in LENGTHS:
+        assert len(last[name]) == 80
+        assert (last[name][:20] - before[name][:20]).abs().max() < 1e-2, "one step of the optimizer away"
+        assert steps[f"{name}/step"] == 1
+    assert steps["model.text.tower.embeddings.token_embedding.weight/step"] == 20
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,16 @@ def build(job: Job, until_end: ExitStack) -> Built:
 
 
 def first_pipeline(job: Job, sources: Sequence[Source], before: Origin | None) -> TextPipeline:
-    """The text pipeline of a run that begins: a new one, or that of the run that it continues. Raises UserError."""
+    """The text pipeline of a run that begins: a new one, or that of the run that it continues, in the recipe's length.
+
+    Raises UserError.
+    """
     if before is None:
         return new_pipeline(job.start, job.recipe, sources, job.config.tokenizer, job.config.vocabulary)
     for difference in differences(stored(before.run), job.record):
         print(f"changed: {difference}", flush=True)
     verify(before.checkpoint)
-    return read_pipeline(described(before.checkpoint))
+    return read_pipeline(described(before.checkpoint)).with_length(job.recipe.architecture.length)
 
 
 def write_start(job: Job, pipeline: TextPipeline) -> None:

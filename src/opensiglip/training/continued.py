@@ -16,7 +16,7 @@ from opensiglip.checkpoints.manifest import Damaged, damaged, read_state
 from opensiglip.checkpoints.run_folder import RunFolder, learner_of, optimizer_of
 from opensiglip.errors import UserError, first_line
 from opensiglip.models.limits import refuse_not_finite
-from opensiglip.models.resize import resize_tensor
+from opensiglip.models.resize import resize_tensor, stretch_positions
 from opensiglip.training.checkpoint import by_parameter, restored
 from opensiglip.training.learner import Learner
 from opensiglip.training.optimizers.make import fresh
@@ -52,10 +52,10 @@ def origin(name: str, share: float) -> Origin:
 def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer) -> list[str]:
     """Give the learner the checkpoint's weights and the optimizer its state; return the names of what was resized.
 
-    What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Positions are resized bilinearly,
-    patch kernels by FlexiViT's pseudo-inverse, and these tensors' optimizer state starts fresh, as that of another
-    optimizer does: the papers do not say, so this is ours. Raises UserError naming a tensor that is missing or fits by
-    no rule.
+    What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Positions of images are resized
+    bilinearly, those of longer texts as `stretch_positions` says, patch kernels by FlexiViT's pseudo-inverse. These
+    tensors' optimizer state starts fresh, as that of another optimizer does: the papers do not say, so this is ours.
+    Raises UserError naming a tensor that is missing or fits by no rule.
     """
     try:
         old = load_file(learner_of(origin.checkpoint))
@@ -82,11 +82,11 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
 
 def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor of a checkpoint in the shape of `like`. Raises UserError where there is no rule."""
-    found = resize_tensor(name, tensor, like)
+    found = stretch_positions(name, resize_tensor(name, tensor, like), like)
     if found.shape != like.shape:
         raise UserError(
             f"--continue-from: {name} is {list(tensor.shape)} there and {list(like.shape)} here, so no rule fits; "
-            "give the same size, length and decoder."
+            "give the same size and decoder, and no smaller length."
         )
     return found
 
