@@ -51,6 +51,7 @@ from opensiglip.training.curation.selection import (
     chunk_sizes,
     noise,
 )
+from opensiglip.training.curation.tally import Counted, Tally
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import read_lines
 from opensiglip.training.planning import check
@@ -154,6 +155,7 @@ def test_sharp_scores_choose_the_best_and_the_noise_is_the_seed_s_and_the_step_s
 # Ranks and parts
 
 BATCH, SUPER, EXACT = 8, 16, 1e-12
+ROWS_OF = 60  # of the case's source
 LOW = SIDE // 2  # pixels of a side at which a learner may score
 
 
@@ -188,7 +190,7 @@ class Case:
 
     def curator(self, resolution: int | None = None) -> Curator:
         fields, names = [self.origins], self.origins.names
-        return Curator("learnability", BATCH, 4, 5, fields, names, nullcontext, resolution=resolution)
+        return Curator("learnability", BATCH, 4, 5, fields, names, nullcontext, Tally(ROWS_OF), resolution=resolution)
 
     def embedded(self, batch: StepBatch) -> list[Batch]:
         return [self.reference.embed(part, torch.device("cpu")) for part in batch.parts]
@@ -208,7 +210,8 @@ class Case:
         no_sync: Any = (lambda module: module.no_sync()) if ranks > 1 else (lambda module: nullcontext())
         accumulate(step, learner, exact, denominators(learner, exact), lambda x: x.backward(), no_sync)
         grads = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
-        return {"chosen": chosen, "row": row, "grads": grads, "state": curator.state()}
+        counts = curator.tally.tensors()
+        return {"chosen": chosen, "row": row, "grads": grads, "state": curator.state(), "counts": counts}
 
 
 def work(rank: int, folder: str, case: Case) -> None:
@@ -222,7 +225,9 @@ def work(rank: int, folder: str, case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def case(small: Small, pipeline: TextPipeline) -> Case:
-    return Case(small, pipeline, open_source("scenes:drawings=40,objects=3,exchanged=0.5", pixels=SIDE))
+    return Case(
+        small, pipeline, open_source(f"scenes:drawings=40,objects=3,exchanged=0.5,count={ROWS_OF}", pixels=SIDE)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +260,7 @@ def test_two_ranks_and_two_parts_choose_and_learn_as_one(
         assert all(torch.equal(together[name], values) for name, values in whole.items())
         for one in found:
             assert one["row"] == pytest.approx(alone["row"], rel=1e-4) and one["state"] == alone["state"]
+            torch.testing.assert_close(one["counts"], alone["counts"], rtol=1e-5, atol=1e-5)
             gaps = [float((one["grads"][name] - grad).abs().max()) for name, grad in alone["grads"].items()]
             assert max(gaps) < EXACT
     assert max(float(grad.abs().max()) for grad in alone["grads"].values()) > 0.1
@@ -337,6 +343,13 @@ def test_a_curated_run_cut_short_goes_on_bit_for_bit_and_its_paper_s_flags_hold(
     assert state["curated"]["seen"]["language/en"] == 32 and state["curated"]["chosen"]["language/en"] == 16
     learned = load_file(tmp_path / "straight" / "model" / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in learned.values())
+    counts, again = (
+        load_file(tmp_path / name / "checkpoints" / "step-00000004" / "tally.safetensors")
+        for name in ("straight", "cut")
+    )
+    assert all(torch.equal(counts[name], again[name]) for name in counts)
+    assert (int(counts["seen"].sum()), int(counts["selected"].sum())) == (32, 16)
+    assert selected_section(tmp_path / "straight") == selected_section(tmp_path / "cut")
 
 
 def test_the_start_up_line_counts_true_negatives_among_what_is_kept(
@@ -628,28 +641,90 @@ def test_other_weights_have_other_rows(reference: str, scenes: Source) -> None:
     assert key(0.0) == key(0.0) != key(0.5)
 
 
-def test_the_report_shows_the_twelve_of_highest_and_of_lowest_score(
+def selected_section(run: Path) -> str:
+    """The part of a run's report on selected examples, images and all."""
+    page = (run / "report.html").read_text(encoding="utf-8")
+    return page.partition("<h2>Selected examples</h2>")[2].partition("<h2>")[0]
+
+
+def test_the_report_shows_the_twelve_most_and_least_selected_over_the_run(
     go: Any, reference: str, folder: str, tmp_path: Path
 ) -> None:
-    go(tmp_path / "run", reference=reference, batch_size=12, steps=2)
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    said = page.partition("<h2>Selected examples</h2>")[2].partition("<h2>")[0]
-    assert "among 24 training examples" in said and "--curate learnability" in said
-    scores = [float(score) for score in re.findall(r"Score (-?\d+\.\d+); caption, human", said)]
-    assert len(scores) == 24 and min(scores[:12]) >= max(scores[12:])
-    assert scores[:12] == sorted(scores[:12], reverse=True) and scores[12:] == sorted(scores[12:])
-    shown = re.findall(r'lang="en">(.*?)</dd>', said)
-    assert len(set(shown)) == 24 and set(shown) <= set(open_source(folder).texts())
+    """Six steps of eight read each of the 24 examples twice, and train on four."""
+    go(tmp_path / "run", reference=reference, steps=6)
+    said = selected_section(tmp_path / "run")
+    assert "Of 24 training examples that <code>--curate learnability</code>" in said and "is counted" not in said
+    shown = re.findall(r"Selected (\d) of 2 times, mean score (-?\d+\.\d+); caption,\s+human", said)
+    counts, scores = [int(count) for count, _ in shown], [float(score) for _, score in shown]
+    assert len(shown) == 24 and sum(counts) == 24 and set(counts) == {0, 1, 2}
+    most = list(zip(counts, scores, strict=True))[:12]
+    assert most == sorted(most, reverse=True), "ties by the mean score"
+    least = list(zip(counts, scores, strict=True))[12:]
+    assert least == sorted(least) and least[-1][0] <= most[-1][0]
+    captions = re.findall(r'lang="en">(.*?)</dd>', said)
+    assert len(set(captions)) == 24 and set(captions) <= set(open_source(folder).texts())
+    tally = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "tally.safetensors")
+    texts = [open_source(folder).example(row).captions[0].text for row in range(24)]
+    assert [int(tally["selected"][texts.index(caption)]) for caption in captions] == counts
 
 
-def test_the_ends_are_the_pairs_own_scores(case: Case) -> None:
-    torch.manual_seed(0)
-    model = Learner.new(case.recipe, case.pipeline).model.eval()
-    plan = case.plans[1, 0, 1]
-    found = extremes(case.curator(), case.reference, model, plan, 3, torch.device("cpu"))
-    batch = case.embedded(Steps(plan)[3])[0]
-    with torch.no_grad():
-        own = case.curator().scores(model, [batch]).own()[batch["has_text"]].sort(descending=True).values
-    assert found.examples == len(own) and [one.score for one in found.highest] == pytest.approx(own[:12].tolist())
-    assert [one.score for one in found.lowest] == pytest.approx(own[12:].flip(0).tolist())
-    assert {one.writer for one in found.highest} <= {"exchanged", "synthetic"}
+def test_counts_are_of_visits_with_a_text_and_their_order_is_beyond_chance() -> None:
+    tally = Tally(6)
+    every, places = torch.tensor([True] * 4), torch.tensor([0, 1])
+    nan = torch.tensor([1.0, 2.0, 3.0, float("nan")])
+    tally.add(torch.tensor([0, 1, 2, 3]), nan, every, places)
+    tally.add(torch.tensor([0, 1, 2, 5]), torch.tensor([3.0, 0.0, 5.0, 1.0]), every & (nan < 4), torch.tensor([0, 3]))
+    assert tally.seen.tolist() == [2, 2, 2, 1, 0, 0], "the last one of the second step has no text"
+    assert tally.selected.tolist() == [2, 1, 0, 0, 0, 0] and tally.scores.tolist() == [4, 2, 8, 0, 0, 0]
+    # 3 of 7 visits were selected: beyond chance are 2 - 6/7, 1 - 6/7, -3/7 (row 3) and -6/7 (row 2).
+    most, least = tally.ends(2)
+    assert most == [Counted(0, 2, 2, 2.0), Counted(1, 2, 1, 1.0)]
+    assert least == [Counted(2, 2, 0, 4.0), Counted(3, 1, 0, 0.0)] and tally.examples == 4
+    assert tally.ends(3) == ([*most, Counted(3, 1, 0, 0.0)], [Counted(2, 2, 0, 4.0)]), "no example stands in both"
+    assert Tally(0).ends(12) == ([], [])
+
+
+def test_of_much_data_every_so_many_rows_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("opensiglip.training.curation.tally.MOST", 4)
+    tally = Tally(11)
+    rows = torch.arange(11)
+    tally.add(rows, rows.float(), rows > -1, torch.tensor([3, 4, 9]))
+    assert tally.stride == 3 and tally.seen.tolist() == [1, 1, 1, 1]
+    assert [one.row for one in tally.ends(2)[0]] == [9, 3] and tally.scores.tolist() == [0, 3, 6, 9]
+    tally.save(tmp_path / "tally.safetensors")
+    same, other = Tally(11), Tally(8)
+    for one in (same, other):
+        one.restore(tmp_path / "tally.safetensors")
+        one.restore(tmp_path / "that of an earlier version is not there")
+    assert same.ends(4) == tally.ends(4) and other.examples == 0 and other.stride == 2
+    assert len(Tally(4).seen) == len(Tally(7).seen) == len(Tally(8).seen) == 4
+
+
+def test_a_row_is_its_examples_number_among_those_of_all_sources(pipeline: TextPipeline) -> None:
+    sources = [
+        open_source(f"scenes:drawings=20,seed={seed},count={count}", pixels=16) for seed, count in ((0, 5), (1, 4))
+    ]
+    steps = Steps(DataPlan(sources=sources, frame=Frame(16), fields=[], pipeline=pipeline, batch_size=4, seed=0))
+    visits = [steps.visit(position, Counter(), Frame(16)) for position in range(9)]
+    assert sorted(visit.row for visit in visits) == list(range(9))
+    for visit in visits:
+        source, index = (sources[0], visit.row) if visit.row < 5 else (sources[1], visit.row - 5)
+        assert torch.equal(visit.image, source.example(index).image)
+
+
+def test_an_example_that_can_not_be_read_at_the_end_is_left_out(case: Case, pipeline: TextPipeline) -> None:
+    class Gone(type(open_source("scenes", pixels=16))):  # type: ignore[misc]
+        def example(self, index: int, language: str | None = None) -> Any:
+            if index % 2:
+                raise OSError("the disk is gone")
+            return super().example(index, language)
+
+    source = open_source("scenes:drawings=20,count=6", pixels=16)
+    source.__class__ = Gone
+    plan = DataPlan(sources=[source], frame=Frame(16), fields=[], pipeline=pipeline, batch_size=4, seed=0)
+    curator = replace(case.curator(), tally=Tally(6))
+    rows = torch.arange(6)
+    curator.tally.add(rows, rows.float(), rows > -1, torch.tensor([4, 5]))
+    found = extremes(curator, plan)
+    assert [(one.selected, one.score) for one in found.most] == [(1, 4.0), (0, 2.0), (0, 0.0)]
+    assert found.examples == 6 and not found.least

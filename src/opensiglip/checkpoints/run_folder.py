@@ -135,6 +135,11 @@ def optimizer_of(checkpoint: Path) -> Path:
     return checkpoint / "optimizer.safetensors"
 
 
+def tally_of(checkpoint: Path) -> Path:
+    """How often a run that curates has read and selected each example, in a checkpoint."""
+    return checkpoint / "tally.safetensors"
+
+
 def state_of(checkpoint: Path) -> Path:
     """How far a checkpoint is."""
     return checkpoint / "state.json"

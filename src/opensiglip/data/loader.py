@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,7 @@ class Steps(Dataset[StepBatch]):
 
     def __init__(self, plan: DataPlan) -> None:
         self.plan, self.order = plan, order_of(plan.sources, plan.seed)
+        self.starts = [0, *accumulate(len(source) for source in plan.sources)]  # rows of the sources before each
 
     def __getitem__(self, step: int) -> StepBatch:
         plan, skipped = self.plan, Counter[str]()
@@ -167,14 +169,15 @@ class Steps(Dataset[StepBatch]):
     def _draw(
         self,
         position: int,
-        place: tuple[Source, int],
+        place: tuple[int, int],
         skipped: Counter[str],
         frame: Geometry,
         fields: Sequence[Field],
         pipeline: TextPipeline,
     ) -> tuple[Visit, list[object]]:
         """A position's visit and what the fields draw of it; whatever goes wrong with a row is that row's."""
-        source, local = place
+        number, local = place
+        source = self.plan.sources[number]
         for attempt in range(len(source)):
             index = (local + attempt) % len(source)
             if source.example_weights is not None and not source.example_weights[index]:
@@ -183,32 +186,33 @@ class Steps(Dataset[StepBatch]):
             language = draw_language(source, rng)
             try:
                 visit = Visit.draw(source.example(index, language), frame, rng, language)
-                visit = replace(visit, group=group_id(source.group(index)), source=source.name)
+                group, row = group_id(source.group(index)), self.starts[number] + index
+                visit = replace(visit, group=group, source=source.name, row=row)
                 return visit, [field.draw(visit, rng, pipeline) for field in fields]
             except Exception as error:
                 skipped[reason_of(error)] += 1
         raise UserError(f"no example of --data {source.name} can be read; `opensiglip data show` says why.")
 
-    def _prepare(self, places: Sequence[tuple[Source, int]], first: int, count: int) -> None:
+    def _prepare(self, places: Sequence[tuple[int, int]], first: int, count: int) -> None:
         """Tell sources that fetch what this step reads, and what a step at its place in the next window will."""
         if not isinstance(self.order, Mixture) or not any(source.fetches for source in self.plan.sources):
             return
         numbers, indices = self.order.find(np.arange(first, first + count), windows=1)
         for number, source in enumerate(self.plan.sources):
             if source.fetches:
-                source.prepare([index for one, index in places if one is source])
+                source.prepare([index for one, index in places if one == number])
                 source.prepare(indices[numbers == number].tolist())
 
     def negatives(self, step: int) -> float:
         """How many others of a step's global batch show another image than an example does, on average."""
         _, first, count = self.plan.step_slice(step)
-        groups = Counter(source.group(index) for source, index in self._places(first, count))
+        groups = Counter(self.plan.sources[number].group(index) for number, index in self._places(first, count))
         return count - sum(size * size for size in groups.values()) / count
 
-    def _places(self, first: int, count: int) -> list[tuple[Source, int]]:
-        """The source that each of `count` positions of the stream falls to, and the example's index in it."""
+    def _places(self, first: int, count: int) -> list[tuple[int, int]]:
+        """The number of the source that each of `count` positions of the stream falls to, and the index in it."""
         numbers, indices = self.order.find(np.arange(first, first + count))
-        return [(self.plan.sources[n], i) for n, i in zip(numbers.tolist(), indices.tolist(), strict=True)]
+        return list(zip(numbers.tolist(), indices.tolist(), strict=True))
 
 
 def draw_language(source: Source, rng: np.random.Generator) -> str | None:

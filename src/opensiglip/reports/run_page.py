@@ -16,7 +16,7 @@ from opensiglip.reports.curves import GROWN, curve, growth, switches
 from opensiglip.reports.held_out_samples import held_out_samples
 from opensiglip.reports.page import pages
 from opensiglip.reports.patch_colours import patch_maps
-from opensiglip.reports.scored_examples import Chosen
+from opensiglip.reports.selected_examples import Selection
 from opensiglip.types import Reading
 
 NOT_SIGNALS = ("step", "loss", *GROWN)  # columns of a row that are not signals
@@ -61,12 +61,12 @@ def write_report(
     held_out: Source | None,
     stages: Mapping[str, Model],
     readings: Mapping[str, Reading] = {},
-    chosen: Chosen | None = None,
+    chosen: Selection | None = None,
 ) -> None:
     """Write the page. `summary` is what summary.json holds, `rows` are those of metrics.jsonl.
 
     `stages` are the model as it was when a later part of the recipe began; `readings` by name say how curves are read;
-    `chosen` is what a run that curates chooses first and last.
+    `chosen` is what a run that curates has selected most and least often.
     """
     judged = summary.get("held_out", {})
     shown, patches = [], []

@@ -65,7 +65,7 @@ class Opened:
         data = open_data(job, accelerator)
         computing = autocast(precision, accelerator.device)
         scoring = autocast(config.score_precision or precision, accelerator.device)
-        curating, reference = curator(config, job.recipe, data.sources, scoring), None
+        curating, reference = curator(config, job.recipe, data.trained_on(data.sources), scoring), None
         if config.reference is not None:
             reference = Reference.open(config.reference, job.recipe.frame, accelerator.device, computing)
         return cls(job, accelerator, precision, why, data, curating, reference)

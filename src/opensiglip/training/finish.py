@@ -69,7 +69,7 @@ def finish(
     readings = {name: reading for objective in objectives for name, reading in objective.readings().items()}
     chosen = None
     if loop.curator is not None and loop.step:
-        chosen = extremes(loop.curator, loop.reference, model, loop.plan, loop.step - 1, loop.accelerator.device)
+        chosen = extremes(loop.curator, loop.plan)
     write_report(run.report, summary, rows, subject, model.architecture, held_out, before, readings, chosen)
     return summary
 

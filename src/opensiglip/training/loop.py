@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.checkpoints.run_folder import RunFolder, tally_of
 from opensiglip.checkpoints.seen_images import SeenImages
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, from_first, sum_counters
@@ -115,6 +115,7 @@ class Loop:
             self.best.restore(state.get("best"))
         if self.curator is not None and "curated" in state:
             self.curator.restore(state["curated"])
+            self.curator.tally.restore(tally_of(saved))
         self.images_seen = int(state.get("images_seen", self.plan.step_slice(self.step).first))
         if self.accelerator.is_main_process:  # the counts are of all ranks; one rank continues them
             self.broken.read, self.broken.skipped = state["read"], Counter(state["skipped_examples"])
@@ -187,11 +188,17 @@ class Loop:
             if self.curator is not None:
                 state["curated"] = self.curator.state()
             run = RunFolder(self.folder)
-            checkpoint.save(run, self.step, *tensors, state, self.describe)
+            checkpoint.save(run, self.step, *tensors, state, self._describe)
             best = set() if self.best is None or self.best.step is None else {self.best.step}
             checkpoint.prune(run, self.keep_last, self.keep | best)
         self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()
+
+    def _describe(self, part: Path) -> None:
+        """Write to a checkpoint what is neither the learner's nor the optimizer's."""
+        self.describe(part)
+        if self.curator is not None:
+            self.curator.tally.save(tally_of(part))
 
     def model(self) -> Model | None:
         """The whole model on the main process; None on others. Must be called on all ranks."""

@@ -13,6 +13,7 @@ from opensiglip.types import Batch
 
 REFERENCE, ORIGIN, TEACHER = "reference_", "origin_", "teacher_"  # how the names of their fields begin
 TEACHER_IMAGE, TEACHER_TEXT = f"{TEACHER}image", f"{TEACHER}text"  # the reference's rows, whose products are its logits
+ROW = "row"  # of `Origins`: which example
 ROWS = "reference_rows"  # extra of an example that a cache gives
 WRITERS = ("human", "mt", "synthetic", "exchanged", "other")  # `Caption.source`, as far as it is counted
 
@@ -58,7 +59,10 @@ class CachedRows(Field):
 
 
 class Origins(Field):
-    """origin_source, origin_language, origin_writer [B] int64: places in `names`; the last is any other, or no text."""
+    """origin_source, origin_language, origin_writer [B] int64: places in `names`; the last is any other, or no text.
+
+    origin_row [B] int64: the example's number among those of all sources.
+    """
 
     def __init__(self, sources: Sequence[str], languages: Sequence[str]) -> None:
         self.names = {
@@ -67,15 +71,16 @@ class Origins(Field):
             "writer": WRITERS,
         }
 
-    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[int, int, int]:
+    def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[int, ...]:
         caption = visit.caption
+        assert visit.row is not None, "it reads the visits of a run"
         of = (visit.source, caption.language, caption.source) if caption else (visit.source, "other", "other")
         found = [
             names.index(one) if one in names else len(names) - 1
             for one, names in zip(of, self.names.values(), strict=True)
         ]
-        return found[0], found[1], found[2]
+        return (*found, visit.row)
 
-    def collate(self, drawn: Sequence[tuple[int, int, int]], pipeline: TextPipeline) -> Batch:
+    def collate(self, drawn: Sequence[tuple[int, ...]], pipeline: TextPipeline) -> Batch:
         columns = torch.tensor(list(drawn)).unbind(1)
-        return {f"{ORIGIN}{name}": column for name, column in zip(self.names, columns, strict=True)}
+        return {f"{ORIGIN}{name}": column for name, column in zip([*self.names, ROW], columns, strict=True)}

@@ -29,6 +29,7 @@ class Visit:
     group: int | None = None  # visits of one group show the same image; None: nothing is known of that
     source: str = ""  # the name of the source that it was read from
     mirrored: bool = False  # left for right, `image` and `regions` too
+    row: int | None = None  # its example's number among those of all of the run's sources; None: of no run
 
     @classmethod
     def draw(cls, example: Example, frame: Geometry, rng: np.random.Generator, language: str | None) -> "Visit":

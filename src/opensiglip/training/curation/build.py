@@ -16,6 +16,7 @@ from opensiglip.recipes import Recipe
 from opensiglip.recipes.growing import reads_one_size
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.tally import Tally
 
 
 def curator(
@@ -26,7 +27,7 @@ def curator(
 ) -> Curator | None:
     """The run's, or None where nothing is curated. Raises UserError on a recipe that can't be.
 
-    autocast: of the learner's scores.
+    sources: as they are trained on. autocast: of the learner's scores.
     """
     if config.curate is None:
         return None
@@ -42,6 +43,7 @@ def curator(
         fields=[origins],
         names=origins.names,
         autocast=autocast,
+        tally=Tally(sum(len(source) for source in sources)),
         teaches=config.distil is not None,
         resolution=config.score_resolution,
         interpolation=recipe.frame.interpolation,

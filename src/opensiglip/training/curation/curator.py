@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
-from opensiglip.data.fields.curation import ORIGIN, TEACHER, TEACHER_IMAGE, TEACHER_TEXT
+from opensiglip.data.fields.curation import ORIGIN, ROW, TEACHER, TEACHER_IMAGE, TEACHER_TEXT
 from opensiglip.data.fields.field import Field
 from opensiglip.data.loader import to_device
 from opensiglip.distributed import dealt, first_ranks, gathered, world
@@ -19,6 +19,7 @@ from opensiglip.float64 import widen, widest
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded, unit
 from opensiglip.training.curation.selection import SIGNS, Pairs, Scores, blocked_sampling, noise
+from opensiglip.training.curation.tally import Tally
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import Row, finite
 from opensiglip.types import Batch
@@ -37,6 +38,7 @@ class Curator:
     fields: list[Field]  # what it reads of a visit, beside the recipe's
     names: dict[str, tuple[str, ...]]  # of `Origins`
     autocast: Callable[[], AbstractContextManager[Any]]  # of the learner's scores
+    tally: Tally  # of each example's visits and selections
     resolution: int | None = None  # pixels of a side at which the learner scores images; None: those of the step
     interpolation: str = "bilinear"  # by which they are resized
     teaches: bool = False  # does an objective read the reference's rows of what is chosen?
@@ -61,6 +63,7 @@ class Curator:
         own = scores.own()
         chosen = first_ranks(blocked_sampling(own, scores.others, valid, self.keep, draws))
         whole = {name: torch.cat([part[name] for part in raw]) for name in raw[0]}
+        self.tally.add(gathered(whole[f"{ORIGIN}{ROW}"]), own, valid, chosen)
         row = self._numbers(scores, own, chosen) | self._origins(whole, chosen)
         first = world()[0] * len(whole["has_text"])  # of this rank's examples, among all
         owners = chosen // len(whole["has_text"])

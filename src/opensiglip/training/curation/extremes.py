@@ -1,42 +1,35 @@
-"""At a run's end: which of its examples would be chosen first, and which last?"""
+"""At a run's end: which of its examples did it select most often, and which least?"""
 
-from collections import Counter
-from dataclasses import replace
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
-import torch
-
-from opensiglip.data.loader import DataPlan, Steps
-from opensiglip.models.model import Model
-from opensiglip.reports.scored_examples import COUNT, Chosen, ScoredExample
+from opensiglip.data.example import BrokenExample
+from opensiglip.data.loader import DataPlan
+from opensiglip.reports.selected_examples import COUNT, SelectedExample, Selection
+from opensiglip.training.cache_writer import framed
 from opensiglip.training.curation.curator import Curator
-from opensiglip.training.curation.reference import Reference
-from opensiglip.types import Batch
-
-SAMPLE = 256  # examples that are scored
+from opensiglip.training.curation.tally import Counted
 
 
-@torch.no_grad()
-def extremes(
-    curator: Curator, reference: Reference | None, model: Model, plan: DataPlan, step: int, device: torch.device
-) -> Chosen:
-    """Of the first `SAMPLE` examples that a step reads, the ends by s_ii: each pair's own score, by `model`."""
-    steps, (frame, first, size) = Steps(plan), plan.step_slice(step)
-    progress = plan.progress(step)
-    fields, pipeline = [field for field in plan.fields if field.drawn_at(progress)], plan.pipeline_at(progress)
-    rows = steps.rows(first, min(SAMPLE, size), Counter(), frame, fields, pipeline)
-    batch: Batch = {}
-    for index, field in enumerate(fields):
-        batch |= field.collate([row[index] for row in rows], pipeline)
-    batch = {name: values.to(device) for name, values in batch.items()}
-    if reference is not None:
-        batch = reference.embed(batch, device)
-    scores = curator.scores(model, [batch], join=lambda values: values)
-    own, valid = scores.own(), scores.valid.nonzero()[:, 0]
-    order = valid[own[valid].argsort(descending=True)].tolist()
-    lowest = order[COUNT:][-COUNT:][::-1]
-    shown = Steps(replace(plan, sources=[source.pictured for source in plan.sources]))
-    highest, low = (
-        [ScoredExample.of(shown.visit(first + at, Counter(), frame), float(own[at])) for at in places]
-        for places in (order[:COUNT], lowest)
+def extremes(curator: Curator, plan: DataPlan) -> Selection:
+    """The ends of the curator's tally, whole in the frame; an example that can't be read now is left out."""
+    most, least = curator.tally.ends(COUNT)
+    return Selection(
+        examples=curator.tally.examples,
+        every=curator.tally.stride,
+        method=curator.method,
+        most=_shown(most, plan),
+        least=_shown(least, plan),
     )
-    return Chosen(len(order), curator.method, highest, low)
+
+
+def _shown(ends: Sequence[Counted], plan: DataPlan) -> list[SelectedExample]:
+    sources, found = [source.pictured for source in plan.sources], []
+    starts = [0, *accumulate(len(source) for source in plan.sources)]
+    for one in ends:
+        number = bisect_right(starts, one.row) - 1
+        example = framed(sources[number], one.row - starts[number], plan.frame)
+        if not isinstance(example, BrokenExample) and example.captions:
+            found.append(SelectedExample.of(example, one.selected, one.seen, one.score))
+    return found
