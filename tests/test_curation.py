@@ -24,7 +24,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from opensiglip.data.example import Source
-from opensiglip.data.fields.curation import ROWS, CachedRows, Origins, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.curation import ROWS, SCORER, TEACHER, CachedRows, Origins, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.field import Field
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.loader import DataPlan, StepBatch, Steps
 from opensiglip.data.sources.registry import open_source
@@ -165,7 +166,7 @@ class Case:
     def __init__(self, small: Small, pipeline: TextPipeline, source: Source) -> None:
         self.recipe, self.pipeline = small("siglip", logit_bias="auto"), pipeline
         self.origins = Origins([source.name], ["en"])
-        self.beside = [self.origins, ReferenceTexts(pipeline.with_length(24))]
+        self.beside = [self.origins, ReferenceTexts(pipeline.with_length(24), "reference")]
         fields = [*self.recipe.fields, *self.beside]
         self.plans = {
             (ranks, rank, parts): DataPlan(
@@ -186,14 +187,17 @@ class Case:
         torch.manual_seed(1)
         networks = replace(self.recipe.architecture, length=24, pad_id=pipeline.policy.pad_id)
         model = Model.new(networks, len(pipeline)).eval()
-        self.reference = Reference(model, pipeline.with_length(24), self.recipe.frame, self.beside[1:], nullcontext)
+        longer, frame, both = pipeline.with_length(24), self.recipe.frame, (SCORER, TEACHER)
+        self.reference = Reference(model, longer, frame, self.beside[1:], nullcontext, both)
 
     def curator(self, resolution: int | None = None) -> Curator:
         fields, names = [self.origins], self.origins.names
         return Curator("learnability", BATCH, 4, 5, fields, names, nullcontext, Tally(ROWS_OF), resolution=resolution)
 
     def embedded(self, batch: StepBatch) -> list[Batch]:
-        return [self.reference.embed(part, torch.device("cpu")) for part in batch.parts]
+        """A batch's parts with the rows by which the curator scores; nothing teaches."""
+        scores = replace(self.reference, writes=(SCORER,))
+        return [scores.embed(part, torch.device("cpu")) for part in batch.parts]
 
     def measured(self, ranks: int, rank: int, parts: int, resolution: int | None = None) -> dict[str, Any]:
         """What is chosen, the log's numbers, and the gradient of it in float64."""
@@ -267,20 +271,22 @@ def test_two_ranks_and_two_parts_choose_and_learn_as_one(
 
 
 def test_the_memory_estimate_has_the_reference_and_the_super_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def needs(curator: Curator | None, reference: Reference | None) -> int:
+    def needs(curator: Curator | None, *references: Reference) -> int:
         config = TrainConfig(data=("scenes",), out=Path("x"), batch_size=BATCH)
         job: Any = SimpleNamespace(config=config, recipe=case.recipe)
         plain = replace(plan, fields=case.recipe.fields)
-        return int(check.memory_line(job, plain, torch.device("cpu"), "no", curator, reference).partition(" ")[0])
+        return int(check.memory_line(job, plain, torch.device("cpu"), "no", curator, references).partition(" ")[0])
 
     plan = case.plans[1, 0, 1]
     monkeypatch.setattr(check, "gib", str)
     read = sum(field.nbytes for field in Steps(plan)[0].parts[0].values())
-    model, without = case.reference.model, needs(None, None)
+    model, without = case.reference.model, needs(None)
     weights = sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
     assert needs(case.curator(), case.reference) - without == pytest.approx(weights + read, rel=0.02)
-    texts = Steps(plan)[0].parts[0]["reference_text"].nbytes  # that no one reads without it
-    assert needs(case.curator(), None) - without == pytest.approx(read - texts, rel=0.02)
+    both = needs(case.curator(), case.reference, replace(case.reference, fields=[]))
+    assert both - needs(case.curator(), case.reference) == pytest.approx(weights, rel=0.02), "a teacher beside it"
+    texts = Steps(plan)[0].parts[0]["for_reference_text"].nbytes  # that no one reads without it
+    assert needs(case.curator()) - without == pytest.approx(read - texts, rel=0.02)
 
 
 def test_shares_are_of_all_that_was_seen_and_of_what_was_chosen(case: Case) -> None:
@@ -378,6 +384,9 @@ def test_a_larger_patch_leaves_out_three_quarters() -> None:
         ({"filter": 0.5}, "--curate too"),
         ({"curate": "learner", "shard": True}, "--shard"),
         ({"curate": "learner", "filter": 1.0}, "--filter 1.0 is out of range"),
+        ({"teacher": "x", "distil": "softmax", "reference": "y"}, "--teacher is distilled from while --reference"),
+        ({"teacher": "x", "curate": "learnability", "reference": "y"}, "give --distil and --curate"),
+        ({"teacher": "x", "curate": "learner", "distil": "softmax", "reference": "y"}, "or name it by --reference"),
         ({"score_resolution": 16}, "--score-resolution is for runs that score by the learner"),
         ({"curate": "easy-reference", "reference": "x", "score_precision": "bf16"}, "--score-precision is for runs"),
         ({"curate": "learner", "score_resolution": 16, "keep_tokens": 0.5}, "leave it out, or --keep-tokens"),
@@ -454,17 +463,17 @@ def test_what_the_reference_sees_is_the_visit_in_its_own_frame(scenes: Source, p
         DataPlan(
             sources=[scenes],
             frame=frame,
-            fields=[ReferenceImages(Frame(16)), Origins([scenes.name], ["en"])],
+            fields=[ReferenceImages(Frame(16), "reference"), Origins([scenes.name], ["en"])],
             pipeline=pipeline,
             batch_size=4,
             seed=0,
         )
     )
     batch = steps[0].parts[0]
-    assert batch["reference_image"].shape == (4, 3, 16, 16)
+    assert batch["for_reference_image"].shape == (4, 3, 16, 16)
     visit = steps.visit(0, Counter(), frame)
     expected = torch.nn.functional.interpolate(visit.image[None].float(), (16, 16), mode="area")[0]
-    assert (batch["reference_image"][0].float() - expected).abs().mean() < 12  # the same crop, resized once
+    assert (batch["for_reference_image"][0].float() - expected).abs().mean() < 12  # the same crop, resized once
     assert batch["origin_source"].tolist() == [0] * 4 and batch["origin_language"].tolist() == [0] * 4
 
 
@@ -481,7 +490,7 @@ def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
     chosen, row = case.curator().choose(learner, case.embedded(found), 3, torch.device("cpu"))
     assert modes == [False] and learner.training
     losses = []
-    for model, text in ((learner.model, "text"), (case.reference.model, "reference_text")):
+    for model, text in ((learner.model, "text"), (case.reference.model, "for_reference_text")):
         with torch.no_grad():
             image, words = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch[text]).pooled
             cosines = torch.nn.functional.cosine_similarity(image, words)
@@ -514,7 +523,7 @@ def test_scores_at_a_lower_resolution_are_those_of_resized_images(case: Case) ->
         states = model.vision.tower.encoder(inputs_embeds=patches).last_hidden_state
         image = unit(model.vision.pool(model.vision.tower.post_layernorm(states)))
         text = unit(model.text(batch["text"]).pooled)
-        reference = Pairs(batch["teacher_image"], batch["teacher_text"], torch.ones(1), torch.zeros(1))
+        reference = Pairs(batch["scorer_image"], batch["scorer_text"], torch.ones(1), torch.zeros(1))
         by_hand = [(1.0, Pairs(image, text, model.logit_scale.exp(), model.logit_bias)), (-1.0, reference)]
         scores = Scores(by_hand, batch["has_text"], batch["group"])
         draws = noise(5, 3, 4, SUPER)
@@ -552,10 +561,10 @@ def test_the_curator_has_the_runs_chunks_and_seed(small: Small, scenes: Source) 
 def test_the_references_rows_are_its_logits_and_the_same_in_any_batch(case: Case) -> None:
     batch = Steps(case.plans[1, 0, 1])[3].parts[0]
     rows = case.reference.embed(batch, torch.device("cpu"))
-    assert not any(name.startswith("reference_") for name in rows) and torch.equal(rows["image"], batch["image"])
+    assert not any(name.startswith("for_") for name in rows) and torch.equal(rows["image"], batch["image"])
     model = case.reference.model
     with torch.no_grad():
-        image, text = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch["reference_text"]).pooled
+        image, text = model.vision(batch["image"] / 127.5 - 1).pooled, model.text(batch["for_reference_text"]).pooled
         cosines = torch.nn.functional.cosine_similarity(image[:, None], text, dim=-1)
         logits = model.logit_scale.exp() * cosines + model.logit_bias
     torch.testing.assert_close(rows["teacher_image"] @ rows["teacher_text"].T, logits, rtol=1e-4, atol=1e-4)
@@ -569,11 +578,13 @@ def test_the_references_rows_are_its_logits_and_the_same_in_any_batch(case: Case
 
 def test_what_is_chosen_keeps_the_rows_that_teach(case: Case) -> None:
     torch.manual_seed(0)
-    parts = case.embedded(Steps(case.plans[1, 0, 1])[3])
+    parts = [case.reference.embed(part, torch.device("cpu")) for part in Steps(case.plans[1, 0, 1])[3].parts]
     learner = Learner.new(case.recipe, case.pipeline)
-    chosen = replace(case.curator(), teaches=True).choose(learner, parts, 3, torch.device("cpu"))[0][0]
+    chosen = case.curator().choose(learner, parts, 3, torch.device("cpu"))[0][0]
+    assert not any(name.startswith("scorer_") for name in chosen)
     places = (chosen["group"][:, None] == parts[0]["group"]).nonzero()[:, 1]
     assert len(places) == BATCH
+    assert torch.equal(parts[0]["teacher_image"], parts[0]["scorer_image"])
     for name in ("teacher_image", "teacher_text"):
         assert torch.equal(chosen[name], parts[0][name][places])
 
@@ -594,6 +605,65 @@ def test_a_reference_teaches_with_and_without_choosing_and_goes_on_bit_for_bit(
         assert all(row["loss"] == pytest.approx(row["loss/sigmoid"] + 2 * row["loss/distil"], rel=1e-4) for row in rows)
 
 
+@pytest.fixture(scope="module")
+def teacher(go: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another SigLIP, of a third tokenizer and resolution."""
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    go(out, "siglip", resolution=24, length=20, vocabulary=290, steps=1, seed=1)
+    return str(out)
+
+
+def test_one_model_scores_and_another_teaches(case: Case) -> None:
+    """Each gives its own rows, whichever comes first; what is chosen is the reference's, what is kept the teacher's."""
+    torch.manual_seed(2)
+    model = Model.new(case.reference.model.architecture, len(case.pipeline)).eval()
+    fields: list[Field] = [ReferenceTexts(case.reference.pipeline, "teacher"), ReferenceImages(Frame(SIDE), "teacher")]
+    scorer = replace(case.reference, writes=[SCORER])
+    other = replace(case.reference, model=model, fields=fields, writes=[TEACHER], role="teacher")
+    plan = case.plans[1, 0, 1]
+    (batch,) = Steps(replace(plan, fields=[*plan.fields, *fields]))[3].parts
+    assert "for_teacher_text" in batch and "for_teacher_image" in batch
+    cpu = torch.device("cpu")
+    both = other.embed(scorer.embed(batch, cpu), cpu)
+    assert not any(name.startswith("for_") for name in both)
+    backwards = scorer.embed(other.embed(batch, cpu), cpu)
+    assert all(torch.equal(backwards[name], values) for name, values in both.items())
+    plain = {name: values for name, values in batch.items() if not name.startswith("for_teacher")}
+    alone = scorer.embed(plain, cpu)
+    taught = replace(case.reference, model=model, writes=[TEACHER]).embed(plain, cpu)
+    for kind in ("image", "text"):
+        assert torch.equal(both[f"scorer_{kind}"], alone[f"scorer_{kind}"])
+        assert torch.equal(both[f"teacher_{kind}"], taught[f"teacher_{kind}"])
+        assert not torch.equal(both[f"teacher_{kind}"], both[f"scorer_{kind}"])
+    torch.manual_seed(0)
+    learner = Learner.new(case.recipe, case.pipeline)
+    (chosen,), (expected,) = (case.curator().choose(learner, [part], 3, cpu)[0] for part in (both, alone))
+    assert all(torch.equal(chosen[name], values) for name, values in expected.items())
+    places = (chosen["group"][:, None] == both["group"]).nonzero()[:, 1]
+    assert torch.equal(chosen["teacher_image"], both["teacher_image"][places])
+    assert chosen.keys() - expected.keys() == {"teacher_image", "teacher_text"}
+
+
+def test_two_models_read_caches_of_their_own_and_the_run_goes_on_bit_for_bit(
+    go: Any, reference: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared: dict[str, Any] = {"reference": reference, "teacher": teacher, "distil": "softmax", "steps": 6}
+    go(tmp_path / "encoded", features_gb=0, **shared)
+    cached = shared | {"features": tmp_path / "features"}
+    go(tmp_path / "cached", **cached)
+    said = capsys.readouterr().out
+    for role in ("reference  ", "teacher    "):
+        assert f"{role} encodes every batch" in said and f"{role} reads cached embeddings of 24" in said
+    assert len(list((tmp_path / "features").glob("reference-*/"))) == 2
+    cut_short(3, lambda: go(tmp_path / "cut", **cached))
+    go(tmp_path / "cut", resume=True, **cached)
+    for name in ("cached", "cut"):
+        assert_same_end(tmp_path / name, tmp_path / "encoded", 6)
+    go(tmp_path / "one", **shared | {"teacher": None})
+    ends = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("encoded", "one")]
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "the teacher matters"
+
+
 def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
     go: Any, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,10 +682,10 @@ def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
 
 def test_the_row_off_a_cache_is_that_of_the_caption_drawn(pipeline: TextPipeline) -> None:
     rows = {text: np.full(2, at) for at, text in enumerate(("", "a fox", "a harp"))}
-    extras = {ROWS: (np.full(2, 9), rows)}
+    extras = {f"teacher{ROWS}": (np.full(2, 9), rows), f"reference{ROWS}": (np.zeros(2), {})}
     for caption, wanted in ((SimpleNamespace(text="a harp"), 2), (SimpleNamespace(text="a fox"), 1), (None, 0)):
         visit: Any = SimpleNamespace(example=SimpleNamespace(extras=extras), caption=caption)
-        image, text = CachedRows().draw(visit, np.random.default_rng(0), pipeline)
+        image, text = CachedRows("teacher", [TEACHER]).draw(visit, np.random.default_rng(0), pipeline)
         assert (image[0], text[0]) == (9, wanted)
 
 
@@ -633,7 +703,7 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
 
 def test_other_weights_have_other_rows(reference: str, scenes: Source) -> None:
     def key(change: float) -> str:
-        opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext)
+        opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext, [SCORER])
         with torch.no_grad():
             opened.model.logit_bias.add_(change)
         return RowsWriter(opened, scenes, "no").key()

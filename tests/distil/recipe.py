@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from opensiglip.data.fields.curation import TEACHER_IMAGE, TEACHER_TEXT
+from opensiglip.data.fields.curation import TEACHER, named_rows
 from opensiglip.data.fields.field import Field, Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.objectives.distil import Distil
@@ -24,7 +24,7 @@ class Rows(Field):
 
     def collate(self, drawn: Sequence[np.ndarray], pipeline: TextPipeline) -> Batch:
         images, texts = torch.from_numpy(np.stack(drawn)).unbind(1)
-        return {TEACHER_IMAGE: images.contiguous(), TEACHER_TEXT: texts.contiguous()}
+        return named_rows(images.contiguous(), texts.contiguous(), [TEACHER])
 
 
 def distil(

@@ -64,6 +64,7 @@ GROUPS = {
         "score_precision",
         "distil",
         "distil_weight",
+        "teacher",
     ),
     "machine": (
         "dry_run",

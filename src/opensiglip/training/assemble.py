@@ -24,7 +24,7 @@ from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
 from opensiglip.training.continued import Origin, take_over
-from opensiglip.training.curation.build import curator
+from opensiglip.training.curation.build import curator, fields_beside, references
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
 from opensiglip.training.curation.reference_cache import with_rows
@@ -53,7 +53,7 @@ class Opened:
     why: str  # that precision
     data: Data
     curating: Curator | None
-    reference: Reference | None
+    references: list[Reference]
 
     @classmethod
     def of(cls, job: Job) -> "Opened":
@@ -65,10 +65,9 @@ class Opened:
         data = open_data(job, accelerator)
         computing = autocast(precision, accelerator.device)
         scoring = autocast(config.score_precision or precision, accelerator.device)
-        curating, reference = curator(config, job.recipe, data.trained_on(data.sources), scoring), None
-        if config.reference is not None:
-            reference = Reference.open(config.reference, job.recipe.frame, accelerator.device, computing)
-        return cls(job, accelerator, precision, why, data, curating, reference)
+        curating = curator(config, job.recipe, data.trained_on(data.sources), scoring)
+        beside = references(config, job.recipe.frame, accelerator.device, computing)
+        return cls(job, accelerator, precision, why, data, curating, beside)
 
 
 def assemble(
@@ -80,7 +79,7 @@ def assemble(
     and read those. Raises UserError, also where memory does not suffice.
     """
     job, accelerator, data = opened.job, opened.accelerator, opened.data
-    curating, reference = opened.curating, opened.reference
+    curating, beside = opened.curating, list(opened.references)
     config, recipe, schedule = job.config, job.recipe, data.schedule
     foreign, need = recipe.architecture.foreign is not None, ""
     if not foreign and accelerator.is_main_process:
@@ -88,9 +87,9 @@ def assemble(
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
     read, sources = recipe, data.sources
-    if reference is not None and features:
-        reference, sources = with_rows(
-            reference,
+    for place, one in enumerate(opened.references if features else ()):
+        beside[place], sources = with_rows(
+            one,
             sources,
             recipe.frame,
             round(config.super_batch * (schedule.steps - schedule.begin) * schedule.stretch),
@@ -99,9 +98,8 @@ def assemble(
             accelerator=accelerator,
             precision=opened.precision,
         )
-    beside = [*([] if curating is None else curating.fields), *([] if reference is None else reference.fields)]
-    if beside:
-        read = replace(recipe, fields=[*recipe.fields, *beside])
+    if more := fields_beside(curating, beside):
+        read = replace(recipe, fields=[*recipe.fields, *more])
     if features:
         read, sources = with_features(
             read,
@@ -123,7 +121,7 @@ def assemble(
         shard(learner, accelerator.device)
     learner = learner.to(accelerator.device)
     loop = build_loop(job, accelerator, learner, fitted, sources, pipeline, schedule)
-    loop.skeleton, loop.precision, loop.curator, loop.reference = skeleton, opened.precision, curating, reference
+    loop.skeleton, loop.precision, loop.curator, loop.references = skeleton, opened.precision, curating, beside
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=opened.precision == "fp16")
     lines = []
     if saved is None and accelerator.is_main_process:
@@ -156,7 +154,8 @@ def memory_of(opened: Opened, sources: Sequence[Source], pipeline: TextPipeline)
     if not opened.job.config.memory_check:
         return "not estimated (--no-memory-check)"
     plan = data_plan(opened.job, opened.accelerator, sources, pipeline, opened.data.schedule)
-    return memory_line(opened.job, plan, opened.accelerator.device, opened.precision, opened.curating, opened.reference)
+    device, precision = opened.accelerator.device, opened.precision
+    return memory_line(opened.job, plan, device, precision, opened.curating, opened.references)
 
 
 def describer(recipe: Recipe, pipeline: TextPipeline) -> Callable[[Path], None]:

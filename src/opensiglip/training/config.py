@@ -95,6 +95,7 @@ class TrainConfig:
             loss minus the reference's, SigLIP 2 Sec. 2.5), easy-reference (minus the reference's loss) or learner (the
             learner's loss).
         reference: SigLIP model, in any format of --init, that scores examples or is distilled from; it is not trained.
+        teacher: SigLIP model that is distilled from while --reference only scores examples (ACED's second teacher).
         filter: fraction of the super-batch that is left out. A super-batch has --batch-size / (1 - filter) images, of
             which each step trains on --batch-size. By default 0.5; for siglip2_acid with patches of 32 pixels 0.75.
         chunks: number of chunks in which examples are drawn, each conditioned on the earlier ones.
@@ -161,6 +162,7 @@ class TrainConfig:
     set_aside: Annotated[int, Bounds(at_least=0)] = 0
     curate: Literal["learnability", "easy-reference", "learner"] | None = None
     reference: str | None = None
+    teacher: str | None = None
     filter: Annotated[float | None, Bounds(more_than=0, less_than=1)] = None
     chunks: Annotated[int, Bounds(at_least=1)] = 16
     score_resolution: Annotated[int | None, Bounds(at_least=1)] = None
@@ -218,6 +220,11 @@ class TrainConfig:
             raise UserError("--distil-weight is for runs with --distil; give it too.")
         if self.distil is not None and self.reference is None:
             raise UserError(f"--distil {self.distil} needs a trained SigLIP; give --reference too.")
+        if self.teacher is not None and (self.distil is None or self.curate in (None, "learner")):
+            raise UserError(
+                "--teacher is distilled from while --reference scores: give --distil and --curate learnability or "
+                "easy-reference too, or name it by --reference."
+            )
         if self.curate in ("learnability", "easy-reference") and self.reference is None:
             raise UserError(f"--curate {self.curate} scores with a trained SigLIP; give --reference too.")
         if self.curate == "learner" and self.distil is None and self.reference is not None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder, tally_of
 from opensiglip.checkpoints.seen_images import SeenImages
+from opensiglip.data.fields.curation import SCORER
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import average, from_first, sum_counters
 from opensiglip.errors import Stopped
@@ -80,7 +81,7 @@ class Loop:
     skeleton: Model | None = None  # the modules of a sharded learner's model, without weights
     rules: int = RULES  # of the optimizer
     curator: Curator | None = None  # selects the examples of each step, with --curate
-    reference: Reference | None = None  # scores examples or supplies distillation targets
+    references: Sequence[Reference] = ()  # score examples or supply distillation targets
     failures: int = 0  # non-finite steps in a row
     precision: str = "no"
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
@@ -237,10 +238,15 @@ class Loop:
         if batch.hashes is not None:
             self.seen.add(batch.hashes)
         parts, curated, device = batch.parts, Row(), self.accelerator.device
-        if self.reference is not None:
-            parts = [self.reference.embed(part, device) for part in parts]
+        scorers, teachers = (
+            [one for one in self.references if (SCORER in one.writes) == scores] for scores in (True, False)
+        )
+        for one in scorers:
+            parts = [one.embed(part, device) for part in parts]
         if self.curator is not None:
             parts, curated = self.curator.choose(self.learner, parts, self.step, device)
+        for one in teachers:  # only what is chosen
+            parts = [one.embed(part, device) for part in parts]
         parts = [to_device(part, device) for part in parts]
         lr = self.lr * rate(
             self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules, decays(self.optimizer)

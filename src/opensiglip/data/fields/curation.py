@@ -1,4 +1,4 @@
-"""Fields that active curation reads: what the reference model sees of a visit, and where it comes from."""
+"""Fields that active curation and distillation read: what another model sees of a visit, and where it comes from."""
 
 from collections.abc import Sequence
 
@@ -11,51 +11,59 @@ from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
-REFERENCE, ORIGIN, TEACHER = "reference_", "origin_", "teacher_"  # how the names of their fields begin
-TEACHER_IMAGE, TEACHER_TEXT = f"{TEACHER}image", f"{TEACHER}text"  # the reference's rows, whose products are its logits
+ORIGIN = "origin_"  # how the names of the fields of `Origins` begin
 ROW = "row"  # of `Origins`: which example
-ROWS = "reference_rows"  # extra of an example that a cache gives
+SCORER, TEACHER = "scorer_", "teacher_"  # of the rows of the model that scores, and of the one that teaches
+ROWS = "_rows"  # ends the name of an example's extra that a cache gives
 WRITERS = ("human", "mt", "synthetic", "exchanged", "other")  # `Caption.source`, as far as it is counted
 
 
 class ReferenceTexts(Texts):
-    """reference_text [B, L] int64: the visit's caption by the reference's own text pipeline."""
+    """for_ROLE_text [B, L] int64: the visit's caption by a reference's own text pipeline."""
 
-    def __init__(self, reference: TextPipeline) -> None:
+    def __init__(self, reference: TextPipeline, role: str) -> None:
         super().__init__()
-        self.reference = reference
+        self.reference, self.role = reference, role
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> list[Drawn]:
         return super().draw(visit, rng, self.reference)
 
     def collate(self, drawn: Sequence[list[Drawn]], pipeline: TextPipeline) -> Batch:
-        return {f"{REFERENCE}text": super().collate(drawn, self.reference)["text"]}
+        return {f"for_{self.role}_text": super().collate(drawn, self.reference)["text"]}
 
 
 class ReferenceImages(Field):
-    """reference_image...: the part of the image that the visit shows, in the reference's frame."""
+    """for_ROLE_image...: the part of the image that the visit shows, in a reference's frame."""
 
-    def __init__(self, frame: Geometry) -> None:
-        self.frame = frame
+    def __init__(self, frame: Geometry, role: str) -> None:
+        self.frame, self.role = frame, role
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> Tensor:
         height, width = visit.example.image.shape[-2:]
         return self.frame.cut(visit.example, visit.window or (0, 0, height, width), visit.mirrored)[0]
 
     def collate(self, drawn: Sequence[Tensor], pipeline: TextPipeline) -> Batch:
-        return {f"{REFERENCE}{name}": field for name, field in self.frame.batch(drawn).items()}
+        return {f"for_{self.role}_{name}": field for name, field in self.frame.batch(drawn).items()}
 
 
 class CachedRows(Field):
-    """teacher_image and teacher_text [B, E]: the reference's rows of image and caption, off a cache."""
+    """A reference's rows [B, E] of image and caption, off a cache, under each of the names that begin with `writes`."""
+
+    def __init__(self, role: str, writes: Sequence[str]) -> None:
+        self.role, self.writes = role, writes
 
     def draw(self, visit: Visit, rng: np.random.Generator, pipeline: TextPipeline) -> tuple[np.ndarray, np.ndarray]:
-        image, texts = visit.example.extras[ROWS]
+        image, texts = visit.example.extras[self.role + ROWS]
         return image, texts[visit.caption.text if visit.caption else ""]
 
     def collate(self, drawn: Sequence[tuple[np.ndarray, np.ndarray]], pipeline: TextPipeline) -> Batch:
         images, texts = (torch.from_numpy(np.stack(rows)) for rows in zip(*drawn, strict=True))
-        return {TEACHER_IMAGE: images, TEACHER_TEXT: texts}
+        return named_rows(images, texts, self.writes)
+
+
+def named_rows(images: Tensor, texts: Tensor, writes: Sequence[str]) -> Batch:
+    """A reference's rows [B, E] under the names by which they are read: SCORER's, TEACHER's or both."""
+    return {f"{begin}{kind}": rows for begin in writes for kind, rows in (("image", images), ("text", texts))}
 
 
 class Origins(Field):

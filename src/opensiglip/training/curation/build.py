@@ -1,14 +1,16 @@
-"""From what `train` was told to the run's curator, and to the term by which its reference teaches."""
+"""From what `train` was told to the run's curator, its references, and the term by which one of them teaches."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from opensiglip.data.example import Source
-from opensiglip.data.fields.curation import Origins
-from opensiglip.data.fields.field import Images, Texts
-from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.curation import SCORER, TEACHER, Origins
+from opensiglip.data.fields.field import Field, Images, Texts
+from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.errors import UserError
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.objectives.distil import Distil
@@ -16,6 +18,8 @@ from opensiglip.recipes import Recipe
 from opensiglip.recipes.growing import reads_one_size
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.curator import Curator
+from opensiglip.training.curation.reference import Reference
+from opensiglip.training.curation.selection import SIGNS
 from opensiglip.training.curation.tally import Tally
 
 
@@ -44,10 +48,32 @@ def curator(
         names=origins.names,
         autocast=autocast,
         tally=Tally(sum(len(source) for source in sources)),
-        teaches=config.distil is not None,
         resolution=config.score_resolution,
         interpolation=recipe.frame.interpolation,
     )
+
+
+def references(
+    config: TrainConfig, frame: Geometry, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+) -> list[Reference]:
+    """The models of --reference and --teacher, each with the rows that it gives. Raises UserError.
+
+    The reference scores where the method asks for its loss, and teaches where there is no teacher beside it.
+    """
+    scores = config.curate is not None and SIGNS[config.curate][1] != 0
+    teaches = config.distil is not None and config.teacher is None
+    found = []
+    if config.reference is not None:
+        writes = [*([SCORER] if scores else []), *([TEACHER] if teaches else [])]
+        found.append(Reference.open(config.reference, frame, device, autocast, writes))
+    if config.teacher is not None:
+        found.append(Reference.open(config.teacher, frame, device, autocast, [TEACHER], "teacher"))
+    return found
+
+
+def fields_beside(curating: Curator | None, beside: Sequence[Reference]) -> list[Field]:
+    """What selection and references read of a visit, beside the recipe's fields."""
+    return [*([] if curating is None else curating.fields), *(field for one in beside for field in one.fields)]
 
 
 def check_recipe(method: str, recipe: Recipe) -> None:

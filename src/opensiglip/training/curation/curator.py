@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
-from opensiglip.data.fields.curation import ORIGIN, ROW, TEACHER, TEACHER_IMAGE, TEACHER_TEXT
+from opensiglip.data.fields.curation import ORIGIN, ROW, SCORER
 from opensiglip.data.fields.field import Field
 from opensiglip.data.loader import to_device
 from opensiglip.distributed import dealt, first_ranks, gathered, world
@@ -41,7 +41,6 @@ class Curator:
     tally: Tally  # of each example's visits and selections
     resolution: int | None = None  # pixels of a side at which the learner scores images; None: those of the step
     interpolation: str = "bilinear"  # by which they are resized
-    teaches: bool = False  # does an objective read the reference's rows of what is chosen?
     seen: Counter[str] = field(default_factory=Counter)  # examples of all super-batches, by "kind/name"
     chosen: Counter[str] = field(default_factory=Counter)  # of them, those trained on
 
@@ -68,7 +67,7 @@ class Curator:
         first = world()[0] * len(whole["has_text"])  # of this rank's examples, among all
         owners = chosen // len(whole["has_text"])
         mine = chosen[owners == world()[0]] - first
-        ours = (ORIGIN,) if self.teaches else (ORIGIN, TEACHER)  # that training has no use for
+        ours = (ORIGIN, SCORER)  # that training has no use for
         kept = {name: dealt(v[mine], owners.tolist()) for name, v in whole.items() if not name.startswith(ours)}
         size = len(kept["has_text"]) // len(parts)
         return [{name: v[at * size : (at + 1) * size] for name, v in kept.items()} for at in range(len(parts))], row
@@ -103,7 +102,7 @@ class Curator:
         if learner:
             models.append((learner, self._pairs(model, parts, join)))
         if reference:
-            images, texts = (join(torch.cat([part[name] for part in parts])) for name in (TEACHER_IMAGE, TEACHER_TEXT))
+            images, texts = (join(torch.cat([part[SCORER + kind] for part in parts])) for kind in ("image", "text"))
             models.append((reference, Pairs(images, texts, images.new_ones(1), images.new_zeros(1))))
         group = join(torch.cat([part["group"] for part in parts])) if "group" in parts[0] else None
         return Scores(models, join(torch.cat([part["has_text"] for part in parts])), group)

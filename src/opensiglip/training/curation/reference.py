@@ -1,6 +1,6 @@
-"""The reference: a frozen SigLIP, and its opinion of a batch as two rows of numbers an example."""
+"""A reference: a frozen SigLIP that scores or teaches, and its opinion of a batch as two rows of numbers an example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.data.fields.curation import REFERENCE, TEACHER_IMAGE, TEACHER_TEXT, ReferenceImages, ReferenceTexts
+from opensiglip.data.fields.curation import ReferenceImages, ReferenceTexts, named_rows
 from opensiglip.data.fields.field import Field
 from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.loader import to_device
@@ -31,34 +31,43 @@ class Reference:
     frame: Geometry  # that it sees images in
     fields: list[Field]  # beside the recipe's; none once its rows are read from a cache
     autocast: Callable[[], AbstractContextManager[Any]]
+    writes: Sequence[str]  # how the names of its rows begin: SCORER, TEACHER or both
+    role: str = "reference"  # or teacher: the flag that names it
 
     @classmethod
     def open(
-        cls, name: str, frame: Geometry, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+        cls,
+        name: str,
+        frame: Geometry,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        writes: Sequence[str],
+        role: str = "reference",
     ) -> "Reference":
-        """The reference of --reference, beside a recipe's frame. Raises UserError where it can't be one."""
-        found = open_reference(name)
+        """The model of --reference or --teacher, beside a recipe's frame. Raises UserError where it can't be one."""
+        found = open_reference(name, role)
         assert found.pipeline is not None and isinstance(found.model, Model)
-        fields: list[Field] = [ReferenceTexts(found.pipeline)]
+        fields: list[Field] = [ReferenceTexts(found.pipeline, role)]
         if not same_view(frame, found.frame):
-            fields.append(ReferenceImages(found.frame))
+            fields.append(ReferenceImages(found.frame, role))
         model = found.model.to(device).requires_grad_(False)
-        return cls(model, found.pipeline, found.frame, fields, autocast)
+        return cls(model, found.pipeline, found.frame, fields, autocast, writes, role)
 
     def embed(self, part: Batch, device: torch.device) -> Batch:
         """A part of a batch on the device with the reference's rows in the place of what it reads of a visit.
 
-        `teacher_image` and `teacher_text` [B, E + 1], float32: (t x_i, b) and (y_j, 1), whose products are its logits
-        t x_i.y_j + b; x and y of length 1.
+        Of each name in `writes`, ..._image and ..._text [B, E + 1], float32: (t x_i, b) and (y_j, 1), whose products
+        are its logits t x_i.y_j + b; x and y of length 1.
         """
         part = {name: values.to(device, non_blocking=True) for name, values in part.items()}
-        if TEACHER_IMAGE in part:
+        if all(f"{begin}image" in part for begin in self.writes):  # off a cache
             return part
-        seen = _as_reference(part)
+        own = f"for_{self.role}_"
+        seen = _as_read(part, own)
         images = self.of_images({name: v for name, v in seen.items() if name.startswith("image")})
         texts = self.of_texts(seen["text"])
-        kept = {name: values for name, values in part.items() if not name.startswith(REFERENCE)}
-        return kept | {TEACHER_IMAGE: images, TEACHER_TEXT: texts}
+        kept = {name: values for name, values in part.items() if not name.startswith(own)}
+        return kept | named_rows(images, texts, self.writes)
 
     def of_images(self, images: Batch) -> Tensor:
         """(t x, b) [n, E + 1] of fields "image..." of n images on the device, pixels as uint8."""
@@ -99,17 +108,17 @@ def _in_blocks(rows: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     return torch.cat(found)
 
 
-def open_reference(name: str) -> Pretrained:
-    """The model that scores beside the learner. Raises UserError where it does not compare by a sigmoid."""
+def open_reference(name: str, role: str = "reference") -> Pretrained:
+    """The model that scores or teaches beside the learner. Raises UserError where it does not compare by a sigmoid."""
     reference = Pretrained.open(name)
     if not isinstance(reference.model, Model) or reference.model.text is None:
-        raise UserError(f"--reference {name} is {reference.format}; give a SigLIP, with image and text tower.")
+        raise UserError(f"--{role} {name} is {reference.format}; give a SigLIP, with image and text tower.")
     if not reference.model.architecture.logit_bias:
         raise UserError(
-            f"--reference {name} was trained with a softmax, whose loss is not defined for one pair; give a SigLIP."
+            f"--{role} {name} was trained with a softmax, whose loss is not defined for one pair; give a SigLIP."
         )
     if reference.pipeline is None:
-        raise UserError(f"--reference {name} comes without its tokenizer; fetch or export it again, whole.")
+        raise UserError(f"--{role} {name} comes without its tokenizer; fetch or export it again, whole.")
     return reference
 
 
@@ -120,8 +129,11 @@ def same_view(frame: Geometry, other: Geometry) -> bool:
     return replace(frame, crop_area=other.crop_area, flip=other.flip) == other
 
 
-def _as_reference(part: Batch) -> Batch:
-    """A part's fields under the names by which the reference's towers ask for them."""
-    own = {name.removeprefix(REFERENCE): values for name, values in part.items() if name.startswith(REFERENCE)}
+def _as_read(part: Batch, own: str) -> Batch:
+    """A part's fields whose names begin with `own`, under the names by which towers ask for them.
+
+    Images are the learner's where there are none of its own.
+    """
+    found = {name.removeprefix(own): values for name, values in part.items() if name.startswith(own)}
     shared = {name: v for name, v in part.items() if name.startswith("image") and name != "image_kept"}
-    return own if "image" in own else shared | own
+    return found if "image" in found else shared | found

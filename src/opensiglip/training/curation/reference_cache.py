@@ -53,13 +53,13 @@ def with_rows(
     elif not written and not room_for(root, size):
         why = f"the disk of {root} has too little left for {size:.1f} GB"
     if why is not None:
-        accelerator.print(f"reference   encodes every batch: {why}", flush=True)
+        accelerator.print(f"{reference.role:<11} encodes every batch: {why}", flush=True)
         return reference, list(sources)
     places = encoded_once(writers, root, accelerator)
-    accelerator.print(f"reference   reads cached embeddings of {count} examples from {root}", flush=True)
-    side = reference.frame.pixels
-    read = [ReferencedSource(source, [place], side) for source, place in zip(sources, places, strict=True)]
-    return replace(reference, fields=[CachedRows()]), list(read)
+    accelerator.print(f"{reference.role:<11} reads cached embeddings of {count} examples from {root}", flush=True)
+    side, role = reference.frame.pixels, reference.role
+    read = [ReferencedSource(source, [place], side, role) for source, place in zip(sources, places, strict=True)]
+    return replace(reference, fields=[CachedRows(role, reference.writes)]), list(read)
 
 
 class RowsWriter(CacheWriter):

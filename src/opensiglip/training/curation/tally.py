@@ -27,7 +27,7 @@ class Tally:
     """Of every `stride`-th row, so that at most `MOST` are counted: visits with a text, selections, sum of scores."""
 
     def __init__(self, rows: int) -> None:
-        self.stride = max(1, -(-rows // MOST))
+        self.rows, self.stride = rows, max(1, -(-rows // MOST))
         count = -(-rows // self.stride)
         self.seen = torch.zeros(count, dtype=torch.int64)
         self.selected = torch.zeros(count, dtype=torch.int64)
@@ -66,14 +66,13 @@ class Tally:
 
     def save(self, path: Path) -> None:
         """Write the counts."""
-        save_file(self.tensors(), path)
+        save_file(self.tensors() | {"rows": torch.tensor([self.rows])}, path)
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote; from zero where there is nothing, or counts of other data."""
         found = load_file(path) if path.is_file() else {}
-        own = self.tensors()
-        if {name: tensor.shape for name, tensor in found.items()} == {name: one.shape for name, one in own.items()}:
-            for name, tensor in own.items():
+        if found and int(found["rows"]) == self.rows:
+            for name, tensor in self.tensors().items():
                 tensor.copy_(found[name])
 
     def tensors(self) -> dict[str, Tensor]:

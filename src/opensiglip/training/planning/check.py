@@ -1,6 +1,7 @@
 """`train`'s line on memory, before anything large is built: what the run needs and what the machine has."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from opensiglip.data.loader import DataPlan
 from opensiglip.errors import UserError
 from opensiglip.objectives.distil import Distil
+from opensiglip.training.curation.build import fields_beside
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
 from opensiglip.training.planning.machines import free_memory
@@ -27,7 +29,7 @@ def memory_line(
     device: torch.device,
     mixed: str,
     curating: Curator | None = None,
-    reference: Reference | None = None,
+    references: Sequence[Reference] = (),
 ) -> str:
     """The estimate of the last stage, which holds most, beside what is free. Raises UserError where it is too large.
 
@@ -44,7 +46,7 @@ def memory_line(
         learner = meta_learner(own, data.pipeline, config.freeze or frozen_by_default(own), config.lora)
         last = stage_starts(terms, data.starts)[-1]
         kinds = batch_shapes(data, last)
-        beside = bytes_of(curating, reference, read, last)
+        beside = bytes_of(curating, references, read, last)
         need = fullest(learner, kinds, setting).total + beside
     except Exception as error:  # a user's objective may do what fake tensors can't: an estimate must not end a run
         return f"not estimated: {error}"
@@ -61,10 +63,10 @@ def memory_line(
     )
 
 
-def bytes_of(curating: Curator | None, reference: Reference | None, data: DataPlan, progress: float) -> int:
-    """What choosing adds to a step of one rank: the reference's weights, and the super-batch with what it reads."""
-    weights = 0 if reference is None else held(tensors(reference.model))
-    beside = [*([] if curating is None else curating.fields), *([] if reference is None else reference.fields)]
+def bytes_of(curating: Curator | None, references: Sequence[Reference], data: DataPlan, progress: float) -> int:
+    """What choosing adds to a step of one rank: the references' weights, and the super-batch with what they read."""
+    weights = sum(held(tensors(one.model)) for one in references)
+    beside = fields_beside(curating, references)
     if not beside:
         return weights
     own = [field for field in beside if not any(field is known for known in data.fields)]
