@@ -103,7 +103,7 @@ def test_checkpoints_that_are_to_stay_stay(before: Path) -> None:
 def test_naflex_begins_as_the_model_it_continues(before: Path, recipes: Callable[[str], str]) -> None:
     """On a square image of the old resolution both say the same: nothing was lost on the way."""
     _, learner, optimizer = built(recipes("naflex"))
-    assert take_over(origin(str(before), 0.9), learner, optimizer) == []
+    assert take_over(origin(str(before), 0.9), learner, optimizer) == ([], set())
     _, old, _ = built(recipes("small"))
     old.load_state_dict(weights(before))
     image = torch.rand(3, 3, 32, 32) * 2 - 1
@@ -122,7 +122,7 @@ def test_the_optimizers_state_goes_on_but_for_what_was_resized(before: Path, rec
         ("patched", {"patch": 7}, ("patch",)),
     ):
         _, learner, optimizer = built(recipes(name), **keywords)
-        resized = take_over(origin(f"{before}/checkpoints/step-{NINETY:08d}", 0.5), learner, optimizer)
+        resized, _ = take_over(origin(f"{before}/checkpoints/step-{NINETY:08d}", 0.5), learner, optimizer)
         assert all(any(f"{word}_embedding" in one for word in fresh) for one in resized)
         assert len(resized) == (2 if fresh else 0), "the tower's and the teacher's"
         for key, parameter in learner.named_parameters():

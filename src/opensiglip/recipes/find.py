@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from opensiglip.bounds import check_bounds
@@ -36,8 +37,10 @@ def check_keywords(function: RecipeFunction, keywords: Mapping[str, Any]) -> Non
 
 
 def build_recipe(function: RecipeFunction, keywords: Mapping[str, Any]) -> Recipe:
-    """The recipe that the function returns for these keywords. Raises UserError."""
+    """The recipe that the function returns for these keywords, without what never begins. Raises UserError."""
     found = schedules(keywords)
     check_keywords(function, {**keywords, **{name: one.sizes for name, one in found.items()}})
     recipe = function(**{**keywords, **{name: one.last for name, one in found.items()}})
-    return grown(recipe, found.get("resolution"), found.get("length"))
+    fields = [field for field in recipe.fields if field.start < 1]
+    terms = [term for term in recipe.objectives if term.start < 1]
+    return grown(replace(recipe, fields=fields, objectives=terms), found.get("resolution"), found.get("length"))

@@ -85,6 +85,15 @@ def siglip2(
     r, shape, start = DISTILLATION[size.partition("/")[0]], head(size, prototypes), distill_start
     teacher = objectives.Momentum(momentum, heads_alone=heads_alone)
     frame = data.Frame(side, crop_area)
+    patches = r / 4 if masked_weight is None else masked_weight
+    taught = (  # the heads are as large as a tower, so they are not built for a stage that never begins
+        [
+            objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
+            objectives.MaskedPatches(width, shape, weight=patches, start=start, momentum=teacher),
+        ]
+        if start < 1
+        else []
+    )
     return Recipe(
         networks,
         frame,
@@ -99,14 +108,7 @@ def siglip2(
         objectives=[
             objectives.Sigmoid(logit_bias=logit_bias, multi_positive=multi_positive),
             objectives.Caption(),
-            objectives.LocalToGlobal(width, shape, weight=r, start=start, momentum=teacher),
-            objectives.MaskedPatches(
-                width,
-                shape,
-                weight=r / 4 if masked_weight is None else masked_weight,
-                start=start,
-                momentum=teacher,
-            ),
+            *taught,
             *([objectives.RegionPairs(weight=region_pairs)] if region_pairs else []),
             *([objectives.TokenClassification(weight=token_weight)] if token_weight else []),
         ],

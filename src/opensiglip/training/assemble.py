@@ -129,9 +129,12 @@ def assemble(
     if saved is not None:
         loop.restore(saved)
     elif schedule.origin is not None:
-        resized = take_over(schedule.origin, learner, loop.optimizer)
+        taken = take_over(schedule.origin, learner, loop.optimizer)
         go_on_training(loop.optimizer)
-        lines.append(f"continues   {schedule.origin.checkpoint}; resized: {', '.join(resized) or 'nothing'}")
+        fresh = f"; fresh: {', '.join(sorted(taken.new))}" if taken.new else ""
+        lines.append(
+            f"continues   {schedule.origin.checkpoint}; resized: {', '.join(taken.resized) or 'nothing'}{fresh}"
+        )
     lines += [startup_lines(loop, recipe, opened.why), f"memory      {need}"]
     held_out = data.held_out
     if held_out is not None and (few := few_held_out(min(held_out.count, len(held_out.source)))):

@@ -20,6 +20,7 @@ from opensiglip.json_file import write_json
 from opensiglip.models.limits import refuse_not_finite
 from opensiglip.models.lora import merged
 from opensiglip.models.model import Model
+from opensiglip.training.idle_terms import new_terms, of_terms, without_terms
 from opensiglip.training.learner import Learner
 from opensiglip.training.optimizers.make import fresh
 from opensiglip.training.sharding import cut, gather
@@ -116,8 +117,12 @@ def stages(run: RunFolder, model: Model) -> dict[str, Model]:
     return found
 
 
-def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: int = 0) -> dict[str, Any]:
-    """Restore weights and optimizer in place, once all names, shapes and steps fit; return the state.
+def load(
+    path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: int = 0
+) -> tuple[dict[str, Any], set[str]]:
+    """Restore weights and optimizer in place, once all names, shapes and steps fit.
+
+    Returns the state, and the objectives of which the checkpoint has nothing: they begin fresh.
 
     begin: the step at which the run took over another's optimizer, whose steps it counts on. Raises UserError naming
     what does not fit, and Damaged on files that can't be read.
@@ -127,7 +132,8 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
         weights, moments = load_file(learner_of(path)), load_file(optimizer_of(path))
     except (OSError, SafetensorError) as error:
         raise damaged(path, first_line(error)) from error
-    own = learner.state_dict()
+    new = new_terms(learner, weights)
+    own, weights = without_terms(learner, new), of_terms(learner, weights)
     _check_names(path, weights.keys(), own.keys())
     for name, tensor in own.items():
         _check_shape(path, name, weights[name], tensor)
@@ -149,10 +155,11 @@ def load(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, begin: 
         raise UserError(
             f"checkpoint {path} has an optimizer without state after {state['step']} steps; continue from another."
         )
-    learner.load_state_dict({name: cut(weights[name], like) for name, like in own.items()})
+    learner.load_state_dict({name: cut(weights[name], like) for name, like in own.items()}, strict=False)
+    learner.start_teachers(new)
     for name, found in states.items():
         optimizer.state[parameters[name]] = restored(fresh(optimizer, parameters[name]), found)
-    return state
+    return state, new
 
 
 def restored(state: Tensors, values: Mapping[str, Tensor]) -> Tensors:

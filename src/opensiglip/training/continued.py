@@ -6,6 +6,7 @@ SigLIP 2 resumes at 95 % of training for each higher resolution, with all losses
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from opensiglip.errors import UserError, first_line
 from opensiglip.models.limits import refuse_not_finite
 from opensiglip.models.resize import resize_tensor, stretch_positions
 from opensiglip.training.checkpoint import by_parameter, restored
+from opensiglip.training.idle_terms import new_terms, without_terms
 from opensiglip.training.learner import Learner
 from opensiglip.training.optimizers.make import fresh
 from opensiglip.training.record import run_of
@@ -49,13 +51,21 @@ def origin(name: str, share: float) -> Origin:
     )
 
 
-def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Give the learner the checkpoint's weights and the optimizer its state; return the names of what was resized.
+class Taken(NamedTuple):
+    """What was not taken over as it was: tensors that were resized, and objectives that the other run did not have."""
 
-    What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Positions of images are resized
-    bilinearly, those of longer texts as `stretch_positions` says, patch kernels by FlexiViT's pseudo-inverse. These
-    tensors' optimizer state starts fresh, as that of another optimizer does: the papers do not say, so this is ours.
-    Raises UserError naming a tensor that is missing or fits by no rule.
+    resized: list[str]
+    new: set[str]
+
+
+def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer) -> Taken:
+    """Give the learner the checkpoint's weights and the optimizer its state.
+
+    What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Objectives of which the checkpoint
+    has nothing begin fresh, their teacher as a copy of the tower. Positions of images are resized bilinearly, those of
+    longer texts as `stretch_positions` says, patch kernels by FlexiViT's pseudo-inverse. These tensors' optimizer state
+    starts fresh, as that of another optimizer does: the papers do not say, so this is ours. Raises UserError naming a
+    tensor that is missing or fits by no rule.
     """
     try:
         old = load_file(learner_of(origin.checkpoint))
@@ -63,21 +73,23 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
     except (OSError, SafetensorError) as error:
         raise damaged(origin.checkpoint, first_line(error)) from error
     refuse_not_finite(f"checkpoint {origin.checkpoint}", old | moments, "continue from an earlier one")
-    wanted = learner.state_dict()
+    new = new_terms(learner, old)
+    wanted = without_terms(learner, new)
     missing = next((name for name in wanted if name not in old), None)
     if missing is not None:
         raise UserError(
-            f"--continue-from {origin.run} has no {missing}: the recipe must have the networks and objectives of that "
-            "run, or fewer."
+            f"--continue-from {origin.run} has no {missing}: the recipe must have the networks of that run, or fewer."
         )
-    learner.load_state_dict({name: cut(fitted(name, old[name], like), like) for name, like in wanted.items()})
+    weights = {name: cut(fitted(name, old[name], like), like) for name, like in wanted.items()}
+    learner.load_state_dict(weights, strict=False)
+    learner.start_teachers(new)
     states = by_parameter(moments)
     for name, parameter in learner.named_parameters():
         own, state = states.get(name, {}), fresh(optimizer, parameter)
         if own.keys() == state.keys() and all(own[key].numel() == like.numel() for key, like in state.items()):
             values = {key: fitted(name, own[key], like) if like.ndim else own[key] for key, like in state.items()}
             optimizer.state[parameter] = restored(state, values)
-    return [name for name, like in wanted.items() if old[name].numel() != like.numel()]
+    return Taken([name for name, like in wanted.items() if old[name].numel() != like.numel()], new)
 
 
 def fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:

@@ -105,7 +105,9 @@ class Loop:
 
     def restore(self, saved: Path) -> None:
         """Continue from a checkpoint."""
-        state = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
+        state, new = checkpoint.load(saved, self.learner, self.optimizer, self.plan.begin)
+        if new:
+            self.accelerator.print(f"fresh       {', '.join(sorted(new))}: {saved} has nothing of them", flush=True)
         go_on_training(self.optimizer)
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         if self.scaler.is_enabled():

@@ -35,17 +35,14 @@ def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:
         networks = towers.with_text(networks, locate(config.text), config.text)
     if networks is recipe.architecture:
         return recipe
-    # What begins at the end of training never does, and neither field nor head of it is made.
-    fields = [field for field in recipe.fields if field.start < 1]
-    terms = [term for term in recipe.objectives if term.start < 1]
-    if networks.text is not None and any(term.teacher for term in terms):
+    if networks.text is not None and any(term.teacher for term in recipe.objectives):
         raise UserError(
             "--vision and --text: a recipe with an EMA teacher takes towers of ours; give --distill-start 1."
         )
     frame = recipe.frame
     if isinstance(frame, Frame):
         frame = replace(frame, interpolation=networks.interpolation)
-    return replace(recipe, architecture=networks, frame=frame, fields=fields, objectives=terms)
+    return replace(recipe, architecture=networks, frame=frame)
 
 
 def frozen_by_default(recipe: Recipe) -> str | None:
