@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import opensiglip
+from opensiglip import data, objectives
 
 SOURCE = Path(opensiglip.__file__).parents[1]
 TODAY = {
@@ -29,15 +32,6 @@ TODAY = {
 }
 
 
-def python(script: str, *flags: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", script], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_public_names_are_these() -> None:
     assert set(opensiglip.__all__) == TODAY
     assert dir(opensiglip) == sorted(TODAY)
@@ -45,30 +39,36 @@ def test_the_public_names_are_these() -> None:
         opensiglip.tarin  # noqa: B018
 
 
-def test_import_reads_no_torch_and_star_import_gives_every_name() -> None:
-    assert python("import sys, opensiglip; print('torch' in sys.modules)") == "False\n"
-    assert python("from opensiglip import *; print(train.__name__, Sigmoid.__name__)") == "train Sigmoid\n"
+def test_import_reads_no_torch() -> None:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    script = "import sys, opensiglip; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
-def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
-    """In either order of imports, each in a fork of a process that has imported the packages that take seconds."""
-    modules = sorted(
-        ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-        for path in (SOURCE / "opensiglip").rglob("*.py")
-        if path.stem != "__main__"
-    )
-    said = python(
-        "import os, types, accelerate, datasets, transformers.modeling_utils, transformers.models.siglip, opensiglip\n"
-        "from importlib import import_module\n"
-        f"for order in ({modules}, {modules[::-1]}):\n"
-        "    if not (fork := os.fork()):\n"
-        "        for module in order: import_module(module)\n"
-        "        print([n for n in opensiglip.__all__ if isinstance(getattr(opensiglip, n), types.ModuleType)])\n"
-        "        print(callable(opensiglip.train), callable(opensiglip.train), flush=True)\n"
-        "        os._exit(0)\n"
-        "    assert os.waitpid(fork, 0)[1] == 0"
-    )
-    assert said == "[]\nTrue True\n" * 2
+def test_star_import_gives_every_name() -> None:
+    names: dict[str, object] = {}
+    exec("from opensiglip import *", names)
+    assert names.keys() - {"__builtins__"} == TODAY
+    assert names["train"] is opensiglip.train and names["Sigmoid"] is opensiglip.Sigmoid
+
+
+@pytest.mark.parametrize("package", [opensiglip, data, objectives])
+def test_no_lazy_name_is_that_of_a_module(package: ModuleType) -> None:
+    """Whoever imports a module sets it as an attribute of its package, before which a lazy name is not looked up.
+
+    So a name is hidden by some order of imports exactly if a module of that name exists.
+    """
+    for name in package.HOMES:
+        assert find_spec(f"{package.__name__}.{name}") is None, f"{name} is hidden once that module is imported"
+
+
+def test_no_public_name_is_hidden_once_every_module_is_imported() -> None:
+    before = {name: getattr(opensiglip, name) for name in TODAY}
+    modules = {".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.glob("opensiglip/**/*.py")}
+    for module in sorted(modules - {"opensiglip.__main__"}):
+        import_module(module.removesuffix(".__init__"))
+    assert all(getattr(opensiglip, name) is value for name, value in before.items())
 
 
 def test_names_do_not_depend_on_what_was_used_before() -> None:
