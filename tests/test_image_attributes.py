@@ -103,7 +103,7 @@ def test_what_can_not_be_classified_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="no list of two values of 'age' with English words; there are lists of colour"):
         read_by_model(source, ["age"], some, ByColour(), 0.9)  # type: ignore[arg-type]
     with pytest.raises(
-        UserError, match="no row of rectangles shows 'colour': there is no such column, and no image is"
+        UserError, match="no row of rectangles shows 'colour': the column `groups` has no such entry, and no image is"
     ):
         read_by_model(source, ["colour"], some, ByColour(logit_scale=-9.0), 0.9)  # type: ignore[arg-type]
 

@@ -34,7 +34,7 @@ def read_by_model(
     if not model.has_text or model.logit_scale is None:
         raise UserError(f"--attributes-by {model.name} has no text tower; give a SigLIP or CLIP model.")
     classes = {name: _classes(lexicon, name, model) for name in attributes}
-    why = "there is no such column, and no image is as sure as --confidence asks; give less"
+    why = "the column `groups` has no such entry, and no image is as sure as --confidence asks; give less"
     with progress(total=len(source), desc="classify", unit="row") as bar:
         return numbered(source, attributes, _read(source, classes, model, confidence), why, bar)
 

@@ -1,7 +1,8 @@
 """Which values of some attributes each row of a source shows, read in one pass, in processes.
 
-A row's values come from its column of the attribute's name, or from the attribute's entry in the column `groups`; where
-it has neither, from what its captions name (`Lexicon`). Memory is 4 bytes a row and the distinct sets of values.
+A row's values come from the attribute's entry in the column `groups`, or from the column of the attribute's name, which
+sources keep only of the names in `metadata.EXTRAS`, such as `label`; where a row has neither, from what its captions
+name (`Lexicon`). Memory is 4 bytes a row and the distinct sets of values.
 """
 
 from collections import Counter
@@ -83,7 +84,7 @@ def column(example: Example, attribute: str) -> list[str] | None:
 def read_attributes(source: Source, attributes: Sequence[str], lexicon: Lexicon, workers: int) -> Shown:
     """Read every row once. Raises UserError where no row shows an attribute at all."""
     why = (
-        "there is no such column, no such entry in `groups`, and no caption has a word of its list (there are lists of "
+        "the column `groups` has no such entry, and no caption has a word of its list (there are lists of "
         f"{', '.join(lexicon.attributes)}); give --lexicon"
     )
     stretches = each(Stretch(source, attributes, lexicon), -(-len(source) // STRETCH), workers)
