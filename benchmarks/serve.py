@@ -23,7 +23,8 @@ from benchmarks.report import report
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
-from opensiglip.inference.encoder import IMAGES, best_device
+from opensiglip.inference.device import best_device
+from opensiglip.inference.encoder import IMAGES
 from opensiglip.inference.predictor import Predictor
 from opensiglip.models.model import Model
 from opensiglip.recipes import siglip

@@ -23,7 +23,8 @@ from opensiglip.data.sources import tar_index as index_module
 from opensiglip.data.sources.metadata import parse_record
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.row import row_of
-from opensiglip.data.sources.tar_index import BrokenTar, members_of, scan, tar_index
+from opensiglip.data.sources.tar_headers import BrokenTar, members_of
+from opensiglip.data.sources.tar_index import scan, tar_index
 from opensiglip.errors import UserError
 
 Members = Iterable[tuple[str, bytes]]

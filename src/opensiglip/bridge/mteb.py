@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.errors import UserError
-from opensiglip.inference.encoder import best_device
+from opensiglip.inference.device import best_device
 from opensiglip.inference.predictor import Predictor
 
 

@@ -1,14 +1,11 @@
 """Batches: the global batch of a step is a pure function of (seed, step); rank r of W takes its slice of it."""
 
 import os
-import re
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,17 +19,13 @@ from opensiglip.data.seen import image_hash, positions_to_hash, words
 from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.data.stats.duplicates import Words
 from opensiglip.data.text import TextPipeline
+from opensiglip.data.workers import begin_worker, lost_workers
 from opensiglip.errors import UserError
 from opensiglip.types import Batch
 
 VISIT = 1  # what a generator is for; first word of its seed (0: the order)
 BROKEN_LIMIT = 0.1  # of the examples read may be broken
 BROKEN_PATIENCE = 50  # reads before that share is judged
-
-# What torch says of a worker that is gone: its process, and the signal if it knows it.
-LOST_WORKER = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+)|exited unexpectedly)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,30 +240,20 @@ class BrokenLimit:
 def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
     """The batches of steps first..last-1, made in `workers` processes (0: in this one), in order."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    killed, batches = kills_for_memory(), Told(Steps(plan))
     steps: DataLoader[StepBatch | str] = DataLoader(
-        batches,
+        Told(Steps(plan)),
         batch_size=None,
         sampler=range(first, last),
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_begin_worker if workers else None,
+        worker_init_fn=begin_worker if workers else None,
     )
-    try:
+    with lost_workers():
         for item in steps:
             if isinstance(item, str):
                 raise UserError(item)
             yield item
-    except RuntimeError as error:
-        if (found := LOST_WORKER.search(str(error))) is None:
-            raise
-        memory = kills_for_memory() > killed
-        why = "memory ran out" if memory else "it does so where memory runs out; somebody else may have, too"
-        raise UserError(
-            f"data worker (process {found[1]}) was killed by the system ({found[2] or 'SIGKILL'}): {why}; give fewer "
-            "--workers, a smaller --batch-size, or more memory."
-        ) from error
 
 
 class Told(Dataset[StepBatch | str]):
@@ -289,15 +272,6 @@ class Told(Dataset[StepBatch | str]):
             return f"{str(error).removesuffix('.')} (data worker {worker.id})."
 
 
-def kills_for_memory() -> int:
-    """Processes of this machine that the system has ended for want of memory; 0 where it does not say."""
-    try:
-        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    except OSError:
-        return 0
-    return int(counts.get("oom_kill", 0))
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; pixels, the only uint8 fields, become float32 in [-1, 1] there."""
     moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
@@ -305,11 +279,3 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: field.float().div_(127.5).sub_(1) if field.dtype == torch.uint8 else field
         for name, field in moved.items()
     }
-
-
-def _begin_worker(worker: int) -> None:
-    """One thread; what a scheduler or Ctrl-C asks of all processes is the main one's to answer, which ends these."""
-    torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from opensiglip.data import tokenizers as make
-from opensiglip.data.tokenizers import CLEANING, FAMILIES
+from opensiglip.data.text_cleaning import CLEANING, cleaned
+from opensiglip.data.tokenizer_files import has_files
+from opensiglip.data.tokenizers import FAMILIES
 from opensiglip.errors import UserError, first_line
 
 
@@ -61,13 +63,13 @@ class TextPipeline:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The ids of a text for the decoder: no eos, no padding, no truncation."""
-        return self._ids(make.cleaned(text, "spaces", lower=self.policy.lower))
+        return self._ids(cleaned(text, "spaces", lower=self.policy.lower))
 
     def fixed(self, text: str) -> np.ndarray:
         """ids [length] int64 for the text tower: cleaned, truncated, eos always kept ("sticky"), padded."""
         policy = self.policy
         start = [] if policy.start_id is None else [policy.start_id]
-        ids = self._ids(make.cleaned(text, policy.clean, lower=policy.lower))
+        ids = self._ids(cleaned(text, policy.clean, lower=policy.lower))
         last = [] if policy.last_id is None else [policy.last_id]
         row = [*start, *ids[: policy.length - 1 - len(start) - len(last)], policy.eos_id]
         row += [policy.pad_id] * (policy.length - len(row) - len(last))
@@ -85,7 +87,7 @@ class TextPipeline:
 
         Two texts with the same result have the same ids, so metrics compare normalised texts.
         """
-        return make.normalized(self.tokenizer, make.cleaned(text, "spaces", lower=self.policy.lower))
+        return make.normalized(self.tokenizer, cleaned(text, "spaces", lower=self.policy.lower))
 
     def with_tokens(self, tokens: Sequence[str]) -> "TextPipeline":
         """A pipeline that has each of `tokens` as one entry of its vocabulary, added where it is new."""
@@ -196,7 +198,7 @@ class TextPipeline:
         checkpoint's config says it, where it does. Warns where the policy is unclear. Raises UserError on a tokenizer
         that can't be read, has no end token, or has more entries than the `vocabulary` rows of the checkpoint's table.
         """
-        if not make.has_files(place):
+        if not has_files(place):
             return None
         tokenizer, own = make.without_cleaning(make.read(str(place), f"the tokenizer of {name}"))
         eos_id = make.end(tokenizer, f"the tokenizer of {name}")

@@ -1,9 +1,8 @@
 """Tokenizers read, made and written, for `TextPipeline` alone: nothing else calls a tokenizer."""
 
 import json
-import string
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -23,34 +22,14 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opensiglip.data.sentencepiece import read_sentencepiece
+from opensiglip.data.text_cleaning import CLEANERS, CLEANING, LOWER, ONE_SPACE
+from opensiglip.data.tokenizer_files import EOS, check_ids, fetched, special_tokens
 from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import load_json
 
-PAD, EOS = "<pad>", "</s>"
-FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
+PAD = "<pad>"
 FAMILIES = {(1, 1): "SigLIP", (0, 1): "SigLIP 2"}  # (pad, eos)
-LARGEST_ID, LARGEST_FILE = 2**24, 2**28  # of a tokenizer.json; Gemma's has 256,000 entries in 34 MB
 CANONICAL = "SiglipTokenizer"  # the class whose slow form drops punctuation, the decoder's too
-# Of the tokenizers library, not Python's own: `str.lower` ends a Greek word otherwise. Applying them twice is once.
-ONE_SPACE, LOWER = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
-PUNCTUATION = Regex("[" + "".join("\\" + mark for mark in string.punctuation) + "]")
-# What is done to a text beside lower-casing. Canonical is big_vision's canonicalize_text, of
-# evaluators/proj/image_text/prompt_engineering.py.
-CLEANING: dict[str, list[normalizers.Normalizer]] = {
-    "nothing": [],
-    "spaces": [ONE_SPACE],
-    "canonical": [
-        normalizers.Replace("_", " "),
-        normalizers.Replace(PUNCTUATION, ""),
-        ONE_SPACE,
-        normalizers.Strip(),
-    ],
-}
-CLEANERS = {
-    (kind, lower): normalizers.Sequence([LOWER, *steps] if lower else steps)
-    for kind, steps in CLEANING.items()
-    for lower in (False, True)
-}
 OFTEN = 1_000  # how often a word counts in training that is to be one token whatever the data holds
 PROBES = (
     "a red apple",
@@ -86,11 +65,6 @@ class OpenClipTokenizer:
         return str((self.tokenizer if self.inner is None else self.inner).decode(list(ids)))
 
 
-def has_files(place: str | Path) -> bool:
-    """Has a folder a tokenizer? A hub id is taken to."""
-    return not Path(place).is_dir() or any((Path(place) / file).is_file() for file in FILES)
-
-
 def read(name: str, what: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a tokenizer.json or a hub id; SigLIP 1's without the sentencepiece library.
 
@@ -103,7 +77,7 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.suffix == ".json":
             raise FileNotFoundError("there is no such file")
-        folder = path if path.is_dir() else _fetched(name)
+        folder = path if path.is_dir() else fetched(name)
         config = folder / "tokenizer_config.json"
         named = load_json(config) if config.is_file() else {}
         kind, pieces, whole = named.get("tokenizer_class"), folder / "spiece.model", folder / "tokenizer.json"
@@ -111,27 +85,13 @@ def read(name: str, what: str) -> PreTrainedTokenizerBase:
             return of_sentencepiece(pieces)
         check_ids(whole)
         if kind == CANONICAL:
-            return PreTrainedTokenizerFast(tokenizer_file=str(whole), **_special(named))
+            return PreTrainedTokenizerFast(tokenizer_file=str(whole), **special_tokens(named))
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen types for one cause
         reason = first_line(error)
         raise UserError(f"{what} can't be read ({reason}); give a folder or a hub id.") from error
-
-
-def check_ids(path: Path) -> None:
-    """Raises UserError on a tokenizer.json with an id that no table of words has.
-
-    The Rust library makes room for the largest id and aborts the process, which nothing here could catch.
-    """
-    if not path.is_file():
-        return
-    if path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than {LARGEST_FILE:,}; fetch it again.")
-    for number in _numbers(load_json(path)):
-        if number > LARGEST_ID:
-            raise UserError(f"{path} has the number {str(number)[:20]}, beyond any id of a tokenizer; fetch it again.")
 
 
 def of_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
@@ -148,11 +108,6 @@ def of_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=EOS, eos_token=EOS, unk_token=model.pieces[model.unknown_id][0]
     )
-
-
-def cleaned(text: str, kind: str, *, lower: bool) -> str:
-    """The text lower-cased, and cleaned as `CLEANING` says."""
-    return CLEANERS[kind, lower].normalize_str(text)
 
 
 def without_cleaning(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, str | None]:
@@ -342,29 +297,3 @@ def _json(normalizer: normalizers.Sequence) -> list[dict[str, Any]]:
     bare.normalizer = normalizer
     steps: list[dict[str, Any]] = json.loads(bare.to_str())["normalizer"]["normalizers"]
     return steps
-
-
-def _numbers(value: Any) -> Iterator[int]:
-    """The whole numbers of a tokenizer.json, among them all ids."""
-    pending = [value]
-    while pending:
-        one = pending.pop()
-        if isinstance(one, dict):
-            pending.extend(one.values())
-        elif isinstance(one, list):
-            pending.extend(one)
-        elif isinstance(one, int) and not isinstance(one, bool):
-            yield one
-
-
-def _special(named: dict[str, Any]) -> dict[str, str]:
-    """The special tokens of a SigLIP tokenizer_config.json."""
-    found = {name: named.get(name) or EOS for name in ("pad_token", "eos_token")}
-    return {name: token["content"] if isinstance(token, dict) else token for name, token in found.items()}
-
-
-def _fetched(name: str) -> Path:
-    """A hub id's tokenizer files, on this machine."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.txt"]))

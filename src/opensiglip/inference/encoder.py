@@ -1,7 +1,6 @@
 """`Encoder`: the towers of a trained model, which map images and texts to features and embeddings."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from opensiglip.data.fields.frame import Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
+from opensiglip.inference.device import Autocast, autocast_on, memory_errors
 from opensiglip.inference.images import ImageInput, ImageInputs, load_images
 from opensiglip.inference.index_folder import ABOUT, IndexFolder
 from opensiglip.inference.search import Hit, Index, Searchable
@@ -29,8 +29,6 @@ from opensiglip.types import Features, pixels
 IMAGES = 32  # encoded at once
 TEXTS = 256  # encoded at once
 PATCHES = 4096  # pooled at once, each by itself
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Encoder:
@@ -262,29 +260,6 @@ class Encoder:
 
 
 PARTS = ("vision", "text", "decoder", "pali", "logit_scale", "logit_bias", "architecture", "vocabulary")  # of a model
-
-
-def best_device() -> torch.device:
-    """The accelerator, if there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def autocast_on(device: torch.device) -> Autocast:
-    """bfloat16 autocast on GPUs that support it; none elsewhere, so that figures are the same on every CPU."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turns an accelerator's out-of-memory error into a UserError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "the GPU ran out of memory; give fewer images at once, or hide it (CUDA_VISIBLE_DEVICES=) to use the CPU."
-        ) from None
 
 
 def pooled_features(features: Features) -> Tensor:

@@ -20,7 +20,7 @@ from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer, Found
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.capabilities import check_language, require, trained_tasks
-from opensiglip.inference.encoder import best_device, memory_errors
+from opensiglip.inference.device import best_device, memory_errors
 from opensiglip.inference.generate import Decoding, beam_search
 from opensiglip.inference.images import ImageInputs, is_single, load_images
 from opensiglip.inference.text_generator import Prompt, TextGenerator, select_rows

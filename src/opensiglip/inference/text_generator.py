@@ -17,7 +17,8 @@ from opensiglip.data.tasks.task import Part
 from opensiglip.data.text import TextPipeline
 from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.capabilities import caption_words, unchecked_caption_words
-from opensiglip.inference.encoder import Encoder, memory_errors
+from opensiglip.inference.device import memory_errors
+from opensiglip.inference.encoder import Encoder
 from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, generate
 from opensiglip.inference.likelihood import blind_likelihoods, likelihoods
 from opensiglip.models.coca import Multimodal

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from opensiglip.models.decoder import Attention, Vocabulary
+from opensiglip.models.decoder import Vocabulary
+from opensiglip.models.decoder_block import Attention
 from opensiglip.models.kv_cache import KVCache, LayerCache, RowGroups
 from opensiglip.models.resize import text_places
 from opensiglip.models.sizes import CoCaShape, Shape

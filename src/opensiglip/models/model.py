@@ -17,39 +17,26 @@ from torch.utils import checkpoint as activations
 from transformers import (
     AutoConfig,
     AutoModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     PreTrainedModel,
-    Siglip2Config,
     Siglip2Model,
-    Siglip2TextConfig,
-    Siglip2VisionConfig,
-    Siglip2VisionModel,
-    SiglipConfig,
     SiglipModel,
-    SiglipTextConfig,
-    SiglipTextModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    TimmWrapperModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opensiglip.errors import UserError, first_line
 from opensiglip.json_file import load_json
 from opensiglip.models import timm_tower
-from opensiglip.models.attention import NAME
-from opensiglip.models.coca import ClipVision, Multimodal, PooledVision, Unimodal
+from opensiglip.models.coca import Multimodal, Unimodal
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.limits import check_room, check_sizes, refuse_not_finite, stored_in
+from opensiglip.models.own_towers import new_host, pair_host, text_of, vision_of
 from opensiglip.models.pali import Pali
-from opensiglip.models.pretrained_towers import PretrainedText, PretrainedVision
+from opensiglip.models.pretrained_towers import PretrainedText
 from opensiglip.models.quiet_library import no_bars
 from opensiglip.models.short_start import short_start
-from opensiglip.models.sizes import Architecture, PairShape, Shape
-from opensiglip.models.timm_tower import TimmVision
-from opensiglip.models.tower_host import PARTS, TowerHost, load_tower
-from opensiglip.models.towers import Text, Vision, initialise
+from opensiglip.models.sizes import Architecture
+from opensiglip.models.tower_host import PARTS, TowerHost
+from opensiglip.models.towers import Text, initialise
 
 HOSTS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "clip_vision_model", "timm_wrapper")
 SIDECAR = "opensiglip.json"  # facts that a transformers config lacks: architecture, text pipeline, box format
@@ -68,7 +55,7 @@ class Model(nn.Module):
         """
         super().__init__()
         self.host, self.architecture, self.vocabulary = [host], architecture, vocabulary  # listed: not a submodule
-        self.vision: Any = _vision(host, architecture)
+        self.vision: Any = vision_of(host, architecture)
         self.text: Text | PretrainedText | Unimodal | None = None
         self.decoder: Decoder | Multimodal | None = None
         self.pali: Pali | None = None
@@ -81,7 +68,7 @@ class Model(nn.Module):
                 self.text = PretrainedText(host.text, pair, architecture.pad_id)
             else:
                 width = self.vision.width if pair is None or pair.vision is None else pair.embed
-                self.text = _own_text(architecture, vocabulary, width)
+                self.text = text_of(architecture, vocabulary, width)
             self.logit_scale, self.logit_bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         if self.text is not None:
             self.logit_bias.requires_grad_(architecture.logit_bias)
@@ -110,9 +97,9 @@ class Model(nn.Module):
             if model.text is not None:
                 initialise(model.text)
         elif architecture.foreign is not None:
-            model = cls(_tower_host(architecture, architecture.foreign), architecture, vocabulary)
+            model = cls(pair_host(architecture, architecture.foreign), architecture, vocabulary)
         else:
-            host = _host(architecture, vocabulary)
+            host = new_host(architecture, vocabulary)
             initialise(host)
             model = cls(host, architecture, vocabulary)
             if architecture.short_start:
@@ -171,7 +158,7 @@ class Model(nn.Module):
         if architecture.foreign is not None:
             vision, text = (getattr(architecture.foreign, part) and str(folder / part) for part in PARTS)
             here = replace(architecture.foreign, vision=vision, text=text)
-            towers = _tower_host(architecture, here, folder)
+            towers = pair_host(architecture, here, folder)
             return cls._with_rest(towers, replace(architecture, pair=here), vocabulary, folder)
         check_host(folder)
         try:
@@ -256,93 +243,3 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a JSON object; export the run again.")
     check_sizes(facts, path)
     return facts
-
-
-def _vision(
-    host: PreTrainedModel | TowerHost, architecture: Architecture
-) -> Vision | TimmVision | PooledVision | PretrainedVision:
-    if isinstance(host, TowerHost):
-        pair = architecture.foreign
-        assert pair is not None
-        if pair.vision is None:
-            host.vision.set_attn_implementation(NAME)
-            return Vision(host.vision)  # type: ignore[arg-type] # ours
-        head = None if architecture.text is None else pair
-        return PretrainedVision(host.vision, mean=pair.mean, std=pair.std, pair=head)
-    if isinstance(host, TimmWrapperModel):
-        return TimmVision(host)
-    host.set_attn_implementation(NAME)
-    coca = architecture.coca
-    if isinstance(host, CLIPVisionModel):
-        assert coca is not None, "CLIP's image tower has no poolers of its own"
-        return PooledVision(ClipVision(host, normed=coca.pooling != "first"), coca)
-    tower = host.vision_model if isinstance(host, SiglipModel | Siglip2Model) else host
-    assert isinstance(tower, SiglipVisionModel | Siglip2VisionModel)
-    return Vision(tower) if coca is None else PooledVision(Vision(tower), coca)
-
-
-def _tower_host(architecture: Architecture, pair: PairShape, folder: Path | None = None) -> TowerHost:
-    """The towers of a pair, each from its own source; OpenSigLIP towers from `folder`, or new."""
-    vision: PreTrainedModel
-    if pair.vision is not None:
-        vision = load_tower(pair.vision, "--vision")
-    elif folder is not None:
-        vision = load_tower(str(folder / "vision"), "the image tower")
-    else:
-        vision = _host(replace(architecture, text=None, pooling=True), 0)
-        initialise(vision)
-    return TowerHost(vision, None if pair.text is None else load_tower(pair.text, "--text"))
-
-
-def _own_text(architecture: Architecture, vocabulary: int, width: int) -> Text | Unimodal:
-    """A text tower with embeddings as wide as the image's, for a host without one."""
-    assert architecture.text is not None
-    if architecture.coca is not None:
-        return Unimodal(architecture.text, architecture.coca, vocabulary, architecture.length, architecture.pad_id)
-    tower = SiglipTextModel(SiglipTextConfig(**_text_facts(architecture, architecture.text, vocabulary, width)))
-    tower.set_attn_implementation(NAME)
-    return Text(tower)
-
-
-def _tower(shape: Shape) -> dict[str, Any]:
-    return {
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "intermediate_size": shape.mlp,
-        "num_attention_heads": shape.heads,
-        "hidden_act": shape.activation,
-    }
-
-
-def _text_facts(architecture: Architecture, shape: Shape, vocabulary: int, width: int) -> dict[str, Any]:
-    return _tower(shape) | {
-        "vocab_size": vocabulary,
-        "max_position_embeddings": architecture.length,
-        "projection_size": width,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-    }
-
-
-def _host(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    side, patch = architecture.resolution, architecture.patch
-    vision = _tower(architecture.vision) | {"image_size": side, "patch_size": patch}
-    patches = _tower(architecture.vision) | {"num_patches": (side // patch) ** 2, "patch_size": patch}  # NaFlex
-    if architecture.coca is not None and architecture.coca.clip:
-        return CLIPVisionModel(CLIPVisionConfig(**vision))
-    if architecture.text is None or architecture.coca is not None:
-        # No text to compare with, or poolers of CoCa's: a MAP head would never get a gradient.
-        pooled = architecture.pooling and architecture.coca is None
-        if architecture.naflex:
-            return Siglip2VisionModel(Siglip2VisionConfig(**patches, vision_use_head=pooled))
-        return SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=pooled))
-    text = _text_facts(architecture, architecture.text, vocabulary, architecture.vision.width)
-    if architecture.naflex:
-        naflex = Siglip2VisionConfig(**patches).to_dict()
-        return Siglip2Model(Siglip2Config(vision_config=naflex, text_config=Siglip2TextConfig(**text).to_dict()))
-    return SiglipModel(
-        SiglipConfig(
-            vision_config=SiglipVisionConfig(**vision).to_dict(), text_config=SiglipTextConfig(**text).to_dict()
-        )
-    )

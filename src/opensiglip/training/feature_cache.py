@@ -22,7 +22,7 @@ from opensiglip.data.fields.states import ImageStates, TextStates
 from opensiglip.data.sources.cached import CachedSource
 from opensiglip.data.sources.referenced import ReferencedSource
 from opensiglip.data.text import TextPipeline
-from opensiglip.inference.encoder import Autocast
+from opensiglip.inference.device import Autocast
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
 from opensiglip.models.sizes import PairShape

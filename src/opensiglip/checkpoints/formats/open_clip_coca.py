@@ -12,7 +12,7 @@ from opensiglip.checkpoints.contents import Contents, frame_of
 from opensiglip.checkpoints.fit import assemble
 from opensiglip.checkpoints.source import rename
 from opensiglip.data.text import TextPipeline
-from opensiglip.data.tokenizers import has_files as has_tokenizer
+from opensiglip.data.tokenizer_files import has_files as has_tokenizer
 from opensiglip.errors import UserError, first_line
 from opensiglip.models.sizes import Architecture, CoCaShape, Shape
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from opensiglip.data.example import BrokenExample
 from opensiglip.data.sources.disk_cache import cache_folder
 from opensiglip.data.sources.remote import RemoteFile, facts_of
+from opensiglip.data.sources.tar_headers import BLOCK, BrokenTar, Member, members_of
 
 Ints = NDArray[np.int64]
 Found = TypeVar("Found")
 
-BLOCK = 512
-MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records that are read
 VERSION = "1"  # of the index file
 DAMAGE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)  # what reading an index may raise
 NAMED_TWICE = "tar member named twice"
@@ -35,18 +34,6 @@ SCHEMA = pa.schema(
         ("members", pa.large_list(pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]))),
     ]
 )
-
-
-class Member(NamedTuple):
-    """A regular file in a tar: its name, the byte it begins at and its size in bytes."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class BrokenTar(Exception):
-    """The tar can't be read further; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -274,58 +261,3 @@ def scan_open(file: BinaryIO, length: int) -> TarIndex:
     rows = [[{"ext": e, "offset": m.offset, "size": m.size} for e, m in parts.items()] for parts in samples.values()]
     keys = pa.array(list(samples), SCHEMA.field(0).type)
     return TarIndex(pa.table([keys, pa.array(rows, SCHEMA.field(1).type)], SCHEMA), skipped)
-
-
-def members_of(file: BinaryIO, length: int) -> Iterator[Member]:
-    """The regular files of a tar of `length` bytes: ustar, GNU (long names) or PAX (path, size). Raises BrokenTar."""
-    at, long_name, pax_size = 0, b"", None
-    while at + BLOCK <= length:
-        file.seek(at)
-        header = file.read(BLOCK)
-        if not any(header):
-            return
-        kind, size, data = header[156:157], parse_number(header[124:136]), at + BLOCK
-        if size is None or parse_number(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-            raise BrokenTar("tar has no header where one should stand")
-        if kind in b"LKxg":
-            text = file.read(min(size, MAX_HEADER))
-            if kind == b"L":
-                long_name = text.split(b"\0", 1)[0]
-            elif kind == b"x":
-                records = dict(pax_records(text))
-                long_name = records.get(b"path", long_name)
-                digits = records.get(b"size", b"")
-                pax_size = int(digits) if digits.isdigit() and len(digits) < 20 else pax_size
-        else:
-            size = size if pax_size is None else pax_size
-            if data + size > length:
-                raise BrokenTar("tar is cut off")
-            if kind in b"0\0007":
-                prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-                short = header[:100].split(b"\0", 1)[0]
-                name = long_name or (prefix + b"/" + short if prefix else short)
-                yield Member(name.decode("utf-8", "backslashreplace"), data, size)
-            elif kind in b"123456":
-                size = 0  # a link's size is its target's; devices and folders have no data
-            long_name, pax_size = b"", None
-        at = data + -(-size // BLOCK) * BLOCK
-    raise BrokenTar("tar is cut off")
-
-
-def parse_number(field: bytes) -> int | None:
-    """A header's number: octal digits, or GNU's base 256; None where it is neither."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:])
-    digits = field.split(b"\0", 1)[0].strip() or b"0"
-    return None if digits.strip(b"01234567") else int(digits, 8)
-
-
-def pax_records(text: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """PAX records: "length key=value" and a newline each; up to the first that is malformed."""
-    while text:
-        length, _, rest = text.partition(b" ")
-        if not length.isdigit() or len(length) > 9 or not len(length) + 1 < int(length) <= len(text):
-            return
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
-        yield key, value
-        text = text[int(length) :]

@@ -9,6 +9,7 @@ from opensiglip.data.example import BrokenExample
 from opensiglip.errors import UserError
 
 MAX_DEPTH = 16  # of what stands inside an optional column: deeper is an attack on the stack, not an annotation
+MAX_COUNT = 1_000_000  # of an image's pixels along a side, of a phrase's boxes
 MAX_TEXT = 20_000  # letters of one text; a tokenizer takes seconds for millions, and no model reads on after hundreds
 LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 
@@ -84,3 +85,17 @@ def check_nested(value: Any, depth: int = MAX_DEPTH) -> None:
             raise BrokenExample(f"columns nested over {MAX_DEPTH} deep")
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
             check_nested(item, depth - 1)
+
+
+def parse_list(row: dict[str, Any], column: str) -> list[Any]:
+    value = row.get(column)
+    if value is not None and not isinstance(value, list):
+        raise BrokenExample(f"{column} is not a list")
+    return value or []
+
+
+def parse_texts(row: dict[str, Any], column: str) -> list[str]:
+    texts = parse_list(row, column)
+    if not all(isinstance(text, str) for text in texts):
+        raise BrokenExample(f"{column} is not a list of strings")
+    return [checked_text(text) for text in texts]
