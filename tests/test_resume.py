@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
-from opensiglip.training import loop as loop_module
+from opensiglip.training import gradient
 from opensiglip.training.log import read_lines
 
 STEPS, SAVE_EVERY = 6, 3
@@ -38,14 +38,14 @@ def cut(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut_short(after: int, start: Callable[[], Any]) -> str:
     """Stop a run in the step that follows its first `after`; what it says."""
     with pytest.MonkeyPatch.context() as patch:
-        calls, accumulate = iter([False] * after + [True]), loop_module.accumulate
+        calls, accumulate = iter([False] * after + [True]), gradient.accumulate
 
         def stop(*arguments: Any) -> Any:
             if next(calls):
                 raise KeyboardInterrupt
             return accumulate(*arguments)
 
-        patch.setattr(loop_module, "accumulate", stop)
+        patch.setattr(gradient, "accumulate", stop)
         with pytest.raises(KeyboardInterrupt) as stop:
             start()
     return str(stop.value)

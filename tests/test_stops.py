@@ -22,7 +22,7 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.loader import Steps
 from opensiglip.errors import Stopped, UserError
 from opensiglip.models.model import Model
-from opensiglip.training import checkpoint, lock
+from opensiglip.training import checkpoint, gradient, lock
 from opensiglip.training import loop as loop_module
 from opensiglip.training import stop as stop_module
 from opensiglip.training.best import Best
@@ -47,7 +47,7 @@ def signals_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have this process sent signals while it computes one of its steps."""
 
     def at(step: int, *numbers: int) -> None:
-        taken, accumulate = iter(range(10**6)), loop_module.accumulate
+        taken, accumulate = iter(range(10**6)), gradient.accumulate
 
         def asked(*arguments: Any) -> Any:
             if next(taken) == step:
@@ -55,7 +55,7 @@ def signals_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     signal.raise_signal(number)
             return accumulate(*arguments)
 
-        monkeypatch.setattr(loop_module, "accumulate", asked)
+        monkeypatch.setattr(gradient, "accumulate", asked)
 
     return at
 
@@ -313,12 +313,12 @@ def test_more_than_a_tenth_of_skipped_steps_says_what_to_do() -> None:
 def test_skipped_steps_are_said_at_the_end(
     recipe: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    accumulate, calls = loop_module.accumulate, iter(range(9))
+    accumulate, calls = gradient.accumulate, iter(range(9))
 
     def poison(step: Any, learner: Any, parts: Any, live: Any, *rest: Any) -> Any:
         return accumulate(step, learner, parts, live * (float("nan") if next(calls) == 1 else 1), *rest)
 
-    monkeypatch.setattr(loop_module, "accumulate", poison)
+    monkeypatch.setattr(gradient, "accumulate", poison)
     words = ["train", recipe, "--data", folder, "--out", str(tmp_path / "run"), "--steps", "4", "--batch-size", "8"]
     words += ["--workers", "0", "--held-out", "0", "--vocabulary", "300", "--precision", "fp32", "--no-memory-check"]
     assert main(words) == 0

@@ -30,6 +30,7 @@ from opensiglip.models.model import SIDECAR, Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.optim import adamw, matrices, rate
+from opensiglip.training import gradient
 from opensiglip.training import loop as loop_module
 from opensiglip.training import run as run_module
 from opensiglip.training.config import TrainConfig
@@ -458,12 +459,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
 
     def poison(steps: set[int]) -> None:
         calls = iter(range(10**6))
-        accumulate = loop_module.accumulate
+        accumulate = gradient.accumulate
 
         def bad(step: Any, learner: Learner, parts: Any, live: torch.Tensor, *rest: Any) -> Any:
             return accumulate(step, learner, parts, live * (math.nan if next(calls) in steps else 1), *rest)
 
-        monkeypatch.setattr(loop_module, "accumulate", bad)
+        monkeypatch.setattr(gradient, "accumulate", bad)
 
     return poison
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from once import once
 
-from opensiglip.training import loop as loop_module
+from opensiglip.training import checkpoint, gradient
 from opensiglip.training.run import train
 
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}  # Python's audit events
@@ -51,7 +51,7 @@ class Moments:
     def watch(self) -> "Moments":
         """From here on."""
         sys.addaudithook(self.audit)
-        accumulate, save_file = loop_module.accumulate, loop_module.checkpoint.save_file
+        accumulate, save_file = gradient.accumulate, checkpoint.save_file
 
         def step(*arguments: Any) -> Any:
             self.pass_by("step")
@@ -66,7 +66,7 @@ class Moments:
             self.pass_by(f"half of {path.name}")
             return result
 
-        loop_module.accumulate, loop_module.checkpoint.save_file = step, tensors
+        gradient.accumulate, checkpoint.save_file = step, tensors
         return self
 
 

@@ -86,6 +86,18 @@ class DataPlan:
         sizes = () if self.lengths is None else self.lengths.sizes
         return {size: self.pipeline.with_length(size) for size in sizes}
 
+    def facts(self, step: int, images: int) -> dict[str, float | None]:
+        """Where there are several sources, epochs of each after so many images; what grows in a step, in its size.
+
+        These are pixels of an image's side and tokens of a text.
+        """
+        progress, facts = self.progress(step), dict[str, float | None]()
+        if len(self.sources) > 1:
+            epochs = zip(self.sources, self.epochs(images), strict=True)
+            facts = {f"epochs/{source.name}": value for source, value in epochs}
+        sides = {"resolution": self.frame.at(progress).pixels} if self.frame.starts else {}
+        return facts | sides | ({} if self.lengths is None else {"length": self.lengths.at(progress)})
+
     @property
     def starts(self) -> set[float]:
         """The shares of training at which batches come to hold something else."""

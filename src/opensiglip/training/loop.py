@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -19,35 +18,26 @@ from opensiglip.checkpoints.run_folder import RunFolder, tally_of
 from opensiglip.checkpoints.seen_images import SeenImages
 from opensiglip.data.fields.curation import SCORER
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
-from opensiglip.distributed import average, from_first, sum_counters
+from opensiglip.distributed import from_first, sum_counters
 from opensiglip.errors import Stopped
 from opensiglip.models.model import Model
-from opensiglip.objectives.base import Notes, Signal
+from opensiglip.objectives.base import Signal
 from opensiglip.optim import RULES, keep_rules, rate
 from opensiglip.training import checkpoint
-from opensiglip.training.accumulate import accumulate
 from opensiglip.training.best import Best
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
+from opensiglip.training.gradient import clipped_gradient, seed_dropout
 from opensiglip.training.health import Alarms, check_finite, logged, signals
-from opensiglip.training.learner import Learner, denominators
+from opensiglip.training.learner import Learner
 from opensiglip.training.log import Log, Row, finite
 from opensiglip.training.memory import return_freed_memory
 from opensiglip.training.optimizers.make import averaged, decays, end_training, go_on_training
 from opensiglip.training.precision import TrainStep, autocast, overflows
-from opensiglip.training.sharding import gather, hollow, whole
-from opensiglip.training.stop import Stop
-from opensiglip.types import Batch
+from opensiglip.training.sharding import gather, hollow
+from opensiglip.training.stop import Stop, Wishes
 
-DROPOUT = 3  # first word of a generator's seed: what it is for
 SAVE_SECONDS = 600  # a checkpoint is due after this time, whatever --save-every says
-
-
-class Wishes(NamedTuple):
-    """Requests of any rank that all ranks follow after a step: stop, save a checkpoint."""
-
-    stop: bool
-    save: bool
 
 
 @dataclass
@@ -253,10 +243,13 @@ class Loop:
         lr = self.lr * rate(
             self.plan.schedule_step(self.step), self.steps, self.warmup, self.rules, decays(self.optimizer)
         )
-        # Dropout is a function of (seed, step, rank), so that a resumed run drops the same units.
-        words = [DROPOUT, self.plan.seed, self.step, self.accelerator.process_index]
-        torch.manual_seed(int(np.random.default_rng(words).integers(2**63)))
-        losses, notes, norm, wishes = self._gradient(wrapped, parts)
+        seed_dropout(self.plan.seed, self.step, self.accelerator.process_index)
+        # With sharding each part's gradient is averaged at once; otherwise every rank would store it whole.
+        no_sync = self.accelerator.no_sync if self.skeleton is None else lambda step: nullcontext()
+        losses, notes, norm = clipped_gradient(
+            wrapped, self.learner, parts, self.optimizer, self.scaler, self.clip_norm, device, no_sync, self._wishes
+        )
+        wishes = Wishes(*(notes.pop("wishes") > 0).tolist())
         overflow = overflows(self.scaler, losses, norm)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             for group in self.optimizer.param_groups:
@@ -271,43 +264,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         row: Row = {"loss" if name == "loss" else f"loss/{name}": finite(loss) for name, loss in losses.items()}
         found = signals(self.learner, notes)
-        row |= curated | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale | self._epochs() | self._sizes()
-        return row, found, wishes
-
-    def _epochs(self) -> Row:
-        """Epochs of each source so far, if there are several."""
-        if len(self.plan.sources) == 1:
-            return {}
-        epochs = self.plan.epochs(self.images_seen)
-        return {f"epochs/{source.name}": value for source, value in zip(self.plan.sources, epochs, strict=True)}
-
-    def _sizes(self) -> Row:
-        """Pixels of an image's side and tokens of a text, where they grow."""
-        progress, plan = self.progress(self.step), self.plan
-        sides: Row = {"resolution": plan.frame.at(progress).pixels} if plan.frame.starts else {}
-        return sides | ({} if plan.lengths is None else {"length": plan.lengths.at(progress)})
-
-    def _gradient(self, wrapped: nn.Module, parts: list[Batch]) -> tuple[dict[str, float], Notes, float, Wishes]:
-        """Compute the clipped gradient of the global batch; return losses, notes, norm and requests of all ranks."""
-        live = denominators(self.learner, parts).to(self.accelerator.device, torch.float32)
-        # With sharding each part's gradient is averaged at once; otherwise every rank would store it whole.
-        no_sync = self.accelerator.no_sync if self.skeleton is None else lambda step: nullcontext()
-
-        def backward(loss: Tensor) -> None:
-            self.scaler.scale(loss).backward()  # scaled in fp16, so that small gradients do not underflow
-
-        losses, notes = accumulate(wrapped, self.learner, parts, live, backward, no_sync)
-        self.scaler.unscale_(self.optimizer)
-        trained = [p for p in self.learner.parameters() if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
-        torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
-        # One all-reduce for all values of the step; the gradient is already averaged over ranks, so its norm is equal.
-        means: dict[str, Tensor] = average(
-            {f"loss {name}": loss for name, loss in losses.items()} | notes | self._wishes()
-        )
-        numbers = torch.stack([means.pop(f"loss {name}") for name in losses]).tolist()
-        wishes = Wishes(*(means.pop("wishes") > 0).tolist())
-        return dict(zip(losses, numbers, strict=True)), means, float(norm), wishes
+        row |= curated | logged(found) | {"lr": lr, "grad_norm": finite(norm)} | scale
+        return row | self.plan.facts(self.step, self.images_seen), found, wishes
 
     def _wishes(self) -> dict[str, Tensor]:
         """The requests of this rank after the step; the clock of the first rank decides when a checkpoint is due."""

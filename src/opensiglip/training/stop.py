@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NamedTuple
 
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import Stopped
@@ -14,6 +15,13 @@ from opensiglip.errors import Stopped
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 ONE_REQUEST = 2.0  # seconds in which a launcher passes on to its ranks the signal that they had themselves
 GRACE, LOOK = 45.0, 2.0  # seconds that ranks without a launcher have to save; seconds between looks at it
+
+
+class Wishes(NamedTuple):
+    """Requests of any rank that all ranks follow after a step: stop, save a checkpoint."""
+
+    stop: bool
+    save: bool
 
 
 class Stop:
