@@ -27,6 +27,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.fields.curation import ROWS, SCORER, TEACHER, CachedRows, Origins, ReferenceImages, ReferenceTexts
 from opensiglip.data.fields.field import Field
 from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.naflex import NaFlex
 from opensiglip.data.loader import DataPlan, StepBatch, Steps
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.text import TextPipeline
@@ -38,7 +39,7 @@ from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.assemble import Opened
 from opensiglip.training.config import TrainConfig
-from opensiglip.training.curation.build import check_recipe, check_resolution
+from opensiglip.training.curation.build import check_recipe, check_resolution, distilled
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.extremes import extremes
@@ -189,6 +190,12 @@ class Case:
         model = Model.new(networks, len(pipeline)).eval()
         longer, frame, both = pipeline.with_length(24), self.recipe.frame, (SCORER, TEACHER)
         self.reference = Reference(model, longer, frame, self.beside[1:], nullcontext, both)
+        # ACED: a second model teaches, and reads its own fields.
+        own: list[Field] = [ReferenceTexts(longer, "teacher"), ReferenceImages(Frame(SIDE), "teacher")]
+        model = Model.new(networks, len(pipeline)).eval()
+        self.teacher = Reference(model, longer, frame, own, nullcontext, [TEACHER], "teacher")
+        aced = TrainConfig(data=("scenes",), out=Path("x"), distil="softmax", reference="x")
+        self.aced = distilled(aced, self.recipe)
 
     def curator(self, resolution: int | None = None) -> Curator:
         fields, names = [self.origins], self.origins.names
@@ -199,30 +206,38 @@ class Case:
         scores = replace(self.reference, writes=(SCORER,))
         return [scores.embed(part, torch.device("cpu")) for part in batch.parts]
 
-    def measured(self, ranks: int, rank: int, parts: int, resolution: int | None = None) -> dict[str, Any]:
-        """What is chosen, the log's numbers, and the gradient of it in float64."""
+    def measured(self, ranks: int, rank: int, parts: int, kind: str = "plain") -> dict[str, Any]:
+        """What is chosen, the log's numbers, and the gradient of it in float64.
+
+        With the kind "aced" the learner scores at a lower resolution, and another model than the reference teaches.
+        """
         torch.manual_seed(0)
-        learner = Learner.new(self.recipe, self.pipeline)
-        curator = self.curator(resolution)
-        batch = Steps(self.plans[ranks, rank, parts])[3]
-        chosen, row = curator.choose(learner, self.embedded(batch), 3, torch.device("cpu"))
+        aced, cpu, plan = kind == "aced", torch.device("cpu"), self.plans[ranks, rank, parts]
+        learner = Learner.new(self.aced if aced else self.recipe, self.pipeline)
+        curator = self.curator(LOW if aced else None)
+        batch = Steps(replace(plan, fields=[*plan.fields, *self.teacher.fields]) if aced else plan)[3]
+        chosen, row = curator.choose(learner, self.embedded(batch), 3, cpu)
+        if aced:
+            chosen = [self.teacher.embed(part, cpu) for part in chosen]
         exact = [
             {n: v.double() / 127.5 - 1 if v.dtype == torch.uint8 else v for n, v in part.items()} for part in chosen
         ]
+        exact = [{n: v.double() if v.is_floating_point() else v for n, v in part.items()} for part in exact]
         learner = learner.double()
         step = torch.nn.parallel.DistributedDataParallel(learner) if ranks > 1 else learner
         no_sync: Any = (lambda module: module.no_sync()) if ranks > 1 else (lambda module: nullcontext())
-        accumulate(step, learner, exact, denominators(learner, exact), lambda x: x.backward(), no_sync)
+        losses, _ = accumulate(step, learner, exact, denominators(learner, exact), lambda x: x.backward(), no_sync)
         grads = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
         counts = curator.tally.tensors()
-        return {"chosen": chosen, "row": row, "grads": grads, "state": curator.state(), "counts": counts}
+        found = {"chosen": chosen, "row": row, "grads": grads, "state": curator.state(), "counts": counts}
+        return found | {"terms": sorted(losses)}
 
 
 def work(rank: int, folder: str, case: Case) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    kinds = [(parts, resolution) for parts in (1, 2) for resolution in (None, LOW)]
-    torch.save({(parts, low): case.measured(2, rank, parts, low) for parts, low in kinds}, f"{folder}/rank{rank}")
+    cases = [(parts, kind) for parts in (1, 2) for kind in ("plain", "aced")]
+    torch.save({one: case.measured(2, rank, *one) for one in cases}, f"{folder}/rank{rank}")
     dist.barrier()
     os._exit(0)
 
@@ -235,7 +250,7 @@ def case(small: Small, pipeline: TextPipeline) -> Case:
 
 
 @pytest.fixture(scope="module")
-def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[int, int | None], dict[str, Any]]]:
+def ranks(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[int, str], dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
     start_ranks(work, (str(folder), case), 2)
     return [torch.load(folder / f"rank{rank}") for rank in range(2)]
@@ -246,18 +261,18 @@ def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("low", [None, LOW])
-def test_two_ranks_and_two_parts_choose_and_learn_as_one(
-    case: Case, ranks: list[Any], parts: int, low: int | None
-) -> None:
-    alone = case.measured(1, 0, 1, low)
+@pytest.mark.parametrize("kind", ["plain", "aced"])
+def test_two_ranks_and_two_parts_choose_and_learn_as_one(case: Case, ranks: list[Any], parts: int, kind: str) -> None:
+    alone = case.measured(1, 0, 1, kind)
     whole = joined(alone["chosen"])
+    rows = {"teacher_image", "teacher_text"} if kind == "aced" else set()
+    assert ("distil" in alone["terms"]) == (kind == "aced")
     assert whole["image"].shape[1:] == (3, SIDE, SIDE), "it trains at full size"
-    assert len(whole["text"]) == BATCH and set(whole) == {"image", "text", "has_text", "group"}
+    assert len(whole["text"]) == BATCH and set(whole) == {"image", "text", "has_text", "group"} | rows
     assert len(set(whole["group"].tolist())) == BATCH, "no example twice"
     seen = Steps(case.plans[1, 0, 1])[3].parts[0]
     assert set(whole["group"].tolist()) < set(seen["group"].tolist()) and len(seen["group"]) == SUPER
-    for found in ([rank[parts, low] for rank in ranks], [case.measured(1, 0, parts, low)]):
+    for found in ([rank[parts, kind] for rank in ranks], [case.measured(1, 0, parts, kind)]):
         assert all(len(one["chosen"]) == parts for one in found)
         assert len({len(part["text"]) for one in found for part in one["chosen"]}) == 1
         together = joined([joined(one["chosen"]) for one in found])
@@ -620,6 +635,8 @@ def test_one_model_scores_and_another_teaches(case: Case) -> None:
     fields: list[Field] = [ReferenceTexts(case.reference.pipeline, "teacher"), ReferenceImages(Frame(SIDE), "teacher")]
     scorer = replace(case.reference, writes=[SCORER])
     other = replace(case.reference, model=model, fields=fields, writes=[TEACHER], role="teacher")
+    wide = replace(other, frame=NaFlex(8, 16, (16,)))  # its images are as wide as the widest of a part
+    assert (scorer.early, other.early, wide.early) == (True, False, True)
     plan = case.plans[1, 0, 1]
     (batch,) = Steps(replace(plan, fields=[*plan.fields, *fields]))[3].parts
     assert "for_teacher_text" in batch and "for_teacher_image" in batch

@@ -34,6 +34,9 @@ NOT_RUN = {
     "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
 SHORTER = {
+    '"runs/learner"': '"runs/mine"',
+    '"runs/teacher"': '"runs/flickr"',
+    "STEPS, cpu = 10": "STEPS, cpu = 1",
     "steps=500": "steps=2, batch_size=8, held_out=0, workers=0",
     'data=["scenes"]': 'data=["scenes:drawings=9"]',
     'open_source("photos"': 'open_source("scenes:drawings=9,count=9"',

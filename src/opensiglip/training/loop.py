@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from opensiglip.checkpoints.run_folder import RunFolder, tally_of
 from opensiglip.checkpoints.seen_images import SeenImages
-from opensiglip.data.fields.curation import SCORER
 from opensiglip.data.loader import BrokenLimit, DataPlan, StepBatch, loader, to_device
 from opensiglip.distributed import from_first, sum_counters
 from opensiglip.errors import Stopped
@@ -230,14 +229,12 @@ class Loop:
         if batch.hashes is not None:
             self.seen.add(batch.hashes)
         parts, curated, device = batch.parts, Row(), self.accelerator.device
-        scorers, teachers = (
-            [one for one in self.references if (SCORER in one.writes) == scores] for scores in (True, False)
-        )
-        for one in scorers:
+        early, late = ([one for one in self.references if one.early == early] for early in (True, False))
+        for one in early:
             parts = [one.embed(part, device) for part in parts]
         if self.curator is not None:
             parts, curated = self.curator.choose(self.learner, parts, self.step, device)
-        for one in teachers:  # only what is chosen
+        for one in late:  # only what is chosen
             parts = [one.embed(part, device) for part in parts]
         parts = [to_device(part, device) for part in parts]
         lr = self.lr * rate(

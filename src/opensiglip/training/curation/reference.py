@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opensiglip.checkpoints.pretrained import Pretrained
-from opensiglip.data.fields.curation import ReferenceImages, ReferenceTexts, named_rows
+from opensiglip.data.fields.curation import SCORER, ReferenceImages, ReferenceTexts, named_rows
 from opensiglip.data.fields.field import Field
 from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.loader import to_device
@@ -52,6 +52,14 @@ class Reference:
             fields.append(ReferenceImages(found.frame, role))
         model = found.model.to(device).requires_grad_(False)
         return cls(model, found.pipeline, found.frame, fields, autocast, writes, role)
+
+    @property
+    def early(self) -> bool:
+        """Does it see a super-batch before examples are chosen from it?
+
+        Where it scores; and where its images are padded part by part, so that rows can't be exchanged.
+        """
+        return SCORER in self.writes or not isinstance(self.frame, Frame)
 
     def embed(self, part: Batch, device: torch.device) -> Batch:
         """A part of a batch on the device with the reference's rows in the place of what it reads of a visit.
