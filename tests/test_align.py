@@ -1,6 +1,7 @@
 """Pretrained towers of other makes: read as their library reads them, frozen, cached, aligned by heads, exported."""
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from filelock import lock_descriptor
+from forkserver import start_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -40,11 +43,12 @@ from opensiglip.checkpoints.formats.towers import text_pipeline, with_text, with
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.checkpoints.seen_images import read_seen
-from opensiglip.data.example import BrokenExample, Caption, Example, Source
+from opensiglip.data.example import Example, Source
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
-from opensiglip.data.sources.cached import CachedSource, facts_of, to_row
+from opensiglip.data.sources.cached import CachedSource, TextInput
 from opensiglip.data.sources.registry import open_source
+from opensiglip.data.sources.state_store import StoreWriter
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
@@ -201,7 +205,7 @@ def test_a_run_from_cached_features_equals_one_that_encodes(
     train("align", **arguments(towers, folder, tmp_path / "encoded", head=head, features_gb=0))
     assert "not cached" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "cached", head=head))
-    assert "encoding 24 images" in capsys.readouterr().out
+    assert "24 images: 0 known, encoding 24, in" in capsys.readouterr().out
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
     encoded, cached = learner(tmp_path / "encoded"), learner(tmp_path / "cached")
     for name, tensor in encoded.items():
@@ -258,7 +262,7 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
     for name, cached in (("encoded", {"features_gb": 0}), ("cached", {})):
         given = arguments(towers, folder, tmp_path / name, **plain, **cached)
         train(recipe, **{key: value for key, value in given.items() if value is not None or key == "encoder"})
-    assert "encoding 24 images" in capsys.readouterr().out
+    assert "24 images: 0 known, encoding 24, in" in capsys.readouterr().out
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
     assert losses(tmp_path / "cached")[-1] < losses(tmp_path / "cached")[0] - 0.1, "it learns"
     tower, name = load_file(towers / "dinov2" / "model.safetensors"), "encoder.layer.0.mlp.fc1.weight"
@@ -269,12 +273,13 @@ def test_cached_texts_stand_beside_the_columns_of_a_row(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("align", **arguments(towers, folder, tmp_path / "run", freeze="text"))
-    [texts] = (tmp_path / "features").glob("*/texts.npy")
-    source = open_source(folder)
+    [texts] = (tmp_path / "features").glob("texts-*/")
+    source, pipeline = open_source(folder), text_pipeline(towers / "bert", "bert", 24)
     plain = source.example
     monkeypatch.setattr(source, "example", lambda *given: replace(plain(*given), extras={"label": "photo"}))
-    example = CachedSource(source, [texts.parent], 28).example(0)
-    assert example.extras["label"] == "photo" and example.captions[0].text in example.extras["text_states"]
+    example = CachedSource(source, texts=(texts, TextInput(pipeline, padded=False)), side=28).example(0)
+    assert example.extras["label"] == "photo"
+    assert example.extras["text_states"][example.captions[0].text].shape == (32,)
     assert torch.equal(example.image, plain(0).image)
 
 
@@ -393,46 +398,36 @@ def test_a_run_from_another_sees_images_as_that_did(
 
 
 def test_an_interrupted_cache_is_finished_with_the_same_bytes(
-    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cache_writer, "BLOCK", 5)
+    monkeypatch.setattr(cache_writer, "IMAGES_AT_ONCE", 5)
     train("align", **arguments(towers, folder, tmp_path / "whole", features=tmp_path / "a"))
-    written = cache_writer.CacheWriter._block
+    append, blocks = StoreWriter.append, [0]
 
-    def stops(self: Any, start: int, *rest: Any) -> Any:
-        done = written(self, start, *rest)
+    def stops(self: Any, *block: Any) -> None:
         (lock,) = (tmp_path / "b").glob("*.lock")
         with lock.open("w") as opened:
             assert not lock_descriptor(opened.fileno(), blocking=False), "another run would write the same files"
-        if start == 10:
-            raise KeyboardInterrupt
-        return done
+        blocks[0] += 1
+        if blocks[0] < 4:
+            return append(self, *block)
+        with (self.folder / "states.bin").open("ab") as file, (self.folder / "blocks.jsonl").open("ab") as lines:
+            file.write(b"half of the rows"), lines.write(b"half of a line")
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache_writer.CacheWriter, "_block", stops)
+    monkeypatch.setattr(StoreWriter, "append", stops)
     with pytest.raises(KeyboardInterrupt):
         train("align", **arguments(towers, folder, tmp_path / "cut", features=tmp_path / "b"))
-    monkeypatch.setattr(cache_writer.CacheWriter, "_block", written)
+    monkeypatch.setattr(StoreWriter, "append", append)
+    capsys.readouterr()
     train("align", **arguments(towers, folder, tmp_path / "again", features=tmp_path / "b"))
+    assert "24 images: 15 known, encoding 9, in" in capsys.readouterr().out
     whole, again = (
-        sorted(path for path in (tmp_path / name).glob("*/*.[nj]*") if path.name != "done.json") for name in "ab"
+        {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in (tmp_path / name).glob("*/states.bin")}
+        for name in "ab"
     )
-    assert [path.relative_to(tmp_path / "a") for path in whole] == [path.relative_to(tmp_path / "b") for path in again]
-    assert {"images.npy", "texts.npy", "rows.jsonl"} <= {path.name for path in whole}
-    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, again, strict=True))
+    assert len(whole) == 2 and whole == again
     assert losses(tmp_path / "whole") == losses(tmp_path / "again")
-
-
-def test_changed_images_are_encoded_anew(
-    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copied = tmp_path / "photos"
-    shutil.copytree(folder, copied)
-    for name, said in {"first": "encoding 24", "same": "GB of images", "changed": "encoded again"}.items():
-        if name == "changed":
-            photo(7).save(copied / "0.png")
-        train("align", **arguments(towers, str(copied), tmp_path / name))
-        assert said in (out := capsys.readouterr().out)
-        assert ("encoding 24" in out) == (name != "same")
 
 
 def test_a_row_without_a_caption_has_no_text_in_the_cache(towers: Path, folder: str, tmp_path: Path) -> None:
@@ -448,12 +443,52 @@ def test_a_row_without_a_caption_has_no_text_in_the_cache(towers: Path, folder: 
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
 
 
-def test_other_weights_or_another_head_have_other_features(towers: Path, folder: str, tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    for name, more in {"a": {}, "b": {"head": "map"}, "c": {"vision": str(towers / "registers")}, "d": {}}.items():
-        train("align", **arguments(towers, folder, out / name, steps=1, **more))
-    assert len(list((out / "features").glob("*/images.npy"))) == 3, "with patches and without, and of another tower"
-    assert len(list((out / "features").glob("*/texts.npy"))) == 1, "which are read by the same tower in all"
+def test_another_tower_resolution_or_precision_encodes_all_and_other_texts_none(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on the states of another one learns what it would learn by itself."""
+    copied, rest = Path(shutil.copytree(folder, tmp_path / "photos")), tmp_path / "runs"
+    rows = [json.loads(line) for line in (copied / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["captions"] = [row["captions"][0].replace("square", "box"), "a picture"]
+    (copied / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    images, texts = list[int](), list[int]()
+    for kind, reads in ((PretrainedVision, images), (PretrainedText, texts)):
+        read = kind.read
+        monkeypatch.setattr(kind, "read", lambda self, x, read=read, to=reads: to.append(len(x)) or read(self, x))
+    for name, more, wanted in (
+        ("first", {}, (24, 25)),
+        ("again", {"length": 30}, (0, 0)),
+        ("other-texts", {"data": str(copied)}, (0, 25)),
+        ("same-texts", {"data": [folder, str(copied)]}, (0, 0)),
+        ("patches", {"head": "map"}, (24, 0)),
+        ("tower", {"vision": str(towers / "registers")}, (24, 0)),
+        ("text-tower", {"text": str(towers / "bert-digits")}, (0, 25)),
+        ("resolution", {"resolution": 56}, (24, 0)),
+        ("precision", {"precision": "bf16"}, (24, 25)),
+    ):
+        images.clear(), texts.clear()
+        train("align", **arguments(towers, folder, rest / name, steps=2) | more)
+        assert (sum(images), sum(texts)) == wanted, name
+    train("align", **arguments(towers, str(copied), rest / "encoded", steps=2, features_gb=0))
+    np.testing.assert_allclose(losses(rest / "other-texts"), losses(rest / "encoded"), rtol=0, atol=1e-6)
+    assert losses(rest / "again") == losses(rest / "first")
+
+
+def work(rank: int, meeting: str, given: dict[str, Any]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    train("align", **given)
+    os._exit(0)  # gloo's threads may wait for ever, at the end, for a rank that has gone
+
+
+def test_two_ranks_read_what_the_first_has_encoded_and_equal_one(towers: Path, folder: str, tmp_path: Path) -> None:
+    given = arguments(towers, folder, tmp_path / "one", features=tmp_path / "a")
+    train("align", **given)
+    start_ranks(work, (str(tmp_path / "meeting"), given | {"out": tmp_path / "two", "features": tmp_path / "b"}), 2)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-6)
+    [one], [two] = ((tmp_path / name).glob("images-*/states.bin") for name in "ab")
+    assert one.read_bytes() == two.read_bytes() and one.stat().st_size == 24 * 2 * 32 * 4
 
 
 def test_a_pair_and_a_decoder_share_what_their_image_tower_made(
@@ -462,10 +497,9 @@ def test_a_pair_and_a_decoder_share_what_their_image_tower_made(
     decoder = {"freeze": "vision", "decoder_depth": 1, "length": 48, "size": "tiny"}
     given = arguments(towers, folder, tmp_path / "boxes", **decoder)
     train("locca", **{name: value for name, value in given.items() if name not in ("text", "embed")})
-    assert "encoding 24 images" in capsys.readouterr().out
+    assert "24 images: 0 known, encoding 24, in" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "pair", head="map"))
-    said = capsys.readouterr().out
-    assert "encoding 24 images once" not in said and "encoding 24 images' texts" in said
+    assert "24 images: 24 known, in" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "encoded", head="map", features_gb=0))
     np.testing.assert_allclose(losses(tmp_path / "pair"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
 
@@ -662,15 +696,23 @@ def test_what_can_not_be_set_aside_is_said(
 
 
 def test_damaged_features_are_encoded_anew(
-    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Those of the damaged block, and of the block of which no whole line is left."""
+    monkeypatch.setattr(cache_writer, "IMAGES_AT_ONCE", 5)
     train("align", **arguments(towers, folder, tmp_path / "first"))
-    place = next((tmp_path / "features").glob("*/images.npy")).parent
-    whole = (place / "images.npy").read_bytes()
-    (place / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    [place] = (tmp_path / "features").glob("images-*/")
+    whole = (place / "states.bin").read_bytes()
+    (place / "states.bin").write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    lines = (place / "blocks.jsonl").read_bytes()
+    (place / "blocks.jsonl").write_bytes(lines.replace(b'"first": 10', b'"first": 15'))
+    capsys.readouterr()
     train("align", **arguments(towers, folder, tmp_path / "second"))
-    assert "images.npy is not as it was written: encoded again" in capsys.readouterr().out
-    assert (place / "images.npy").read_bytes() == whole
+    said = capsys.readouterr().out
+    assert "states.bin is not as it was written: encoded again" in said and "24 images: 14 known, encoding 10" in said
+    assert losses(tmp_path / "second") == losses(tmp_path / "first")
+    train("align", **arguments(towers, folder, tmp_path / "third"))
+    assert "24 images: 24 known" in (said := capsys.readouterr().out) and "as it was written" not in said
 
 
 def test_features_with_patches_serve_heads_that_read_none(
@@ -696,15 +738,6 @@ def test_states_written_anew_without_patches_are_not_taken_for_those_with(
     for name, more in (("again", {}), ("encoded", {"features_gb": 0})):
         train("align", **arguments(towers, str(copied), tmp_path / name, head="map", **more))
     np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
-
-
-def test_changed_captions_are_encoded_anew(tmp_path: Path) -> None:
-    example = Example(torch.zeros(3, 2, 2, dtype=torch.uint8), (Caption("a fox"),))
-    for other in (replace(example, image=example.image + 1), replace(example, captions=(Caption("a cat"),))):
-        assert facts_of(other) != facts_of(example)
-    row = json.loads(to_row(example, 0))
-    assert {name: row[name] for name in ("pixels", "captions")} == facts_of(example)
-    assert json.loads(to_row(BrokenExample("cut off"), 0)) == {"broken": "cut off", "pixels": ""}
 
 
 def test_remembered_states_are_of_the_pooling_and_the_pixels_that_they_were_read_by(towers: Path) -> None:

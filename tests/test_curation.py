@@ -44,7 +44,7 @@ from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.extremes import extremes
 from opensiglip.training.curation.reference import BLOCK, Reference, open_reference
-from opensiglip.training.curation.reference_cache import RowsWriter
+from opensiglip.training.curation.reference_cache import towers
 from opensiglip.training.curation.selection import (
     SIGNS,
     Pairs,
@@ -671,7 +671,7 @@ def test_two_models_read_caches_of_their_own_and_the_run_goes_on_bit_for_bit(
     said = capsys.readouterr().out
     for role in ("reference  ", "teacher    "):
         assert f"{role} encodes every batch" in said and f"{role} reads cached embeddings of 24" in said
-    assert len(list((tmp_path / "features").glob("reference-*/"))) == 2
+    assert len(list((tmp_path / "features").glob("reference-images-*/"))) == 2
     cut_short(3, lambda: go(tmp_path / "cut", **cached))
     go(tmp_path / "cut", resume=True, **cached)
     for name in ("cached", "cut"):
@@ -688,13 +688,13 @@ def test_rows_off_a_cache_are_those_of_no_cache_to_the_bit(
     shared: dict[str, Any] = {"reference": reference, "steps": 12, "distil": "sigmoid"}
     go(tmp_path / "encoded", features_gb=0, **shared)
     assert "reference   encodes every batch: 0.0 GB are more than --features-gb 0" in capsys.readouterr().out
-    for name, says in (("cached", "encoding 24 images"), ("again", "cached embeddings of 24 examples")):
+    for name, says in (("cached", "24 images: 0 known, encoding 24"), ("again", "24 images: 24 known, in")):
         go(tmp_path / name, features=tmp_path / "features", **shared)
         assert says in capsys.readouterr().out
         monkeypatch.setattr(Reference, "of_images", None)  # from now on no image is encoded
         assert_same_end(tmp_path / name, tmp_path / "encoded", 12)
-    (place,) = (tmp_path / "features").glob("*/")
-    assert place.name.startswith("reference-")
+    go(tmp_path / "short", features=tmp_path / "features", **shared | {"steps": 2})
+    assert "cached embeddings of 24 examples" in capsys.readouterr().out, "nothing is left to be encoded"
 
 
 def test_the_row_off_a_cache_is_that_of_the_caption_drawn(pipeline: TextPipeline) -> None:
@@ -718,14 +718,14 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
     assert not (tmp_path / "features").exists()
 
 
-def test_other_weights_have_other_rows(reference: str, scenes: Source) -> None:
-    def key(change: float) -> str:
+def test_other_weights_have_other_rows(reference: str) -> None:
+    def places(change: float) -> list[Path]:
         opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext, [SCORER])
         with torch.no_grad():
             opened.model.logit_bias.add_(change)
-        return RowsWriter(opened, scenes, "no").key()
+        return [tower.folder for tower in towers(opened, "no", Path("features"))]
 
-    assert key(0.0) == key(0.0) != key(0.5)
+    assert places(0.0) == places(0.0) and not set(places(0.0)) & set(places(0.5))
 
 
 def selected_section(run: Path) -> str:

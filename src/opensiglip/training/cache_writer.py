@@ -1,175 +1,146 @@
-"""What a frozen model makes of every image and text of a source, written once into memory-mapped files.
+"""What a frozen tower makes of the images and texts of sources, each encoded once, whatever source or run shows it.
 
-A writer that is killed goes on where it stopped. What is there already is used again where it still fits.
+An image is known by a hash of its file, or of its pixels where a source has no file; a text by its ids. The name of a
+folder says what else its states depend on. A writer that is killed goes on where it stopped.
 """
 
+import hashlib
 import shutil
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
-from opensiglip.checkpoints.manifest import checksum_of
-from opensiglip.data.example import BrokenExample, Example, Source, reason_of
-from opensiglip.data.fields.frame import Geometry
+from opensiglip.data.example import Source
 from opensiglip.data.fields.states import as_array
-from opensiglip.data.sources.cached import IMAGES_FILE, ROWS_FILE, TEXTS_FILE, CachedSource, facts_of, to_row
-from opensiglip.distributed import from_first
-from opensiglip.json_file import load_json, write_json
-from opensiglip.models.model import Model
+from opensiglip.data.sources.cached import TextInput
+from opensiglip.data.sources.state_store import STATES_FILE, StoreWriter
 from opensiglip.training.lock import turn
+from opensiglip.training.shown_images import ShownImages, Waiting
 
-BLOCK = 64  # examples encoded at once, and written before the next
-DONE, PROGRESS = "done.json", "progress.json"
-SAMPLE = 64  # images that are looked at before features are used again
+IMAGES_AT_ONCE, TEXTS_AT_ONCE = 64, 512  # encoded in one block, and written before the next
+NO_MATTER = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # of a tower's config
 SAY_EVERY = 30.0  # seconds between lines of progress
 
 
-class CacheWriter(ABC):
-    """Encodes a source in blocks of `BLOCK` examples, each written before the next begins."""
+@dataclass(frozen=True)
+class Tower:
+    """A frozen tower: its folder, named by all that its states depend on but the input, and how it makes them."""
 
-    def __init__(self, source: Source, frame: Geometry, model: Model, images: bool, texts: bool) -> None:
-        """`images`, `texts`: which are encoded."""
-        self.source, self.frame, self.model, self.images, self.texts = source, frame, model, images, texts
-        self.device = next(model.parameters()).device
+    folder: Path
+    model: nn.Module
+    states: Callable[[Tensor], Tensor]  # of images [n, 3, H, W] uint8 or ids [n, L] on its device: [n, ...]
 
-    @abstractmethod
-    def key(self) -> str:
-        """A name of what the states depend on."""
+    @contextmanager
+    def writing(self, what: str, keys: Collection[bytes]) -> Iterator[StoreWriter]:
+        """Its states for writing, while another run waits; where all keys are known nothing is written or waited for.
 
-    @abstractmethod
-    def of_images(self, images: torch.Tensor) -> torch.Tensor:
-        """States [n, ...] of images [n, 3, H, W] uint8 on the device."""
+        `what`: images or texts.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        store = StoreWriter(self.folder)
+        if all(key in store for key in keys):
+            yield store
+            return
+        lock = self.folder.with_name(f"{self.folder.name}.lock")
+        with turn(lock, f"features    another run encodes {what} by the same tower"):
+            yield StoreWriter(self.folder)
 
-    @abstractmethod
-    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """States [n, ...] of texts."""
-
-    def place(self, root: Path) -> Path:
-        """The folder of the states."""
-        return root / self.key()
+    def known(self, sources: Iterable[ShownImages]) -> int:
+        """How many rows of sources show an image that is encoded."""
+        store = StoreWriter(self.folder)
+        return sum(key in store for source in sources for key in source.keys)
 
     @torch.no_grad()
-    def write(self, folder: Path) -> None:
-        """Go on from the last whole block."""
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
+    def make(self, inputs: Tensor) -> np.ndarray:
+        """The states of inputs, as a store holds them."""
         was = self.model.training
         self.model.eval()
-        done: dict[str, int] = {"examples": 0, "texts": 0, "bytes": 0}
-        if (self.folder / PROGRESS).is_file():
-            done = load_json(self.folder / PROGRESS)
-        total, began, said, first = len(self.source), time.perf_counter(), time.perf_counter(), done["examples"]
-        what = {(True, True): "images and their texts", (False, True): "images' texts"}.get((self.images, self.texts))
-        print(f"features    encoding {total} {what or 'images'} once, into {self.folder}", flush=True)
-        with (self.folder / ROWS_FILE).open("ab") as rows:
-            rows.truncate(done["bytes"])
-            for start in range(done["examples"], total, BLOCK):
-                done = self._block(start, min(start + BLOCK, total), done, rows)
-                write_json(self.folder / PROGRESS, done)
-                now = time.perf_counter()
-                if now - said > SAY_EVERY:
-                    said, pace = now, (done["examples"] - first) / (now - began)
-                    left = (total - done["examples"]) / pace / 60
-                    print(
-                        f"features    {done['examples']}/{total}, {pace:.0f} a second, {left:.1f} min left", flush=True
-                    )
-        files = [self.folder / file for file in (IMAGES_FILE, TEXTS_FILE, ROWS_FILE)]
-        write_json(self.folder / DONE, done | {"files": {f.name: checksum_of(f) for f in files if f.is_file()}})
+        found = as_array(self.states(inputs.to(next(self.model.parameters()).device)))
         self.model.train(was)
-
-    def _block(self, start: int, stop: int, done: dict[str, int], rows: Any) -> dict[str, int]:
-        examples: list[Example | BrokenExample] = []
-        lines: list[str] = []
-        texts: list[str] = []
-        for index in range(start, stop):
-            example = framed(self.source, index, self.frame)
-            lines.append(to_row(example, done["texts"] + len(texts)) + "\n")
-            examples.append(example)
-            if isinstance(example, Example):
-                texts += [caption.text for caption in example.captions]
-        if self.images:
-            blank = torch.zeros(3, self.frame.pixels, self.frame.pixels, dtype=torch.uint8)
-            images = torch.stack([blank if isinstance(e, BrokenExample) else e.image for e in examples])
-            self._put(IMAGES_FILE, start, self.of_images(images.to(self.device)), len(self.source))
-        if self.texts and texts:
-            self._put(TEXTS_FILE, done["texts"], self.of_texts(texts), done["texts"] + len(texts))
-        for line in lines:
-            rows.write(line.encode())
-        rows.flush()
-        return {"examples": stop, "texts": done["texts"] + len(texts), "bytes": rows.tell()}
-
-    def _put(self, file: str, at: int, states: torch.Tensor, rows: int) -> None:
-        """Write states [n, ...] at row `at` of a file that holds at least `rows`; a full file is doubled."""
-        array = as_array(states)
-        path = self.folder / file
-        known = np.load(path, mmap_mode="r+") if path.is_file() else None
-        if known is None or len(known) < rows:
-            grown = path.with_suffix(".grown.npy")
-            size = max(rows, 2 * (0 if known is None else len(known)))
-            new = np.lib.format.open_memmap(grown, "w+", array.dtype, (size, *array.shape[1:]))
-            if known is not None:
-                new[: len(known)] = known
-            grown.replace(path)
-            known = new
-        known[at : at + len(array)] = array
-        known.flush()
+        return found
 
 
-def encoded_once(writers: Sequence[CacheWriter], root: Path, accelerator: Accelerator) -> list[Path]:
-    """The writers' folders, all written: by the main process, while the other ranks wait."""
-    places: list[Path] = []
-    if accelerator.is_main_process:
-        root.mkdir(parents=True, exist_ok=True)
-        for writer in writers:
-            source = writer.source
-            with turn(root / f"{writer.key()}.lock", f"features    another run encodes {source.name}"):
-                place = writer.place(root)
-                while (place / DONE).is_file() and (changed := unusable(source, place, writer.frame)):
-                    accelerator.print(f"features    {changed}: encoded again", flush=True)
-                    shutil.rmtree(place)
-                    place = writer.place(root)  # without patches it is another
-                places.append(place)
-                if not (place / DONE).is_file():
-                    writer.write(place)
-    return from_first(places)
+def write_images(sources: Sequence[ShownImages], tower: Tower) -> None:
+    """Encode the images that the tower's folder does not know, and write the lines of every source."""
+    keys = {key for source in sources for key in source.keys if key}
+    with tower.writing("images", keys) as store:
+        progress = Progress("images", keys, store)
+        waiting: Waiting = {}
+
+        def encode() -> None:
+            images, facts = zip(*waiting.values(), strict=True)
+            store.append(list(waiting), tower.make(torch.stack(images)), facts)
+            progress.add(len(waiting))
+            waiting.clear()
+
+        for source in sources:
+            for _ in source.read(store, waiting):
+                if len(waiting) == IMAGES_AT_ONCE:
+                    encode()
+        if waiting:
+            encode()
+        for source in sources:
+            source.write()
 
 
-def framed(source: Source, index: int, frame: Geometry) -> Example | BrokenExample:
-    """An example as every epoch sees it; whatever fails while a row is read is that row's."""
-    try:
-        example = source.example(index)
-        image, regions = frame.apply(example, None)
-        return replace(example, image=image, regions=regions)
-    except BrokenExample as error:
-        return error
-    except Exception as error:
-        return BrokenExample(reason_of(error))
+def write_texts(texts: Iterable[str], tower: Tower, read: TextInput) -> None:
+    """Encode the texts that the tower's folder does not know, and the empty one, which stands for none."""
+    by_key = {read.key(text): text for text in chain([""], texts)}
+    with tower.writing("texts", by_key) as store:
+        progress, pad = Progress("texts", by_key, store), read.pipeline.policy.pad_id
+        new = [key for key in by_key if key not in store]
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            keys = new[start : start + TEXTS_AT_ONCE]
+            ids = [torch.from_numpy(read.ids(by_key[key])) for key in keys]
+            store.append(keys, tower.make(pad_sequence(ids, batch_first=True, padding_value=pad)), [None] * len(keys))
+            progress.add(len(keys))
 
 
-def unusable(source: Source, place: Path, frame: Geometry) -> str | None:
-    """Why what a folder holds is not to be used; None where their files and the images are as they were.
+class Progress:
+    """Lines that say how many inputs are known, how many are encoded, and how long that will take."""
 
-    Of the rows `SAMPLE` are looked at, spread over the source, their pixels and captions; what changes between
-    them is not seen. The key knows the names of files and the first of the texts.
-    """
-    try:
-        written = load_json(place / DONE).get("files", {})
-    except (OSError, ValueError, AttributeError):
-        return f"{place / DONE} is damaged"
-    for name, seen in written.items():
-        if not (place / name).is_file() or checksum_of(place / name) != seen:
-            return f"{place / name} is not as it was written"
-    known = CachedSource(source, [place], frame.pixels)
-    rows = np.linspace(0, len(known) - 1, min(SAMPLE, len(known))).astype(int).tolist()
-    same = all(known.seen(index) == facts_of(framed(source, index, frame)) for index in rows)
-    return None if same else f"images or captions of {source.name} are others than before"
+    def __init__(self, what: str, keys: Collection[bytes], store: StoreWriter) -> None:
+        self.count, self.done = sum(key not in store for key in keys), 0
+        self.began = self.said = time.perf_counter()
+        if store.damaged:
+            print(f"features    {store.folder / STATES_FILE} is not as it was written: encoded again", flush=True)
+        new = f", encoding {self.count}" if self.count else ""
+        print(f"features    {len(keys)} {what}: {len(keys) - self.count} known{new}, in {store.folder}", flush=True)
+
+    def add(self, count: int) -> None:
+        """So many more are encoded."""
+        self.done += count
+        now = time.perf_counter()
+        if now - self.said > SAY_EVERY:
+            self.said, pace = now, self.done / (now - self.began)
+            left = (self.count - self.done) / pace / 60
+            print(f"features    {self.done}/{self.count}, {pace:.0f} a second, {left:.1f} min left", flush=True)
+
+
+def texts_of(source: Source) -> Iterator[str]:
+    """The captions of a source; no image is decoded where that can be saved."""
+    for index in range(len(source)):
+        with suppress(Exception):  # it will be that row's, when it is read
+            yield from (caption.text for caption in source.without_pixels(index, 1, 1).captions)
+
+
+def digest_of(facts: object, tower: nn.Module) -> str:
+    """A name of what a tower's states depend on: these facts, its weights, and its config, which says their use."""
+    config = tower.config.to_diff_dict() if isinstance(tower, PreTrainedModel) else {}
+    config = {name: value for name, value in sorted(config.items()) if name not in NO_MATTER}
+    digest = hashlib.sha256(repr([facts, type(tower).__name__, config]).encode())
+    for tensor in tower.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]
 
 
 def room_for(folder: Path, wanted: float) -> bool:

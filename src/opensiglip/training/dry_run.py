@@ -89,8 +89,10 @@ def dry_run(recipe: str, **keywords: Any) -> str:
     lines.append(time_line(stages, loop.workers, last - begin))
     if size is not None:
         place = config.features_folder
-        lines.append(f"features    the run first writes {size:.2f} GB of frozen towers' states to {place}; steps then")
-        lines.append("            take less than was timed here, with the towers in them")
+        lines.append(
+            f"features    the run first writes those of {size:.2f} GB of frozen towers' states that are not in"
+        )
+        lines.append(f"            {place}; steps then take less than was timed here, with the towers in them")
     return "\n".join([*lines, *write_lines(loop, config)])
 
 

@@ -4,14 +4,15 @@ A tower that is not trained gives an image or a text the same states in every ep
 precision, and read by every later step; a run that is killed while it writes goes on where it stopped.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from opensiglip.data.example import Source
 from opensiglip.data.fields.captions import Captions
@@ -19,19 +20,19 @@ from opensiglip.data.fields.curation import CachedRows, Origins
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.states import ImageStates, TextStates
-from opensiglip.data.sources.cached import CachedSource
-from opensiglip.data.sources.referenced import ReferencedSource
+from opensiglip.data.sources.cached import CachedSource, TextInput, texts_in
+from opensiglip.data.sources.referenced import ReferencedSource, without_rows
 from opensiglip.data.text import TextPipeline
+from opensiglip.distributed import from_first
 from opensiglip.inference.device import Autocast
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import is_frozen
-from opensiglip.models.sizes import PairShape
 from opensiglip.recipes import Recipe
-from opensiglip.training.cache_writer import DONE, CacheWriter, encoded_once, room_for
+from opensiglip.training.cache_writer import Tower, digest_of, room_for, texts_of, write_images, write_texts
 from opensiglip.training.precision import autocast
-from opensiglip.training.record import fingerprints
+from opensiglip.training.shown_images import ShownImages
 
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE = 64  # of like length
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,6 @@ class Frozen:
         head = model.vision.head if images else None
         return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))
 
-    def each(self) -> "list[Frozen]":
-        """Images and texts by themselves: each has its own folder, which all runs with that one tower share."""
-        images = [replace(self, texts=False)] if self.images else []
-        return images + ([Frozen(images=False, texts=True)] if self.texts else [])
-
 
 def with_features(
     recipe: Recipe,
@@ -91,24 +87,24 @@ def with_features(
             accelerator.print(f"features    --features is not used: {why}", flush=True)
         return recipe, list(sources)
     model.to(accelerator.device)
-    within = autocast(precision, accelerator.device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    wanted = gigabytes(model, recipe, sources, frozen, dtype)
+    towers = _Towers(model, recipe, precision, autocast(precision, accelerator.device), root)
+    wanted = gigabytes(model, recipe, sources, frozen, towers.dtype)
     if wanted > limit or not room_for(root, wanted):
         why = f"more than --features-gb {limit:g}" if wanted > limit else f"more than the disk of {root} has left"
         accelerator.print(f"features    not cached: {wanted:.1f} GB are {why}; towers encode every batch", flush=True)
         return recipe, list(sources)
-    kinds = frozen.each()
-    writers = [_Features(source, model, recipe, pipeline, kind, within, dtype) for source in sources for kind in kinds]
-    written = encoded_once(writers, root, accelerator)
-    places = [written[at : at + len(kinds)] for at in range(0, len(written), len(kinds))]
+    plain = [without_rows(source) for source in sources]
+    read = TextInput(pipeline, padded=False)
+    places = from_first(towers.write(plain, frozen, read, limit) if accelerator.is_main_process else None)
+    assert places is not None
     accelerator.print(f"features    {wanted:.2f} GB of images' states in {root}", flush=True)
     tokens = None if frozen.patches or not frozen.images else model.vision.summary
-    read: list[Source] = []
-    for one, place in zip(sources, places, strict=True):
-        cached = CachedSource(one, place, recipe.frame.pixels, tokens)
-        read.append(one.over(cached) if isinstance(one, ReferencedSource) else cached)
-    return replace(recipe, fields=with_states(recipe.fields, frozen)), read
+    texts = None if places.texts is None else (places.texts, read)
+    cached: list[Source] = []
+    for source, one, lines in zip(sources, plain, places.lines, strict=True):
+        over = CachedSource(one, lines, places.images, texts, side=recipe.frame.pixels, tokens=tokens)
+        cached.append(source.over(over) if isinstance(source, ReferencedSource) else over)
+    return replace(recipe, fields=with_states(recipe.fields, frozen)), cached
 
 
 def with_states(fields: Sequence[Field], frozen: Frozen) -> list[Field]:
@@ -134,60 +130,77 @@ def gigabytes(model: Model, recipe: Recipe, sources: Sequence[Source], frozen: F
     return float(count * (model.vision.summary + patches) * model.vision.width * dtype.itemsize / 1e9)
 
 
-def key(source: Source, model: Model, recipe: Recipe, frozen: Frozen, dtype: torch.dtype) -> str:
-    """A name of what the states of images or texts depend on: the tower's weights and input, the frame, the data."""
-    digest = hashlib.sha256()
-    facts = [source.name, fingerprints([source]), str(recipe.frame), repr(recipe.frame), frozen, str(dtype)]
-    pair, length = model.architecture.foreign, model.architecture.length if frozen.texts else None
-    names = ("pooling",) if frozen.texts else ("mean", "std")
-    read = {name: getattr(pair, name) for name in names}
-    read |= {name: tuple(value) for name, value in read.items() if isinstance(value, list)}  # as a run's JSON has them
-    digest.update(repr([facts, PairShape(head="", embed=0, **read), length]).encode())
-    tower = model.vision.tower if frozen.images else getattr(model.text, "tower", None)
-    for tensor in tower.state_dict().values():  # type: ignore[union-attr]
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:24]
+class _Places(NamedTuple):
+    """Where states are found: a file of lines for each source, and the towers' folders."""
+
+    lines: Sequence[Path | None]
+    images: Path | None
+    texts: Path | None
 
 
-class _Features(CacheWriter):
-    """What the heads of frozen towers read."""
+@dataclass(frozen=True)
+class _Towers:
+    """The frozen towers of a model, as a cache writes what they make."""
 
-    def __init__(
-        self,
-        source: Source,
-        model: Model,
-        recipe: Recipe,
-        pipeline: TextPipeline,
-        frozen: Frozen,
-        autocast: Autocast,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(source, recipe.frame, model, frozen.images, frozen.texts)
-        self.recipe, self.pipeline, self.frozen, self.autocast, self.dtype = recipe, pipeline, frozen, autocast, dtype
+    model: Model
+    recipe: Recipe
+    precision: str
+    autocast: Autocast
+    root: Path
 
-    def key(self) -> str:
-        return key(self.source, self.model, self.recipe, self.frozen, self.dtype)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
-    def place(self, root: Path) -> Path:
-        """Patch tokens serve those who do not read them, too."""
-        whole = root / key(self.source, self.model, self.recipe, replace(self.frozen, patches=True), self.dtype)
-        return whole if (whole / DONE).is_file() else root / self.key()
+    def write(self, sources: Sequence[Source], frozen: Frozen, read: TextInput, limit: float) -> _Places:
+        """Encode what is not known yet."""
+        shown, places = list[ShownImages](), _Places([None] * len(sources), None, None)
+        if frozen.images:
+            shown = [ShownImages(source, self.recipe.frame, self.root) for source in sources]
+            images = self._images(shown, frozen, limit)
+            write_images(shown, images)
+            places = _Places([one.file for one in shown], images.folder, None)
+        if frozen.texts:
+            texts = self.texts()
+            said = (texts_in(one.lines) for one in shown) if shown else (texts_of(source) for source in sources)
+            write_texts(chain.from_iterable(said), texts, read)
+            places = places._replace(texts=texts.folder)
+        return places
 
-    def of_images(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, T, D]."""
-        with self.autocast():
-            states: torch.Tensor = self.model.vision.read(images.float().div_(127.5).sub_(1))
-        return (states if self.frozen.patches else states[:, : self.model.vision.summary]).to(self.dtype)
+    def _images(self, shown: Sequence[ShownImages], frozen: Frozen, limit: float) -> Tower:
+        """The image tower. Where no patch tokens are read, states with them serve, too, if they are of more images."""
+        towers, whole = [self.images(patches=frozen.patches)], replace(frozen, patches=True)
+        sources = [one.source for one in shown]
+        if not frozen.patches and gigabytes(self.model, self.recipe, sources, whole, self.dtype) <= limit:
+            towers.append(self.images(patches=True))
+        return max(towers, key=lambda tower: tower.known(shown))
 
-    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """[n, D]; texts of like length together, as padding costs what a token does."""
-        assert self.model.text is not None
-        ids = np.stack([self.pipeline.fixed(text) for text in texts])
-        lengths = (ids != self.pipeline.policy.pad_id).sum(1)
-        order, parts = np.argsort(lengths, kind="stable"), []
-        for start in range(0, len(ids), TEXTS_AT_ONCE):
-            some = order[start : start + TEXTS_AT_ONCE]
-            shown = torch.from_numpy(ids[some, : max(1, lengths[some].max())]).to(self.device)
+    def images(self, patches: bool) -> Tower:
+        """Mean and class token [n, S, D] of images, with `patches` the patch tokens too: [n, S + N, D]."""
+        vision, frame, pair = self.model.vision, self.recipe.frame, self.model.architecture.foreign
+        assert pair is not None
+        facts = [str(frame), repr(frame), list(pair.mean), list(pair.std), patches, self.precision]
+
+        def states(images: Tensor) -> Tensor:
             with self.autocast():
-                parts.append(self.model.text.read(shown)[:, 0])  # type: ignore[operator]
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)].to(self.dtype)
+                found: Tensor = vision.read(images.float().div_(127.5).sub_(1))
+            return (found if patches else found[:, : vision.summary]).to(self.dtype)
+
+        return Tower(self.root / f"images-{digest_of(facts, vision.tower)}", self.model, states)
+
+    def texts(self) -> Tower:
+        """The pooled state [n, D] of texts."""
+        text: Any = self.model.text
+        facts = [text.pooling, text.pad_id, self.precision]
+
+        def states(ids: Tensor) -> Tensor:
+            """Texts of like length together, as padding costs what a token does."""
+            lengths = (ids != text.pad_id).sum(1)
+            order, parts = lengths.argsort(stable=True), []
+            for some in order.split(TEXTS_AT_ONCE):
+                with self.autocast():
+                    parts.append(text.read(ids[some, : max(1, int(lengths[some].max()))])[:, 0])
+            return torch.cat(parts)[order.argsort()].to(self.dtype)
+
+        return Tower(self.root / f"texts-{digest_of(facts, text.tower)}", self.model, states)

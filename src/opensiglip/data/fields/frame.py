@@ -118,18 +118,29 @@ class Geometry(ABC):
             return image, regions
         kind = transform.InterpolationMode(self.interpolation)
         part = image[:, top : top + height, left : left + width]
-        image = transform.resize(part, [down, across], kind, antialias=True)
-        if not regions:
-            return image, regions
-        boxes, corner = np.array([region.bbox for region in regions]), np.array([left, top, left, top])
-        seen = np.clip(boxes, corner, corner + [width, height, width, height])
-        kept = _area(seen) >= SMALLEST * _area(boxes)
-        moved = (seen - corner) * np.array([across, down, across, down]) / [width, height, width, height]
-        return image, tuple(
-            replace(region, bbox=tuple(box))
-            for region, box, keep in zip(regions, moved.tolist(), kept.tolist(), strict=True)
-            if keep
-        )
+        return transform.resize(part, [down, across], kind, antialias=True), moved(regions, window, (down, across))
+
+    def regions(self, example: Example) -> tuple[Region, ...]:
+        """Those of `apply` without a generator, of an example without pixels too."""
+        height, width = example.image.shape[-2:]
+        sides = self.sides(height, width)
+        return example.regions if sides == (height, width) else moved(example.regions, (0, 0, height, width), sides)
+
+
+def moved(regions: tuple[Region, ...], window: Window, sides: tuple[int, int]) -> tuple[Region, ...]:
+    """Regions of an image of which `window` is resized to `sides`, height and width; those mostly outside are gone."""
+    if not regions:
+        return regions
+    top, left, height, width = window
+    boxes, corner = np.array([region.bbox for region in regions]), np.array([left, top, left, top])
+    seen = np.clip(boxes, corner, corner + [width, height, width, height])
+    kept = _area(seen) >= SMALLEST * _area(boxes)
+    found = (seen - corner) * np.array([sides[1], sides[0]] * 2) / [width, height, width, height]
+    return tuple(
+        replace(region, bbox=tuple(box))
+        for region, box, keep in zip(regions, found.tolist(), kept.tolist(), strict=True)
+        if keep
+    )
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

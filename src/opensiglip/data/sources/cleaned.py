@@ -29,8 +29,13 @@ class Cleaned(Source):
 
     def example(self, index: int, language: str | None = None) -> Example:
         """Example `index`. Raises BrokenExample also where nothing to learn from is left."""
+        return self._cleaned(self.source.example(index, language))
+
+    def without_pixels(self, index: int, height: int, width: int) -> Example:
+        return self._cleaned(self.source.without_pixels(index, height, width))
+
+    def _cleaned(self, example: Example) -> Example:
         self.latest = Counter()
-        example = self.source.example(index, language)
         extras = dict(example.extras)
         if "captions_synthetic" in extras:
             extras["captions_synthetic"] = self._captions(extras["captions_synthetic"])

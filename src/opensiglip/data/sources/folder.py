@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from opensiglip.data.example import BrokenExample, Caption, Example, Region, Source
 from opensiglip.data.sources.box_layout import BoxLayout, check_layout
 from opensiglip.data.sources.files import Files, below
-from opensiglip.data.sources.images import read_file, read_image
+from opensiglip.data.sources.images import blank, read_file, read_image
 from opensiglip.data.sources.metadata import MAX_LINE, NOTHING, Row, parse_row
 from opensiglip.data.sources.values import resolve_codes, speaks
 from opensiglip.errors import EmptySplit, UserError
@@ -96,10 +97,19 @@ class Folder(Source):
 
     def example(self, index: int, language: str | None = None) -> Example:
         """Example `index`. Raises BrokenExample if its image can't be decoded; boxes outside the image are left out."""
+        row = self._row(index)
+        return self._example(row, read_image(Path(row["path"])), language)
+
+    def without_pixels(self, index: int, height: int, width: int) -> Example:
+        return self._example(self._row(index), blank(height, width))
+
+    def _row(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        row = self.rows.slice(index, 1).to_pylist()[0]
-        image = read_image(Path(row["path"]))
+        row: dict[str, Any] = self.rows.slice(index, 1).to_pylist()[0]
+        return row
+
+    def _example(self, row: dict[str, Any], image: Tensor, language: str | None = None) -> Example:
         captions = tuple(Caption(**caption) for caption in row["captions"])
         extras = json.loads(row["extras"])
         if "depth" in extras:

@@ -68,6 +68,11 @@ def decode_image_bytes(data: bytes) -> Tensor:
         raise BrokenExample("image can't be decoded") from None
 
 
+def blank(height: int, width: int) -> Tensor:
+    """An image of that size without pixels of its own: [3, H, W] uint8, one byte of memory."""
+    return torch.zeros(1, dtype=torch.uint8).expand(3, height, width)
+
+
 def check_pixels(count: int) -> None:
     """Raises PIL's DecompressionBombError for more pixels than an image may have."""
     if count > MAX_PIXELS:

@@ -13,7 +13,7 @@ from torch import Tensor
 from opensiglip.data.example import BrokenExample, Example, Region, Source
 from opensiglip.data.sources.box_layout import BoxLayout
 from opensiglip.data.sources.files import below
-from opensiglip.data.sources.images import decode_image_bytes, from_pil, read_file, read_image
+from opensiglip.data.sources.images import blank, decode_image_bytes, from_pil, read_file, read_image
 from opensiglip.data.sources.metadata import Row, parse_record
 from opensiglip.data.sources.recent import Recent
 from opensiglip.data.sources.spec import Spec
@@ -75,7 +75,12 @@ class LazySource(Source):
             raise IndexError(f"row {index} of {len(self)}")
         row = self.rows.row(index)
         checked = self.checked[row]
-        pixels = decode(self.image(row))
+        return self._example(index, checked, decode(self.image(row)), language)
+
+    def without_pixels(self, index: int, height: int, width: int) -> Example:
+        return self._example(index, self.checked[self.rows.row(index)], blank(height, width))
+
+    def _example(self, index: int, checked: Row, pixels: Tensor, language: str | None = None) -> Example:
         extras = dict(checked.extras)
         if "depth" in extras:
             extras["depth"] = below(self.root.resolve(), extras["depth"])
@@ -83,7 +88,8 @@ class LazySource(Source):
             extras["captions_synthetic"] = checked.synthetic
         captions = tuple(caption for caption in checked.captions if caption.language == language) or checked.captions
         regions = tuple(regions_in(checked.regions, self.layout or BoxLayout(), pixels, language))
-        return Example(pixels, captions, regions, checked.key or self.key(row), extras, self.group(index))
+        name = checked.key or self.key(self.rows.row(index))
+        return Example(pixels, captions, regions, name, extras, self.group(index))
 
     def encoded(self, index: int) -> bytes | None:
         image = self.image(self.rows.row(index))

@@ -32,6 +32,9 @@ class Subset(Source):
     def example(self, index: int, language: str | None = None) -> Example:
         return self.source.example(int(self.rows[index]), language)
 
+    def without_pixels(self, index: int, height: int, width: int) -> Example:
+        return self.source.without_pixels(int(self.rows[index]), height, width)
+
     @property
     def pictured(self) -> Source:
         return Subset(self.source.pictured, self.rows.tolist())

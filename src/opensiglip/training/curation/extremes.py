@@ -2,12 +2,12 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
-from opensiglip.data.example import BrokenExample
+from opensiglip.data.example import reason_of
 from opensiglip.data.loader import DataPlan
 from opensiglip.reports.selected_examples import COUNT, SelectedExample, Selection
-from opensiglip.training.cache_writer import framed
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.tally import Counted
 
@@ -29,7 +29,13 @@ def _shown(ends: Sequence[Counted], plan: DataPlan) -> list[SelectedExample]:
     starts = [0, *accumulate(len(source) for source in plan.sources)]
     for one in ends:
         number = bisect_right(starts, one.row) - 1
-        example = framed(sources[number], one.row - starts[number], plan.frame)
-        if not isinstance(example, BrokenExample) and example.captions:
-            found.append(SelectedExample.of(example, one.selected, one.seen, one.score))
+        try:
+            example = sources[number].example(one.row - starts[number])
+            image, regions = plan.frame.apply(example, None)
+        except Exception as error:
+            reason_of(error)  # raises what concerns the run
+            continue
+        if example.captions:
+            framed = replace(example, image=image, regions=regions)
+            found.append(SelectedExample.of(framed, one.selected, one.seen, one.score))
     return found

@@ -1,23 +1,22 @@
-"""A reference's rows of a whole source, written once: they never change, so a later epoch or run only reads them."""
+"""A reference's rows of images and texts, written once: they never change, so a later epoch or run only reads them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from opensiglip.data.example import Source
 from opensiglip.data.fields.curation import CachedRows
 from opensiglip.data.fields.frame import Frame, Geometry
-from opensiglip.data.sources.referenced import ReferencedSource
-from opensiglip.training.cache_writer import DONE, CacheWriter, encoded_once, room_for
+from opensiglip.data.sources.cached import TextInput, texts_in
+from opensiglip.data.sources.referenced import ReferencedSource, without_rows
+from opensiglip.distributed import from_first
+from opensiglip.training.cache_writer import Tower, digest_of, room_for, write_images, write_texts
 from opensiglip.training.curation.reference import Reference
-from opensiglip.training.record import fingerprints
-
-TEXTS = 64  # of a source by which a tokenizer is known
+from opensiglip.training.shown_images import ShownImages
 
 
 def with_rows(
@@ -33,56 +32,50 @@ def with_rows(
 ) -> tuple[Reference, list[Source]]:
     """The reference and the sources, reading rows from `root`; both as they are where that does not pay or fit.
 
-    frame: the recipe's. visits: of examples in the whole run; fewer than there are examples pay for no cache, unless
-    another run has written it. limit: most gigabytes. The rows are those of no cache, to the bit.
+    frame: the recipe's. visits: of examples in the whole run; unless they are more than the images to encode, that does
+    not pay. limit: most gigabytes. The rows are those of no cache, to the bit.
     """
     count = sum(len(source) for source in sources)
-    writers = [RowsWriter(reference, source, precision) for source in sources]
-    written = all((writer.place(root) / DONE).is_file() for writer in writers)
+    images, texts = towers(reference, precision, root)
     row = reference.of_texts(torch.from_numpy(reference.pipeline.fixed(""))[None].to(accelerator.device))
     size = 2 * count * row.nbytes / 1e9  # of a text an image
-    why = None
+    why, shown = None, list[ShownImages]()
     if frame.crop_area < 1 or frame.flip > 0:
         why = "images are cropped or mirrored anew at each visit"
     elif not isinstance(reference.frame, Frame):
         why = "the reference sees images in their own aspect ratio"
-    elif not written and visits <= count:
-        why = f"a run of {visits} visits sees few of {count} examples twice"
     elif size > limit:
         why = f"{size:.1f} GB are more than --features-gb {limit:g}"
-    elif not written and not room_for(root, size):
+    elif accelerator.is_main_process and (visits > count or images.folder.is_dir()):
+        shown = [ShownImages(without_rows(source), reference.frame, root) for source in sources]
+    unknown = from_first(count - images.known(shown))
+    if why is None and unknown >= visits:
+        why = f"a run of {visits} visits sees few of {unknown} examples twice"
+    elif why is None and not room_for(root, size * unknown / count):
         why = f"the disk of {root} has too little left for {size:.1f} GB"
     if why is not None:
         accelerator.print(f"{reference.role:<11} encodes every batch: {why}", flush=True)
         return reference, list(sources)
-    places = encoded_once(writers, root, accelerator)
+    read = TextInput(reference.pipeline, padded=True)
+    if accelerator.is_main_process:
+        write_images(shown, images)
+        write_texts(chain.from_iterable(texts_in(one.lines) for one in shown), texts, read)
+    files = from_first([one.file for one in shown])
     accelerator.print(f"{reference.role:<11} reads cached embeddings of {count} examples from {root}", flush=True)
-    side, role = reference.frame.pixels, reference.role
-    read = [ReferencedSource(source, [place], side, role) for source, place in zip(sources, places, strict=True)]
-    return replace(reference, fields=[CachedRows(role, reference.writes)]), list(read)
+    found = [
+        ReferencedSource(source, lines, images.folder, (texts.folder, read), reference.role)
+        for source, lines in zip(sources, files, strict=True)
+    ]
+    return replace(reference, fields=[CachedRows(reference.role, reference.writes)]), list(found)
 
 
-class RowsWriter(CacheWriter):
+def towers(reference: Reference, precision: str, root: Path) -> tuple[Tower, Tower]:
     """(t x, b) of each image and (y, 1) of each text, as `Reference.embed` makes them."""
-
-    def __init__(self, reference: Reference, source: Source, precision: str) -> None:
-        super().__init__(source, reference.frame, reference.model, images=True, texts=True)
-        self.reference, self.precision = reference, precision
-
-    def key(self) -> str:
-        """Of weights, tokenizer, frame, precision and data."""
-        pipeline, digest = self.reference.pipeline, hashlib.sha256()
-        some = [pipeline.fixed(text).tolist() for text, _ in zip(self.source.texts(), range(TEXTS), strict=False)]
-        facts = [self.source.name, fingerprints([self.source]), repr(self.frame), self.precision, pipeline.policy, some]
-        digest.update(repr(facts).encode())
-        for tensor in self.model.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return f"reference-{digest.hexdigest()[:24]}"
-
-    def of_images(self, images: torch.Tensor) -> torch.Tensor:
-        return self.reference.of_images({"image": images})
-
-    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return self.reference.of_texts(
-            torch.from_numpy(np.stack([self.reference.pipeline.fixed(text) for text in texts])).to(self.device)
-        )
+    facts = [repr(reference.frame), precision, reference.pipeline.policy, reference.model.architecture]
+    name = digest_of(facts, reference.model)
+    return (
+        Tower(
+            root / f"reference-images-{name}", reference.model, lambda images: reference.of_images({"image": images})
+        ),
+        Tower(root / f"reference-texts-{name}", reference.model, reference.of_texts),
+    )

@@ -1,0 +1,292 @@
+"""States of frozen towers: found by what an image or a text is, whatever source, row or run shows it."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.fields.frame import Frame
+from opensiglip.data.seen import HASH
+from opensiglip.data.sources.cached import CachedSource, TextInput
+from opensiglip.data.sources.registry import open_source
+from opensiglip.data.sources.state_store import StateStore, StoreWriter, key_of
+from opensiglip.data.text import TextPipeline
+from opensiglip.training import cache_writer, shown_images
+from opensiglip.training.cache_writer import Tower, write_images, write_texts
+from opensiglip.training.shown_images import ShownImages
+
+FRAME = Frame(28)
+Encode = Callable[..., int]
+
+
+def summed(inputs: Tensor) -> Tensor:
+    """States [n, 2, 1] that tell any two inputs of these tests apart."""
+    values = inputs.flatten(1).long()
+    return torch.stack([values @ torch.arange(values.shape[1]), values.sum(1)], 1)[..., None]
+
+
+@pytest.fixture
+def photos(folder: str, tmp_path: Path) -> Path:
+    """A copy of the thirty pictures, to be changed."""
+    return Path(shutil.copytree(folder, tmp_path / "photos"))
+
+
+def rows_of(photos: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+
+
+def write_rows(photos: Path, rows: Sequence[dict[str, Any]]) -> None:
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def encoded(sources: Source | Sequence[Source], root: Path, frame: Frame = FRAME) -> tuple[int, list[Source]]:
+    """How many images the tower had to read, and the sources over its states."""
+    reads: list[int] = []
+    tower = Tower(root / "images", nn.Linear(1, 1), lambda images: (reads.append(len(images)), summed(images))[1])
+    sources = [sources] if isinstance(sources, Source) else sources
+    shown = [ShownImages(source, frame, root) for source in sources]
+    write_images(shown, tower)
+    return sum(reads), [CachedSource(one.source, one.file, tower.folder, side=28) for one in shown]
+
+
+def assert_as_framed(cached: Source, source: Source) -> None:
+    """Every row has the states of its own image, and else what it has in the frame."""
+    assert len(cached) == len(source)
+    for index in range(len(source)):
+        plain, found = source.example(index), cached.example(index)
+        image, regions = FRAME.apply(plain, None)
+        assert np.array_equal(found.extras["image_states"], summed(image[None])[0].numpy())
+        assert found.captions == plain.captions and found.regions == regions and HASH in found.extras
+        assert (found.name, found.group, tuple(found.image.shape)) == (plain.name, plain.group, (3, 28, 28))
+
+
+def other_captions(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["captions"] = [text.replace("square", "box") for text in row["captions"]] + ["a picture"]
+
+
+def more_boxes(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["regions"].append({"bbox": [3, 2, 21, 30], "phrase": "something", "score": 0.5})
+
+
+def moved_boxes(rows: list[dict[str, Any]]) -> None:
+    """The texts stay as they are."""
+    for row in rows:
+        row["regions"][0]["bbox"] = [1, 2, 30, 31]
+
+
+def exchanged(rows: list[dict[str, Any]]) -> None:
+    captions = [row["captions"] for row in rows]
+    for row, other in zip(rows, captions[1:] + captions[:1], strict=True):
+        row["captions"] = other
+
+
+def fewer(rows: list[dict[str, Any]]) -> None:
+    del rows[::3]
+
+
+def other_order(rows: list[dict[str, Any]]) -> None:
+    rows.reverse()
+
+
+@pytest.mark.parametrize("change", [other_captions, more_boxes, moved_boxes, exchanged, fewer, other_order])
+def test_known_images_are_not_encoded_again_whatever_is_said_of_them(
+    photos: Path, tmp_path: Path, change: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    assert encoded(open_source(str(photos)), tmp_path)[0] == 24
+    rows = rows_of(photos)
+    change(rows)
+    write_rows(photos, rows)
+    source = open_source(str(photos))
+    count, [cached] = encoded(source, tmp_path)
+    assert count == 0
+    assert_as_framed(cached, source)
+
+
+def test_the_same_images_in_another_folder_and_format_are_known(photos: Path, tmp_path: Path) -> None:
+    assert encoded(open_source(str(photos)), tmp_path)[0] == 24
+    shutil.copytree(photos, tmp_path / "again")
+    table = ["image,caption"]
+    for row in rows_of(photos):
+        if row["split"] == "train":
+            name = f"renamed-{row['file_name']}"
+            (photos / row["file_name"]).rename(photos / name)
+            table.append(f"{name},{row['captions'][0]}")
+    (photos / "table.csv").write_text("\n".join(table))
+    sources = [open_source(str(tmp_path / "again")), open_source(str(photos / "table.csv"))]
+    count, cached = encoded(sources, tmp_path)
+    assert count == 0
+    for one, source in zip(cached, sources, strict=True):
+        assert_as_framed(one, source)
+    assert encoded(open_source(str(tmp_path / "again"), split="val"), tmp_path)[0] == 6
+
+
+def test_one_new_image_and_one_changed_under_its_name_are_encoded(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded(open_source(str(photos)), tmp_path)
+    Image.new("RGB", (40, 30), "yellow").save(photos / "new.png")
+    write_rows(photos, [*rows_of(photos), {"file_name": "new.png", "captions": ["yellow"], "split": "train"}])
+    Image.new("RGB", (32, 32), "pink").save(photos / "13.png")
+    capsys.readouterr()
+    source = open_source(str(photos))
+    count, [cached] = encoded(source, tmp_path)
+    assert count == 2 and "25 images: 23 known, encoding 2, in" in capsys.readouterr().out
+    assert_as_framed(cached, source)
+
+
+def test_an_image_is_encoded_once_however_often_it_is_shown(photos: Path, tmp_path: Path) -> None:
+    for row in rows_of(photos)[1:]:
+        shutil.copy(photos / "0.png", photos / row["file_name"])
+    source = open_source(str(photos))
+    count, cached = encoded([source, source], tmp_path)
+    assert count == 1
+    assert_as_framed(cached[1], source)
+
+
+def test_a_run_whose_images_are_known_waits_for_no_other(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(photos))
+    encoded(source, tmp_path)
+    monkeypatch.setattr(cache_writer, "turn", None)
+    assert encoded(source, tmp_path)[0] == 0
+    Image.new("RGB", (32, 32), "pink").save(photos / "0.png")
+    with pytest.raises(TypeError):
+        encoded(source, tmp_path)
+
+
+def test_images_without_a_file_are_known_by_their_pixels(tmp_path: Path) -> None:
+    for scenes, wanted in ((8, 8), (12, 4)):
+        count, [cached] = encoded(open_source(f"scenes:drawings=5,objects=2,count={scenes}", pixels=28), tmp_path)
+        assert count == wanted
+    assert cached.example(3).extras[HASH] == 0, "drawn: two that look alike need not be the same"
+
+
+def test_a_row_whose_image_can_not_be_read_is_broken_in_every_run(photos: Path, tmp_path: Path) -> None:
+    source = open_source(str(photos))
+    (photos / "0.png").write_bytes(b"no image")
+    (photos / "1.png").unlink()
+    for wanted in (22, 0):
+        count, [cached] = encoded(source, tmp_path)
+        assert count == wanted
+        for index in (0, 1):
+            with pytest.raises(BrokenExample, match="image can't be decoded"):
+                cached.example(index)
+
+
+def test_of_a_large_source_rows_are_looked_at_before_lines_are_used_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 rows the first, the last and one between."""
+    monkeypatch.setattr(shown_images, "LOOKED_AT", 3)
+    looked: list[int] = []
+    key = shown_images.image_key
+    monkeypatch.setattr(shown_images, "image_key", lambda source, i: looked.append(i) or key(source, i))
+    for change, wanted, most in ((None, 24, 24), (None, 0, 3), ("box", 0, 3), ("image", 1, 27), (None, 0, 3)):
+        rows = rows_of(photos)
+        if change == "box":
+            rows[0]["regions"][0]["bbox"] = [1, 2, 30, 31]
+            write_rows(photos, rows)
+        elif change == "image":
+            Image.new("RGB", (32, 32), "pink").save(photos / "0.png")
+        looked.clear()
+        source = open_source(str(photos))
+        count, [cached] = encoded(source, tmp_path)
+        assert count == wanted and len(looked) <= most
+        assert_as_framed(cached, source)
+    lines = next(tmp_path.glob("lines-*.jsonl"))
+    lines.write_bytes(lines.read_bytes().replace(b"square", b"circle"))
+    assert_as_framed(encoded(source, tmp_path)[1][0], source)
+
+
+def test_texts_are_known_by_their_ids(pipeline: TextPipeline, tmp_path: Path) -> None:
+    """Whatever the length that they are padded to, where padding is not read."""
+    reads: list[int] = []
+    tower = Tower(tmp_path / "texts", nn.Linear(1, 1), lambda ids: (reads.append(len(ids)), summed(ids))[1])
+    for texts, length, padded, wanted in (
+        (["a fox", "a fox", "two  FOXES"], 24, False, 3),  # and the empty text
+        (["two foxes", "a fox"], 40, False, 0),
+        (["a fox", "a harp"], 24, False, 1),
+        (["a fox"], 24, True, 2),
+        (["a fox"], 40, True, 2),
+    ):
+        reads.clear()
+        read = TextInput(pipeline.with_length(length), padded)
+        write_texts(texts, tower, read)
+        assert sum(reads) == wanted
+        store = StateStore(tower.folder)
+        for text in texts:
+            assert store[read.key(text)].shape == (2, 1)
+
+
+def test_texts_keep_their_own_states(pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_writer, "TEXTS_AT_ONCE", 2)
+    tower, read = Tower(tmp_path / "texts", nn.Linear(1, 1), summed), TextInput(pipeline, padded=True)
+    texts = ["a fox", "two red apples", "a harp", "a zebra on the grass"]
+    write_texts(texts, tower, read)
+    for text in texts:
+        wanted = summed(torch.from_numpy(read.ids(text))[None])[0].numpy()
+        assert np.array_equal(StateStore(tower.folder)[read.key(text)], wanted)
+
+
+def test_a_store_finds_the_latest_states_of_a_key_and_no_others(tmp_path: Path) -> None:
+    keys = [key_of(str(number).encode()) for number in range(300)]
+    writer = StoreWriter(tmp_path / "store")
+    for start in range(0, 300, 100):
+        writer.append(keys[start : start + 100], np.arange(start, start + 100)[:, None], list(range(100)))
+    before = StateStore(tmp_path / "store")
+    writer.append(keys[5:7], np.array([[-5], [-6]]), ["five", "six"])
+    found = pickle.loads(pickle.dumps(StateStore(tmp_path / "store")))
+    assert [int(found[key][0]) for key in keys] == [-(n) if n in (5, 6) else n for n in range(300)]
+    assert [int(before[key][0]) for key in keys] == list(range(300)), "a reader keeps what it has opened"
+    assert writer.fact(keys[5]) == "five" and StoreWriter(tmp_path / "store").fact(keys[120]) == 20
+    with pytest.raises(KeyError):
+        found[key_of(b"another")]
+    with pytest.raises(KeyError):
+        StateStore(tmp_path / "none")[keys[0]]
+
+
+def test_what_a_killed_writer_or_a_damaged_disk_leaves_is_not_relied_on(tmp_path: Path) -> None:
+    folder, keys = tmp_path / "store", [key_of(str(number).encode()) for number in range(6)]
+    writer = StoreWriter(folder)
+    for start in (0, 2):
+        writer.append(keys[start : start + 2], np.full((2, 3), start), [None, None])
+    states, lines = (folder / "states.bin").read_bytes(), (folder / "blocks.jsonl").read_bytes()
+    for bad_states, bad_lines, known in (
+        (states + b"rows without a line", lines + b"half of a l", [0, 1, 2, 3]),
+        (states[:-1], lines, [0, 1]),
+        (states[:-1] + b"x", lines, [0, 1]),
+        (states, lines.replace(b'"first": 2', b'"first": 0'), [0, 1]),
+        (states, lines[:-5], [0, 1]),
+    ):
+        (folder / "states.bin").write_bytes(bad_states)
+        (folder / "blocks.jsonl").write_bytes(bad_lines)
+        writer = StoreWriter(folder)
+        assert [n for n in range(6) if keys[n] in writer] == known
+        writer.append(keys[2:], np.full((4, 3), 7), [None] * 4)
+        assert all(key in StoreWriter(folder) for key in keys)
+        assert [int(StateStore(folder)[key][0]) for key in keys] == [0, 0, 7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("suffix", ["", "?clean=alt-text", "table"])
+def test_an_example_without_its_pixels_is_else_as_with_them(photos: Path, suffix: str) -> None:
+    if suffix == "table":
+        (photos / "table.csv").write_text("image,caption\n0.png,a fox\n1.png,two apples")
+    source = open_source(str(photos / "table.csv") if suffix == "table" else f"{photos}{suffix}")
+    for index in range(len(source)):
+        plain, found = source.example(index), source.without_pixels(index, 32, 32)
+        blank = torch.zeros_like(plain.image)
+        assert torch.equal(found.image, blank) and not torch.equal(plain.image, blank)
+        assert replace(found, image=blank) == Example(blank, *list(vars(plain).values())[1:])
