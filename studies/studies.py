@@ -164,6 +164,7 @@ DISTILLATION = Study(
 
 WAYS: dict[str, dict[str, Any]] = {  # ways to select half of each super-batch
     "learnability": {"curate": "learnability"},
+    "low-resolution": {"curate": "learnability", "score_resolution": 16},
     "static": {"curate": "easy-reference", "chunks": 1},  # scores each example by the reference alone
     "learner": {"curate": "learner"},
 }
@@ -178,7 +179,8 @@ def curation(percent: int) -> Study:
         about=(
             f"In the training scenes {percent} % of the captions belong to another scene. `uncurated` trains on all "
             "scenes. The others take 0.6 times its steps and select half of each super-batch: `learnability` by the "
-            "learner's loss minus the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `static` each example by the "
+            "learner's loss minus the reference's, in 16 chunks (SigLIP 2, Sec. 2.5), `low-resolution` likewise with "
+            "the learner's loss on images of half the side (Flexi-JEST), `static` each example by the "
             "reference's loss alone, `learner` by the learner's own loss. `reference` is trained on correct captions. "
             "The summary.json of each run lists what it selected, under `curated`."
         ),
@@ -200,8 +202,14 @@ def curation(percent: int) -> Study:
             ),
         ),
         figures=(
-            Figure("zeroshot", "accuracy", "zero-shot accuracy", ("uncurated", "learnability")),
-            Figure("retrieval", "image_to_text_r1", "image to text, R@1", ("uncurated", "learnability")),
+            *(
+                Figure(task, figure, f"{title}{how}", ("uncurated", way))
+                for way, how in (("learnability", ""), ("low-resolution", ", scored at half the side"))
+                for task, figure, title in (
+                    ("zeroshot", "accuracy", "zero-shot accuracy"),
+                    ("retrieval", "image_to_text_r1", "image to text, R@1"),
+                )
+            ),
         ),
         budgets={
             "cpu-hour": Budget(QUICK | {"steps": 400}, {"count": 500}),
