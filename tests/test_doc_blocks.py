@@ -31,6 +31,7 @@ NOT_RUN = {
     'model, processor = AutoModel.from_pretrained("runs/naflex/model")': "test_native_aspect.py runs such a model",
     'model = opensiglip.load("runs/boxes")': "locates each phrase of photographs that the reader has, twice",
     'photos = Path("PHOTOS")': "cuts photos that the reader has",
+    'Path("judged", ': "reads evaluations of photographs that the reader has",
     "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
 SHORTER = {
