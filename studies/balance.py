@@ -19,6 +19,7 @@ from opensiglip.training.run import train
 from studies.settings import AUTO, TINIER
 
 MEN = {"engineer": 0.9, "pilot": 0.9, "nurse": 0.2, "teacher": 0.2, "": 0.7}  # of those of a job who are men; "": none
+HIDDEN = 0.5  # of the training pictures do not show the person, whom the caption names all the same
 ROWS, HELD_OUT, SIDE = 400, 125, 32  # training pictures of each job, held-out ones of each, pixels
 MARKS = {  # colour, height and width
     "man": ((60, 90, 255), 14, 4),
@@ -53,7 +54,7 @@ def folder(out: Path, split: str, shown: Sequence[tuple[str, str]]) -> str:
     out.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(len(shown)), []
     for number, (person, job) in enumerate(shown):
-        picture(rng, person, job).save(out / f"{number}.png")
+        picture(rng, "" if rng.random() < HIDDEN else person, job).save(out / f"{number}.png")
         words = " who is ".join(f"a {name}".replace("a e", "an e") for name in (person, job) if name) or "nothing"
         rows.append(json.dumps({"file_name": f"{number}.png", "captions": [f"a photo of {words}"], "split": split}))
     (out / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
