@@ -13,6 +13,7 @@ BENCHES = (
     "decoding",
     "embed",
     "features",
+    "gpu",
     "memory",
     "plan",
     "search",

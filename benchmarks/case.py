@@ -36,6 +36,7 @@ class Case:
     images: int
     place: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     def variant(
         self, name: str, objectives: list[Objective], tasks: int, parallel: float = 0.0, keep: float = 1.0
@@ -74,6 +75,8 @@ class Case:
 
     def ours(self, learner: Learner, batch: Batch) -> Callable[[], None]:
         """Forward, backward, clipped gradient, optimizer, teacher: what a step of `train` does."""
+        if self.compiled:
+            learner.compile()  # as `train --compile` does
         optimizer = adamw(learner, 1e-4, 0.1)
         trained = [p for p in learner.parameters() if p.requires_grad]
 
@@ -92,10 +95,11 @@ class Case:
     def peers(self, parameters: Iterable[torch.nn.Parameter], loss: Callable[[], Any]) -> Callable[[], None]:
         """A peer's step as plain training code has it: torch's AdamW as it comes, no clipping."""
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+        forward = torch.compile(loss) if self.compiled else loss
 
         def step() -> None:
             with self.autocast():
-                value = loss()
+                value = forward()
             value.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from benchmarks import flops
 from benchmarks.captions import packed, padded, real_tokens, texts
 from benchmarks.measure import Row, Variant, agree, compare, positive, start
 from benchmarks.report import report
+from opensiglip.data.fields.captions import Target
 from opensiglip.errors import UserError
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import Shape
@@ -57,34 +58,39 @@ def bench(
     decoder = Decoder(Shape(width, depth, 4 * width, max(1, width // 64)), vocabulary, length, width).to(place)
     torch.nn.init.normal_(decoder.vocabulary.weight, std=width**-0.5)
     memory = torch.randn(images, tokens, width, device=place, requires_grad=True)
-    leaves = [memory, *decoder.parameters()]
     for count, (case, parallel) in product(regions, (("exact", 0.5), ("packed", 0.0))):
         tasks = 1 + 2 * count
-        drawn = texts(images, tasks, length, vocabulary, parallel=parallel)
-        one = {name: x.to(place) for name, x in packed(drawn, length, vocabulary).items()}
-        many = [{name: x.to(place) for name, x in part.items()} for part in padded(drawn, length, vocabulary)]
-
-        def ours(one: Batch = one) -> tuple[Tensor, ...]:
-            hidden = _hidden(decoder, one, memory, one["real"]).flatten(0, 1)[one["scored"]]
-            loss = decoder.vocabulary(
-                hidden, one["targets"].flatten()[one["scored"]], one["weights"].flatten()[one["scored"]]
-            )
-            return loss, *torch.autograd.grad(loss, leaves)
-
-        def plain(many: list[Batch] = many) -> tuple[Tensor, ...]:
-            loss = memory.new_zeros(())
-            for part in many:
-                logits = decoder.vocabulary(_hidden(decoder, part, memory).flatten(0, 1))
-                each = F.cross_entropy(logits, part["targets"].flatten(), reduction="none")
-                loss = loss + (part["weights"].flatten() * each).sum()
-            return loss, *torch.autograd.grad(loss, leaves)
-
-        gap = agree({PEER: plain(), "opensiglip": ours()}, PEER, 1e-3)["opensiglip"]
-        facts = {"off by": gap, "real tokens": f"{real_tokens(drawn) / (images * tasks * length):.0%}"}
-        floor = flops.reading(decoder.shape, width, tokens, one, vocabulary)
-        variants = [Variant("opensiglip", ours, floor, facts=facts), Variant(PEER, plain, floor)]
+        variants = packed_and_padded(decoder, memory, texts(images, tasks, length, vocabulary, parallel=parallel))
         rows += compare(f"{case}, {tasks} texts", variants, PEER, place, rounds, torch.float32)
     report("decoder", rows, out, place)
+
+
+def packed_and_padded(decoder: Decoder, memory: Tensor, drawn: list[list[Target]]) -> list[Variant]:
+    """Ours on each image's texts in one row, and a padded pass for each text, on image tokens `memory` [B, N, D]."""
+    place, length, vocabulary, leaves = memory.device, decoder.length, decoder.mask_id, [memory, *decoder.parameters()]
+    one = {name: x.to(place) for name, x in packed(drawn, length, vocabulary).items()}
+    many = [{name: x.to(place) for name, x in part.items()} for part in padded(drawn, length, vocabulary)]
+
+    def ours() -> tuple[Tensor, ...]:
+        hidden = _hidden(decoder, one, memory, one["real"]).flatten(0, 1)[one["scored"]]
+        loss = decoder.vocabulary(
+            hidden, one["targets"].flatten()[one["scored"]], one["weights"].flatten()[one["scored"]]
+        )
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    def plain() -> tuple[Tensor, ...]:
+        loss = memory.new_zeros(())
+        for part in many:
+            logits = decoder.vocabulary(_hidden(decoder, part, memory).flatten(0, 1))
+            each = F.cross_entropy(logits, part["targets"].flatten(), reduction="none")
+            loss = loss + (part["weights"].flatten() * each).sum()
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    gap = agree({PEER: plain(), "opensiglip": ours()}, PEER, 1e-3)["opensiglip"]
+    places = len(drawn) * len(drawn[0]) * length
+    facts = {"off by": gap, "real tokens": f"{real_tokens(drawn) / places:.0%}"}
+    floor = flops.reading(decoder.shape, memory.shape[2], memory.shape[1], one, vocabulary)
+    return [Variant("opensiglip", ours, floor, facts=facts), Variant(PEER, plain, floor)]
 
 
 def _hidden(decoder: Decoder, batch: Batch, memory: Tensor, real: Tensor | None = None) -> Tensor:

@@ -54,7 +54,7 @@ def bench(
     positive(resolution=resolution, count=count, rounds=rounds, samples=samples)
     place = start("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        paths = _found(data, count) if data is not None else _made(Path(folder), count)
+        paths = _found(data, count) if data is not None else made_photographs(Path(folder), count)
         if kind != "jpeg":
             found = pace(kind, paths, Path(folder), resolution, samples, rounds)
             if kind == "tar":
@@ -116,7 +116,7 @@ def _peers(resolution: int) -> dict[str, Callable[[Path], torch.Tensor]]:
     return {"open_clip transform": read}
 
 
-def _made(folder: Path, count: int) -> list[Path]:
+def made_photographs(folder: Path, count: int) -> list[Path]:
     """Scenes at 4:3 with grain, as JPEGs."""
     source, rng, paths = open_source("scenes:drawings=60", pixels=SIDE), np.random.default_rng(0), []
     for place in range(count):

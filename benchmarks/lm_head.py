@@ -1,6 +1,7 @@
 """The vocabulary's cross-entropy: ours in chunks on real tokens, against losses that hold all logits."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,31 +50,46 @@ def bench(
 
 
 def _case(vocabulary: int, tokens: int, width: int, fill: float, place: torch.device, rounds: int) -> list[Row]:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, width, generator=generator).to(place).requires_grad_()
-    weight = (torch.randn(vocabulary, width, generator=generator) / width**0.5).to(place).requires_grad_()
-    targets = torch.randint(vocabulary, (tokens,), generator=generator)
-    live = torch.rand(tokens, generator=generator) < fill
-    live[0] = True
-    targets = targets.masked_fill(~live, IGNORED).to(place)
-    heads = _heads(place)
-
-    def step(head: Head) -> tuple[Tensor, ...]:
-        value = head(hidden, weight, targets)
-        return value, *torch.autograd.grad(value, (hidden, weight))
-
+    given, heads = Tokens.new(vocabulary, tokens, width, fill, place), heads_of(place)
     gaps = {
-        name: agree({PLAIN: step(heads[PLAIN]), name: step(head)}, PLAIN, 1e-3)[name] for name, head in heads.items()
-    }
-    floor = 6.0 * int(live.sum()) * width * vocabulary
-    variants = [
-        Variant(name, partial(step, head), floor, facts={"off by": gaps[name], "dW MiB": weight.nbytes >> 20})
+        name: agree({PLAIN: given.step(heads[PLAIN]), name: given.step(head)}, PLAIN, 1e-3)[name]
         for name, head in heads.items()
-    ]
+    }
+    variants = [given.variant(name, head, {"off by": gaps[name]}) for name, head in heads.items()]
     return compare(f"V {vocabulary} T {tokens} fill {fill:g}", variants, PLAIN, place, rounds, torch.float32)
 
 
-def _heads(place: torch.device) -> dict[str, Head]:
+@dataclass(frozen=True)
+class Tokens:
+    """Made-up hidden states [T, D], the weight [V, D] of the output layer, and targets [T] (IGNORED is padding)."""
+
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+
+    @classmethod
+    def new(cls, vocabulary: int, tokens: int, width: int, fill: float, place: torch.device) -> "Tokens":
+        """`fill`: the share of the targets that is no padding; at least one is."""
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(tokens, width, generator=generator).to(place).requires_grad_()
+        weight = (torch.randn(vocabulary, width, generator=generator) / width**0.5).to(place).requires_grad_()
+        targets = torch.randint(vocabulary, (tokens,), generator=generator)
+        live = torch.rand(tokens, generator=generator) < fill
+        live[0] = True
+        return cls(hidden, weight, targets.masked_fill(~live, IGNORED).to(place))
+
+    def variant(self, name: str, head: Head, facts: dict[str, Any]) -> Variant:
+        """Forward and backward of a head."""
+        floor = 6.0 * int((self.targets != IGNORED).sum()) * self.weight.numel()
+        return Variant(name, partial(self.step, head), floor, facts=facts | {"dW MiB": self.weight.nbytes >> 20})
+
+    def step(self, head: Head) -> tuple[Tensor, ...]:
+        """The loss and its gradients at the hidden states and the weight."""
+        value = head(self.hidden, self.weight, self.targets)
+        return value, *torch.autograd.grad(value, (self.hidden, self.weight))
+
+
+def heads_of(place: torch.device) -> dict[str, Head]:
     heads: dict[str, Head] = {"opensiglip": _ours, PLAIN: _plain}
     if linear := getattr(F, "linear_cross_entropy", None):
         options: Any = getattr(F, "LinearCrossEntropyOptions", None)

@@ -106,6 +106,8 @@ def compare(
     product = Variant("product", lambda: matrices[0] @ matrices[1])
     repeats: dict[str, int] = {}
     for variant in (product, *variants):
+        if device.type == "cuda":
+            variant.run()  # loads its kernels, and tells nothing of how long a call takes
         spent = _time(variant.run, 1, device)
         repeats[variant.name] = 1 if spent > SHORTEST else math.ceil(SHORTEST / max(spent, 1e-6))
     samples: dict[str, list[Sample]] = {name: [] for name in repeats}

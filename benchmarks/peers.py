@@ -15,21 +15,22 @@ NAIVE, TASKS = "transformers Siglip2 + naive captions", 3
 
 
 def open_clip_steps(case: Case) -> list[Variant]:
-    """SigLIP and CLIP as open_clip trains them: its transformers, its losses."""
+    """SigLIP and CLIP as open_clip trains them."""
     if peer("open_clip", "open_clip_torch") is None:
         return []
+    return [open_clip_step(case), open_clip_step(case, clip=True)]
+
+
+def open_clip_step(case: Case, clip: bool = False) -> Variant:
+    """SigLIP or CLIP by open_clip's transformers and losses. Raises ImportError where it is not installed."""
     from open_clip.loss import ClipLoss, SigLipLoss
     from open_clip.model import CLIP
 
-    batch, width, variants = case.batch(0, 0.0), case.networks.vision.width, []
-    for name, loss, bias in (("open_clip SigLIP", SigLipLoss(), -10.0), ("open_clip CLIP", ClipLoss(), None)):
-        model: Any = CLIP(width, _vision(case), _text(case), init_logit_bias=bias, output_dict=True).to(case.place)
-
-        def value(model: Any = model, loss: Any = loss) -> Tensor:
-            return loss(**model(batch["image"], batch["text"]))
-
-        variants.append(Variant(name, case.peers(model.parameters(), value), case.floor(batch), case.images))
-    return variants
+    loss, bias = (ClipLoss(), None) if clip else (SigLipLoss(), -10.0)
+    batch, width = case.batch(0, 0.0), case.networks.vision.width
+    model: Any = CLIP(width, _vision(case), _text(case), init_logit_bias=bias, output_dict=True).to(case.place)
+    step = case.peers(model.parameters(), lambda: loss(**model(batch["image"], batch["text"])))
+    return Variant(f"open_clip {'CLIP' if clip else 'SigLIP'}", step, case.floor(batch), case.images)
 
 
 def coca_steps(case: Case) -> list[Variant]:

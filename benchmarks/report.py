@@ -14,21 +14,37 @@ import torch
 from benchmarks.measure import Row
 from opensiglip.errors import UserError
 
-PEERS = ("opensiglip", "torch", "transformers", "open-clip-torch", "liger-kernel", "cut-cross-entropy", "siglip-kernel")
+PEERS = (
+    "opensiglip",
+    "torch",
+    "triton",
+    "transformers",
+    "open-clip-torch",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "siglip-kernel",
+)
 
 
 def report(bench: str, rows: Sequence[Row], out: Path, device: torch.device) -> None:
     """Print the table; write `out`/<bench>.json and .png. Raises UserError if `out` can't be made."""
     print(table(rows))
+    path = write(bench, rows, out, device)
+    plot(rows, path.with_suffix(".png"))
+    print(f"\nwritten: {path} and .png")
+
+
+def write(bench: str, rows: Sequence[Row], out: Path, device: torch.device, **more: Any) -> Path:
+    """Write `out`/<bench>.json, `more` after the rows; its path. Raises UserError if `out` can't be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} can't be made ({error.strerror}).") from error
     facts = {"bench": bench, "command": shlex.join(["opensiglip", *sys.argv[1:]]), "machine": machine(device)}
     path = out / f"{bench}.json"
-    path.write_text(json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
-    plot(rows, path.with_suffix(".png"))
-    print(f"\nwritten: {path} and .png")
+    made = facts | {"rows": [asdict(row) for row in rows]} | more
+    path.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 def table(rows: Sequence[Row]) -> str:

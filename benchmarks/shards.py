@@ -28,7 +28,7 @@ BATCH = 64  # images
 def pace(kind: str, paths: list[Path], folder: Path, resolution: int, samples: int, rounds: int) -> list[Row]:
     """Batches from `samples` JPEGs in shards of a kind, from a folder, and by open_clip from tars."""
     source = folder / "source"
-    _write_folder(source, [path.read_bytes() for path in paths], samples)
+    write_folder(source, [path.read_bytes() for path in paths], samples)
     for to in dict.fromkeys((kind, "tar", "folder")):
         convert(str(source), folder / to, to=to, shard_mb=SHARD_MB, workers=0)
     variants = [Variant(f"opensiglip {kind}", batches(folder / kind, resolution, BATCH), items=BATCH)]
@@ -104,7 +104,7 @@ def _open_clip(folder: Path, resolution: int, size: int, samples: int) -> Iterat
         yield from found.dataloader
 
 
-def _write_folder(root: Path, images: list[bytes], samples: int) -> None:
+def write_folder(root: Path, images: list[bytes], samples: int) -> None:
     """So many JPEGs with a text beside each."""
     root.mkdir(parents=True)
     for number in range(samples):

@@ -1,6 +1,7 @@
 """The pairwise losses: ours in tiles, against losses that hold the N x N logits."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ def bench(
     """
     positive(sizes=sizes, width=width, rounds=rounds)
     place, rows = start(device), list[Row]()
-    sigmoids, softmaxes = _losses(width, place)
+    sigmoids, softmaxes = losses_of(width, place)
     for size in sizes:
         for name, losses, reference in (
             ("sigmoid", sigmoids, "open_clip" if "open_clip" in sigmoids else PLAIN),
@@ -49,30 +50,46 @@ def bench(
 def _case(
     case: str, losses: dict[str, Loss], reference: str, size: int, width: int, place: torch.device, rounds: int
 ) -> list[Row]:
-    generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(size, width, generator=generator), dim=-1) for _ in range(2))
-    leaves = [x.to(place).requires_grad_() for x in (image, text, torch.tensor([10.0]), torch.tensor([-10.0]))]
-    differentiable = leaves if case.startswith("sigmoid") else leaves[:3]
-
-    def step(loss: Loss) -> tuple[Tensor, ...]:
-        value = loss(*leaves)
-        return value, *torch.autograd.grad(value, differentiable)
-
-    def seen(loss: Loss) -> tuple[Tensor, ...]:
-        """Without what lies along the embeddings: transformers normalises them once more."""
-        value, dx, dy, *others = step(loss)
-        x, y = leaves[0].detach(), leaves[1].detach()
-        return value, *(g - (g * e).sum(1, keepdim=True) * e for g, e in ((dx, x), (dy, y))), *others
-
-    gaps = agree({name: seen(loss) for name, loss in losses.items()}, reference, 1e-4)
-    variants = [
-        Variant(name, partial(step, loss), 6 * size**2 * width, facts={"off by": gaps[name]})
-        for name, loss in losses.items()
-    ]
+    pairs = Pairs.new(size, width, place, bias=case.startswith("sigmoid"))
+    gaps = agree({name: pairs.seen(loss) for name, loss in losses.items()}, reference, 1e-4)
+    variants = [pairs.variant(name, loss, {"off by": gaps[name]}) for name, loss in losses.items()]
     return compare(case, variants, reference, place, rounds, torch.float32)
 
 
-def _losses(width: int, place: torch.device) -> tuple[dict[str, Loss], dict[str, Loss]]:
+@dataclass(frozen=True)
+class Pairs:
+    """Embeddings of made-up pairs [N, D] twice, scale and bias; and those of them that a loss has a gradient at."""
+
+    leaves: tuple[Tensor, ...]
+    differentiable: tuple[Tensor, ...]
+
+    @classmethod
+    def new(cls, size: int, width: int, place: torch.device, *, bias: bool) -> "Pairs":
+        """`bias`: the loss has one."""
+        generator = torch.Generator().manual_seed(0)
+        image, text = (F.normalize(torch.randn(size, width, generator=generator), dim=-1) for _ in range(2))
+        given = (image, text, torch.tensor([10.0]), torch.tensor([-10.0]))
+        leaves = tuple(x.to(place).requires_grad_() for x in given)
+        return cls(leaves, leaves if bias else leaves[:3])
+
+    def variant(self, name: str, loss: Loss, facts: dict[str, Any]) -> Variant:
+        """Forward and backward of a loss."""
+        size, width = self.leaves[0].shape
+        return Variant(name, partial(self.step, loss), 6 * size**2 * width, facts=facts)
+
+    def step(self, loss: Loss) -> tuple[Tensor, ...]:
+        """The loss and its gradients."""
+        value = loss(*self.leaves)
+        return value, *torch.autograd.grad(value, self.differentiable)
+
+    def seen(self, loss: Loss) -> tuple[Tensor, ...]:
+        """Without what lies along the embeddings: transformers normalises them once more."""
+        value, dx, dy, *others = self.step(loss)
+        x, y = self.leaves[0].detach(), self.leaves[1].detach()
+        return value, *(g - (g * e).sum(1, keepdim=True) * e for g, e in ((dx, x), (dy, y))), *others
+
+
+def losses_of(width: int, place: torch.device) -> tuple[dict[str, Loss], dict[str, Loss]]:
     """Sigmoid losses and softmax losses, ours first."""
     sigmoids: dict[str, Loss] = {"opensiglip": _ours(sigmoid_loss), PLAIN: _plain_sigmoid}
     softmaxes: dict[str, Loss] = {"opensiglip": lambda x, y, t, b: _ours(softmax_loss)(x, y, t), PLAIN: _plain_softmax}
