@@ -56,7 +56,9 @@ class Figure:
     def __str__(self) -> str:
         goal = self.goal
         words = [f"{goal.number:<3}{goal.what}: "]
-        words += [f"not measured, {self.value}" if isinstance(self.value, str) else f"{self.value:.4g} {goal.unit}"]
+        words += [
+            f"not measured, {self.value}" if isinstance(self.value, str) else f"{self.value:.4g} {goal.unit}".rstrip()
+        ]
         if goal.bound is not None:
             words += [f"; goal {'at most' if goal.at_most else 'at least'} {goal.bound:g}"]
         if self.reached is not None:

@@ -36,7 +36,7 @@ def loaded(setting: Setting, paces: Paces, found: Found) -> None:
             samples[f"{OURS} {name}"] = [timed(taken, each) for _ in range(setting.rounds)]
             taken.close()
     variants = [Variant(name, lambda: None, items=each * setting.images) for name in samples]
-    found.rows += rows(f"loader, {workers} processes", variants, variants[0].name, samples)
+    found.rows += rows(f"loader, data processes: {workers}", variants, variants[0].name, samples)
     for row in found.rows:
         name = row.variant.removeprefix(f"{OURS} ")
         step = paces.get(name)

@@ -19,7 +19,9 @@ from benchmarks.gpu_parts import BATCH, PAIRS, PARTS, SIZES, VOCABULARIES, Part,
 from benchmarks.gpu_setting import Found, Setting
 from benchmarks.measure import Row, Variant
 from opensiglip.apps.cli import main
+from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import HeadShape
+from opensiglip.training.learner import denominators
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Setting(("32x2x64x2/4", "32x1x64x2/4"), 2, 2, (50, 90), 48, False, 0, 1, CPU)
@@ -70,6 +72,8 @@ def test_every_goal_is_measured_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
     images = next(f["value"] for f in made["figures"] if f["what"] == "siglip 32x2x64x2/4")
     step = rows["siglip 32x2x64x2/4", "opensiglip siglip, eager"]
     assert images == pytest.approx(step["per_second"]) == pytest.approx(2 / step["seconds"])
+    loss, took = rows["sigmoid 48", "opensiglip"], next(f for f in made["figures"] if f["what"].endswith("48: time"))
+    assert took["unit"] == "ms" and took["value"] == pytest.approx(1e3 * loss["seconds"])
     assert {"open_clip SigLIP, eager", "transformers + naive captions, eager"} <= {
         row["variant"] for row in made["rows"]
     }
@@ -114,13 +118,19 @@ def test_mfu_is_the_flop_over_time_and_rate(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_step_is_compared_with_the_faster_of_a_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiled = list[Any]()
+
+    def compile(function: Any, **_: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
     rate, setting = {"GFLOP/s": 1}, replace(SMALL, compile=True)
     ours = {"siglip, eager": row("", 4.0, **rate), "siglip, compiled": row("", 2.0, **rate)}
     plant(monkeypatch, **ours, **{"SigLIP, eager": row("", 6.0), "SigLIP, compiled": row("", 5.0)})
     found, paces = Found(), gpu_steps.Paces()
     gpu_steps.siglip(setting, paces, found)
-    assert found.left_out == {} and paces == {"siglip": 1.0}
+    assert found.left_out == {} and paces == {"siglip": 1.0} and len(compiled) == 2, "ours, and theirs"
     figures = {name: found.values[name] for name in ("open_clip", "compile", "images")}
     assert figures == {"open_clip": 2.5, "compile": 2.0, "images": 1.0}
 
@@ -224,14 +234,17 @@ def test_the_heads_memory_is_the_difference_without_its_gradient(monkeypatch: py
     assert gpu_steps.beyond(None, 1) == "the system does not tell"
 
 
-def test_without_the_head_as_many_parameters_less_are_trained() -> None:
-    """The two steps whose memory is compared differ in the head alone, and both reach every other weight."""
-    case, stepped = SMALL.case(SMALL.sizes[0], 90), []
+def test_the_steps_whose_memory_is_compared_differ_in_the_head_alone() -> None:
+    """Both form their activations again, and both have a gradient at every other weight."""
+    case, reached = SMALL.case(SMALL.sizes[0], 90), []
+    batch = case.batch(3, 0.5)
     for head in (True, False):
         learner = gpu_steps.checkpointed_learner(case, head=head)
-        case.ours(learner, case.batch(3, 0.5))()
-        stepped.append({name for name, p in learner.named_parameters() if p.requires_grad})
-    assert stepped[0] - stepped[1] == {f"model.decoder.vocabulary.{name}" for name in ("weight", "bias")}
+        learner(batch, denominators(learner, [batch]).float())[0]["loss"].backward()
+        reached.append({name for name, p in learner.named_parameters() if p.grad is not None})
+        assert isinstance(learner.model.decoder, Decoder) and learner.model.decoder.checkpointing
+    assert len(reached[1]) > 40 and any(name.startswith("model.decoder") for name in reached[1])
+    assert reached[0] - reached[1] == {f"model.decoder.vocabulary.{name}" for name in ("weight", "bias")}
 
 
 def test_the_loader_is_held_against_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
