@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -249,7 +249,7 @@ class BrokenLimit:
             )
 
 
-def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
+def loader(plan: DataPlan, first: int, last: int, workers: int, pin: bool) -> Generator[StepBatch, None, None]:
     """The batches of steps first..last-1, made in `workers` processes (0: in this one), in order."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     steps: DataLoader[StepBatch | str] = DataLoader(
