@@ -21,6 +21,7 @@ from test_resume import cut_short
 
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.run_folder import RunFolder
+from opensiglip.data.sources.state_store import STATES_FILE
 from opensiglip.errors import UserError
 from opensiglip.evaluation.benchmark import ProbeConfig
 from opensiglip.evaluation.benchmarks import decoder_probe
@@ -254,8 +255,10 @@ def test_the_study_of_photographs_runs_on_any_towers(towers: Path, folder: str, 
     frozen, tuned = {"sigmoid", "captions", "boxes"}, {"lora", "tuned"}
     assert titles["image to text, R@1"] == frozen | tuned and titles["phrases found"] == {"boxes"} | tuned
     assert titles["captions, CIDEr"] == {"captions", "boxes"} | tuned
-    places = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("images.npy")]
-    assert {path.parts[0] for path in places} == {"features"} and len(places) == 2, "with patch tokens and without"
+    places = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob(STATES_FILE)]
+    assert {path.parts[0] for path in places} == {"features"}
+    kinds = sorted(path.parts[1].partition("-")[0] for path in places)
+    assert kinds == ["images", "images", "texts"], "images with patch tokens and without"
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
@@ -265,7 +268,7 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     for figure in study.figures:
         assert set(figure.order) <= set(names)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
-    trainer |= {"precision", "workers", "freeze", "lora", "tower_lr", "warmup", "languages"}
+    trainer |= {"score_resolution", "precision", "workers", "freeze", "lora", "tower_lr", "warmup", "languages"}
     for budget in study.budgets.values():
         for number, run in enumerate(study.runs):
             assert run.after is None or run.after in names[:number] and budget.train["keep"]
