@@ -28,7 +28,7 @@ class Column:
     figure: Figure
     means: dict[str, Interval]
     by_seed: dict[str, list[float]]
-    steps: list[Difference]  # neighbours of the papers' order
+    steps: list[Difference]  # neighbours of the papers' order, or each run and the one that it is compared with
     ranked: list[Difference] = field(default_factory=list)  # neighbours from the lowest mean to the highest
 
     @property
@@ -84,9 +84,12 @@ def columns(study: Study, jobs: Sequence[Job]) -> list[Column]:
         try:
             means = {name: mean_over_seeds(some) for name, some in values.items()}
             by_value = sorted(means, key=lambda name: means[name].value)
+            declared = list(pairwise(name for name in figure.order if name in values))
+            if figure.against in values:
+                declared = [(figure.against, name) for name in values if name != figure.against]
             steps, ranked = (
-                [(lower, higher, mean_over_seeds(values[higher], values[lower])) for lower, higher in pairwise(order)]
-                for order in ([name for name in figure.order if name in values], by_value)
+                [(lower, higher, mean_over_seeds(values[higher], values[lower])) for lower, higher in pairs]
+                for pairs in (declared, list(pairwise(by_value)))
             )
         except ValueError as error:
             raise UserError(f"the runs were {error}; delete their folders `{JUDGED}`.") from error

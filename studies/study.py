@@ -38,7 +38,8 @@ class Run:
 class Figure:
     """A figure that the runs are compared by: `name` as the evaluation's `task` has it, `title` in words.
 
-    `order`: runs from low to high, as `source` has them.
+    `order`: runs from low to high, as `source` has them; neighbours are compared. `against`: in place of an order, the
+    run that every other is compared with.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Figure:
     title: str
     order: tuple[str, ...] = ()
     source: str = ""
+    against: str = ""
     by_run: Mapping[str, str] = field(default_factory=dict)  # another name of the metric in some runs
 
 

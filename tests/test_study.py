@@ -266,7 +266,8 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     names = [run.name for run in study.runs]
     assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
-        assert set(figure.order) <= set(names)
+        assert set(figure.order) <= set(names) and figure.against in ("", *names)
+        assert not (figure.order and figure.against)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
     trainer |= {"score_resolution", "precision", "workers", "freeze", "lora", "tower_lr", "warmup", "languages"}
     for budget in study.budgets.values():
@@ -352,6 +353,22 @@ def test_a_figure_compares_another_metric_of_some_runs(monkeypatch: pytest.Monke
     monkeypatch.setattr("studies.answer.results.load", lambda path: loaded)
     [column] = columns(study, [SimpleNamespace(run=run, folder=tmp_path / run.name) for run in runs])  # type: ignore[misc]
     assert (column.by_seed, column.steps[0][2].value) == ({"plain": [0.75], "cut": [0.5]}, -0.25)
+
+
+def test_a_figure_compares_every_run_with_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    means = {"first": 1.0, "base": 0.25, "last": 0.0}
+    runs = tuple(Run(name, "siglip") for name in means)
+    study = Study("s", "?", "", "scenes", runs, (Figure("t", "n", "found", against="base"),), {})
+
+    def load(path: Path) -> dict[str, Any]:
+        value = means[path.parents[1].name]
+        return {"values": {("t", "n"): values([value] * 4)}, "metrics": {("t", "n"): (value,)}}
+
+    monkeypatch.setattr("studies.answer.results.load", load)
+    [column] = columns(study, [SimpleNamespace(run=run, folder=tmp_path / run.name) for run in runs])  # type: ignore[misc]
+    found = [(lower, higher, interval.value) for lower, higher, interval in column.steps]
+    assert found == [("base", "first", 0.75), ("base", "last", -0.25)]
+    assert column.sentence.endswith("first against base: higher; last against base: lower.")
 
 
 def test_runs_that_chance_may_order_are_not_ranked() -> None:

@@ -6,6 +6,7 @@ without a line, which the next writer overwrites. A reader maps the rows that we
 run may go on writing.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from math import prod
@@ -156,5 +157,5 @@ def checksum_of(data: bytes | np.ndarray) -> str:
 
 
 def key_of(data: bytes) -> bytes:
-    """A key of `KEY_BYTES`."""
-    return xxhash.xxh3_128_digest(data)
+    """A key of `KEY_BYTES`; no image can be made to have another's."""
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
