@@ -48,7 +48,7 @@ from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.states import as_array, as_tensor
 from opensiglip.data.sources.cached import CachedSource, TextInput
 from opensiglip.data.sources.registry import open_source
-from opensiglip.data.sources.state_store import StoreWriter
+from opensiglip.data.sources.state_store import StateStore, StoreWriter, read_blocks
 from opensiglip.data.sources.subset import Subset, split_off
 from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
@@ -57,8 +57,10 @@ from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.training import cache_writer, remembered
+from opensiglip.training.curation.reference import BLOCK
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
+from opensiglip.training.shown_images import image_key
 from opensiglip.types import Features
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -245,6 +247,152 @@ def test_a_curated_run_reads_cached_features_beside_the_references_rows(
     shown = [page.partition("<h2>Selected examples</h2>")[2].partition("<h2>")[0] for page in pages]
     pictures = [set(re.findall(r'src="(data:[^"]*)"', part)) for part in shown]
     assert pictures[0] == pictures[1] and len(pictures[0]) > 8
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many images and texts towers of another make have read since."""
+    counts = {"images": 0, "texts": 0}
+
+    def counting(kind: Any, name: str) -> None:
+        states = kind.states
+
+        def counted(self: Any, inputs: torch.Tensor) -> Any:
+            counts[name] += len(inputs)
+            return states(self, inputs)
+
+        monkeypatch.setattr(kind, "states", counted)
+
+    counting(PretrainedVision, "images")
+    counting(PretrainedText, "texts")
+    return counts
+
+
+def rows(features: Path, kind: str) -> dict[bytes, np.ndarray]:
+    """A reference's rows of images or texts, by key."""
+    [folder] = features.glob(f"reference-{kind}-*-heads/")
+    store = StateStore(folder)
+    return {bytes(key): store[key] for block in read_blocks(folder) for key in block.keys}
+
+
+def taught(towers: Path, folder: str, root: Path, **more: Any) -> dict[str, Any]:
+    """The arguments of a curated run with a reference and a teacher, of the learner's frozen towers unless told."""
+    for at, role in enumerate(("reference", "teacher")):
+        if not (root / role).exists():
+            train("align", **arguments(towers, folder, root / role, seed=at, features=root / "theirs"))
+    beside = {role: str(root / role) for role in ("reference", "teacher")}
+    curated = {"curate": "learnability", "distil": "softmax", "steps": 6, "save_every": 3, "keep_last": 9}
+    return arguments(towers, folder, root / "run", features=root / "features", **beside | curated | more)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_references_of_the_learners_towers_compute_their_heads_alone(
+    towers: Path,
+    folder: str,
+    tmp_path: Path,
+    encoded: dict[str, int],
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows are those of encoding anew: in float32 to rounding, in bfloat16 to that of the cache's states."""
+    given = taught(towers, folder, tmp_path, precision=precision)
+    encoded.update(images=0, texts=0), capsys.readouterr()
+    train("align", **given)
+    sizes = 2 * BLOCK  # each of the two asks its text tower once how long a row is
+    assert encoded == {"images": 24, "texts": 25 + sizes}, "once for learner, reference and teacher"
+    said = capsys.readouterr().out
+    for role in ("reference  ", "teacher    "):
+        assert re.search(f"{role} reads cached .*; of images and texts its heads read the learner's states", said)
+    train("align", **given | {"out": tmp_path / "again", "seed": 3})
+    assert encoded == {"images": 24, "texts": 25 + 2 * sizes}
+    train("align", **given | {"out": tmp_path / "anew", "features_gb": 0})
+    gap = 1e-5 if precision == "fp32" else 2e-2
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "anew"), rtol=0, atol=gap)
+
+
+def test_a_row_of_a_shared_tower_is_that_of_the_image_and_text_it_is_kept_under(
+    towers: Path, folder: str, tmp_path: Path
+) -> None:
+    train("align", **(given := taught(towers, folder, tmp_path, teacher=None, head="map")))
+    opened = Pretrained.open(given["reference"])
+    model, source = opened.model.eval(), open_source(folder, pixels=28)
+    images, texts = (rows(tmp_path / "features", kind) for kind in ("images", "texts"))
+    assert (len(images), len(texts)) == (24, 25)
+    for index in range(24):
+        example = source.example(index)
+        image = opened.frame.apply(example, None)[0][None].float() / 127.5 - 1
+        ids = torch.from_numpy(opened.pipeline.fixed(example.captions[0].text))[None]
+        with torch.no_grad():
+            x, y = Encoded(model, {"image": image, "text": ids}).pair()
+            wanted = torch.cat([x[0] * model.logit_scale.exp(), model.logit_bias.view(1)])
+        np.testing.assert_allclose(images[image_key(source, index)], wanted, rtol=0, atol=2e-5)
+        key = TextInput(opened.pipeline, padded=False).key(example.captions[0].text)
+        np.testing.assert_allclose(texts[key], [*y[0], 1.0], rtol=0, atol=2e-6)
+
+
+def test_a_run_whose_reference_shares_its_towers_goes_on_bit_for_bit(
+    towers: Path, folder: str, tmp_path: Path, encoded: dict[str, int]
+) -> None:
+    """Also where the rows have to be made again from the states."""
+    train("align", **(given := taught(towers, folder, tmp_path)))
+    straight, weights = losses(tmp_path / "run"), learner(tmp_path / "run")
+    for gone in ((), tuple((tmp_path / "features").glob("reference-*-heads/"))):
+        for folder_gone in (*gone, tmp_path / "run" / "checkpoints" / "step-00000006"):
+            shutil.rmtree(folder_gone)
+        encoded.update(images=0, texts=0)
+        train("align", **given, resume=True)
+        assert losses(tmp_path / "run") == straight and encoded == {"images": 0, "texts": 2 * BLOCK}
+        again = learner(tmp_path / "run")
+        assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
+def test_two_ranks_share_a_references_towers_as_one_does(towers: Path, folder: str, tmp_path: Path) -> None:
+    train("align", **(given := taught(towers, folder, tmp_path)))
+    other = given | {"out": tmp_path / "two", "features": tmp_path / "b"}
+    start_ranks(work, (str(tmp_path / "meeting"), other), 2)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "run"), rtol=0, atol=1e-5)
+    for kind in ("images", "texts"):
+        for one in (tmp_path / "features").glob(f"reference-{kind}-*-heads/states.bin"):
+            assert one.read_bytes() == (tmp_path / "b" / one.parent.name / one.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("learns", "shared"),
+    [
+        ({"vision": "registers"}, "texts"),
+        ({"text": "bert-digits"}, "images"),
+        ({"resolution": 56}, "texts"),
+        ({"length": 8}, "images and texts"),
+        ({"freeze": "text"}, "texts"),
+        ({"freeze": "none"}, None),
+        ({"head": "map"}, "images and texts"),
+    ],
+)
+def test_a_tower_that_differs_from_the_learners_encodes_for_itself(
+    towers: Path,
+    folder: str,
+    tmp_path: Path,
+    learns: dict[str, Any],
+    shared: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And gives the rows that it gives without a cache."""
+    learns = {name: str(towers / value) if name in ("vision", "text") else value for name, value in learns.items()}
+    train("align", **(given := taught(towers, folder, tmp_path, teacher=None, distil=None, **learns)))
+    said = re.search("reference   reads cached embeddings of 24 .*", capsys.readouterr().out)
+    assert said is not None and said[0].partition("; of ")[2].partition(" its heads")[0] == (shared or "")
+    train("align", **given | {"out": tmp_path / "anew", "features_gb": 0})
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "anew"), rtol=0, atol=1e-5)
+
+
+def test_a_reference_that_reads_patches_takes_no_states_without_them(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "reference", features=tmp_path / "theirs", head="map"))
+    train("align", **(given := taught(towers, folder, tmp_path, teacher=None, distil=None)))
+    assert "; of texts its heads read the learner's states" in capsys.readouterr().out
+    train("align", **given | {"out": tmp_path / "anew", "features_gb": 0})
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "anew"), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ from opensiglip.training.curation.selection import (
     noise,
 )
 from opensiglip.training.curation.tally import Counted, Tally
+from opensiglip.training.feature_cache import Frozen
 from opensiglip.training.learner import Learner, denominators
 from opensiglip.training.log import read_lines
 from opensiglip.training.planning import check
@@ -723,7 +724,7 @@ def test_other_weights_have_other_rows(reference: str) -> None:
         opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext, [SCORER])
         with torch.no_grad():
             opened.model.logit_bias.add_(change)
-        return [tower.folder for tower in towers(opened, "no", Path("features"))]
+        return [tower.folder for tower in towers(opened, "no", Path("features"), Frozen(False, False))]
 
     assert places(0.0) == places(0.0) and not set(places(0.0)) & set(places(0.5))
 

@@ -28,7 +28,7 @@ from opensiglip.training.curation.build import curator, fields_beside, reference
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
 from opensiglip.training.curation.reference_cache import with_rows
-from opensiglip.training.feature_cache import with_features
+from opensiglip.training.feature_cache import FeatureCache, with_features
 from opensiglip.training.learner import Learner
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
@@ -87,31 +87,23 @@ def assemble(
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
     read, sources = recipe, data.sources
+    cache = FeatureCache(
+        learner.model,
+        recipe,
+        sources,
+        pipeline,
+        root=config.features_folder,
+        limit=config.features_gb,
+        accelerator=accelerator,
+        precision=opened.precision,
+    )
+    visits = round(config.super_batch * (schedule.steps - schedule.begin) * schedule.stretch)
     for place, one in enumerate(opened.references if features else ()):
-        beside[place], sources = with_rows(
-            one,
-            sources,
-            recipe.frame,
-            round(config.super_batch * (schedule.steps - schedule.begin) * schedule.stretch),
-            root=config.features_folder,
-            limit=config.features_gb,
-            accelerator=accelerator,
-            precision=opened.precision,
-        )
+        beside[place], sources = with_rows(one, sources, visits, cache)
     if more := fields_beside(curating, beside):
         read = replace(recipe, fields=[*recipe.fields, *more])
     if features:
-        read, sources = with_features(
-            read,
-            learner.model,
-            sources,
-            pipeline,
-            root=config.features_folder,
-            limit=config.features_gb,
-            accelerator=accelerator,
-            precision=opened.precision,
-            asked=config.features is not None,
-        )
+        read, sources = with_features(read, sources, cache, asked=config.features is not None)
     job, sources = replace(job, recipe=read), data.trained_on(sources)
     if foreign and accelerator.is_main_process:
         # Only now: a step that reads features holds no activations of the towers.

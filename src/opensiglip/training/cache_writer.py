@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from opensiglip.data.example import Source
-from opensiglip.data.fields.states import as_array
+from opensiglip.data.fields.states import as_array, as_tensor
 from opensiglip.data.sources.cached import TextInput
-from opensiglip.data.sources.state_store import STATES_FILE, StoreWriter
+from opensiglip.data.sources.state_store import STATES_FILE, StateStore, StoreWriter
 from opensiglip.training.lock import turn
 from opensiglip.training.shown_images import ShownImages, Waiting
 
@@ -103,6 +103,23 @@ def write_texts(texts: Iterable[str], tower: Tower, read: TextInput) -> None:
             ids = [torch.from_numpy(read.ids(by_key[key])) for key in keys]
             store.append(keys, tower.make(pad_sequence(ids, batch_first=True, padding_value=pad)), [None] * len(keys))
             progress.add(len(keys))
+
+
+def write_from_states(what: str, keys: Iterable[bytes], encoded: Path, heads: Tower) -> None:
+    """Write what `heads` make of the states in the folder `encoded`, for the keys that it alone knows.
+
+    `what`: images or texts.
+    """
+    states = StoreWriter(encoded)
+    known = [key for key in dict.fromkeys(keys) if key in states]
+    with heads.writing(what, known) as store:
+        progress, read = Progress(what, known, store), StateStore(encoded)
+        new = [key for key in known if key not in store]
+        for start in range(0, len(new), IMAGES_AT_ONCE):
+            some = new[start : start + IMAGES_AT_ONCE]
+            rows = heads.make(as_tensor(np.stack([read[key] for key in some])))
+            store.append(some, rows, [states.fact(key) for key in some])
+            progress.add(len(some))
 
 
 class Progress:

@@ -73,12 +73,12 @@ class Reference:
         own = f"for_{self.role}_"
         seen = _as_read(part, own)
         images = self.of_images({name: v for name, v in seen.items() if name.startswith("image")})
-        texts = self.of_texts(seen["text"])
+        texts = self.of_texts({"text": seen["text"]})
         kept = {name: values for name, values in part.items() if not name.startswith(own)}
         return kept | named_rows(images, texts, self.writes)
 
     def of_images(self, images: Batch) -> Tensor:
-        """(t x, b) [n, E + 1] of fields "image..." of n images on the device, pixels as uint8."""
+        """(t x, b) [n, E + 1] of fields "image..." of n images on the device, pixels as uint8 or a tower's states."""
 
         def rows(block: Batch) -> Tensor:
             found = unit(self._pooled(block, Encoded.image))
@@ -86,14 +86,14 @@ class Reference:
 
         return _in_blocks(rows, images)
 
-    def of_texts(self, ids: Tensor) -> Tensor:
-        """(y, 1) [n, E + 1] of ids [n, L] on the device."""
+    def of_texts(self, texts: Batch) -> Tensor:
+        """(y, 1) [n, E + 1] of the field "text", ids [n, L], or "text_states", a tower's, on the device."""
 
         def rows(block: Batch) -> Tensor:
             found = unit(self._pooled(block, Encoded.text))
             return torch.cat([found, found.new_ones(len(found), 1)], 1)
 
-        return _in_blocks(rows, {"text": ids})
+        return _in_blocks(rows, texts)
 
     def _pooled(self, block: Batch, tower: Callable[[Encoded], Features]) -> Tensor:
         self.model.eval()
