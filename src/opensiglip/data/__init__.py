@@ -17,6 +17,7 @@ HOMES = {
     "Images": "fields.field",
     "Mixture": "tasks.mixture",
     "NaFlex": "fields.naflex",
+    "References": "fields.references",
     "RegionTexts": "fields.region_texts",
     "SecondTexts": "fields.field",
     "Texts": "fields.field",

@@ -69,6 +69,7 @@ def generate(
     decoding: Decoding = GREEDY,
     *,
     each: int | None = None,
+    uniforms: Tensor | None = None,
     grammar: BoxGrammar | None = None,
     owners: Sequence[int] | None = None,
     valid: Tensor | None = None,
@@ -80,7 +81,8 @@ def generate(
     that fills the decoder's length gives an empty text.
 
     With `each`, so many texts of every prefix, side by side, in place of what `decoding` chooses: spread evenly over
-    all that the decoder could write (`spread`). Those of a prefix are the same whatever prefixes come with it.
+    all that the decoder could write (`spread`). With `uniforms` [P, K, L], numbers in [0, 1), K texts of every prefix:
+    uniforms[p, k, i] tells where token i of text k falls. A prefix has the same texts whatever comes with it.
     """
     if decoding.num_beams > 1:
         found = beam_search(
@@ -97,11 +99,14 @@ def generate(
         return [() for _ in range(len(texts) * (each or 1))]
     generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)
     cache, hidden = prefill(decoder, memory, texts, live, pipeline, owners, valid)
-    codes = None
+    codes = None  # [B, 1], or [B, tokens left]
+    if uniforms is not None:
+        each, codes = uniforms.shape[1], widen(uniforms)[live].flatten(0, 1)
     if each:
         copies = torch.arange(len(live), device=device).repeat_interleave(each)
         cache, hidden = cache.select(copies), hidden[copies]
-        codes = widen((torch.arange(each, device=device) + 0.5) / each).repeat(len(live))
+        if codes is None:
+            codes = widen((torch.arange(each, device=device) + 0.5) / each).repeat(len(live))[:, None]
         live = [each * row + copy for row in live for copy in range(each)]
         prefixes = [prefix for prefix in prefixes for _ in range(each)]
         limits = [limit for limit in limits for _ in range(each)]
@@ -113,7 +118,8 @@ def generate(
         if grammar is not None:
             logits = grammar.constrain(logits, states)
         if codes is not None:
-            places, codes = spread(logits, codes)
+            places, within = spread(logits, codes[:, 0].contiguous())
+            codes = within[:, None] if uniforms is None else codes[:, 1:]
         else:
             places = sample(logits, decoding, generator) if decoding.do_sample else logits.argmax(-1)
         chosen = places.tolist()

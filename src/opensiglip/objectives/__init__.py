@@ -14,6 +14,7 @@ HOMES = {
     "MaskedPatches": "distillation",
     "Momentum": "base",
     "RegionPairs": "region_pairs",
+    "SelfCritical": "self_critical",
     "Sigmoid": "contrastive",
     "Softmax": "contrastive",
     "TokenClassification": "token_classification",

@@ -1,12 +1,16 @@
 """Image tower and decoder: texts predicted from the image. The three papers differ only in their data."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from opensiglip import data, objectives
 from opensiglip.bounds import Bounds
 from opensiglip.models.sizes import architecture
 from opensiglip.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from opensiglip.data.fields.field import Field
+    from opensiglip.objectives.base import Objective
 
 
 def cap(
@@ -56,6 +60,8 @@ def cappa(
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
+    cider_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    cider_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """CapPa: captioning, three quarters of the captions predicted in parallel.    (arXiv:2306.07915)
 
@@ -73,6 +79,9 @@ def cappa(
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
         flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
             never mirrored.
+        cider_weight: weight of self-critical training, which rewards captions that the decoder draws by their CIDEr-D
+            against the image's own; 0, as in the papers, turns it off. For decoders that write captions already.
+        cider_start: fraction of training from which on captions are rewarded.
     """
     networks = architecture(
         size,
@@ -88,11 +97,12 @@ def cappa(
     boxes = data.BoxFormat()
     frame = data.Frame(networks.resolution, crop_area, flip=flip)
     texts = data.Captions(("cap",), prefix=False, parallel=parallel, boxes=boxes, captions=captions)
+    rewarded = rewards(cider_weight, cider_start, prefix=False)
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), texts],
-        objectives=[objectives.Caption()],
+        fields=[data.Images(frame), texts, *rewarded.fields],
+        objectives=[objectives.Caption(), *rewarded.objectives],
         tasks=("cap",),
     )
 
@@ -113,6 +123,8 @@ def locca(
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
+    cider_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    cider_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """LocCa: captions, referring boxes and grounded captions, half of the captions in parallel.    (arXiv:2403.19596)
 
@@ -133,6 +145,9 @@ def locca(
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop, as in the paper.
         flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
             never mirrored.
+        cider_weight: weight of self-critical training, which rewards captions that the decoder draws by their CIDEr-D
+            against the image's own; 0, as in the papers, turns it off. For decoders that write captions already.
+        cider_start: fraction of training from which on captions are rewarded.
     """
     networks = architecture(
         size,
@@ -148,13 +163,30 @@ def locca(
     written, tasks = data.BoxFormat.parse(boxes), ("cap", "aref", "gcap")
     frame = data.Frame(networks.resolution, crop_area, flip=flip)
     texts = data.Captions(tasks, parallel=parallel, boxes=written, regions=regions, captions=captions)
+    rewarded = rewards(cider_weight, cider_start, prefix=True)
     return Recipe(
         networks,
         frame,
-        fields=[data.Images(frame), texts],
-        objectives=[objectives.Caption()],
+        fields=[data.Images(frame), texts, *rewarded.fields],
+        objectives=[objectives.Caption(), *rewarded.objectives],
         tasks=tasks,
         boxes=written,
+    )
+
+
+class Rewarded(NamedTuple):
+    """What self-critical training adds to a recipe."""
+
+    fields: "list[Field]"
+    objectives: "list[Objective]"
+
+
+def rewards(weight: float, start: float, *, prefix: bool) -> Rewarded:
+    """Of that weight, from the fraction `start` of training on; nothing without weight."""
+    if not weight:
+        return Rewarded([], [])
+    return Rewarded(
+        [data.References(start=start)], [objectives.SelfCritical(prefix=prefix, weight=weight, start=start)]
     )
 
 
@@ -174,6 +206,8 @@ def captioner(
     captions: Annotated[int, Bounds(at_least=1, at_most=1024)] = 1,
     crop_area: Annotated[float, Bounds(more_than=0, at_most=1)] = 1.0,
     flip: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
+    cider_weight: Annotated[float, Bounds(at_least=0)] = 0.0,
+    cider_start: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.0,
 ) -> Recipe:
     """A captioner: CapPa's decoder trained on a frozen pretrained timm encoder.    (after CapPa)
 
@@ -194,6 +228,9 @@ def captioner(
         crop_area: smallest fraction of the image area that a random crop keeps; 1 means no crop.
         flip: fraction of visits that see the image mirrored, with its boxes; images whose texts say left or right are
             never mirrored.
+        cider_weight: weight of self-critical training, which rewards captions that the decoder draws by their CIDEr-D
+            against the image's own; 0, as in the papers, turns it off. For decoders that write captions already.
+        cider_start: fraction of training from which on captions are rewarded.
     """
     recipe = cappa(
         size=size,
@@ -208,5 +245,7 @@ def captioner(
         captions=captions,
         crop_area=crop_area,
         flip=flip,
+        cider_weight=cider_weight,
+        cider_start=cider_start,
     )
     return replace(recipe, architecture=replace(recipe.architecture, encoder=encoder, frozen=frozen))

@@ -20,6 +20,7 @@ from opensiglip.data.fields.captions import Captions
 from opensiglip.data.fields.curation import CachedRows, Origins
 from opensiglip.data.fields.field import Field, Images, Texts
 from opensiglip.data.fields.frame import Frame
+from opensiglip.data.fields.references import References
 from opensiglip.data.fields.states import ImageStates, TextStates
 from opensiglip.data.sources.cached import CachedSource, TextInput, texts_in
 from opensiglip.data.sources.referenced import ReferencedSource
@@ -63,7 +64,7 @@ class Frozen:
         texts = pair is not None and pair.text is not None and is_frozen(getattr(model.text, "tower", None))
         texts = texts and recipe.lengths is None
         reads = {type(field) for field in recipe.fields}
-        plain = reads <= {Images, Texts, Captions, Origins, CachedRows}
+        plain = reads <= {Images, Texts, Captions, References, Origins, CachedRows}
         images, texts = plain and images and Images in reads, plain and texts and Texts in reads
         head = model.vision.head if images else None
         return cls(images, texts, model.decoder is not None or (images and (head is None or head.reads_patches)))

@@ -6,8 +6,9 @@ time (5,000 images of 5 references), and the library is 101 MB, most of it Java.
 
 import math
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,8 @@ SIGMA = 6.0  # CIDEr-D's: how fast a text of another length than the reference l
 # Scripts that put no spaces between words: each letter stands for one.
 UNSPACED = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u3040", "\u30ff"), ("\u3400", "\u9fff"))
 
-NGrams = Counter[tuple[str, ...]]
+NGram = tuple[Hashable, ...]
+NGrams = Counter[NGram]
 
 
 def words(text: str) -> list[str]:
@@ -58,40 +60,53 @@ def token_f1(tokens: Sequence[str], reference: Sequence[str]) -> float:
     return 2 * shared / (len(tokens) + len(reference)) if shared else 0.0
 
 
-def n_grams(tokens: Sequence[str]) -> NGrams:
-    """How often each n-gram of 1 to 4 words occurs."""
+def n_grams(tokens: Sequence[Hashable]) -> NGrams:
+    """How often each n-gram of 1 to 4 tokens occurs."""
     return Counter(tuple(tokens[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(tokens) - n + 1))
 
 
+class Weighed(NamedTuple):
+    """A text's n-grams as CIDEr compares them."""
+
+    weights: list[dict[NGram, float]]  # count times rarity, for n = 1 to 4
+    norms: list[float]
+    length: int  # the number of its token pairs, as pycocoevalcap has it (cider/cider_scorer.py)
+
+    @classmethod
+    def of(cls, counts: NGrams, rarity: Callable[[NGram], float]) -> "Weighed":
+        """`rarity`: the logarithm of the images' number over that of the images whose references have the n-gram."""
+        weights: list[dict[NGram, float]] = [{} for _ in range(LONGEST)]
+        for gram, count in counts.items():
+            weights[len(gram) - 1][gram] = count * rarity(gram)
+        norms = [math.sqrt(sum(x * x for x in some.values())) for some in weights]
+        return cls(weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2))
+
+    def likeness(self, reference: "Weighed") -> float:
+        """CIDEr-D against one reference, 10 at best.    (Vedantam et al., arXiv:1411.5726, Sec. 6)"""
+        likeness = 0.0
+        for ours, theirs, norm, other in zip(self.weights, reference.weights, self.norms, reference.norms, strict=True):
+            dot = sum(min(x, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, x in ours.items())
+            likeness += dot / (norm * other) if norm * other else dot
+        return 10 / LONGEST * math.exp(-((self.length - reference.length) ** 2) / (2 * SIGMA**2)) * likeness
+
+
 def cider_d(texts: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """CIDEr-D of each text, 10 at best; their mean is the corpus's.    (Vedantam et al., arXiv:1411.5726, Sec. 6)
+    """CIDEr-D of each text, 10 at best; their mean is the corpus's.
 
     Tokens of one text and of one or more references an image. An n-gram weighs the less, the more images' references
-    have it, so a score hangs on the set. As pycocoevalcap has it (cider/cider_scorer.py): a text's length is the number
-    of its word pairs.
+    have it, so a score hangs on the set.
     """
     grams = [[n_grams(one) for one in some] for some in references]
     images = Counter(gram for some in grams for gram in {gram for one in some for gram in one})
     total = math.log(len(references)) if references else 0.0
 
-    def vectors(counts: NGrams) -> tuple[dict[int, dict[tuple[str, ...], float]], list[float], int]:
-        weighed: dict[int, dict[tuple[str, ...], float]] = defaultdict(dict)
-        for gram, count in counts.items():
-            weighed[len(gram)][gram] = count * (total - math.log(max(1, images[gram])))
-        norms = [math.sqrt(sum(x * x for x in weighed[n].values())) for n in range(1, LONGEST + 1)]
-        return weighed, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+    def weigh(counts: NGrams) -> Weighed:
+        return Weighed.of(counts, lambda gram: total - math.log(max(1, images[gram])))
 
     scores = []
     for text, some in zip(texts, grams, strict=True):
-        ours, our_norms, our_length = vectors(n_grams(text))
-        likeness = 0.0
-        for theirs, their_norms, their_length in map(vectors, some):
-            penalty = math.exp(-((our_length - their_length) ** 2) / (2 * SIGMA**2))
-            for n in range(1, LONGEST + 1):
-                dot = sum(min(x, theirs[n].get(gram, 0.0)) * theirs[n].get(gram, 0.0) for gram, x in ours[n].items())
-                norm = our_norms[n - 1] * their_norms[n - 1]
-                likeness += penalty * (dot / norm if norm else dot)
-        scores.append(10 * likeness / LONGEST / len(some))
+        ours = weigh(n_grams(text))
+        scores.append(sum(ours.likeness(weigh(one)) for one in some) / len(some))
     return scores
 
 
@@ -100,7 +115,7 @@ def bleu_counts(text: Sequence[str], references: Sequence[Sequence[str]]) -> lis
 
     An n-gram is found at most as often as the reference that has it most often has it.
     """
-    ours, most = n_grams(text), Counter[tuple[str, ...]]()
+    ours, most = n_grams(text), NGrams()
     for reference in references:
         most |= n_grams(reference)
     found = ours & most

@@ -1,0 +1,206 @@
+"""Captions rewarded by CIDEr-D: what is drawn, what it earns, the gradient, and what a run keeps of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPE, Small, collate, draw, exact
+from safetensors.torch import load_file
+from test_resume import assert_same_end, cut_short
+from torch import Tensor
+
+from opensiglip.data.fields.captions import Ids
+from opensiglip.data.fields.field import Visit
+from opensiglip.data.fields.references import SAMPLES
+from opensiglip.data.text import TextPipeline
+from opensiglip.errors import UserError
+from opensiglip.evaluation.metrics.text import cider_d
+from opensiglip.inference.generate import generate
+from opensiglip.models.decoder import Decoder
+from opensiglip.models.sizes import SHAPES
+from opensiglip.objectives.base import Encoded
+from opensiglip.objectives.self_critical import BUCKETS, SelfCritical, bucket
+from opensiglip.training.learner import Learner
+from opensiglip.training.run import train
+from opensiglip.types import Batch
+
+
+@pytest.fixture(params=["cappa", "locca"])
+def built(request: pytest.FixtureRequest, small: Small, pipeline: TextPipeline) -> tuple[Any, Learner, SelfCritical]:
+    """Recipe, learner and objective in float64, with a decoder that is sure of some tokens and drops much."""
+    torch.manual_seed(0)
+    recipe = small(request.param, cider_weight=1.0, decoder_dropout=0.5)
+    learner = Learner.new(recipe, pipeline).double()
+    objective = learner.objectives["self_critical"]
+    assert isinstance(objective, SelfCritical)
+    objective.initialise(learner.model, 8, ())
+    decoder = learner.model.decoder
+    assert isinstance(decoder, Decoder)
+    torch.nn.init.normal_(decoder.vocabulary.weight, std=0.2)
+    torch.nn.init.constant_(decoder.vocabulary.bias[pipeline.policy.eos_id], 4.0)
+    return recipe, learner, objective
+
+
+def own_captions(batch: Batch, pad: int) -> list[list[Ids]]:
+    return [
+        [tuple(token for token in ids if token != pad) for ids in some if ids[0] != pad]
+        for some in batch["references"].tolist()
+    ]
+
+
+def count(objective: SelfCritical, learner: Learner, batch: Batch) -> None:
+    """A step, whose images are counted then."""
+    encoded = Encoded(learner.model, batch)
+    with torch.no_grad():
+        objective(encoded)
+    objective.after_step(encoded.notes)
+
+
+def test_the_field_holds_all_captions_of_the_language_and_a_number_for_each_token(
+    visits: list[Visit], small: Small, pipeline: TextPipeline
+) -> None:
+    recipe = small("cappa", cider_weight=1.0)
+    batch = collate(recipe, draw(recipe, [*visits[:2], replace(visits[2], caption=None)], pipeline), pipeline)
+    own = own_captions(batch, pipeline.policy.pad_id)
+    for visit, texts in zip(visits[:2], own[:2], strict=True):
+        assert visit.caption is not None
+        said = [visit.caption.text, *visit.other_texts]
+        assert [pipeline.text(ids[:-1]).strip() for ids in texts] == [text.strip() for text in said]
+        assert all(ids[-1] == pipeline.policy.eos_id for ids in texts)
+    assert own[2] == []
+    uniforms = batch["uniforms"]
+    assert uniforms.shape == (3, SAMPLES, pipeline.policy.length) and uniforms.dtype == torch.float64
+    assert float(uniforms.min()) >= 0 and float(uniforms.max()) < 1 and len(uniforms.unique()) == uniforms.numel()
+
+
+def test_a_token_falls_where_its_number_does_among_the_probabilities(
+    built: tuple[Any, Learner, SelfCritical], visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe, learner, objective = built
+    batch = exact(collate(recipe, draw(recipe, visits[:3], pipeline), pipeline))
+    decoder: Any = learner.model.decoder.eval()  # type: ignore[union-attr]
+    tokens = Encoded(learner.model, batch).image().tokens.detach()
+    drawn = generate(decoder, tokens, [objective.begin] * 3, pipeline, uniforms=batch["uniforms"])
+    assert len({len(ids) for ids in drawn}) > 1, "some end earlier"
+    for place in (0, 4, 7, 13):
+        image, number = divmod(place, SAMPLES)
+        text = [*objective.begin]
+        for at, token in enumerate(drawn[place]):
+            ids = torch.tensor([[pipeline.policy.pad_id, *text]])
+            zero = torch.zeros_like(ids)
+            hidden = decoder(ids, torch.arange(ids.shape[1])[None], zero, zero.bool(), tokens[image : image + 1])
+            shares = decoder.vocabulary(hidden[:, -1])[0].softmax(-1).cumsum(-1)
+            assert token == int((shares <= batch["uniforms"][image, number, at]).sum())
+            text.append(token)
+
+
+def test_the_reward_is_cider_d_of_the_counted_images(
+    built: tuple[Any, Learner, SelfCritical], visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe, learner, objective = built
+    batch = exact(collate(recipe, draw(recipe, visits[:8], pipeline), pipeline))
+    own = own_captions(batch, pipeline.policy.pad_id)
+    texts = [
+        [some[0], (*some[0][:3], *own[0][0][1:]), (7, 7, 7), some[0][:-1], own[row - 1][0]]
+        for row, some in enumerate(own)
+    ]
+    nothing, _ = objective.compare(texts, own)
+    assert not nothing.any(), "before anything is counted"
+    count(objective, learner, batch)
+    rewards, found = objective.compare(texts, own)
+    named = [[[str(token) for token in ids] for ids in some] for some in own]
+    for column in range(SAMPLES):
+        known = cider_d([[str(token) for token in some[column]] for some in texts], named)
+        np.testing.assert_allclose(rewards[:, column].numpy(), known, rtol=1e-5)
+    assert float(rewards[0, 0]) > 5 and float(rewards[:, 3].max()) < float(rewards[:, 0].max()), "an end is missed"
+    grams = {bucket(gram) for some in own for ids in some for gram in zip(ids, ids[1:], strict=False)}
+    assert {int(place) for place in found.nonzero()} >= grams and int(found[bucket((pipeline.policy.eos_id,))]) == 8
+
+
+def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
+    built: tuple[Any, Learner, SelfCritical], uneven: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe, learner, objective = built
+    batch = exact(collate(recipe, draw(recipe, uneven, pipeline), pipeline))
+    count(objective, learner, batch)
+    learner.train()
+    encoded = Encoded(learner.model, batch)
+    loss, again = objective(encoded), objective(Encoded(learner.model, batch))
+    assert torch.equal(loss, again), "nothing is dropped"
+    decoder: Any = learner.model.decoder
+    assert decoder.training and decoder.blocks[0].training
+    decoder.eval()
+    image = Encoded(learner.model, batch).image()
+    texts = objective.sample(decoder, image, batch["uniforms"])
+    rewards, _ = objective.compare(texts, own_captions(batch, pipeline.policy.pad_id))
+    plain = torch.zeros((), dtype=torch.float64)
+    for row, some in enumerate(texts):
+        for column, ids in enumerate(some):
+            others = [float(rewards[row, other]) for other in range(SAMPLES) if other != column]
+            advantage = float(rewards[row, column]) - sum(others) / len(others)
+            plain = (
+                plain - advantage * log_likelihood(decoder, image.tokens[row], objective.begin, ids, pipeline) / SAMPLES
+            )
+    weights = [learner.model.vision.tower.post_layernorm.weight, decoder.position, decoder.vocabulary.weight]
+    gaps = [
+        (x - y).abs().max() / y.abs().max()
+        for x, y in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(plain, weights), strict=True)
+    ]
+    assert float(rewards.abs().max()) > 0 and max(gaps) < 1e-5
+    assert int(objective.live(batch)) == 5 and not rewards[[2, 3, 5]].any()
+
+
+def log_likelihood(decoder: Any, memory: Tensor, begin: Ids, ids: Ids, pipeline: TextPipeline) -> Tensor:
+    inputs = torch.tensor([[pipeline.policy.pad_id, *begin, *ids[:-1]]])
+    zero = torch.zeros_like(inputs)
+    hidden = decoder(inputs, torch.arange(inputs.shape[1])[None], zero, zero.bool(), memory[None])[0, len(begin) :]
+    found: Tensor = decoder.vocabulary(hidden).log_softmax(-1)[range(len(ids)), list(ids)].sum()
+    return found
+
+
+def test_parts_add_up_to_the_whole_batch(
+    built: tuple[Any, Learner, SelfCritical], uneven: list[Visit], pipeline: TextPipeline
+) -> None:
+    recipe, learner, objective = built
+    drawn = draw(recipe, uneven, pipeline)
+    count(objective, learner, exact(collate(recipe, drawn, pipeline)))
+    found: dict[int, tuple[float, Tensor, Tensor]] = {}
+    for size in (8, 2):
+        notes, losses = [], []
+        for at in range(0, 8, size):
+            encoded = Encoded(learner.model, exact(collate(recipe, drawn[at : at + size], pipeline)))
+            losses.append(objective(encoded))
+            notes.append(encoded.notes["self_critical/found"])
+        decoder: Any = learner.model.decoder
+        loss = torch.stack(losses).sum()
+        [gradient] = torch.autograd.grad(loss, [decoder.position])
+        found[size] = loss.item(), gradient, torch.stack(notes).mean(0) * (8 / size)
+    assert found[2][0] == pytest.approx(found[8][0], abs=1e-12) and abs(found[8][0]) > 1e-3
+    torch.testing.assert_close(found[2][1], found[8][1], rtol=1e-9, atol=1e-12)
+    assert torch.equal(found[2][2], found[8][2]) and found[8][2][-1] == 5
+
+
+def test_a_run_earns_more_and_is_resumed_bit_for_bit(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", SHAPE)
+    settings: dict[str, Any] = {"size": "tiny", "resolution": 32, "cider_weight": 1.0, "batch_size": 8, "workers": 0}
+    settings |= {"steps": 6, "save_every": 3, "held_out": 0, "precision": "fp32", "memory_check": False}
+    settings |= {"data": folder, "vocabulary": 300, "cider_start": 1 / 3}
+    train("cappa", out=tmp_path / "straight", **settings)
+    cut_short(4, lambda: train("cappa", out=tmp_path / "cut", **settings))
+    train("cappa", out=tmp_path / "cut", resume=True, **settings)
+    assert_same_end(tmp_path / "cut", tmp_path / "straight")
+    saved = load_file(tmp_path / "cut/checkpoints/step-00000006/learner.safetensors")
+    assert saved["objectives.self_critical.steps"].item() == 4, "from a third of six steps on"
+    assert saved["objectives.self_critical.images"].shape == (BUCKETS,)
+
+
+def test_sharded_weights_are_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", SHAPE)
+    settings: dict[str, Any] = {"size": "tiny", "resolution": 32, "batch_size": 8, "steps": 1, "vocabulary": 300}
+    with pytest.raises(UserError, match="--shard and --cider-weight can't be combined; leave one out"):
+        train("cappa", data=folder, out=tmp_path / "run", shard=True, cider_weight=1.0, **settings)
