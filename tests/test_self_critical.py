@@ -16,7 +16,6 @@ from opensiglip.data.fields.captions import Ids
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.references import SAMPLES
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
 from opensiglip.evaluation.metrics.text import cider_d
 from opensiglip.inference.generate import generate
 from opensiglip.models.decoder import Decoder
@@ -197,10 +196,3 @@ def test_a_run_earns_more_and_is_resumed_bit_for_bit(
     saved = load_file(tmp_path / "cut/checkpoints/step-00000006/learner.safetensors")
     assert saved["objectives.self_critical.steps"].item() == 4, "from a third of six steps on"
     assert saved["objectives.self_critical.images"].shape == (BUCKETS,)
-
-
-def test_sharded_weights_are_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "tiny", SHAPE)
-    settings: dict[str, Any] = {"size": "tiny", "resolution": 32, "batch_size": 8, "steps": 1, "vocabulary": 300}
-    with pytest.raises(UserError, match="--shard and --cider-weight can't be combined; leave one out"):
-        train("cappa", data=folder, out=tmp_path / "run", shard=True, cider_weight=1.0, **settings)

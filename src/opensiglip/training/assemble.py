@@ -18,7 +18,6 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Source
 from opensiglip.data.loader import DataPlan
 from opensiglip.data.text import TextPipeline
-from opensiglip.errors import UserError
 from opensiglip.models import averaged_head
 from opensiglip.models.model import Model
 from opensiglip.recipes import Recipe
@@ -109,8 +108,6 @@ def assemble(
     if foreign and accelerator.is_main_process:
         # Only now: a step that reads features holds no activations of the towers.
         need = memory_of(replace(opened, job=job), sources, pipeline)
-    if config.shard and any(objective.generates for objective in learner.objectives.values()):
-        raise UserError("--shard and --cider-weight can't be combined; leave one out.")
     skeleton = hollow(learner.model, "meta") if config.shard and accelerator.num_processes > 1 else None
     if skeleton is not None:
         shard(learner, accelerator.device)

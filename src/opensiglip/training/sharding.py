@@ -20,10 +20,12 @@ from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
 from transformers.models.siglip2.modeling_siglip2 import Siglip2TextEmbeddings
 
 from opensiglip.distributed import world
+from opensiglip.errors import UserError
 from opensiglip.models.decoder import Vocabulary
 from opensiglip.models.ema import Ema
 from opensiglip.models.heads import Head
 from opensiglip.models.towers import IMAGE_EMBEDDINGS
+from opensiglip.objectives.base import Objective
 
 # Gathered as one, beside the layers of a list. Each is read by its call alone.
 UNITS = (SiglipTextEmbeddings, Siglip2TextEmbeddings, nn.Embedding, Vocabulary, Head)
@@ -34,8 +36,11 @@ READ = (*IMAGE_EMBEDDINGS, CLIPVisionEmbeddings)
 def shard(learner: nn.Module, device: torch.device) -> None:
     """Cut the learner's weights among all ranks, in place; what a rank keeps lies on its device.
 
-    Every rank must hold the same weights. Make the optimizer after.
+    Every rank must hold the same weights. Make the optimizer after. Raises UserError where a term generates texts.
     """
+    for module in learner.modules():
+        if isinstance(module, Objective) and module.generates:
+            raise UserError(f"--shard and {module.name} can't be combined; leave out --shard, or the term's weight.")
     mesh = init_device_mesh(device.type, (world()[1],))
     for unit in units(learner):
         fully_shard(unit, mesh=mesh)
