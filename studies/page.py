@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from opensiglip.errors import UserError
+from opensiglip.disk import unwritten
 from opensiglip.reports.curves import INK, LINE, svg
 from opensiglip.reports.page import pages
 from studies.answer import Column, interval_text
@@ -42,7 +42,7 @@ def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any
         (out / "study.json").write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         drawing.savefig(out / "study.png", dpi=120, facecolor="white")
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
 
 
 def plot(found: Sequence[Column], runs: Sequence[str]) -> Drawing:

@@ -218,6 +218,43 @@ def test_an_export_that_cannot_be_written_is_one_sentence(
     assert "--out file/out can't be written (" in complaint(["export", "tiny", "--out", "file/out"], capsys)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval none --data photos --out file/out",
+        "compare none none --data photos --out file/out",
+        "data show FOLDER --out file/out.png",
+        "data stats FOLDER --workers 0 --out file/out",
+        "data convert FOLDER --workers 0 --out file/out",
+        "tokenizer train FOLDER --size 300 --out file/out",
+    ],
+)
+def test_an_out_below_a_file_is_one_sentence(
+    words: str, folder: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`eval` and `compare` say so before they open the model, which is not there either."""
+    (place / "file").write_text("mine")
+    assert main([word.replace("FOLDER", folder) for word in words.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("opensiglip: --out file/out") and "; name another " in said
+
+
+def test_a_task_that_a_model_has_not_is_one_sentence(
+    place: Path, folder: str, small: Any, pipeline: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model.new(small("siglip").architecture, len(pipeline))
+    Pretrained.of(model, pipeline, name="tiny").save(place / "tiny")
+    assert main(["eval", "tiny", "--data", folder, "--tasks", "captioning"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("captioning: the model has no decoder trained to write captions; name other --tasks.")
+
+
+def test_a_function_that_returns_no_recipe_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine.py").write_text("def mine():\n    return 5\n")
+    words = ["train", "mine.py:mine", "--data", "scenes", "--out", "run"]
+    assert complaint(words, capsys) == "recipe mine returns int; let it return a Recipe."
+
+
 def test_a_function_that_the_file_has_not_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "mine.py").write_text("x = 1\n")
     for name in ("y", "x"):

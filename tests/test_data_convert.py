@@ -326,7 +326,7 @@ def test_copies_of_an_image_are_of_one_split_by_image(tmp_path: Path) -> None:
 
 def test_shares_that_are_none_are_one_sentence() -> None:
     for val, test, by, part in (
-        (0, 0, "name", "are not fractions"),
+        (0, 0, "name", "are not fractions; give two of at least 0 whose sum is above 0"),
         (0.7, 0.4, "name", "are not fractions"),
         (0.1, 0, "x", "'x'"),
     ):

@@ -187,7 +187,7 @@ def test_a_dataset_of_the_hub_is_read_from_its_files(tmp_path: Path, monkeypatch
     write_parquet(tmp_path / "hub" / "test.parquet", 3, 2)
     assert shades([open_source(f"hf:{tmp_path}/hub", split="test").example(1)]) == [4]
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: 1 / 0)
-    with pytest.raises(UserError, match="can't be fetched from the hub"):
+    with pytest.raises(UserError, match=r"can't be fetched from the hub \(.*\); check its name"):
         open_source("hf:nobody/nothing")
 
 

@@ -84,8 +84,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def writable(out: Path) -> None:
-    """Raises UserError where the folder --out can't be made or written to; leaves nothing there."""
+def writable(out: Path, flag: str = "--out") -> None:
+    """Raises UserError where the folder of `flag` can't be made or written to; leaves nothing there."""
     place = out.absolute()
     try:
         for near in (place, *place.parents):
@@ -95,7 +95,12 @@ def writable(out: Path) -> None:
         with tempfile.TemporaryDirectory(dir=near):
             pass
     except OSError as error:
-        raise UserError(f"--out {out} can't be written to ({error.strerror}); name another folder.") from error
+        raise UserError(f"{flag} {out} can't be written to ({error.strerror}); name another folder.") from error
+
+
+def unwritten(out: Path | str, error: OSError, flag: str = "--out") -> UserError:
+    """The error of the file or folder of `flag` that could not be written."""
+    return UserError(f"{flag} {out} can't be written ({error.strerror or error}); name another place.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from opensiglip.data.sources.registry import with_box_format
+from opensiglip.disk import writable
 from opensiglip.errors import UserError
 from opensiglip.evaluation import compare as comparing
 from opensiglip.evaluation.benchmark import DEFAULT_PROBE, ProbeConfig
@@ -45,6 +46,8 @@ def evaluate(
     NAME_ci95}, left_out: {name: why}; with `out`, evaluation.json and evaluation.html are written there. Raises
     UserError on bad input, and if none of the benchmarks applies.
     """
+    if out is not None:
+        writable(Path(out))  # before it evaluates for minutes
     shared: dict[str, Any] = {"train_count": train_count, "languages": languages, "seed": seed, "probe": probe}
     shared |= {"quiet": quiet, "trust": trust}
     if benchmark is not None:
@@ -164,6 +167,8 @@ def compare(
         raw_class_names: put class names into prompts unchanged; by default they are lower-cased and stripped of
             punctuation.
     """
+    if out is not None:
+        writable(out)
     names, rows = comparing.compare(
         models,
         data,

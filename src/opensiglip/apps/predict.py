@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from opensiglip.data.example import Caption, Example, Region
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Found
 from opensiglip.inference.encoder import IMAGES
@@ -219,4 +220,4 @@ def write_sheet(cells: Sequence[Image.Image], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
     except OSError as error:
-        raise UserError(f"--save {path} can't be written ({error.strerror or error}).") from None
+        raise unwritten(path, error, "--save") from None

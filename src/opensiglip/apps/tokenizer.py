@@ -11,6 +11,7 @@ from opensiglip.data.sources.cleaned import Cleaned
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.spec import with_clean
 from opensiglip.data.text import TextPipeline
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.json_file import write_json
 
@@ -49,7 +50,7 @@ def train(
         facts = {code: vars(one) for code, one in found.items()}
         write_json(out / "coverage.json", {"entries": len(pipeline), "length": length, "languages": facts})
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
     print(table(found, length))
     for reason, count in cleaned.most_common():
         print(f"{reason}: {count:,}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from opensiglip.checkpoints.pretrained import Pretrained
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError, first_line
 
 
@@ -39,7 +40,7 @@ def export(
     try:
         pretrained.save(out, "transformers" if format == "hf" else format, repository=push_to_hub or out.name)
     except OSError as error:
-        raise UserError(f"--out {out} can't be written ({error.strerror or error}); name another folder.") from error
+        raise unwritten(out, error) from error
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if push_to_hub is not None:
         _push(out, push_to_hub)

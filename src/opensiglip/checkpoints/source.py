@@ -31,7 +31,7 @@ def locate(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except Exception as error:  # of the hub, the network and the disk: a dozen types
         raise UserError(
-            f"{name} is not a local folder and can't be fetched from the hub ({first_line(error)})."
+            f"{name} is not a local folder and can't be fetched from the hub ({first_line(error)}); check its name."
         ) from error
 
 

@@ -107,7 +107,7 @@ def run_evaluation(
     examples = encode_examples(subject, source, count, quiet=quiet)
     results, left_out = run_benchmarks(subject, examples, wanted, context)
     if not results:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + ".")
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + "; name other --tasks.")
     notes = leaks(subject.name, examples.examples)
     notes += [f"{name}: {note}" for name, result in results.items() for note in result.notes]
     if {"zeroshot", "probes"} & set(results):

@@ -41,6 +41,8 @@ def build_recipe(function: RecipeFunction, keywords: Mapping[str, Any]) -> Recip
     found = schedules(keywords)
     check_keywords(function, {**keywords, **{name: one.sizes for name, one in found.items()}})
     recipe = function(**{**keywords, **{name: one.last for name, one in found.items()}})
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {function.__name__} returns {type(recipe).__name__}; let it return a Recipe.")
     fields = [field for field in recipe.fields if field.start < 1]
     terms = [term for term in recipe.objectives if term.start < 1]
     return grown(replace(recipe, fields=fields, objectives=terms), found.get("resolution"), found.get("length"))

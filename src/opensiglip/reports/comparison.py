@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from opensiglip.errors import UserError
+from opensiglip.disk import unwritten
 from opensiglip.evaluation.compare import Comparison
 from opensiglip.reports.drawing import COLORS
 from opensiglip.reports.evaluation_page import in_words
@@ -25,7 +25,7 @@ def write_comparison(out: Path, names: Sequence[str], rows: Sequence[Comparison]
         plot(out / "compare.png", names, rows)
         (out / "compare.html").write_text(page(names, rows, out / "compare.png"), encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
 
 
 def page(names: Sequence[str], rows: Sequence[Comparison], plot: Path) -> str:

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from opensiglip.data.example import Box, Example, Source, reason_of
 from opensiglip.data.sources.registry import open_source
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.reports.drawing import COLORS, can_draw, caption_strip, draw_boxes
 
@@ -33,7 +34,7 @@ def show(spec: str, out: str | Path | None = None, split: str = "train", languag
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(source).save(out)
     except OSError as error:
-        raise UserError(f"can't write the contact sheet to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
     return f"{summary}\ncontact sheet: {out}"
 
 

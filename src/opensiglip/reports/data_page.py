@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from opensiglip.data.example import BrokenExample, Example, Source
 from opensiglip.data.stats.collect import Statistics
 from opensiglip.data.stats.histogram import Histogram
-from opensiglip.errors import UserError
+from opensiglip.disk import unwritten
 from opensiglip.json_file import write_json
 from opensiglip.reports.contact_sheet import fact_text, readable
 from opensiglip.reports.curves import INK, LINE, svg
@@ -74,7 +74,7 @@ def write_page(out: Path, name: str, statistics: Statistics, splits: dict[str, S
         write_json(out / "stats.json", statistics.facts())
         (out / "stats.html").write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
 
 
 def lines(statistics: Statistics) -> list[tuple[str, str]]:

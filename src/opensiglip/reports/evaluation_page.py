@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opensiglip.errors import UserError
+from opensiglip.disk import unwritten
 from opensiglip.evaluation.benchmark import Sample
 from opensiglip.evaluation.results import FILE, to_json
 from opensiglip.evaluation.run import Evaluation
@@ -87,7 +87,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
         (out / FILE).write_text(to_json(record), encoding="utf-8", errors="replace")
         (out / "evaluation.html").write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
 
 
 def table(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opensiglip.data.example import Box
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Answer, Found
 
@@ -78,4 +79,4 @@ def write(samples: Sequence[dict[str, Any]], folder: Path) -> None:
         text = json.dumps({"samples": list(samples)}, allow_nan=False)
         (folder / FILE).write_text(text, encoding="ascii")
     except OSError as error:
-        raise UserError(f"--fiftyone {folder} can't be written ({error.strerror or error}).") from None
+        raise unwritten(folder, error, "--fiftyone") from None

@@ -23,6 +23,7 @@ from opensiglip.data.example import Source
 from opensiglip.data.fields.states import as_array, as_tensor
 from opensiglip.data.sources.cached import TextInput
 from opensiglip.data.sources.state_store import STATES_FILE, StateStore, StoreWriter
+from opensiglip.disk import writable
 from opensiglip.training.lock import turn
 from opensiglip.training.shown_images import ShownImages, Waiting
 
@@ -45,6 +46,7 @@ class Tower:
 
         `what`: images or texts.
         """
+        writable(self.folder.parent, "--features")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         store = StoreWriter(self.folder)
         if all(key in store for key in keys):

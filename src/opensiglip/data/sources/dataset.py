@@ -103,7 +103,7 @@ def fetch(spec: Spec) -> tuple[DatasetDict, str | None]:
             revision = HfApi().dataset_info(spec.path, revision=revision).sha
         return datasets.load_dataset(spec.path, spec.options.get("config"), revision=revision), revision
     except Exception as error:  # of the hub, of the connection, of the files
-        raise UserError(f"--data {spec.name} can't be fetched from the hub ({_line(error)}).") from None
+        raise UserError(f"--data {spec.name} can't be fetched from the hub ({_line(error)}); check its name.") from None
 
 
 def _refused(spec: Spec, error: Exception) -> UserError:

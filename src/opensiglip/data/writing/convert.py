@@ -148,7 +148,7 @@ def check_draw(val: float, test: float, by: str, columns: Sequence[str]) -> Draw
     """Raises UserError for shares that are none, or a column that is not known."""
     if not (0 <= val < 1 and 0 <= test < 1 and 0 < val + test < 1):
         raise UserError(
-            f"--val {val} --test {test} are not fractions; give two numbers of at least 0 whose sum is below 1."
+            f"--val {val} --test {test} are not fractions; give two of at least 0 whose sum is above 0 and below 1."
         )
     if by not in ("name", "image", *columns):
         raise UserError(f"--by {by!r} is unknown; give name, image, or a column: {', '.join(columns)}.")

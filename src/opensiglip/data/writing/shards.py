@@ -23,6 +23,7 @@ from opensiglip.data.parallel import each
 from opensiglip.data.sources.tar_index import tar_index
 from opensiglip.data.writing.formats import FORMATS, ROWS, Shard
 from opensiglip.data.writing.record import Record
+from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.json_file import load_json, write_json
 from opensiglip.progress import progress
@@ -150,7 +151,7 @@ def sole_writer(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         (out / ROWS).mkdir(parents=True, exist_ok=True)
         lock = (out / ROWS / "lock").open("w")
     except OSError as error:
-        raise UserError(f"can't write to {out}: {error.strerror or error}.") from None
+        raise unwritten(out, error) from None
     with lock:
         try:
             ours = lock_descriptor(lock.fileno(), blocking=False)

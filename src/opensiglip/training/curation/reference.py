@@ -120,7 +120,7 @@ def open_reference(name: str, role: str = "reference") -> Pretrained:
     """The model that scores or teaches beside the learner. Raises UserError where it does not compare by a sigmoid."""
     reference = Pretrained.open(name)
     if not isinstance(reference.model, Model) or reference.model.text is None:
-        raise UserError(f"--{role} {name} is {reference.format}; give a SigLIP, with image and text tower.")
+        raise UserError(f"--{role} {name} does not compare images with texts; give a SigLIP, with both towers.")
     if not reference.model.architecture.logit_bias:
         raise UserError(
             f"--{role} {name} was trained with a softmax, whose loss is not defined for one pair; give a SigLIP."
