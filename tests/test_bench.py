@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 from forkserver import start_ranks
+from test_plan import OPENED, opened
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import BENCHES
 from benchmarks.captions import packed, padded, texts
+from benchmarks.case import Case
 from benchmarks.measure import Variant, agree, compare, sample, start
 from opensiglip.apps.cli import main
+from opensiglip.models.sizes import HeadShape, architecture
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -123,6 +128,18 @@ def test_speed_is_against_the_peer_and_the_floor_is_the_product(monkeypatch: pyt
     assert first.speed > 1.5 and second.speed == 1
     assert first.over_floor is not None and 0.3 < first.over_floor < 3 and second.over_floor is None
     assert first.per_second == pytest.approx(5 / first.seconds)
+
+
+def test_the_flop_of_steps_are_those_that_torch_counts() -> None:
+    """Of 256 image tokens attention is a quarter; the formulas leave out the MAP head's own layers alone."""
+    torch.manual_seed(0)
+    networks = architecture("128x3x512x4/16", None, text=True, decoder=True)
+    case = Case(networks, HeadShape(64, 32, 256), 1000, 2, CPU, torch.float32)
+    formulas = {packet: opened(function) for packet, function in OPENED.items()}
+    for step in case.whole_run():
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            step.run()
+        assert step.floor == pytest.approx(counter.get_total_flops(), rel=0.04), step.name
 
 
 @pytest.mark.parametrize("parallel", [0.0, 1.0])

@@ -68,6 +68,9 @@ def test_every_goal_is_measured_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
     assert all(figure["reached"] is None for figure in made["figures"]) and "not judged" in said
     for figure in made["figures"]:
         assert figure["what"] in said and (figure["value"] is None or figure["value"] > 0 or figure["unit"] == "GiB")
+    size, cases = "32x2x64x2/4", {row["case"] for row in made["rows"]}
+    both = {f"{step} {size}, V {words}" for step in ("siglip + locca", "siglip2") for words in (50, 90)}
+    assert both | {"head V 90 T 146", f"memory {size}, V 90, batch 2", f"decoder {size}, V 50"} < cases
     rows = {(row["case"].partition(",")[0], row["variant"]): row for row in made["rows"]}
     images = next(f["value"] for f in made["figures"] if f["what"] == "siglip 32x2x64x2/4")
     step = rows["siglip 32x2x64x2/4", "opensiglip siglip, eager"]
@@ -226,8 +229,15 @@ def test_the_timer_of_who_called_goes_on() -> None:
 
 def test_the_heads_memory_is_the_difference_without_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, locca=row("", peak=3072.0))
-    found = Found()
-    gpu_steps.memory(SMALL, 90, found)
+    found, cases, step = Found(), list[Any](), gpu_steps.checkpointed
+
+    def noted(case: Any, *, head: bool) -> Variant:
+        cases.append((case.images, case.vocabulary, head))
+        return step(case, head=head)
+
+    monkeypatch.setattr(gpu_steps, "checkpointed", noted)
+    gpu_steps.memory(replace(SMALL, batch=3), 90, found)
+    assert cases == [(3, 90, True), (3, 90, False)]
     weights = 4 * 90 * 32 / 2**30
     assert found.left_out == {} and found.values == {"step": 3.0, "head": pytest.approx(-weights)}
     assert gpu_steps.beyond(3072.0, 2**28, without=512.0) == pytest.approx(1.5)
@@ -245,6 +255,18 @@ def test_the_steps_whose_memory_is_compared_differ_in_the_head_alone() -> None:
         assert isinstance(learner.model.decoder, Decoder) and learner.model.decoder.checkpointing
     assert len(reached[1]) > 40 and any(name.startswith("model.decoder") for name in reached[1])
     assert reached[0] - reached[1] == {f"model.decoder.vocabulary.{name}" for name in ("weight", "bias")}
+
+
+def test_the_full_step_has_all_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list[str]()
+
+    def noted(setting: Setting, found: Found, name: str, case: Any, make: gpu_steps.Make) -> list[Variant]:
+        names.append(make(case).name)
+        return []
+
+    monkeypatch.setattr(gpu_steps, "one_way", noted)
+    gpu_steps.full(SMALL, 50, {}, Found())
+    assert names == ["siglip2, all"]
 
 
 def test_the_loader_is_held_against_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
