@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from filelock import lock_descriptor
 from forkserver import start_ranks
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoImageProcessor,
@@ -44,8 +45,11 @@ from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.checkpoints.seen_images import read_seen
 from opensiglip.data.example import Example, Source
-from opensiglip.data.fields.field import Visit
+from opensiglip.data.fields.field import Field, Images, Texts, Visit
+from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.states import as_array, as_tensor
+from opensiglip.data.fields.views import PatchMask
+from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.data.sources.cached import CachedSource, TextInput
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, read_blocks
@@ -56,7 +60,7 @@ from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, Pretr
 from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.training import cache_writer, remembered
+from opensiglip.training import cache_writer, feature_cache, remembered
 from opensiglip.training.curation.reference import BLOCK
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
@@ -594,7 +598,23 @@ def test_a_row_without_a_caption_has_no_text_in_the_cache(towers: Path, folder: 
 def test_another_tower_resolution_or_precision_encodes_all_and_other_texts_none(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run on the states of another one learns what it would learn by itself."""
+    """A run on the states of another one learns what it would learn by itself.
+
+    Towers of one make are others by their weights, by what their config says of them, the pixels' mean or the pooling.
+    """
+    for name in ("weights", "config", "mean", "text-weights", "pooling"):
+        shutil.copytree(towers / ("bert" if name in ("text-weights", "pooling") else "dinov2"), tmp_path / name)
+    config = json.loads((tmp_path / "config" / "config.json").read_text())
+    (tmp_path / "config" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-2}))
+    for name in ("weights", "text-weights"):
+        stored = load_file(tmp_path / name / "model.safetensors")
+        next(iter(stored.values())).view(-1)[0] += 1
+        save_file(stored, tmp_path / name / "model.safetensors", {"format": "pt"})
+    processor = BitImageProcessor.from_pretrained(towers / "dinov2")
+    processor.image_mean = [0.4, 0.4, 0.4]
+    processor.save_pretrained(tmp_path / "mean")
+    (tmp_path / "pooling" / "1_Pooling").mkdir()
+    (tmp_path / "pooling" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     copied, rest = Path(shutil.copytree(folder, tmp_path / "photos")), tmp_path / "runs"
     rows = [json.loads(line) for line in (copied / "metadata.jsonl").read_text().splitlines()]
     for row in rows:
@@ -612,6 +632,11 @@ def test_another_tower_resolution_or_precision_encodes_all_and_other_texts_none(
         ("patches", {"head": "map"}, (24, 0)),
         ("tower", {"vision": str(towers / "registers")}, (24, 0)),
         ("text-tower", {"text": str(towers / "bert-digits")}, (0, 25)),
+        ("weights", {"vision": str(tmp_path / "weights")}, (24, 0)),
+        ("config", {"vision": str(tmp_path / "config")}, (24, 0)),
+        ("mean", {"vision": str(tmp_path / "mean")}, (24, 0)),
+        ("text-weights", {"text": str(tmp_path / "text-weights")}, (0, 25)),
+        ("pooling", {"text": str(tmp_path / "pooling")}, (0, 25)),
         ("resolution", {"resolution": 56}, (24, 0)),
         ("precision", {"precision": "bf16"}, (24, 25)),
     ):
@@ -715,6 +740,7 @@ def test_a_tuned_tower_moves_and_a_locked_one_does_not(towers: Path, folder: str
         ({"length": 60}, "--length 60 is longer than .* reads; give at most 40"),
         ({"tokenizer": "gpt2"}, "--tokenizer is not the one that the tower of --text was trained with"),
         ({"init": "x"}, "--init and --vision or --text both set the towers"),
+        ({"features": Path(__file__)}, r"--features .*test_align.py can't be written to \(Not a directory\); name"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -864,15 +890,52 @@ def test_damaged_features_are_encoded_anew(
 
 
 def test_features_with_patches_serve_heads_that_read_none(
-    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("align", **arguments(towers, folder, tmp_path / "map", head="map"))
     capsys.readouterr()
+    read = list[int | None]()
+
+    def noted(*given: Any, tokens: int | None, **more: Any) -> CachedSource:
+        read.append(tokens)
+        return CachedSource(*given, tokens=tokens, **more)
+
+    monkeypatch.setattr(feature_cache, "CachedSource", noted)
     for head in ("mlp", "linear"):
         train("align", **arguments(towers, folder, tmp_path / head, head=head))
         train("align", **arguments(towers, folder, tmp_path / f"{head}-encoded", head=head, features_gb=0))
         np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=0, atol=1e-6)
-    assert "encoding" not in capsys.readouterr().out
+    assert "encoding" not in capsys.readouterr().out and read == [2, 2], "the mean and the class token alone"
+
+
+def test_what_is_cached_is_frozen_and_always_seen_the_same(towers: Path, folder: str, tmp_path: Path) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "run", steps=1))
+    model: Any = Pretrained.open(str(tmp_path / "run")).model
+    model.vision.tower.requires_grad_(False), model.text.tower.requires_grad_(False)
+    frame, longer = Frame(28), SizeSchedule((8, 16), (0.0, 0.5))
+
+    def frozen(frame: Frame = frame, *more: Field, lengths: SizeSchedule | None = None) -> tuple[bool, bool]:
+        recipe: Any = SimpleNamespace(frame=frame, fields=[Images(frame), Texts(), *more], lengths=lengths)
+        found = feature_cache.Frozen.of(model, recipe)
+        return found.images, found.texts
+
+    assert frozen() == frozen(replace(frame, flip=0.5)) == (True, True)
+    assert frozen(replace(frame, crop_area=0.5)) == (False, True)
+    assert frozen(lengths=longer) == (True, False)
+    assert frozen(frame, PatchMask(28, 14, ratio=0.5, start=0.0)) == (False, False)
+    model.vision.tower.requires_grad_(True)
+    assert frozen() == (False, True)
+    model.text.tower.requires_grad_(True)
+    assert frozen() == (False, False)
+
+
+def test_features_that_the_disk_has_no_room_for_are_not_written(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "room_for", lambda folder, wanted: False)
+    train("align", **arguments(towers, folder, tmp_path / "run", steps=1))
+    assert "are more than the disk of" in capsys.readouterr().out
+    assert not list((tmp_path / "features").glob("images-*"))
 
 
 def test_states_written_anew_without_patches_are_not_taken_for_those_with(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from opensiglip.data.example import BrokenExample, Example, Source
+from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.seen import HASH
-from opensiglip.data.sources.cached import CachedSource, TextInput
+from opensiglip.data.sources import state_store
+from opensiglip.data.sources.cached import CachedSource, TextInput, read_lines, write_lines
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, key_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.training import cache_writer, shown_images
 from opensiglip.training.cache_writer import Tower, write_images, write_texts
-from opensiglip.training.shown_images import ShownImages
+from opensiglip.training.shown_images import ShownImages, image_key
 
 FRAME = Frame(28)
 Encode = Callable[..., int]
@@ -174,6 +176,54 @@ def test_images_without_a_file_are_known_by_their_pixels(tmp_path: Path) -> None
     assert cached.example(3).extras[HASH] == 0, "drawn: two that look alike need not be the same"
 
 
+def test_an_image_is_known_by_all_of_its_file_or_by_its_shape_and_pixels(photos: Path) -> None:
+    """Two files of 5 kB that differ in the last pixel; pixels that are the same bytes in another shape."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for name in ("0.png", "1.png"):
+        Image.fromarray(noise).save(photos / name, compress_level=0)
+        noise[-1, -1] ^= 1
+    source = open_source(str(photos))
+    assert image_key(source, 0) != image_key(source, 1)
+    images = [torch.zeros(3, 2, 8), torch.zeros(3, 8, 2), torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)]
+    images[3][-1, -1, -1] = 1
+    drawn: Any = SimpleNamespace(encoded=lambda index: None, example=lambda index: SimpleNamespace(image=images[index]))
+    keys = [image_key(drawn, index) for index in range(4)]
+    assert keys[0] == keys[2] and len(set(keys)) == 3
+
+
+def test_a_caption_off_the_cache_has_its_language_its_writer_and_its_weight(photos: Path, tmp_path: Path) -> None:
+    rows = rows_of(photos)
+    rows[0]["captions_i18n"] = [{"lang": "de", "text": "ein Quadrat", "source": "mt", "weight": 2.0}]
+    write_rows(photos, rows)
+    source = open_source(str(photos))
+    [cached] = encoded(source, tmp_path)[1]
+    for language in ("de", "en", None):
+        assert cached.example(0, language).captions == source.example(0, language).captions
+    assert cached.example(0, "de").captions == (Caption("ein Quadrat", "de", "mt", 2.0),)
+
+
+def test_lines_have_a_file_for_each_frame_and_each_state_of_a_source(photos: Path, tmp_path: Path) -> None:
+    """Two runs at once, of which one writes while the other reads, must not meet in one."""
+    source = open_source(str(photos))
+    files = [ShownImages(source, frame, tmp_path).file for frame in (FRAME, FRAME, Frame(56))]
+    write_rows(photos, rows_of(photos)[:-3])
+    files.append(ShownImages(open_source(str(photos)), FRAME, tmp_path).file)
+    assert files[0] == files[1] and len(set(files)) == 3
+
+
+def test_lines_are_those_of_as_many_rows(tmp_path: Path) -> None:
+    lines = [b'{"image": ""}\n'] * 3
+    write_lines(tmp_path / "lines.jsonl", lines)
+    found = read_lines(tmp_path / "lines.jsonl", 3)
+    assert found is not None and list(found) == lines and read_lines(tmp_path / "lines.jsonl", 2) is None
+
+
+@pytest.mark.parametrize(("free", "room"), [(1.2e9, True), (1.05e9, False), (0.9e9, False)])
+def test_a_tenth_of_the_room_is_left(free: float, room: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    assert cache_writer.room_for(tmp_path / "not" / "there", 1.0) == room
+
+
 def test_a_row_whose_image_can_not_be_read_is_broken_in_every_run(photos: Path, tmp_path: Path) -> None:
     source = open_source(str(photos))
     (photos / "0.png").write_bytes(b"no image")
@@ -207,7 +257,9 @@ def test_of_a_large_source_rows_are_looked_at_before_lines_are_used_again(
         assert count == wanted and len(looked) <= most
         assert_as_framed(cached, source)
     lines = next(tmp_path.glob("lines-*.jsonl"))
-    lines.write_bytes(lines.read_bytes().replace(b"square", b"circle"))
+    rows_of_file = lines.read_bytes().split(b"\n")
+    rows_of_file[6] = rows_of_file[6].replace(b'"captions": [["', b'"captions": [["x')  # of a row that is not looked at
+    lines.write_bytes(b"\n".join(rows_of_file))
     assert_as_framed(encoded(source, tmp_path)[1][0], source)
 
 
@@ -229,6 +281,10 @@ def test_texts_are_known_by_their_ids(pipeline: TextPipeline, tmp_path: Path) ->
         store = StateStore(tower.folder)
         for text in texts:
             assert store[read.key(text)].shape == (2, 1)
+            ids = read.pipeline.fixed(text).tolist()
+            assert read.ids(text).tolist() == (
+                ids if padded else [one for one in ids if one != read.pipeline.policy.pad_id]
+            )
 
 
 def test_texts_keep_their_own_states(pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +329,25 @@ def test_what_a_killed_writer_or_a_damaged_disk_leaves_is_not_relied_on(tmp_path
     ):
         (folder / "states.bin").write_bytes(bad_states)
         (folder / "blocks.jsonl").write_bytes(bad_lines)
+        assert int(StateStore(folder)[keys[0]][0]) == 0, "a reader opens what is whole"
         writer = StoreWriter(folder)
         assert [n for n in range(6) if keys[n] in writer] == known
         writer.append(keys[2:], np.full((4, 3), 7), [None] * 4)
         assert all(key in StoreWriter(folder) for key in keys)
         assert [int(StateStore(folder)[key][0]) for key in keys] == [0, 0, 7, 7, 7, 7]
+
+
+def test_a_writer_that_is_killed_before_its_rows_are_written_leaves_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    folder, key = tmp_path / "store", key_of(b"0")
+    monkeypatch.setattr(state_store, "row_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        StoreWriter(folder).append([key], np.ones((1, 2)), [None])
+    assert not (folder / "blocks.jsonl").exists()
 
 
 @pytest.mark.parametrize("suffix", ["", "?clean=alt-text", "table"])
