@@ -553,25 +553,40 @@ def test_scores_at_a_lower_resolution_are_those_of_resized_images(case: Case) ->
         assert torch.equal(case.curator(same).scores(model, [batch]).own(), full)
 
 
-def test_scores_have_a_precision_of_their_own(small: Small, scenes: Source) -> None:
-    def dtype(**flags: Any) -> torch.dtype:
-        recipe = small("siglip")
+def test_scores_have_a_precision_of_their_own_and_the_reference_has_the_runs(small: Small, reference: str) -> None:
+    def dtypes(**flags: Any) -> list[torch.dtype]:
         config = TrainConfig(
-            data=("scenes",), out=Path("x"), curate="learner", filter=0.5, held_out=0, batch_size=8, steps=1, **flags
+            data=("scenes",),
+            out=Path("x"),
+            curate="learnability",
+            reference=reference,
+            filter=0.5,
+            held_out=0,
+            batch_size=8,
+            steps=1,
+            **flags,
         )
-        curating = Opened.of(Job(config, recipe, {})).curating
-        assert curating is not None
-        with curating.autocast():
-            return torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        opened, found = Opened.of(Job(config, small("siglip"), {})), list[torch.dtype]()
+        assert opened.curating is not None
+        for autocast in (opened.curating.autocast, opened.references[0].autocast):
+            with autocast():
+                found.append(torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+        return found
 
-    assert dtype(precision="fp32") == dtype(precision="bf16", score_precision="fp32") == torch.float32
-    assert dtype(precision="bf16") == dtype(precision="fp32", score_precision="bf16") == torch.bfloat16
+    whole, half = torch.float32, torch.bfloat16
+    assert dtypes(precision="fp32") == [whole, whole] and dtypes(precision="bf16") == [half, half]
+    assert dtypes(precision="bf16", score_precision="fp32") == [whole, half]
+    assert dtypes(precision="fp32", score_precision="bf16") == [half, whole]
 
 
-def test_the_curator_has_the_runs_chunks_and_seed(small: Small, scenes: Source) -> None:
-    config = TrainConfig(data=("scenes",), out=Path("x"), curate="learner", chunks=3, seed=7, batch_size=8)
-    made = build_curator(config, small("siglip"), [scenes], nullcontext)
+def test_the_curator_has_the_runs_flags_and_its_frames_interpolation(small: Small, scenes: Source) -> None:
+    config = TrainConfig(
+        data=("scenes",), out=Path("x"), curate="learner", chunks=3, seed=7, batch_size=8, score_resolution=LOW
+    )
+    recipe = replace(small("siglip"), frame=Frame(SIDE, interpolation="bicubic"))
+    made = build_curator(config, recipe, [scenes], nullcontext)
     assert made is not None and (made.chunks, made.seed, made.keep) == (3, 7, 8)
+    assert (made.resolution, made.interpolation) == (LOW, "bicubic")
 
 
 def test_the_references_rows_are_its_logits_and_the_same_in_any_batch(case: Case) -> None:
@@ -613,7 +628,8 @@ def test_a_reference_teaches_with_and_without_choosing_and_goes_on_bit_for_bit(
 ) -> None:
     for name, flags in (("alone", {}), ("chosen", {"curate": "learnability", "accumulate": 2, **LOW_SCORES})):
         given = {"reference": reference, "distil": "softmax", "distil_weight": 2.0} | flags
-        go(tmp_path / name, "siglip", **given)
+        summary = go(tmp_path / name, "siglip", **given)
+        assert summary["precision"] == "no", "the steps' own, whatever the scores'"
         cut_short(3, lambda name=name, given=given: go(tmp_path / f"{name}-cut", "siglip", **given))
         go(tmp_path / f"{name}-cut", "siglip", resume=True, **given)
         assert_same_end(tmp_path / f"{name}-cut", tmp_path / name, 4)
@@ -816,3 +832,18 @@ def test_an_example_that_can_not_be_read_at_the_end_is_left_out(case: Case, pipe
     found = extremes(curator, plan)
     assert [(one.selected, one.score) for one in found.most] == [(1, 4.0), (0, 2.0), (0, 0.0)]
     assert found.examples == 6 and not found.least
+
+
+def test_the_examples_shown_are_those_of_their_sources(case: Case, pipeline: TextPipeline) -> None:
+    """Of sources of five and four rows, row 6 is the second one's row 1. It is selected; ties are by the score."""
+    first, second = (
+        open_source(f"scenes:drawings=20,seed={seed},count={count}", pixels=16) for seed, count in ((0, 5), (1, 4))
+    )
+    plan = DataPlan(sources=[first, second], frame=Frame(16), fields=[], pipeline=pipeline, batch_size=4, seed=0)
+    curator = replace(case.curator(), tally=Tally(9))
+    rows = torch.tensor([0, 4, 5, 6, 8])
+    curator.tally.add(rows, torch.tensor([1.0, 2.0, 3.0, 0.5, 4.0]), rows > -1, torch.tensor([3]))
+    examples = [(second, 1), (second, 3), (second, 0), (first, 4), (first, 0)]
+    shown = extremes(curator, plan).most
+    assert [one.caption for one in shown] == [source.example(row).captions[0].text for source, row in examples]
+    assert [(one.selected, one.seen, one.score) for one in shown[:2]] == [(1, 1, 0.5), (0, 1, 4.0)]

@@ -144,6 +144,21 @@ def test_heads_that_were_trained_are_not_lost(recipe: str, pipeline: TextPipelin
         checkpoint.load(place, *made(recipe, pipeline, 1.0))
 
 
+def test_a_teacher_that_teaches_already_is_not_copied_again(recipe: str, pipeline: TextPipeline) -> None:
+    learner, _ = made(recipe, pipeline, 0.2)
+    learner.activate(0.5)
+    assert learner.teacher is not None
+    with torch.no_grad():
+        for parameter in learner.teacher.parameters():
+            parameter.add_(1)
+    before = deepcopy(learner.teacher.state_dict())
+    learner.start_teachers({"masked_patches"})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.teacher.state_dict().items())
+    learner.start_teachers(TAUGHT)
+    copies = zip(learner.teacher.parameters(), learner.model.vision.parameters(), strict=True)
+    assert all(torch.equal(copy, own) for copy, own in copies)
+
+
 def test_a_teacher_alone_is_neither_left_out_nor_made(recipe: str, pipeline: TextPipeline, tmp_path: Path) -> None:
     """A run whose heads alone have averages has no teacher: that is another recipe, not a stage that never began."""
     whole, alone = made(recipe, pipeline, 0.2), made(recipe, pipeline, 0.2)

@@ -356,19 +356,26 @@ def test_a_figure_compares_another_metric_of_some_runs(monkeypatch: pytest.Monke
 
 
 def test_a_figure_compares_every_run_with_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    means = {"first": 1.0, "base": 0.25, "last": 0.0}
-    runs = tuple(Run(name, "siglip") for name in means)
-    study = Study("s", "?", "", "scenes", runs, (Figure("t", "n", "found", against="base"),), {})
+    """Image by image: "first" is higher by 0.75 on each, so its interval is that alone; "last" is no such thing."""
+    scores = {"first": [0.75, 0.75, 0.75, 1.75], "base": [0.0, 0.0, 0.0, 1.0], "last": [0.5, 0.0, 0.0, 0.0]}
+    runs = tuple(Run(name, "siglip") for name in scores)
+    figures = Figure("t", "n", "found", against="base"), Figure("t", "m", "that base lacks", against="base")
+    study = Study("s", "?", "", "scenes", runs, figures, {})
 
     def load(path: Path) -> dict[str, Any]:
-        value = means[path.parents[1].name]
-        return {"values": {("t", "n"): values([value] * 4)}, "metrics": {("t", "n"): (value,)}}
+        name = path.parents[1].name
+        kept = {("t", key): scores[name] for key in ("n", "m") if name != "base" or key == "n"}
+        metrics = {key: (float(np.mean(some)),) for key, some in kept.items()}
+        return {"values": {key: values(some) for key, some in kept.items()}, "metrics": metrics}
 
     monkeypatch.setattr("studies.answer.results.load", load)
-    [column] = columns(study, [SimpleNamespace(run=run, folder=tmp_path / run.name) for run in runs])  # type: ignore[misc]
-    found = [(lower, higher, interval.value) for lower, higher, interval in column.steps]
-    assert found == [("base", "first", 0.75), ("base", "last", -0.25)]
-    assert column.sentence.endswith("first against base: higher; last against base: lower.")
+    jobs: Any = [SimpleNamespace(run=run, folder=tmp_path / run.name) for run in runs]
+    column, without = columns(study, jobs)
+    assert set(without.means) == {"first", "last"} and without.steps == []
+    assert [some[:2] for some in column.steps] == [("base", "first"), ("base", "last")]
+    first, last = (interval for _, _, interval in column.steps)
+    assert first == (0.75, 0.75, 0.75) and last.value == -0.125 and last.low < -0.2 and last.high > 0.1
+    assert column.sentence.endswith("first against base: higher; last against base: inconclusive.")
 
 
 def test_runs_that_chance_may_order_are_not_ranked() -> None:
