@@ -134,7 +134,7 @@ def test_the_flop_of_steps_are_those_that_torch_counts() -> None:
     """Of 256 image tokens attention is a quarter; the formulas leave out the MAP head's own layers alone."""
     torch.manual_seed(0)
     networks = architecture("128x3x512x4/16", None, text=True, decoder=True)
-    case = Case(networks, HeadShape(64, 32, 256), 1000, 2, CPU, torch.float32)
+    case = Case(networks, HeadShape(64, 32, 256), 8000, 2, CPU, torch.float32)
     formulas = {packet: opened(function) for packet, function in OPENED.items()}
     for step in case.whole_run():
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:

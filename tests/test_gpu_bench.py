@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks import gpu_loader, gpu_steps
+from benchmarks import gpu_loader, gpu_losses, gpu_steps, lm_head
 from benchmarks.goals import LATE, Figure, Goal, mfu, reason, time_bound
 from benchmarks.gpu import measured
 from benchmarks.gpu_parts import BATCH, PAIRS, PARTS, SIZES, VOCABULARIES, Part, has_goals, parts_of
@@ -255,6 +256,23 @@ def test_the_steps_whose_memory_is_compared_differ_in_the_head_alone() -> None:
         assert isinstance(learner.model.decoder, Decoder) and learner.model.decoder.checkpointing
     assert len(reached[1]) > 40 and any(name.startswith("model.decoder") for name in reached[1])
     assert reached[0] - reached[1] == {f"model.decoder.vocabulary.{name}" for name in ("weight", "bias")}
+
+
+def test_a_kernel_is_given_bf16_and_left_out_where_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, given = lm_head.heads_of(CPU)[lm_head.PLAIN], set[torch.dtype]()
+
+    def kernel(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        given.update((hidden.dtype, weight.dtype))
+        return plain(hidden, weight, targets)
+
+    heads: dict[str, lm_head.Head] = {"opensiglip": plain, lm_head.PLAIN: plain, "liger-kernel": kernel}
+    heads["cut-cross-entropy"] = lambda *inputs: 2 * plain(*inputs)
+    monkeypatch.setattr(lm_head, "heads_of", lambda place: heads)
+    found = Found()
+    gpu_losses.vocabulary_head(SMALL, 50, 20, found)
+    assert given == {torch.bfloat16} and isinstance(found.values["liger-kernel"], float)
+    assert "it does not do the same work" in found.left_out["cut-cross-entropy"]
+    assert found.values["cut-cross-entropy"] == f"cut-cross-entropy: {found.left_out['cut-cross-entropy']}"
 
 
 def test_the_full_step_has_all_losses(monkeypatch: pytest.MonkeyPatch) -> None:
