@@ -39,7 +39,7 @@ from opensiglip.recipes import RECIPES
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.assemble import Opened
 from opensiglip.training.config import TrainConfig
-from opensiglip.training.curation.build import check_recipe, check_resolution, distilled
+from opensiglip.training.curation.build import check_recipe, check_resolution, distilled, references
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.extremes import extremes
@@ -735,14 +735,32 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
     assert not (tmp_path / "features").exists()
 
 
-def test_other_weights_have_other_rows(reference: str) -> None:
-    def places(change: float) -> list[Path]:
+def test_other_weights_frames_precisions_and_text_lengths_have_other_rows(reference: str) -> None:
+    def places(change: float = 0.0, precision: str = "no", **changes: Any) -> set[Path]:
         opened = Reference.open(reference, Frame(SIDE), torch.device("cpu"), nullcontext, [SCORER])
         with torch.no_grad():
             opened.model.logit_bias.add_(change)
-        return [tower.folder for tower in towers(opened, "no", Path("features"), Frozen(False, False))]
+        if "length" in changes:
+            changes = {"pipeline": opened.pipeline.with_length(changes["length"])}
+        opened = replace(opened, **changes)
+        return {tower.folder for tower in towers(opened, precision, Path("features"), Frozen(False, False))}
 
-    assert places(0.0) == places(0.0) and not set(places(0.0)) & set(places(0.5))
+    assert places() == places() and len(places()) == 2
+    for other in (places(0.5), places(precision="bf16"), places(frame=Frame(SIDE)), places(length=12)):
+        assert not places() & other
+
+
+def test_each_model_gives_the_rows_that_it_is_named_for(reference: str, teacher: str) -> None:
+    def writes(**flags: Any) -> list[tuple[str, set[str]]]:
+        config = TrainConfig(data=("scenes",), out=Path("x"), reference=reference, **flags)
+        found = references(config, Frame(SIDE), torch.device("cpu"), nullcontext)
+        return [(one.role, set(one.writes)) for one in found]
+
+    select, teach = {"curate": "learnability"}, {"distil": "softmax"}
+    assert writes(**select) == [("reference", {SCORER})] and writes(**teach) == [("reference", {TEACHER})]
+    assert writes(**select, **teach) == [("reference", {SCORER, TEACHER})]
+    both = [("reference", {SCORER}), ("teacher", {TEACHER})]
+    assert writes(**select, **teach, teacher=teacher) == both
 
 
 def selected_section(run: Path) -> str:

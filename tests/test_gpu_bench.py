@@ -258,6 +258,27 @@ def test_the_steps_whose_memory_is_compared_differ_in_the_head_alone() -> None:
     assert reached[0] - reached[1] == {f"model.decoder.vocabulary.{name}" for name in ("weight", "bias")}
 
 
+def test_the_loader_is_held_against_the_faster_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces = gpu_steps.Paces()
+    for seconds in (1.0, 4.0):
+        plant(monkeypatch, siglip2=row("", seconds))
+        gpu_steps.full(SMALL, 50, paces, Found())
+    assert paces == {"siglip2": 2.0}
+
+
+def test_parts_share_the_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = list[float]()
+
+    def noted(part: Part, seconds: float) -> Found:
+        given.append(seconds)
+        time.sleep(0.05)
+        return Found()
+
+    monkeypatch.setattr("benchmarks.gpu.measured", noted)
+    ran(tmp_path, "--minutes", "1", "--parts", "siglip", "sigmoid")
+    assert 60 >= given[0] >= given[1] + 0.05
+
+
 def test_a_kernel_is_given_bf16_and_left_out_where_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, given = lm_head.heads_of(CPU)[lm_head.PLAIN], set[torch.dtype]()
 

@@ -18,6 +18,7 @@ from opensiglip.optim import adamw
 from opensiglip.recipes import RECIPES, Recipe, build_recipe, find_recipe
 from opensiglip.training import checkpoint, run
 from opensiglip.training.continued import Origin, take_over
+from opensiglip.training.idle_terms import without_terms
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
 from opensiglip.training.planning.networks import meta_learner
@@ -142,6 +143,12 @@ def test_heads_that_were_trained_are_not_lost(recipe: str, pipeline: TextPipelin
     place = save(tmp_path, *older)
     with pytest.raises(UserError, match="has objectives.local_to_global.* which these networks have not"):
         checkpoint.load(place, *made(recipe, pipeline, 1.0))
+
+
+def test_a_new_term_that_is_not_taught_leaves_the_teacher_of_others(recipe: str, pipeline: TextPipeline) -> None:
+    learner, _ = made(recipe, pipeline, 0.2)
+    for names, stays in (({"sigmoid"}, True), ({"masked_patches"}, True), (TAUGHT, False)):
+        assert any(name.startswith("teacher.") for name in without_terms(learner, names)) == stays
 
 
 def test_a_teacher_that_teaches_already_is_not_copied_again(recipe: str, pipeline: TextPipeline) -> None:
