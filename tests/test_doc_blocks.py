@@ -32,6 +32,7 @@ NOT_RUN = {
     'model = opensiglip.load("runs/boxes")': "locates each phrase of photographs that the reader has, twice",
     'photos = Path("PHOTOS")': "cuts photos that the reader has",
     'Path("judged", ': "reads evaluations of photographs that the reader has",
+    'run_evaluation(model, "PHOTOS-clean"': "judges runs on photographs that the reader has",
     "from opensiglip.bridge.mteb import MTEBModel": "fetches tasks; test_neighbours.py runs toy ones",
 }
 SHORTER = {
