@@ -48,7 +48,7 @@ def study(
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            optimizers, keep-tokens, schedules, languages, region-pairs, photographs, batch, parallel, nested, tips2,
+            optimizers, keep-tokens, schedules, languages, hard-negatives, region-pairs, photographs, batch, parallel, nested, tips2,
             or FILE.py:NAME for your own study.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
