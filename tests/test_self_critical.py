@@ -123,7 +123,9 @@ def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
     built: tuple[Any, Learner, SelfCritical], uneven: list[Visit], pipeline: TextPipeline
 ) -> None:
     recipe, learner, objective = built
-    batch = exact(collate(recipe, draw(recipe, uneven, pipeline), pipeline))
+    more = replace(uneven[0].example.captions[0], text="a second caption of one image")
+    two = replace(uneven[0], example=replace(uneven[0].example, captions=(*uneven[0].example.captions, more)))
+    batch = exact(collate(recipe, draw(recipe, [two, *uneven[1:]], pipeline), pipeline))
     count(objective, learner, batch)
     learner.train()
     encoded = Encoded(learner.model, batch)
@@ -149,6 +151,7 @@ def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
         for x, y in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(plain, weights), strict=True)
     ]
     assert float(rewards.abs().max()) > 0 and max(gaps) < 1e-5
+    assert float(encoded.notes["self_critical/reward"]) == pytest.approx(float(rewards.mean(1).sum()) / 5)
     assert int(objective.live(batch)) == 5 and not rewards[[2, 3, 5]].any()
 
 
