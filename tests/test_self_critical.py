@@ -183,6 +183,9 @@ def test_parts_add_up_to_the_whole_batch(
     assert found[2][0] == pytest.approx(found[8][0], abs=1e-12) and abs(found[8][0]) > 1e-3
     torch.testing.assert_close(found[2][1], found[8][1], rtol=1e-9, atol=1e-12)
     assert torch.equal(found[2][2], found[8][2]) and found[8][2][-1] == 5
+    objective.after_step({"self_critical/found": torch.zeros(BUCKETS + 1)})
+    assert objective.steps == 1, "a step without captions is not counted"
+    assert bucket((0, 5)) != bucket((5,)), "the first entry of a vocabulary is a token like others"
 
 
 def test_a_run_earns_more_and_is_resumed_bit_for_bit(
