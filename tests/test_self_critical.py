@@ -50,6 +50,12 @@ def own_captions(batch: Batch, pad: int) -> list[list[Ids]]:
     ]
 
 
+def with_second_caption(visit: Visit) -> Visit:
+    captions = visit.example.captions
+    more = replace(captions[0], text="a second caption of one image")
+    return replace(visit, example=replace(visit.example, captions=(*captions, more)))
+
+
 def count(objective: SelfCritical, learner: Learner, batch: Batch) -> None:
     """A step, whose images are counted then."""
     encoded = Encoded(learner.model, batch)
@@ -62,11 +68,12 @@ def test_the_field_holds_all_captions_of_the_language_and_a_number_for_each_toke
     visits: list[Visit], small: Small, pipeline: TextPipeline
 ) -> None:
     recipe = small("cappa", cider_weight=1.0)
-    batch = collate(recipe, draw(recipe, [*visits[:2], replace(visits[2], caption=None)], pipeline), pipeline)
+    some = [with_second_caption(visits[0]), visits[1], replace(visits[2], caption=None)]
+    batch = collate(recipe, draw(recipe, some, pipeline), pipeline)
     own = own_captions(batch, pipeline.policy.pad_id)
-    for visit, texts in zip(visits[:2], own[:2], strict=True):
+    for visit, texts, number in zip(some[:2], own[:2], (2, 1), strict=True):
         assert visit.caption is not None
-        said = [visit.caption.text, *visit.other_texts]
+        said = [visit.caption.text, "a second caption of one image"][:number]
         assert [pipeline.text(ids[:-1]).strip() for ids in texts] == [text.strip() for text in said]
         assert all(ids[-1] == pipeline.policy.eos_id for ids in texts)
     assert own[2] == []
@@ -123,9 +130,8 @@ def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
     built: tuple[Any, Learner, SelfCritical], uneven: list[Visit], pipeline: TextPipeline
 ) -> None:
     recipe, learner, objective = built
-    more = replace(uneven[0].example.captions[0], text="a second caption of one image")
-    two = replace(uneven[0], example=replace(uneven[0].example, captions=(*uneven[0].example.captions, more)))
-    batch = exact(collate(recipe, draw(recipe, [two, *uneven[1:]], pipeline), pipeline))
+    some = [with_second_caption(uneven[0]), *uneven[1:]]
+    batch = exact(collate(recipe, draw(recipe, some, pipeline), pipeline))
     count(objective, learner, batch)
     learner.train()
     encoded = Encoded(learner.model, batch)
