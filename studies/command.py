@@ -48,8 +48,8 @@ def study(
 
     Args:
         name: objectives, localization, tasks, encoders, distillation, curation-30, curation-60, token-classification,
-            optimizers, keep-tokens, schedules, languages, hard-negatives, region-pairs, photographs, batch, parallel,
-            nested, tips2, or FILE.py:NAME for your own study.
+            optimizers, keep-tokens, schedules, languages, photo-languages, hard-negatives, region-pairs, photographs,
+            batch, parallel, nested, tips2, or FILE.py:NAME for your own study.
         out: folder for the runs, study.html, study.json and study.png.
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: number of seeds, starting at 0, at which all runs are repeated.

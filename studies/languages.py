@@ -1,4 +1,4 @@
-"""The study of languages: how often training asks for each of the scenes' fourteen."""
+"""The studies of languages: how often training asks for each, of the scenes' fourteen and of photographs' five."""
 
 from opensiglip.data.scenes.drawings import LANGUAGES
 from studies.settings import AUTO, LARGER, QUICK
@@ -34,4 +34,42 @@ LANGUAGE_STUDY = Study(
         "cpu-hour": Budget(QUICK | {"steps": 900}, {"count": 500}),
         "gpu-10min": Budget(LARGER | {"steps": 3000}, {"count": 500}),
     },
+)
+
+SPOKEN = ("en", "de", "fr", "cs", "ar")
+PHOTO_LANGUAGES = Study(
+    name="photo-languages",
+    question="On photographs with captions in five languages: English only, 90 % English, or all equally often?",
+    about=(
+        "Heads on a frozen image tower and a frozen multilingual sentence encoder (`align --head mlp`), for as many "
+        "steps. Of the visits all ask for English, 90 % or a fifth; the others for German, French, Czech and Arabic. "
+        "The means are over the five languages. Cross-lingual: a caption of another language finds one of its image "
+        "among the English ones, which the frozen encoder alone could do, too."
+    ),
+    data="",
+    runs=(
+        Run("english", "align", {"languages": "en"}),
+        Run("90-10", "align", {"languages": "en:0.9,de:0.025,fr:0.025,cs:0.025,ar:0.025"}),
+        Run("balanced", "align", {"languages": ",".join(SPOKEN)}),
+    ),
+    figures=(
+        Figure("retrieval", "image_to_text_r1", "image to text, R@1", ORDER),
+        Figure("retrieval", "text_to_image_r1", "text to image, R@1", ORDER),
+        *(
+            Figure("retrieval", f"languages: {code}: text_to_image_r1", f"{code}, text to image, R@1", ORDER)
+            for code in SPOKEN
+        ),
+        Figure("retrieval", "cross_lingual_r1", "cross-lingual, R@1", ORDER),
+    ),
+    budgets={
+        "cpu-hour": Budget(
+            {"head": "mlp", "captions": 5, "dropout": 0.2, "length": 40, "batch_size": 256, "steps": 600},
+            {"count": 300},
+        ),
+        "gpu-10min": Budget(
+            {"head": "mlp", "captions": 5, "dropout": 0.2, "length": 40, "batch_size": 1024, "steps": 1000},
+            {"count": 500},
+        ),
+    },
+    on_towers=True,
 )

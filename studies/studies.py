@@ -5,7 +5,7 @@ from typing import Any
 from opensiglip.evaluation.benchmark import ProbeConfig
 from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS, SCHEDULES
-from studies.languages import LANGUAGE_STUDY
+from studies.languages import LANGUAGE_STUDY, PHOTO_LANGUAGES
 from studies.negatives import NEGATIVES
 from studies.photographs import PHOTOGRAPHS
 from studies.regions import REGIONS
@@ -233,5 +233,18 @@ TOKENS = Study(
 )
 
 _FIRST = (OBJECTIVES, LOCALIZATION, TASKS, ENCODERS, DISTILLATION, curation(30), curation(60), TOKENS)
-_MORE = (OPTIMIZERS, KEEP, SCHEDULES, LANGUAGE_STUDY, NEGATIVES, REGIONS, PHOTOGRAPHS, BATCH, PARALLEL, NESTED, TIPS2)
+_MORE = (
+    OPTIMIZERS,
+    KEEP,
+    SCHEDULES,
+    LANGUAGE_STUDY,
+    PHOTO_LANGUAGES,
+    NEGATIVES,
+    REGIONS,
+    PHOTOGRAPHS,
+    BATCH,
+    PARALLEL,
+    NESTED,
+    TIPS2,
+)
 STUDIES = {study.name: study for study in (*_FIRST, *_MORE)}
