@@ -10,7 +10,7 @@ from opensiglip.data.fields.captions import PREFIXES, Ids, Target, pack
 from opensiglip.data.fields.references import SAMPLES
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.text import NGram, Weighed, n_grams
-from opensiglip.inference.generate import generate
+from opensiglip.inference.generate import Decoding, generate
 from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture
@@ -60,6 +60,7 @@ class SelfCritical(PerExample):
     def live(self, batch: Batch) -> Tensor:
         return (batch["references"][:, 0, 0] != self.pipeline.policy.pad_id).sum()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # texts are drawn and compared in Python
     def forward(self, encoded: Encoded) -> Tensor:
         decoder, image, pad_id = encoded.model.decoder, encoded.image(), self.pipeline.policy.pad_id
         assert isinstance(decoder, Decoder), "this recipe's architecture has no decoder of packed rows"
@@ -84,8 +85,9 @@ class SelfCritical(PerExample):
 
     def sample(self, decoder: Decoder, image: Features, uniforms: Tensor) -> list[list[Ids]]:
         """K captions of each image, with their eos if they end."""
-        begins, room = [self.begin] * len(uniforms), decoder.length - len(self.begin)
-        drawn = generate(decoder, image.tokens, begins, self.pipeline, uniforms=uniforms, valid=image.valid)
+        begins, most = [self.begin] * len(uniforms), Decoding(max_new_tokens=uniforms.shape[2])
+        room = min(decoder.length - len(self.begin), uniforms.shape[2])  # fewer while texts are short (--length)
+        drawn = generate(decoder, image.tokens, begins, self.pipeline, most, uniforms=uniforms, valid=image.valid)
         ended = [(*ids, self.pipeline.policy.eos_id)[:room] for ids in drawn]
         return [ended[at : at + SAMPLES] for at in range(0, len(ended), SAMPLES)]
 
