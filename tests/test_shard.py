@@ -239,7 +239,7 @@ def test_a_recipe_of_each_kind_can_be_sharded(name: str, make: Callable[[str], C
     case = make(name)
     with meeting(tmp_path / "meeting", 0, 1):
         if name == "self_critical":  # ranks would wait for one another's shards while they generate
-            with pytest.raises(UserError, match="--shard and self_critical can't be combined; leave out --shard"):
+            with pytest.raises(UserError, match="--shard and --cider-weight can't be combined; leave one out"):
                 run(case, sharded=True)
             return
         one = run(case, sharded=True)

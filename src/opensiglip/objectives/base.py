@@ -121,7 +121,7 @@ class Objective(nn.Module, ABC):
 
     name: str  # as logged: "loss/<name>"
     teacher: Momentum | None = None  # momentum of the EMA teacher; None if the term needs no teacher
-    generates = False  # does it generate texts while training, which ranks with sharded weights can't do independently?
+    generates: str = ""  # the flag by which it writes texts while training; sharded ranks would wait for one another
 
     def __init__(self, *, weight: float = 1.0, start: float = 0.0) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class SelfCritical(PerExample):
     """
 
     name = "self_critical"
-    generates = True
+    generates = "--cider-weight"
 
     def __init__(self, *, prefix: bool, weight: float = 1.0, start: float = 0.0) -> None:
         """`prefix`: captions go on from "Cap:", as in LocCa."""

@@ -40,7 +40,7 @@ def shard(learner: nn.Module, device: torch.device) -> None:
     """
     for module in learner.modules():
         if isinstance(module, Objective) and module.generates:
-            raise UserError(f"--shard and {module.name} can't be combined; leave out --shard, or the term's weight.")
+            raise UserError(f"--shard and {module.generates} can't be combined; leave one out.")
     mesh = init_device_mesh(device.type, (world()[1],))
     for unit in units(learner):
         fully_shard(unit, mesh=mesh)

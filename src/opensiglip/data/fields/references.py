@@ -11,7 +11,7 @@ from opensiglip.data.fields.field import Field, Visit
 from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
-SAMPLES = 5  # captions of an image that are drawn and compared, as in Luo's paper (arXiv:2003.09971)
+SAMPLES = 5  # captions of an image that are drawn and compared; recalled as Luo's number (arXiv:2003.09971)
 
 Drawn = tuple[list[Ids], np.ndarray]
 
@@ -30,7 +30,7 @@ class References(Field):
         return [(*pipeline.ids(f" {text}")[:room], eos) for text in texts], rng.random((SAMPLES, room + 1))
 
     def collate(self, drawn: Sequence[Drawn], pipeline: TextPipeline) -> Batch:
-        pad, most = pipeline.policy.pad_id, max(1, *(len(texts) for texts, _ in drawn), 1)
+        pad, most = pipeline.policy.pad_id, max(1, max(len(texts) for texts, _ in drawn))
         rows = [torch.tensor(ids) for texts, _ in drawn for ids in [*texts, *[(pad,)] * (most - len(texts))]]
         padded = pad_sequence(rows, batch_first=True, padding_value=pad)
         return {
