@@ -33,6 +33,8 @@ from opensiglip.errors import UserError
 plain = loop.Loop.train_step
 
 def step(self, *given):
+    if self.step == 4 and os.environ.get("RANK") == "0" and os.environ["FAULT"] == "kill a busy rank's neighbour":
+        time.sleep(3)  # the launcher asks it to end before it sees that the other is gone
     if self.step == 4 and os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         Path(__file__).with_name("fault").write_text(str(time.time()))
         if os.environ["FAULT"] == "sentence":
@@ -62,10 +64,14 @@ def start(arguments: list[str], fault: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+KILLED = "opensiglip: rank 1 of 2 was killed by SIGKILL, as the system does where memory runs out; the others"
+
+
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("kill", "opensiglip: rank 1 of 2 was killed by SIGKILL, as the system does where memory runs out; the others"),
+        ("kill", KILLED),
+        ("kill a busy rank's neighbour", KILLED),
         ("sentence", "opensiglip (rank 1): the data of rank 1 is gone; mount it.\n"),
     ],
 )

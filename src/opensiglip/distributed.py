@@ -169,10 +169,11 @@ def meet_again(backend: str | None) -> None:
 
 
 @contextmanager
-def lost_ranks_said() -> Iterator[None]:
+def lost_ranks_said(asked: Callable[[], bool]) -> Iterator[None]:
     """Inside, a rank that another one has left ends with a sentence.
 
-    It leaves its launcher the time to end it before: that one knows which rank failed, and why.
+    It leaves its launcher the time to end it before: that one knows which rank failed, and why. `asked` says whether
+    the launcher has done so already, by the signal SIGTERM: then it ends by that signal and says nothing.
     """
     try:
         yield
@@ -181,6 +182,8 @@ def lost_ranks_said() -> Iterator[None]:
             raise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if asked():
+                signal.raise_signal(signal.SIGTERM)
         time.sleep(LAUNCHER)
         rank, ranks = world()
         reason = str(error).strip().splitlines()[0]

@@ -247,6 +247,8 @@ class Loop:
             wrapped, self.learner, parts, self.optimizer, self.scaler, self.clip_norm, device, no_sync, self._wishes
         )
         wishes = Wishes(*(notes.pop("wishes") > 0).tolist())
+        if wishes.stop:
+            self.stop.agreed()
         overflow = overflows(self.scaler, losses, norm)
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             for group in self.optimizer.param_groups:

@@ -29,7 +29,12 @@ def train(recipe: str, **keywords: Any) -> dict[str, Any]:
     job = resolve(recipe, keywords)
     folder = job.config.out
     again = "make room, or mend the permission, and go on with --resume"
-    with stopping(RunFolder(folder)) as stop, refusals(folder, again), lost_ranks_said(), ExitStack() as until_end:
+    with (
+        stopping(RunFolder(folder)) as stop,
+        refusals(folder, again),
+        lost_ranks_said(stop.asked),
+        ExitStack() as until_end,
+    ):
         built = build(job, until_end)
         loop = built.loop
         loop.stop = stop

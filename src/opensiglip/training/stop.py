@@ -50,10 +50,23 @@ class Stop:
             self.by, self.since = name, time.monotonic()
             if not self.stepping:
                 raise Stopped
-            if os.environ.get("RANK", "0") == "0":  # not by print, which may be what the signal interrupts
-                os.write(2, f"{name}: this step ends and is saved; a second signal stops at once.\n".encode())
+            if launcher() is None and os.environ.get("RANK", "0") == "0":
+                self._say("this step ends and is saved")
         elif launcher() is None or time.monotonic() - self.since > ONE_REQUEST:
             raise KeyboardInterrupt
+
+    def asked(self) -> bool:
+        """Whether SIGTERM has come, by which launchers end ranks."""
+        return self.by == "SIGTERM"
+
+    def agreed(self) -> None:
+        """All ranks have ended the step, and stop. Before, a launcher's signal may mean that one of them is gone."""
+        if launcher() is not None and os.environ.get("RANK", "0") == "0":
+            self._say("this step is saved")
+
+    def _say(self, what: str) -> None:
+        """On stderr, not by print, which may be what the signal interrupts."""
+        os.write(2, f"{self.by or 'another rank'}: {what}; a second signal stops at once.\n".encode())
 
     def watch(self, parent: int) -> None:
         """Where the launcher of this rank is gone: ask to stop, and after `GRACE` seconds end."""
