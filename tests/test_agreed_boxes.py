@@ -47,6 +47,8 @@ def test_codes_fall_on_tokens_by_their_shares_and_go_on_within_them() -> None:
     assert places.tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
     assert codes.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875, 0.25, 0.75, 0.25, 0.75], abs=1e-6)
     assert spread(logits[:1], torch.tensor([1 - 1e-12]).double())[0].tolist() == [3]
+    last_is_impossible = torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert spread(last_is_impossible, torch.ones(1).double())[0].tolist() == [1], "a code that was rounded up to 1"
 
 
 def test_the_texts_that_are_drawn_are_spread_as_the_decoder_believes(predictor: Predictor) -> None:

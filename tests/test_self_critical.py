@@ -15,6 +15,7 @@ from torch import Tensor
 from opensiglip.data.fields.captions import Ids
 from opensiglip.data.fields.field import Visit
 from opensiglip.data.fields.references import SAMPLES
+from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.text import cider_d
 from opensiglip.inference.generate import generate
@@ -101,6 +102,23 @@ def test_a_token_falls_where_its_number_does_among_the_probabilities(
             shares = decoder.vocabulary(hidden[:, -1])[0].softmax(-1).cumsum(-1)
             assert token == int((shares <= batch["uniforms"][image, number, at]).sum())
             text.append(token)
+
+
+def test_a_device_without_float64_draws_the_same_captions(
+    built: tuple[Any, Learner, SelfCritical],
+    visits: list[Visit],
+    pipeline: TextPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to numbers that fall within float32's rounding of the end of a token's share."""
+    recipe, learner, objective = built
+    batch, cpu = exact(collate(recipe, draw(recipe, visits[:3], pipeline), pipeline)), torch.device("cpu")
+    decoder: Any = learner.model.decoder.eval()  # type: ignore[union-attr]
+    image = Encoded(learner.model, batch).image()
+    wanted = objective.sample(decoder, image, batch["uniforms"])
+    monkeypatch.setattr("opensiglip.float64.widest", lambda device: torch.float32)
+    uniforms = to_device(batch, cpu)["uniforms"]
+    assert uniforms.dtype == torch.float32 and objective.sample(decoder, image, uniforms) == wanted
 
 
 def test_the_reward_is_cider_d_of_the_counted_images(

@@ -12,3 +12,10 @@ def widest(device: torch.device) -> torch.dtype:
 def widen(x: Tensor) -> Tensor:
     """x in the widest dtype of its device."""
     return x.to(widest(x.device))
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`, where float64 becomes the widest dtype: a device that has no float64 takes no such tensor."""
+    if x.dtype == torch.float64:
+        x = x.to(widest(device))
+    return x.to(device, non_blocking=True)

@@ -21,6 +21,7 @@ from opensiglip.data.stats.duplicates import Words
 from opensiglip.data.text import TextPipeline
 from opensiglip.data.workers import begin_worker, lost_workers
 from opensiglip.errors import UserError
+from opensiglip.float64 import moved
 from opensiglip.types import Batch
 
 VISIT = 1  # what a generator is for; first word of its seed (0: the order)
@@ -286,8 +287,8 @@ class Told(Dataset[StepBatch | str]):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; pixels, the only uint8 fields, become float32 in [-1, 1] there."""
-    moved = {name: field.to(device, non_blocking=True) for name, field in batch.items()}
+    there = {name: moved(field, device) for name, field in batch.items()}
     return {
         name: field.float().div_(127.5).sub_(1) if field.dtype == torch.uint8 else field
-        for name, field in moved.items()
+        for name, field in there.items()
     }

@@ -166,6 +166,7 @@ def spread(logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """
     ends = widen(logits).softmax(-1).cumsum(-1)
     ends = F.pad(ends / ends[:, -1:], (1, 0))
+    codes = codes.clamp(max=1 - torch.finfo(ends.dtype).eps / 2)  # rounded to float32, a number may have become 1
     place = torch.searchsorted(ends, codes[:, None], right=True).clamp(max=logits.shape[-1])
     begin, end = ends.gather(1, place - 1), ends.gather(1, place)
     within = (codes[:, None] - begin) / (end - begin)

@@ -15,6 +15,7 @@ from opensiglip.data.fields.frame import Frame, Geometry
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
+from opensiglip.float64 import moved
 from opensiglip.models.model import Model
 from opensiglip.objectives.base import Encoded, unit
 from opensiglip.types import Batch, Features
@@ -67,7 +68,7 @@ class Reference:
         Of each name in `writes`, ..._image and ..._text [B, E + 1], float32: (t x_i, b) and (y_j, 1), whose products
         are its logits t x_i.y_j + b; x and y of length 1.
         """
-        part = {name: values.to(device, non_blocking=True) for name, values in part.items()}
+        part = {name: moved(values, device) for name, values in part.items()}
         if all(f"{begin}image" in part for begin in self.writes):  # off a cache
             return part
         own = f"for_{self.role}_"
