@@ -49,6 +49,7 @@ from opensiglip.data.fields.field import Field, Images, Texts, Visit
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.fields.states import as_array, as_tensor
 from opensiglip.data.fields.views import PatchMask
+from opensiglip.data.loader import to_device
 from opensiglip.data.size_schedule import SizeSchedule
 from opensiglip.data.sources.cached import CachedSource, TextInput
 from opensiglip.data.sources.registry import open_source
@@ -60,12 +61,12 @@ from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, Pretr
 from opensiglip.models.sizes import Architecture, PairShape, Shape
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
-from opensiglip.training import cache_writer, feature_cache, remembered
+from opensiglip.training import cache_writer, feature_cache, loop, remembered
 from opensiglip.training.curation.reference import BLOCK
 from opensiglip.training.planning import check
 from opensiglip.training.run import train
 from opensiglip.training.shown_images import image_key
-from opensiglip.types import Features
+from opensiglip.types import Batch, Features
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -662,6 +663,24 @@ def test_two_ranks_read_what_the_first_has_encoded_and_equal_one(towers: Path, f
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-6)
     [one], [two] = ((tmp_path / name).glob("images-*/states.bin") for name in "ab")
     assert one.read_bytes() == two.read_bytes() and one.stat().st_size == 24 * 2 * 32 * 4
+
+
+def test_states_of_a_bf16_run_take_two_bytes_each_and_are_read_as_such(
+    towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 images of two tokens, and 25 texts, the empty one among them, all of 32 numbers."""
+    read = dict[str, torch.dtype]()
+
+    def noted(batch: Batch, device: torch.device) -> Batch:
+        read.update({name: field.dtype for name, field in batch.items()})
+        return to_device(batch, device)
+
+    monkeypatch.setattr(loop, "to_device", noted)
+    train("align", **arguments(towers, folder, tmp_path / "run", steps=1, precision="bf16"))
+    assert read["image_states"] == read["text_states"] == torch.bfloat16
+    for kind, numbers in (("images", 24 * 2 * 32), ("texts", 25 * 32)):
+        [file] = (tmp_path / "features").glob(f"{kind}-*/states.bin")
+        assert file.stat().st_size == 2 * numbers
 
 
 def test_a_pair_and_a_decoder_share_what_their_image_tower_made(

@@ -23,7 +23,7 @@ from test_resume import assert_same_end, cut_short
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from opensiglip.data.example import Source
+from opensiglip.data.example import Caption, Example, Source
 from opensiglip.data.fields.curation import ROWS, SCORER, TEACHER, CachedRows, Origins, ReferenceImages, ReferenceTexts
 from opensiglip.data.fields.field import Field
 from opensiglip.data.fields.frame import Frame
@@ -36,6 +36,7 @@ from opensiglip.models.model import Model
 from opensiglip.models.sizes import PairShape
 from opensiglip.objectives.base import unit
 from opensiglip.recipes import RECIPES
+from opensiglip.reports.selected_examples import SelectedExample
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.assemble import Opened
 from opensiglip.training.config import TrainConfig
@@ -607,6 +608,15 @@ def test_the_references_rows_are_its_logits_and_the_same_in_any_batch(case: Case
         assert torch.equal(several[name][3::SUPER], rows[name][3].expand(len(several[name][3::SUPER]), -1))
 
 
+def test_a_device_without_float64_is_given_none_beside_the_references_rows(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opensiglip.float64.widest", lambda device: torch.float32)
+    batch = Steps(case.plans[1, 0, 1])[3].parts[0] | {"uniforms": torch.zeros(SUPER, 2, dtype=torch.float64)}
+    found = case.reference.embed(batch, torch.device("cpu"))
+    assert found["uniforms"].dtype == torch.float32 and found["group"].dtype == torch.int64
+
+
 def test_what_is_chosen_keeps_the_rows_that_teach(case: Case) -> None:
     torch.manual_seed(0)
     parts = [case.reference.embed(part, torch.device("cpu")) for part in Steps(case.plans[1, 0, 1])[3].parts]
@@ -822,6 +832,17 @@ def test_of_much_data_every_so_many_rows_are_counted(monkeypatch: pytest.MonkeyP
     assert len(Tally(4).seen) == len(Tally(7).seen) == len(Tally(8).seen) == 4
 
 
+@pytest.mark.parametrize(
+    ("rows", "stride", "counted"), [(262_144, 1, 262_144), (262_145, 2, 131_073), (10**6, 4, 250_000)]
+)
+def test_of_up_to_262144_rows_all_are_counted(rows: int, stride: int, counted: int) -> None:
+    tally = Tally(rows)
+    assert (tally.stride, len(tally.seen)) == (stride, counted)
+    last = torch.tensor([(counted - 1) * stride])
+    tally.add(last, torch.ones(1), last > 0, torch.tensor([0]))
+    assert tally.ends(1)[0] == [Counted(int(last), 1, 1, 1.0)]
+
+
 def test_a_row_is_its_examples_number_among_those_of_all_sources(pipeline: TextPipeline) -> None:
     sources = [
         open_source(f"scenes:drawings=20,seed={seed},count={count}", pixels=16) for seed, count in ((0, 5), (1, 4))
@@ -850,6 +871,14 @@ def test_an_example_that_can_not_be_read_at_the_end_is_left_out(case: Case, pipe
     found = extremes(curator, plan)
     assert [(one.selected, one.score) for one in found.most] == [(1, 4.0), (0, 2.0), (0, 0.0)]
     assert found.examples == 6 and not found.least
+
+
+def test_an_example_of_several_captions_is_shown_with_its_first_and_their_number() -> None:
+    captions = (Caption("ein Fuchs", "de", "mt"), Caption("a fox", "en"), Caption("a harp", "en", "exchanged"))
+    example = Example(torch.zeros(3, 8, 8, dtype=torch.uint8), captions)
+    shown = SelectedExample.of(example, 2, 3, 0.5)
+    assert (shown.caption, shown.language, shown.writer, shown.captions) == ("ein Fuchs", "de", "mt", 3)
+    assert (shown.selected, shown.seen, shown.score) == (2, 3, 0.5)
 
 
 def test_the_examples_shown_are_those_of_their_sources(case: Case, pipeline: TextPipeline) -> None:

@@ -20,6 +20,7 @@ from opensiglip.data.fields.frame import Frame
 from opensiglip.data.seen import HASH
 from opensiglip.data.sources import state_store
 from opensiglip.data.sources.cached import CachedSource, TextInput, read_lines, write_lines
+from opensiglip.data.sources.referenced import ReferencedSource, without_rows
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, key_of
 from opensiglip.data.text import TextPipeline
@@ -189,6 +190,28 @@ def test_an_image_is_known_by_all_of_its_file_or_by_its_shape_and_pixels(photos:
     drawn: Any = SimpleNamespace(encoded=lambda index: None, example=lambda index: SimpleNamespace(image=images[index]))
     keys = [image_key(drawn, index) for index in range(4)]
     assert keys[0] == keys[2] and len(set(keys)) == 3
+
+
+def test_the_rows_of_two_references_go_over_another_view_of_a_sources_examples(
+    photos: Path, pipeline: TextPipeline, tmp_path: Path
+) -> None:
+    """Row 3 has 3 by the reference and 103 by the teacher, over pixels and over states."""
+    source = open_source(str(photos))
+    _, [view] = encoded(source, tmp_path)
+    [lines] = tmp_path.glob("lines-*.jsonl")
+    beside: Source = source
+    for first, role in ((0, "reference"), (100, "teacher")):
+        keys = [image_key(source, index) for index in range(24)]
+        StoreWriter(tmp_path / role).append(keys, np.arange(first, first + 24)[:, None], [None] * 24)
+        texts = tmp_path / f"{role}-texts", TextInput(pipeline, padded=False)
+        beside = ReferencedSource(beside, lines, tmp_path / role, texts, role)
+    assert isinstance(beside, ReferencedSource)
+    for found, below in ((beside.over(view), view), (beside, source)):
+        example, plain = found.example(3), below.example(3)
+        rows = [example.extras[f"{role}_rows"][0].tolist() for role in ("reference", "teacher")]
+        assert rows == [[3], [103]] and without_rows(found) is below
+        assert example.extras.keys() - {"reference_rows", "teacher_rows"} == plain.extras.keys()
+        assert torch.equal(example.image, plain.image) and example.captions == plain.captions
 
 
 def test_a_caption_off_the_cache_has_its_language_its_writer_and_its_weight(photos: Path, tmp_path: Path) -> None:

@@ -110,6 +110,35 @@ def test_goals_are_for_a_gpu_and_the_default_sizes() -> None:
         assert not has_goals(replace(GOALS, **one))
 
 
+def test_bounds_are_those_that_were_set() -> None:
+    """As the table of docs/benchmarks.md has them. Time, memory and ratios to another's time are to be at most so."""
+    bounds = [
+        ("G1", "MFU of siglip B/16, of this device's bf16 product", 0.45, False),
+        ("G1", "MFU of siglip B/16, of an H200's 790 TFLOP/s", 0.45, False),
+        ("G2", "siglip B/16", 2050, False),
+        ("G3", "siglip against open_clip's step", 1.2, False),
+        ("G3", "siglip compiled against eager", 1.3, False),
+        ("G4", "sigmoid, N = 65536: time", 50, True),
+        ("G4", "sigmoid, N = 65536: memory", 1.5, True),
+        ("G5", "head, V = 256000, 75000 tokens: time", 1.35, True),
+        ("G5", "head, V = 256000, 75000 tokens: memory beyond dW", 1, True),
+        ("G5", "head, V = 256000, 75000 tokens: time", 1.1, True),
+        ("G5", "head, V = 256000, 75000 tokens: time", 1.1, True),
+        ("G2", "siglip + locca B/16, V = 32000", 1600, False),
+        ("G3", "siglip + locca against transformers and naive captions", 2.5, False),
+        ("G2", "siglip + locca B/16, V = 256000", 1200, False),
+        ("G1", "MFU of siglip L/16, of this device's bf16 product", 0.55, False),
+        ("G1", "MFU of siglip L/16, of an H200's 790 TFLOP/s", 0.55, False),
+        ("G6", "siglip + locca B/16, V = 256000, batch 1024: memory of the head beyond dW", 1, True),
+        ("G2", "siglip2 B/16 with distillation, V = 32000", 650, False),
+        ("G2", "siglip2 B/16 with distillation, V = 256000", 570, False),
+        ("", "siglip: the loader's images/s", 1, False),
+        ("", "siglip2 with distillation: the loader's images/s", 1, False),
+    ]
+    goals = [goal for part in parts_of(GOALS, PARTS) for goal in part.goals.values()]
+    assert [(g.number, g.what, g.bound, g.at_most) for g in goals if g.bound is not None] == bounds
+
+
 def test_mfu_is_the_flop_over_time_and_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mfu(6e12, 2.0, 10e12) == pytest.approx(0.3)
     found, variants = Found(), [Variant("other", list, 1e12), Variant("ours", list, 79e12)]

@@ -378,6 +378,28 @@ def test_a_figure_compares_every_run_with_one(monkeypatch: pytest.MonkeyPatch, t
     assert column.sentence.endswith("first against base: higher; last against base: inconclusive.")
 
 
+def test_a_figure_is_the_mean_of_all_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the first seed "b" is 0.2 higher, by the mean of both "a" is 0.1 higher."""
+    scores = {("a", 0): 0.4, ("a", 1): 0.8, ("b", 0): 0.6, ("b", 1): 0.4}
+    figure = Figure("t", "n", "found", ("a", "b"), "A paper")
+    study = Study("s", "?", "", "scenes", (Run("a", "siglip"), Run("b", "siglip")), (figure,), {})
+
+    def load(path: Path) -> dict[str, Any]:
+        score = scores[path.parents[1].name, int(path.parents[2].name)]
+        return {"values": {("t", "n"): values([score] * 4)}, "metrics": {("t", "n"): (score,)}}
+
+    monkeypatch.setattr("studies.answer.results.load", load)
+    jobs: Any = [
+        SimpleNamespace(run=run, folder=tmp_path / str(seed) / run.name) for seed in (0, 1) for run in study.runs
+    ]
+    [column] = columns(study, jobs)
+    assert column.by_seed == {"a": [0.4, 0.8], "b": [0.6, 0.4]}
+    assert {name: mean.value for name, mean in column.means.items()} == pytest.approx({"a": 0.6, "b": 0.5})
+    assert [(*pair, round(interval.value, 9)) for *pair, interval in column.steps] == [("a", "b", -0.1)]
+    assert [(*pair, round(interval.value, 9)) for *pair, interval in column.ranked] == [("b", "a", 0.1)]
+    assert all(interval.low < interval.value < interval.high for interval in column.means.values())
+
+
 def test_runs_that_chance_may_order_are_not_ranked() -> None:
     means = {name: Interval(value, 0, 1) for name, value in (("a", 0.31), ("b", 0.30), ("c", 0.5))}
     ranked = [("b", "a", Interval(0.01, -0.02, 0.04)), ("a", "c", Interval(0.19, 0.1, 0.3))]
