@@ -21,6 +21,7 @@ from opensiglip.training.continued import Origin, take_over
 from opensiglip.training.idle_terms import without_terms
 from opensiglip.training.learner import Learner
 from opensiglip.training.log import read_lines
+from opensiglip.training.longer_texts import ShortTexts
 from opensiglip.training.planning.networks import meta_learner
 
 TAUGHT = {"local_to_global", "masked_patches"}
@@ -107,7 +108,7 @@ def test_a_stage_that_a_checkpoint_lacks_begins_fresh(
         learner, optimizer = made(recipe, pipeline, start, seed=2)
         heads = deepcopy(learner.objectives.state_dict())
         if way == "continued":
-            resized, new = take_over(Origin(tmp_path, place, 0.5), learner, optimizer)
+            resized, new = take_over(Origin(tmp_path, place, 0.5), learner, optimizer, ShortTexts(pipeline, []))
             assert not resized
         else:
             _, new = checkpoint.load(place, learner, optimizer)

@@ -147,7 +147,11 @@ class Text(nn.Module):
     def forward(self, ids: Tensor) -> Features:
         """ids [B, L] -> pooled [B, D], tokens [B, L, D]; of fewer ids than `length`, as training may begin."""
         places = text_places(ids.shape[1], self.tower.config.max_position_embeddings, ids.device)
-        x = self.tower.encoder(inputs_embeds=self.tower.embeddings(ids, places[None])).last_hidden_state
+        return self.read(self.tower.embeddings(ids, places[None]))
+
+    def read(self, embedded: Tensor) -> Features:
+        """Words with their positions added [B, L, D] -> pooled [B, D], tokens [B, L, D]."""
+        x = self.tower.encoder(inputs_embeds=embedded).last_hidden_state
         tokens = self.tower.final_layer_norm(x)
         return Features(self.tower.head(tokens[:, -1]), tokens)
 

@@ -20,6 +20,7 @@ from opensiglip.data.loader import DataPlan
 from opensiglip.data.text import TextPipeline
 from opensiglip.models import averaged_head
 from opensiglip.models.model import Model
+from opensiglip.models.towers import Text
 from opensiglip.recipes import Recipe
 from opensiglip.training.accelerator import make_accelerator
 from opensiglip.training.best import Best
@@ -30,6 +31,7 @@ from opensiglip.training.curation.reference import Reference
 from opensiglip.training.curation.reference_cache import with_rows
 from opensiglip.training.feature_cache import FeatureCache, with_features
 from opensiglip.training.learner import Learner
+from opensiglip.training.longer_texts import POSITIONS, ShortTexts
 from opensiglip.training.loop import Loop
 from opensiglip.training.memory import keep_freed_memory
 from opensiglip.training.optimizers.make import go_on_training, make
@@ -86,6 +88,9 @@ def assemble(
         need = memory_of(opened, data.trained_on(data.sources), pipeline)
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
+    short = ShortTexts(pipeline, data.sources)
+    if job.start is not None and saved is None and features:
+        grow_texts(learner.model, job.start.model, short, accelerator.device)
     read, sources = recipe, data.sources
     cache = FeatureCache(
         learner.model,
@@ -121,7 +126,7 @@ def assemble(
     if saved is not None:
         loop.restore(saved)
     elif schedule.origin is not None:
-        taken = take_over(schedule.origin, learner, loop.optimizer)
+        taken = take_over(schedule.origin, learner, loop.optimizer, short)
         go_on_training(loop.optimizer)
         fresh = f"; fresh: {', '.join(sorted(taken.new))}" if taken.new else ""
         lines.append(
@@ -174,6 +179,13 @@ def build_learner(job: Job, pipeline: TextPipeline) -> tuple[Learner, Fitted | N
     learner = Learner.of(model, recipe, pipeline)
     learner.head_ema = config.head_ema
     return learner, fitted
+
+
+def grow_texts(model: Model, start: Model, short: ShortTexts, device: torch.device) -> None:
+    """Where texts are longer than those of the weights that a run starts from: fit their added positions."""
+    if isinstance(model.text, Text) and isinstance(start.text, Text):
+        positions = model.text.state_dict()[POSITIONS]
+        positions.copy_(short.keep(model.text, start.text.state_dict(), positions, device))
 
 
 def data_plan(

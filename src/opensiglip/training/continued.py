@@ -21,9 +21,12 @@ from opensiglip.models.resize import resize_tensor, stretch_positions
 from opensiglip.training.checkpoint import by_parameter, restored
 from opensiglip.training.idle_terms import new_terms, without_terms
 from opensiglip.training.learner import Learner
+from opensiglip.training.longer_texts import POSITIONS, ShortTexts
 from opensiglip.training.optimizers.make import fresh
 from opensiglip.training.record import run_of
-from opensiglip.training.sharding import cut
+from opensiglip.training.sharding import cut, local
+
+TEXT = "model.text."  # of a learner
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class Taken(NamedTuple):
     new: set[str]
 
 
-def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer) -> Taken:
+def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer, short: ShortTexts) -> Taken:
     """Give the learner the checkpoint's weights and the optimizer its state.
 
     What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Objectives of which the checkpoint
     has nothing begin fresh, their teacher as a copy of the tower. Positions of images are resized bilinearly, those of
-    longer texts as `stretch_positions` says, patch kernels by FlexiViT's pseudo-inverse. These tensors' optimizer state
+    longer texts as `ShortTexts` says, patch kernels by FlexiViT's pseudo-inverse. These tensors' optimizer state
     starts fresh, as that of another optimizer does: the papers do not say, so this is ours. Raises UserError naming a
     tensor that is missing or fits by no rule.
     """
@@ -80,7 +83,12 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
         raise UserError(
             f"--continue-from {origin.run} has no {missing}: the recipe must have the networks of that run, or fewer."
         )
-    weights = {name: cut(fitted(name, old[name], like), like) for name, like in wanted.items()}
+    weights = {name: fitted(name, old[name], like) for name, like in wanted.items()}
+    if (name := f"{TEXT}{POSITIONS}") in weights:
+        before = {key.removeprefix(TEXT): x for key, x in old.items() if key.startswith(TEXT)}
+        place = local(wanted[name]).device
+        weights[name] = short.keep(learner.model.text, before, weights[name], place)
+    weights = {name: cut(weights[name], like) for name, like in wanted.items()}
     learner.load_state_dict(weights, strict=False)
     learner.start_teachers(new)
     states = by_parameter(moments)
