@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from test_resume import assert_same_end, cut_short
 from torch import Tensor
 
-from opensiglip.data.fields.captions import Ids
-from opensiglip.data.fields.field import Visit
-from opensiglip.data.fields.references import SAMPLES
+from opensiglip.data.boxes import BoxFormat
+from opensiglip.data.fields.captions import Captions, Ids
+from opensiglip.data.fields.field import Field, Visit
+from opensiglip.data.fields.references import NOTHING, SAMPLES, References
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.text import cider_d
@@ -22,7 +23,8 @@ from opensiglip.inference.generate import generate
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import SHAPES
 from opensiglip.objectives.base import Encoded
-from opensiglip.objectives.self_critical import BUCKETS, SelfCritical, bucket
+from opensiglip.objectives.self_critical import BUCKETS, SelfCritical, bucket, without_dropout
+from opensiglip.recipes import RECIPES, build_recipe
 from opensiglip.training.learner import Learner
 from opensiglip.training.run import train
 from opensiglip.types import Batch
@@ -44,9 +46,9 @@ def built(request: pytest.FixtureRequest, small: Small, pipeline: TextPipeline) 
     return recipe, learner, objective
 
 
-def own_captions(batch: Batch, pad: int) -> list[list[Ids]]:
+def own_captions(batch: Batch) -> list[list[Ids]]:
     return [
-        [tuple(token for token in ids if token != pad) for ids in some if ids[0] != pad]
+        [tuple(token for token in ids if token != NOTHING) for ids in some if ids[0] != NOTHING]
         for some in batch["references"].tolist()
     ]
 
@@ -71,7 +73,7 @@ def test_the_field_holds_all_captions_of_the_language_and_a_number_for_each_toke
     recipe = small("cappa", cider_weight=1.0)
     some = [with_second_caption(visits[0]), visits[1], replace(visits[2], caption=None)]
     batch = collate(recipe, draw(recipe, some, pipeline), pipeline)
-    own = own_captions(batch, pipeline.policy.pad_id)
+    own = own_captions(batch)
     for visit, texts, number in zip(some[:2], own[:2], (2, 1), strict=True):
         assert visit.caption is not None
         said = [visit.caption.text, "a second caption of one image"][:number]
@@ -126,7 +128,7 @@ def test_the_reward_is_cider_d_of_the_counted_images(
 ) -> None:
     recipe, learner, objective = built
     batch = exact(collate(recipe, draw(recipe, visits[:8], pipeline), pipeline))
-    own = own_captions(batch, pipeline.policy.pad_id)
+    own = own_captions(batch)
     texts = [
         [some[0], (*some[0][:3], *own[0][0][1:]), (7, 7, 7), some[0][:-1], own[row - 1][0]]
         for row, some in enumerate(own)
@@ -142,6 +144,82 @@ def test_the_reward_is_cider_d_of_the_counted_images(
     assert float(rewards[0, 0]) > 5 and float(rewards[:, 3].max()) < float(rewards[:, 0].max()), "an end is missed"
     grams = {bucket(gram) for some in own for ids in some for gram in zip(ids, ids[1:], strict=False)}
     assert {int(place) for place in found.nonzero()} >= grams and int(found[bucket((pipeline.policy.eos_id,))]) == 8
+
+
+def test_how_rare_an_n_gram_is_is_counted_over_all_steps(
+    built: tuple[Any, Learner, SelfCritical], visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    """After two steps of eight images rewards are those of a corpus of sixteen."""
+    recipe, learner, objective = built
+    own = list[list[Ids]]()
+    for some in (visits[:8], visits[8:]):
+        batch = exact(collate(recipe, draw(recipe, some, pipeline), pipeline))
+        count(objective, learner, batch)
+        own += own_captions(batch)
+    texts = [(*own[row - 1][0][:4], 7, 7, *some[0][:-1]) for row, some in enumerate(own)]
+    rewards = torch.cat(
+        [objective.compare([[one] * SAMPLES for one in texts[at : at + 8]], own[at : at + 8])[0] for at in (0, 8)]
+    )
+    words = [[[str(token) for token in ids] for ids in some] for some in own]
+    known = cider_d([[str(token) for token in one] for one in texts], words)
+    np.testing.assert_allclose(rewards[:, 0].numpy(), known, rtol=1e-5)
+    assert min(known) > 0.1
+
+
+def test_texts_end_where_a_steps_texts_do(
+    built: tuple[Any, Learner, SelfCritical], visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    """With numbers for three tokens a text is cut behind the third, and has no eos that was not drawn."""
+    recipe, learner, objective = built
+    batch = exact(collate(recipe, draw(recipe, visits[:3], pipeline), pipeline))
+    decoder: Any = learner.model.decoder.eval()  # type: ignore[union-attr]
+    image, uniforms = Encoded(learner.model, batch).image(), batch["uniforms"]
+    cut = [[ids[:3] for ids in some] for some in objective.sample(decoder, image, uniforms)]
+    assert objective.sample(decoder, image, uniforms[..., :3]) == cut
+    assert any(len(ids) == 3 and ids[-1] != pipeline.policy.eos_id for some in cut for ids in some)
+
+
+def test_references_end_as_texts_do_whatever_their_length_and_the_padding(
+    visits: list[Visit], pipeline: TextPipeline
+) -> None:
+    """Also where a tokenizer pads with its end, as SigLIP's does."""
+    long = replace(visits[0].example.captions[0], text="a fox " * 100)
+    first = replace(visits[0], caption=long, example=replace(visits[0].example, captions=(long,)))
+    for pad_id in (pipeline.policy.pad_id, pipeline.policy.eos_id):
+        own = TextPipeline(pipeline.tokenizer, replace(pipeline.policy, pad_id=pad_id))
+        some, length = [first, visits[1]], own.policy.length
+        batch = References().collate([References().draw(visit, np.random.default_rng(0), own) for visit in some], own)
+        texts = own_captions(batch)
+        assert texts[0] == [(*own.ids(f" {long.text}")[: length - 1], own.policy.eos_id)]
+        assert len(texts[0][0]) == length and texts[1][0][-1] == own.policy.eos_id
+
+
+def test_references_are_tokenised_as_the_captions_that_the_decoder_is_trained_on(
+    visits: list[Visit], pipeline: TextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A space before the first word counts for byte-level tokenizers, though not for this one."""
+    asked, ids = list[str](), TextPipeline.ids
+    monkeypatch.setattr(TextPipeline, "ids", lambda self, text: asked.append(text) or ids(self, text))
+    fields: list[Field] = [Captions(prefix=False, boxes=BoxFormat()), References()]
+    for field in fields:
+        field.draw(visits[0], np.random.default_rng(0), pipeline)
+    assert len(asked) == 2 and asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("cappa", False), ("locca", True), ("captioner", False)])
+def test_a_recipes_flags_reach_the_term_and_its_field(name: str, prefix: bool) -> None:
+    recipe = build_recipe(RECIPES[name], {"cider_weight": 2.0, "cider_start": 0.5})
+    [term] = [one for one in recipe.objectives if isinstance(one, SelfCritical)]
+    [field] = [one for one in recipe.fields if isinstance(one, References)]
+    assert (term.weight, term.start, term.prefix, field.start) == (2.0, 0.5, prefix, 0.5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_decoder_is_left_as_it_was(training: bool) -> None:
+    decoder = torch.nn.Sequential(torch.nn.Dropout()).train(training)
+    with without_dropout(decoder):
+        assert not decoder[0].training
+    assert decoder.training == decoder[0].training == training
 
 
 def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
@@ -160,7 +238,7 @@ def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
     decoder.eval()
     image = Encoded(learner.model, batch).image()
     texts = objective.sample(decoder, image, batch["uniforms"])
-    rewards, _ = objective.compare(texts, own_captions(batch, pipeline.policy.pad_id))
+    rewards, _ = objective.compare(texts, own_captions(batch))
     plain = torch.zeros((), dtype=torch.float64)
     for row, some in enumerate(texts):
         for column, ids in enumerate(some):
@@ -207,6 +285,7 @@ def test_parts_add_up_to_the_whole_batch(
     assert found[2][0] == pytest.approx(found[8][0], abs=1e-12) and abs(found[8][0]) > 1e-3
     torch.testing.assert_close(found[2][1], found[8][1], rtol=1e-9, atol=1e-12)
     assert torch.equal(found[2][2], found[8][2]) and found[8][2][-1] == 5
+    assert float(objective.images[bucket((pipeline.policy.eos_id,))]) == 1, "of the five images that have captions all"
     objective.after_step({"self_critical/found": torch.zeros(BUCKETS + 1)})
     assert objective.steps == 1, "a step without captions is not counted"
     assert bucket((0, 5)) != bucket((5,)), "the first entry of a vocabulary is a token like others"

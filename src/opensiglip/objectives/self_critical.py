@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opensiglip.data.fields.captions import PREFIXES, Ids, Target, pack
-from opensiglip.data.fields.references import SAMPLES
+from opensiglip.data.fields.references import NOTHING, SAMPLES
 from opensiglip.data.text import TextPipeline
 from opensiglip.evaluation.metrics.text import NGram, Weighed, n_grams
 from opensiglip.inference.generate import Decoding, generate
@@ -58,14 +58,14 @@ class SelfCritical(PerExample):
         }
 
     def live(self, batch: Batch) -> Tensor:
-        return (batch["references"][:, 0, 0] != self.pipeline.policy.pad_id).sum()
+        return (batch["references"][:, 0, 0] != NOTHING).sum()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # texts are drawn and compared in Python
     def forward(self, encoded: Encoded) -> Tensor:
-        decoder, image, pad_id = encoded.model.decoder, encoded.image(), self.pipeline.policy.pad_id
+        decoder, image = encoded.model.decoder, encoded.image()
         assert isinstance(decoder, Decoder), "this recipe's architecture has no decoder of packed rows"
         references = [
-            [tuple(token for token in ids if token != pad_id) for ids in some if ids[0] != pad_id]
+            [tuple(token for token in ids if token != NOTHING) for ids in some if ids[0] != NOTHING]
             for some in encoded["references"].tolist()
         ]
         with without_dropout(decoder):  # the decoder that is rewarded is the one that will be used
@@ -77,7 +77,8 @@ class SelfCritical(PerExample):
                 f"{self.name}/found": torch.cat([found, torch.tensor([float(live)])]).to(live.device),
             }
             rows = [[Target(self.begin, text) for text in some] for some in texts]
-            batch = pack(rows, length=decoder.length, pad_id=pad_id, mask_id=len(self.pipeline))
+            pad_id, mask_id = self.pipeline.policy.pad_id, len(self.pipeline)
+            batch = pack(rows, length=decoder.length, pad_id=pad_id, mask_id=mask_id)
             advantages = (rewards - rewards.mean(1, keepdim=True)) * SAMPLES / (SAMPLES - 1)
             of_tokens = advantages.gather(1, batch["segments"].clamp(min=0)) / SAMPLES
             batch["weights"] = of_tokens * (batch["weights"] > 0)

@@ -12,12 +12,13 @@ from opensiglip.data.text import TextPipeline
 from opensiglip.types import Batch
 
 SAMPLES = 5  # captions of an image that are drawn and compared; recalled as Luo's number (arXiv:2003.09971)
+NOTHING = -1  # behind a reference: no token's id, as SigLIP's tokenizer pads with its end
 
 Drawn = tuple[list[Ids], np.ndarray]
 
 
 class References(Field):
-    """references [B, R, T] int64: all captions of the visit's language, each ends with eos, then padding; uniforms
+    """references [B, R, T] int64: all captions of the visit's language, each ends with eos, then NOTHING; uniforms
     [B, SAMPLES, L] float64 in [0, 1): a number for each token of each caption that is drawn, from `start` on.
     """
 
@@ -30,9 +31,9 @@ class References(Field):
         return [(*pipeline.ids(f" {text}")[:room], eos) for text in texts], rng.random((SAMPLES, room + 1))
 
     def collate(self, drawn: Sequence[Drawn], pipeline: TextPipeline) -> Batch:
-        pad, most = pipeline.policy.pad_id, max(1, max(len(texts) for texts, _ in drawn))
-        rows = [torch.tensor(ids) for texts, _ in drawn for ids in [*texts, *[(pad,)] * (most - len(texts))]]
-        padded = pad_sequence(rows, batch_first=True, padding_value=pad)
+        most = max(1, max(len(texts) for texts, _ in drawn))
+        rows = [torch.tensor(ids) for texts, _ in drawn for ids in [*texts, *[(NOTHING,)] * (most - len(texts))]]
+        padded = pad_sequence(rows, batch_first=True, padding_value=NOTHING)
         return {
             "references": padded.unflatten(0, (len(drawn), most)),
             "uniforms": torch.from_numpy(np.stack([numbers for _, numbers in drawn])),
