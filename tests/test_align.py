@@ -390,6 +390,17 @@ def test_a_tower_that_differs_from_the_learners_encodes_for_itself(
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "anew"), rtol=0, atol=1e-5)
 
 
+def test_a_reference_reads_no_states_that_are_more_than_the_limit(
+    towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """48 rows of 17 float32 are 3.3 kB, the images' states 6.1."""
+    train("align", **taught(towers, folder, tmp_path, teacher=None, distil=None, features_gb=5e-6))
+    said = capsys.readouterr().out
+    assert re.search(r"reference   reads cached embeddings of 24 examples from [^;\n]*\n", said)
+    assert "not cached: 0.0 GB are more than --features-gb 5e-06" in said
+    assert not list((tmp_path / "features").glob("images-*"))
+
+
 def test_a_reference_that_reads_patches_takes_no_states_without_them(
     towers: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,7 +415,7 @@ def test_a_reference_that_reads_patches_takes_no_states_without_them(
     ("recipe", "more"),
     [
         ("locca", {"image_positions": True, "regions": 2, "captions": 2, "freeze": "vision"}),
-        ("captioner", {"encoder": None, "image_positions": True}),
+        ("captioner", {"encoder": None, "image_positions": True, "cider_weight": 1.0}),
         ("siglip2", {"distill_start": 1.0, "freeze": "vision"}),
     ],
 )
@@ -668,8 +679,15 @@ def test_two_ranks_read_what_the_first_has_encoded_and_equal_one(towers: Path, f
 def test_states_of_a_bf16_run_take_two_bytes_each_and_are_read_as_such(
     towers: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 images of two tokens, and 25 texts, the empty one among them, all of 32 numbers."""
-    read = dict[str, torch.dtype]()
+    """24 images of two tokens, and 25 texts, the empty one among them, all of 32 numbers, made by products in bf16."""
+    read, half = dict[str, torch.dtype](), list[bool]()
+    for tower in (PretrainedVision, PretrainedText):
+        states = tower.states
+        monkeypatch.setattr(
+            tower,
+            "states",
+            lambda self, x, states=states: half.append(torch.is_autocast_enabled("cpu")) or states(self, x),
+        )
 
     def noted(batch: Batch, device: torch.device) -> Batch:
         read.update({name: field.dtype for name, field in batch.items()})
@@ -677,7 +695,7 @@ def test_states_of_a_bf16_run_take_two_bytes_each_and_are_read_as_such(
 
     monkeypatch.setattr(loop, "to_device", noted)
     train("align", **arguments(towers, folder, tmp_path / "run", steps=1, precision="bf16"))
-    assert read["image_states"] == read["text_states"] == torch.bfloat16
+    assert read["image_states"] == read["text_states"] == torch.bfloat16 and len(half) > 1 and all(half)
     for kind, numbers in (("images", 24 * 2 * 32), ("texts", 25 * 32)):
         [file] = (tmp_path / "features").glob(f"{kind}-*/states.bin")
         assert file.stat().st_size == 2 * numbers
@@ -925,6 +943,8 @@ def test_features_with_patches_serve_heads_that_read_none(
         train("align", **arguments(towers, folder, tmp_path / f"{head}-encoded", head=head, features_gb=0))
         np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=0, atol=1e-6)
     assert "encoding" not in capsys.readouterr().out and read == [2, 2], "the mean and the class token alone"
+    train("align", **arguments(towers, folder, tmp_path / "less", features_gb=1e-5))  # 24 images of 2 tokens, not of 6
+    assert "24 images: 0 known, encoding 24" in capsys.readouterr().out
 
 
 def test_what_is_cached_is_frozen_and_always_seen_the_same(towers: Path, folder: str, tmp_path: Path) -> None:

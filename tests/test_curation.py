@@ -40,6 +40,7 @@ from opensiglip.reports.selected_examples import SelectedExample
 from opensiglip.training.accumulate import accumulate
 from opensiglip.training.assemble import Opened
 from opensiglip.training.config import TrainConfig
+from opensiglip.training.curation import reference_cache
 from opensiglip.training.curation.build import check_recipe, check_resolution, distilled, references
 from opensiglip.training.curation.build import curator as build_curator
 from opensiglip.training.curation.curator import Curator
@@ -739,10 +740,53 @@ def test_a_cache_that_does_not_pay_or_fit_is_not_written(
     for flags, why in (
         ({"steps": 3}, "a run of 24 visits sees few of 24 examples twice"),
         ({"steps": 4, "crop_area": 0.5}, "images are cropped or mirrored anew at each visit"),
+        ({"steps": 4, "features_gb": 5e-6}, "0.0 GB are more than --features-gb 5e-06"),  # 2 * 24 rows of 33 float32
     ):
         go(tmp_path / why[:5], reference=reference, features=tmp_path / "features", **flags)
         assert f"reference   encodes every batch: {why}" in capsys.readouterr().out
     assert not (tmp_path / "features").exists()
+
+
+def test_rows_that_are_known_need_no_room_on_the_disk(
+    go: Any, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: dict[str, Any] = {"reference": reference, "features": tmp_path / "features"}
+    go(tmp_path / "first", **shared)
+    monkeypatch.setattr(reference_cache, "room_for", lambda folder, wanted: wanted <= 0)
+    go(tmp_path / "second", **shared)
+    assert capsys.readouterr().out.count("reads cached embeddings of 24 examples") == 2
+    go(tmp_path / "third", **shared | {"features": tmp_path / "others"})
+    assert "reference   encodes every batch: the disk of " in capsys.readouterr().out
+
+
+def test_visits_are_of_the_steps_that_a_continued_run_takes(
+    go: Any, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four steps are left, each is taken three times, with four images."""
+    lines = ("from dataclasses import replace", "from opensiglip.recipes import Continuation, siglip") + (
+        'def mine(*, size: str = "B/16", resolution: int = 32, length: int = 16):',
+        '    """SigLIP that goes on slowly."""',
+        "    plain = siglip(size=size, resolution=resolution, length=length)",
+        "    return replace(plain, continuation=Continuation(share=0.5, stretch=3.0))",
+    )
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    go(tmp_path / "before", "siglip")
+    told = list[int]()
+
+    def noted(one: Reference, sources: Any, visits: int, cache: Any) -> Any:
+        told.append(visits)
+        raise UserError("enough.")
+
+    monkeypatch.setattr("opensiglip.training.assemble.with_rows", noted)
+    with pytest.raises(UserError, match="enough"):
+        go(
+            tmp_path / "after",
+            f"{tmp_path / 'mine.py'}:mine",
+            continue_from=str(tmp_path / "before"),
+            reference=reference,
+            distil="softmax",
+        )
+    assert told == [4 * 2 * 3]
 
 
 def test_other_weights_frames_precisions_and_text_lengths_have_other_rows(reference: str) -> None:

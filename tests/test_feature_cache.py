@@ -25,7 +25,7 @@ from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, key_of
 from opensiglip.data.text import TextPipeline
 from opensiglip.training import cache_writer, shown_images
-from opensiglip.training.cache_writer import Tower, write_images, write_texts
+from opensiglip.training.cache_writer import Tower, write_from_states, write_images, write_texts
 from opensiglip.training.shown_images import ShownImages, image_key
 
 FRAME = Frame(28)
@@ -318,6 +318,19 @@ def test_texts_keep_their_own_states(pipeline: TextPipeline, tmp_path: Path, mon
     for text in texts:
         wanted = summed(torch.from_numpy(read.ids(text))[None])[0].numpy()
         assert np.array_equal(StateStore(tower.folder)[read.key(text)], wanted)
+
+
+def test_heads_read_the_states_that_there_are(tmp_path: Path) -> None:
+    """Of an image that could not be read there are none, and no row is made; a key that comes twice has one."""
+    keys, encoded, reads = [key_of(str(number).encode()) for number in range(4)], tmp_path / "states", list[int]()
+    StoreWriter(encoded).append(keys[:3], np.arange(3, dtype=np.float32)[:, None], [None] * 3)
+    heads = Tower(tmp_path / "heads", nn.Linear(1, 1), lambda states: (reads.append(len(states)), 2 * states + 1)[1])
+    for _ in range(2):
+        write_from_states("images", [keys[3], keys[2], *keys[:3]], encoded, heads)
+    rows = StateStore(heads.folder)
+    assert [float(rows[key][0]) for key in keys[:3]] == [1, 3, 5] and reads == [3]
+    with pytest.raises(KeyError):
+        rows[keys[3]]
 
 
 def test_a_store_finds_the_latest_states_of_a_key_and_no_others(tmp_path: Path) -> None:
