@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from opensiglip.data.seen import HASH, image_hash
 from opensiglip.data.sources.images import blank
 from opensiglip.data.sources.state_store import StateStore, checksum_of, key_of
 from opensiglip.data.text import TextPipeline
+
+REMEMBERED = 2**17
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,13 @@ class TextRows:
 
     store: StateStore
     input: TextInput
+    keys: dict[str, bytes] = field(default_factory=dict)  # of `REMEMBERED` texts: a tokenizer takes longer than a read
 
     def __getitem__(self, text: str) -> np.ndarray:
-        return self.store[self.input.key(text)]
+        key = self.keys.get(text) or self.input.key(text)
+        if len(self.keys) < REMEMBERED:
+            self.keys[text] = key
+        return self.store[key]
 
 
 class CachedSource(Source):

@@ -54,9 +54,12 @@ class Curator:
         (`Reference.embed`) where the method asks for its loss.
         """
         raw = [{name: values.to(device, non_blocking=True) for name, values in part.items()} for part in parts]
-        learner.eval()  # scores are of the model that serves: no dropout
+        scored = SIGNS[self.method][0] != 0
+        if scored:
+            learner.eval()  # scores are of the model that serves: no dropout
         scores = self.scores(learner.model, raw)
-        learner.train()
+        if scored:
+            learner.train()
         valid = scores.valid
         draws = noise(self.seed, step, min(self.chunks, self.keep), len(valid)).to(device, widest(device))
         own = scores.own()
