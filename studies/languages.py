@@ -37,37 +37,41 @@ LANGUAGE_STUDY = Study(
 )
 
 SPOKEN = ("en", "de", "fr", "cs", "ar")
+PHOTO_ORDER = (*ORDER, "weak-first")
+WEAK_FIRST = "en:1.3,de:1.8,fr:1.5,cs:4,ar:0.3"  # chosen on photographs of `train`, for German, French and Czech
 PHOTO_LANGUAGES = Study(
     name="photo-languages",
-    question="On photographs with captions in five languages: English only, 90 % English, or all equally often?",
+    question="On photographs with captions in five languages: how often should training ask for each?",
     about=(
         "Heads on a frozen image tower and a frozen multilingual sentence encoder (`align --head mlp`), for as many "
         "steps. Of the visits all ask for English, 90 % or a fifth; the others for German, French, Czech and Arabic. "
-        "The means are over the five languages. Cross-lingual: a caption of another language finds one of its image "
-        "among the English ones, which the frozen encoder alone could do, too."
+        "In `weak-first` most ask for Czech and French, which have the fewest captions. The means are over the five "
+        "languages. Cross-lingual: a caption of another language finds one of its image among the English ones, which "
+        "the frozen encoder alone could do, too."
     ),
     data="",
     runs=(
         Run("english", "align", {"languages": "en"}),
         Run("90-10", "align", {"languages": "en:0.9,de:0.025,fr:0.025,cs:0.025,ar:0.025"}),
         Run("balanced", "align", {"languages": ",".join(SPOKEN)}),
+        Run("weak-first", "align", {"languages": WEAK_FIRST}),
     ),
     figures=(
-        Figure("retrieval", "image_to_text_r1", "image to text, R@1", ORDER),
-        Figure("retrieval", "text_to_image_r1", "text to image, R@1", ORDER),
+        Figure("retrieval", "image_to_text_r1", "image to text, R@1", PHOTO_ORDER),
+        Figure("retrieval", "text_to_image_r1", "text to image, R@1", PHOTO_ORDER),
         *(
-            Figure("retrieval", f"languages: {code}: text_to_image_r1", f"{code}, text to image, R@1", ORDER)
+            Figure("retrieval", f"languages: {code}: text_to_image_r1", f"{code}, text to image, R@1", PHOTO_ORDER)
             for code in SPOKEN
         ),
-        Figure("retrieval", "cross_lingual_r1", "cross-lingual, R@1", ORDER),
+        Figure("retrieval", "cross_lingual_r1", "cross-lingual, R@1", PHOTO_ORDER),
     ),
     budgets={
         "cpu-hour": Budget(
-            {"head": "mlp", "captions": 5, "dropout": 0.2, "length": 40, "batch_size": 256, "steps": 600},
+            {"head": "mlp", "captions": 2, "dropout": 0.3, "length": 40, "batch_size": 256, "steps": 800},
             {"count": 300},
         ),
         "gpu-10min": Budget(
-            {"head": "mlp", "captions": 5, "dropout": 0.2, "length": 40, "batch_size": 1024, "steps": 1000},
+            {"head": "mlp", "captions": 2, "dropout": 0.3, "length": 40, "batch_size": 1024, "steps": 1000},
             {"count": 500},
         ),
     },

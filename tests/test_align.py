@@ -542,6 +542,36 @@ def test_a_resumed_run_goes_on_with_the_heads_average(towers: Path, folder: str,
     assert all(torch.equal(learner(tmp_path / "run")[name], tensor) for name, tensor in straight.items())
 
 
+@pytest.mark.parametrize("more", [{"captions": 2}, {"head_ema": 0.5}, {"features_gb": 0}])
+def test_heads_begin_with_norms_by_which_their_numbers_are_0_on_average_of_deviation_1(
+    towers: Path, folder: str, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "cached", steps=1))
+    train("align", **arguments(towers, folder, tmp_path / "run", steps=1, lr=1e-9) | more)
+    model = Pretrained.open(str(tmp_path / "run" / "model")).model
+    stores = {
+        kind: StateStore(next(tmp_path.glob(f"features/{kind}-*/states.bin")).parent) for kind in ("images", "texts")
+    }
+    none = TextInput(text_pipeline(towers / "bert", "bert", 24), padded=False).key("")
+    images = torch.from_numpy(np.stack([stores["images"][key] for key in stores["images"].keys]))
+    texts = torch.from_numpy(np.stack([stores["texts"][key] for key in stores["texts"].keys if key != none]))
+    read = {model.vision.head.out: images.flip(1).flatten(1), model.text.head: texts.flatten(1)}
+    for head, states in read.items():
+        plain = torch.nn.functional.layer_norm(states, states.shape[-1:])
+        assert len(states) == 24 and plain.mean(0).abs().mean() > 0.3, "a test that can fail"
+        standard = head[0](states)
+        torch.testing.assert_close(standard.mean(0), torch.zeros_like(states[0]), rtol=0, atol=1e-3)
+        torch.testing.assert_close(standard.std(0), torch.ones_like(states[0]), rtol=0, atol=1e-3)
+
+
+def test_heads_of_another_run_keep_their_norms(towers: Path, folder: str, tmp_path: Path) -> None:
+    train("align", **arguments(towers, folder, tmp_path / "first", lr=0.1))
+    given = arguments(towers, folder, tmp_path / "second", steps=1, lr=1e-9, init=str(tmp_path / "first"))
+    train("align", **{name: value for name, value in given.items() if name not in ("vision", "text")})
+    first, second = (Pretrained.open(str(tmp_path / run / "model")).model for run in ("first", "second"))
+    torch.testing.assert_close(second.text.head[0].weight, first.text.head[0].weight, rtol=0, atol=1e-6)
+
+
 def test_an_average_without_heads_is_refused(towers: Path, folder: str, tmp_path: Path) -> None:
     decoder = {"freeze": "vision", "decoder_depth": 1, "length": 48, "size": "tiny", "head_ema": 0.9}
     given = arguments(towers, folder, tmp_path / "run", **decoder)

@@ -30,6 +30,7 @@ from opensiglip.training.curation.curator import Curator
 from opensiglip.training.curation.reference import Reference
 from opensiglip.training.curation.reference_cache import with_rows
 from opensiglip.training.feature_cache import FeatureCache, with_features
+from opensiglip.training.head_norms import standardise
 from opensiglip.training.learner import Learner
 from opensiglip.training.longer_texts import POSITIONS, ShortTexts
 from opensiglip.training.loop import Loop
@@ -113,6 +114,11 @@ def assemble(
     if foreign and accelerator.is_main_process:
         # Only now: a step that reads features holds no activations of the towers.
         need = memory_of(replace(opened, job=job), sources, pipeline)
+    if features and foreign and saved is None and schedule.origin is None and not brings_heads(fitted):
+        if not config.shard:
+            learner = learner.to(accelerator.device)
+        plan = data_plan(job, accelerator, sources, pipeline, schedule)
+        standardise(learner.model, plan, autocast(opened.precision, next(learner.parameters()).device))
     skeleton = hollow(learner.model, "meta") if config.shard and accelerator.num_processes > 1 else None
     if skeleton is not None:
         shard(learner, accelerator.device)
@@ -139,6 +145,11 @@ def assemble(
     if job.start is not None and fitted is not None:
         lines.append(f"start       {start_line(job.start, fitted, config.freeze, config.tower_lr, config.lora)}")
     return loop, lines
+
+
+def brings_heads(fitted: Fitted | None) -> bool:
+    """Do the weights that a run starts from include a head's?"""
+    return fitted is not None and any(name.startswith(("vision.head.", "text.head.")) for name in fitted.brought)
 
 
 def begin_seen(path: Path, origin: Origin | None) -> None:
