@@ -311,7 +311,7 @@ def test_references_of_the_learners_towers_compute_their_heads_alone(
     train("align", **given | {"out": tmp_path / "again", "seed": 3})
     assert encoded == {"images": 24, "texts": 25 + 2 * sizes}
     train("align", **given | {"out": tmp_path / "anew", "features_gb": 0})
-    gap = 1e-5 if precision == "fp32" else 2e-2
+    gap = 1e-5 if precision == "fp32" else 0.1  # of 10: standardising norms raise the rounding of states, too
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "anew"), rtol=0, atol=gap)
 
 

@@ -41,7 +41,7 @@ def standardise(model: Model, plan: DataPlan, autocast: Autocast) -> None:
     ]
     count = min(EXAMPLES, sum(len(source) for source in plan.sources))
     alone = replace(plan, rank=0, ranks=1, parts=1, batch_size=min(AT_ONCE, count))
-    steps, texts = Steps(alone), []
+    steps, texts = Steps(alone), list[Tensor]()
     for step in range(plan.begin, plan.begin + count // alone.batch_size):
         encoded = Encoded(model, to_device(steps[step].parts[0], device))
         with autocast():
@@ -70,7 +70,7 @@ def _set(norms: list[nn.LayerNorm], states: Tensor) -> None:
 
 def _norms(tower: nn.Module | None) -> list[nn.LayerNorm]:
     """The norm that a tower's head begins with, and that of the head's average; none where there is no such head."""
-    head = tower.head if isinstance(tower, PretrainedVision | PretrainedText) else None
-    heads = [head.average.copy, head.head] if isinstance(head, AveragedHead) else [head]
+    head: nn.Module | None = tower.head if isinstance(tower, PretrainedVision | PretrainedText) else None
+    heads: list[nn.Module | None] = [head.average.copy, head.head] if isinstance(head, AveragedHead) else [head]
     firsts = [next((m for m in one.modules() if isinstance(m, nn.LayerNorm)), None) for one in heads if one is not None]
     return [norm for norm in firsts if norm is not None]
