@@ -833,7 +833,7 @@ def test_every_caption_of_an_image_is_its_positive_and_none_its_negative(
     (copied / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name, more in {"encoded": {"features_gb": 0}, "cached": {}}.items():
         train("align", **arguments(towers, str(copied), tmp_path / name, captions=3, **more))
-    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-5)
 
 
 def test_several_captions_equal_as_many_rows_of_the_image() -> None:
