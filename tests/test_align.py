@@ -59,6 +59,7 @@ from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
 from opensiglip.models.sizes import Architecture, PairShape, Shape
+from opensiglip.models.tower_host import load_tower
 from opensiglip.objectives.base import Encoded
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.training import cache_writer, feature_cache, loop, remembered
@@ -172,6 +173,20 @@ def test_texts_pool_as_their_encoder_was_trained_and_padding_changes_nothing(tow
             wanted = {"mean": first.mean(1), "cls": first[:, 0], "pooler": plain.pooler_output}[pooling]
             found = ours.read(torch.from_numpy(pipeline.fixed(text))[None])[:, 0]
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_tower_without_its_pooler_is_the_same_whatever_the_seed(towers: Path, tmp_path: Path) -> None:
+    """Its cached states are found by its weights."""
+    place = shutil.copytree(towers / "bert", tmp_path / "bert")
+    weights = load_file(place / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, place / "model.safetensors", metadata={"format": "pt"})
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(cache_writer.digest_of((), load_tower(str(place), "--text")))
+    assert found[0] == found[1] != cache_writer.digest_of((), load_tower(str(towers / "bert"), "--text"))
 
 
 def test_sentence_transformers_pooling_is_taken_from_its_folder(towers: Path, tmp_path: Path) -> None:

@@ -55,5 +55,8 @@ def load_tower(place: str, flag: str) -> PreTrainedModel:
     tower, report = made
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(f"{flag} {place} has no {missing[0]}, which its network needs; fetch or save it again, whole.")
+    with torch.no_grad():
+        for name in report["missing_keys"]:  # read by nothing; random, they would change the key of cached states
+            tower.get_parameter(name).zero_()
     refuse_not_finite(place, tower.state_dict())
     return tower
