@@ -37,6 +37,7 @@ NOT_RUN = {
 }
 SHORTER = {
     '"runs/learner"': '"runs/mine"',
+    '("runs/short", "runs/long")': '("runs/mine", "runs/mine")',
     '"runs/teacher"': '"runs/flickr"',
     "STEPS, cpu = 10": "STEPS, cpu = 1",
     "steps=500": "steps=2, batch_size=8, held_out=0, workers=0",
