@@ -184,8 +184,11 @@ def test_a_run_goes_on_with_longer_texts_by_one_command(
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "siglip2", "--continue-from", str(siglip2_at_95), "--out", str(out), "--length", "80"]
-    assert cli.main(words) == 0
-    assert f"resized: {', '.join(sorted(LENGTHS, reverse=True))}\n" in capsys.readouterr().out
+    for flags, fits in ((["--dry-run"], 0), ([], 1)):
+        assert cli.main([*words, *flags]) == 0
+        said = capsys.readouterr().out
+        assert f"resized: {', '.join(sorted(LENGTHS, reverse=True))}\n" in said
+        assert said.count("text        grows from 64 to 80 tokens: ") == fits and out.exists() == bool(fits)
     assert read_lines(out / "metrics.jsonl")[0]["step"] == 19
     ended = Pretrained.open(str(out))
     assert ended.pipeline is not None and ended.pipeline.policy.length == 80

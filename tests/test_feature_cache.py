@@ -19,7 +19,7 @@ from opensiglip.data.example import BrokenExample, Caption, Example, Source
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.seen import HASH
 from opensiglip.data.sources import state_store
-from opensiglip.data.sources.cached import CachedSource, TextInput, read_lines, write_lines
+from opensiglip.data.sources.cached import CachedSource, TextInput, TextRows, read_lines, write_lines
 from opensiglip.data.sources.referenced import ReferencedSource, without_rows
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, key_of
@@ -318,6 +318,21 @@ def test_texts_keep_their_own_states(pipeline: TextPipeline, tmp_path: Path, mon
     for text in texts:
         wanted = summed(torch.from_numpy(read.ids(text))[None])[0].numpy()
         assert np.array_equal(StateStore(tower.folder)[read.key(text)], wanted)
+
+
+def test_rows_of_texts_remember_so_many_keys(
+    pipeline: TextPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that begin alike have their own; behind the last that is remembered a key is made anew."""
+    texts, read = ["a fox", "a fox and a harp", "a harp"], TextInput(pipeline, padded=False)
+    StoreWriter(tmp_path).append([read.key(text) for text in texts], np.arange(3)[:, None], [None] * 3)
+    made, key = list[str](), TextInput.key
+    monkeypatch.setattr(TextInput, "key", lambda self, text: made.append(text) or key(self, text))
+    monkeypatch.setattr("opensiglip.data.sources.cached.REMEMBERED", 2)
+    rows = TextRows(StateStore(tmp_path), read)
+    for _ in range(2):
+        assert [int(rows[text][0]) for text in texts] == [0, 1, 2]
+    assert made == [*texts, texts[2]] and list(rows.keys) == texts[:2]
 
 
 def test_heads_read_the_states_that_there_are(tmp_path: Path) -> None:

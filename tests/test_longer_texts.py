@@ -62,6 +62,46 @@ def test_positions_that_fit_no_better_stay_as_they_were(monkeypatch: pytest.Monk
     assert fit.positions is plain and fit.before == fit.after
 
 
+def test_half_of_a_steps_texts_are_the_datas_and_a_quarter_of_these_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are by Adam and ever shorter: by a tenth of the words' deviation, then by half of that."""
+    old, policy, seen, forward = tower(24).requires_grad_(False), TextPolicy(length=24), list[Any](), Text.forward
+    monkeypatch.setattr(Text, "forward", lambda self, ids: seen.append(ids.tolist()) or forward(self, ids))
+    monkeypatch.setattr(longer_texts, "STEPS", 2)
+    known = random_texts(160, 24, 300, policy, torch.Generator().manual_seed(7))
+    judges, learned, plain = known[:40].tolist(), known[40:].tolist(), stretched(old, 32)
+    fit = fitted(old, plain, policy, known)
+    assert seen[2] + seen[3] == seen[4] + seen[5] == judges and len(seen) == 6
+    for step in seen[:2]:
+        assert [ids in learned for ids in step] == [True] * 16 + [False] * 16
+        assert not any(ids in judges for ids in step)
+    rate = 0.1 * old.tower.embeddings.token_embedding.weight.std()
+    assert float((fit.positions - plain).abs().max() / rate) == pytest.approx(1.5, abs=0.02)
+    assert (fit.positions != plain).any(1).tolist() == [False] * 20 + [True] * 12
+    seen.clear()
+    fitted(old, plain, policy, known[:127])  # 31 would judge, which are few
+    assert sum(ids in known.tolist() for step in seen[:2] for ids in step) < 8, "by chance: the random ones of one token"
+
+
+def test_texts_that_are_too_long_to_fit_on_at_once_are_fitted_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, policy, tokens, read = tower(24).requires_grad_(False), TextPolicy(length=24), list[int](), Text.read
+
+    def noted(self: Text, embedded: torch.Tensor) -> Any:
+        tokens.append(embedded[..., 0].numel())
+        return read(self, embedded)
+
+    monkeypatch.setattr(longer_texts, "STEPS", 3)
+    monkeypatch.setattr(Text, "read", noted)
+    found = []
+    for at_once, most in ((10**6, 32 * 40), (5 * 40 + 39, 5 * 40), (1, 40)):
+        monkeypatch.setattr(longer_texts, "AT_ONCE", at_once)
+        tokens.clear()
+        found.append(fitted(old, stretched(old, 40), policy, torch.empty(0, 24, dtype=torch.long)))
+        assert max(tokens) == most
+    for fit in found[1:]:
+        torch.testing.assert_close(fit.positions, found[0].positions, rtol=0, atol=1e-4)
+        assert fit.after == pytest.approx(found[0].after, abs=1e-5)
+
+
 def test_random_texts_end_within_the_positions_that_stay() -> None:
     policy = TextPolicy(length=24, pad_id=5, eos_id=6)
     texts = random_texts(2000, 24, 7, policy, torch.Generator().manual_seed(0))

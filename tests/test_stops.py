@@ -123,6 +123,30 @@ def test_what_a_launcher_passes_on_is_no_second_request(monkeypatch: pytest.Monk
         stop.received(signal.SIGTERM)
 
 
+def test_a_launchers_signal_is_told_once_all_ranks_agree_and_one_process_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def told(rank: str, by: signal.Signals | None) -> tuple[str, str, bool]:
+        """What is said as the signal comes and as the step has ended; was it SIGTERM?"""
+        monkeypatch.setenv("RANK", rank)
+        stop = Stop()
+        stop.stepping = True
+        if by is not None:
+            stop.received(by)
+        first = capfd.readouterr().err
+        stop.agreed()
+        return first, capfd.readouterr().err, stop.asked()
+
+    rest = "; a second signal stops at once.\n"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert told("0", signal.SIGTERM) == (f"SIGTERM: this step ends and is saved{rest}", "", True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert told("0", signal.SIGTERM) == ("", f"SIGTERM: this step is saved{rest}", True)
+    assert told("0", signal.SIGUSR1) == ("", f"SIGUSR1: this step is saved{rest}", False)
+    assert told("0", None) == ("", f"another rank: this step is saved{rest}", False)
+    assert told("1", signal.SIGTERM) == ("", "", True)
+
+
 def test_a_rank_whose_launcher_is_gone_asks_to_stop_and_then_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(stop_module, "GRACE", 0.0)

@@ -79,7 +79,8 @@ def assemble(
     """The loop, at the step from which it goes on, and the start-up lines; the first rank's tell the memory.
 
     saved: the checkpoint that it goes on from. features: write, if there are none, the states of frozen towers to disk
-    and read those. Raises UserError, also where memory does not suffice.
+    and read those, begin the record of images, and fit the positions of longer texts; a dry run does none of it.
+    Raises UserError, also where memory does not suffice.
     """
     job, accelerator, data = opened.job, opened.accelerator, opened.data
     curating, beside = opened.curating, list(opened.references)
@@ -89,8 +90,8 @@ def assemble(
         need = memory_of(opened, data.trained_on(data.sources), pipeline)
     set_seed(config.seed)
     learner, fitted = build_learner(job, pipeline)
-    short = ShortTexts(pipeline, data.sources)
-    if job.start is not None and saved is None and features:
+    short = ShortTexts(pipeline, data.sources) if features else None
+    if job.start is not None and saved is None and short is not None:
         grow_texts(learner.model, job.start.model, short, accelerator.device)
     read, sources = recipe, data.sources
     cache = FeatureCache(
@@ -127,7 +128,7 @@ def assemble(
     loop.skeleton, loop.precision, loop.curator, loop.references = skeleton, opened.precision, curating, beside
     loop.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=opened.precision == "fp16")
     lines = []
-    if saved is None and accelerator.is_main_process:
+    if saved is None and features and accelerator.is_main_process:
         begin_seen(RunFolder(config.out).seen, schedule.origin)
     if saved is not None:
         loop.restore(saved)

@@ -61,14 +61,14 @@ class Taken(NamedTuple):
     new: set[str]
 
 
-def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer, short: ShortTexts) -> Taken:
+def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer, short: ShortTexts | None) -> Taken:
     """Give the learner the checkpoint's weights and the optimizer its state.
 
     What the learner lacks (the teacher and its heads, for NaFlex) is left behind. Objectives of which the checkpoint
     has nothing begin fresh, their teacher as a copy of the tower. Positions of images are resized bilinearly, those of
-    longer texts as `ShortTexts` says, patch kernels by FlexiViT's pseudo-inverse. These tensors' optimizer state
-    starts fresh, as that of another optimizer does: the papers do not say, so this is ours. Raises UserError naming a
-    tensor that is missing or fits by no rule.
+    longer texts as `ShortTexts` says, or only stretched without one, patch kernels by FlexiViT's pseudo-inverse. These
+    tensors' optimizer state starts fresh, as that of another optimizer does: the papers do not say, so this is ours.
+    Raises UserError naming a tensor that is missing or fits by no rule.
     """
     try:
         old = load_file(learner_of(origin.checkpoint))
@@ -84,7 +84,7 @@ def take_over(origin: Origin, learner: Learner, optimizer: torch.optim.Optimizer
             f"--continue-from {origin.run} has no {missing}: the recipe must have the networks of that run, or fewer."
         )
     weights = {name: fitted(name, old[name], like) for name, like in wanted.items()}
-    if (name := f"{TEXT}{POSITIONS}") in weights:
+    if short is not None and (name := f"{TEXT}{POSITIONS}") in weights:
         before = {key.removeprefix(TEXT): x for key, x in old.items() if key.startswith(TEXT)}
         place = local(wanted[name]).device
         weights[name] = short.keep(learner.model.text, before, weights[name], place)

@@ -31,6 +31,7 @@ POSITIONS = "tower.embeddings.position_embedding.weight"  # of a `Text`
 MODELS: dict[type, Any] = {SiglipTextConfig: SiglipTextModel, Siglip2TextConfig: Siglip2TextModel}
 STEPS, TEXTS = 200, 32  # texts of a step
 READ, JUDGED = 2048, 256  # texts taken of the data at most; of texts that are not fitted on
+AT_ONCE = 2**13  # tokens, as the memory check knows nothing of these steps
 RATE = 0.1  # Adam's, in standard deviations of the embedded words
 
 
@@ -101,6 +102,7 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
     """
     words, length = short.tower.embeddings.token_embedding, short.tower.config.max_position_embeddings
     generator, stay = torch.Generator().manual_seed(0), kept(length)
+    at_once = max(1, AT_ONCE // len(stretched))
     learned, held_out = known[len(known) // 4 :], known[: len(known) // 4][:JUDGED]
     if len(held_out) < TEXTS:
         learned, held_out = known[:0], random_texts(JUDGED, length, len(words.weight), policy, generator)
@@ -118,7 +120,7 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
 
     @torch.no_grad()
     def judge(positions: Tensor) -> float:
-        return torch.cat([similarity(texts, positions) for texts in held_out.split(TEXTS)]).mean().item()
+        return torch.cat([similarity(texts, positions) for texts in held_out.split(min(TEXTS, at_once))]).mean().item()
 
     tail = stretched[stay:].clone().requires_grad_()
     rate = RATE * words.weight.std().item()
@@ -126,8 +128,10 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
     with torch.enable_grad():
         for step in range(STEPS):
             optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / STEPS)) / 2
-            loss = 1 - similarity(draw(), torch.cat([stretched[:stay], tail])).mean()
-            (tail.grad,) = torch.autograd.grad(loss, [tail])
+            tail.grad = torch.zeros_like(tail)
+            for part in draw().split(at_once):
+                loss = (1 - similarity(part, torch.cat([stretched[:stay], tail]))).sum() / TEXTS
+                tail.grad += torch.autograd.grad(loss, [tail])[0]
             optimizer.step()
     positions = torch.cat([stretched[:stay], tail.detach()])
     before, after = judge(stretched), judge(positions)
