@@ -526,6 +526,17 @@ def test_scores_are_the_losses_of_the_models_as_they_serve(case: Case) -> None:
         assert row[name] == pytest.approx(float(value), abs=1e-4), name
 
 
+@pytest.mark.parametrize(("method", "seen"), [("learner", [False]), ("easy-reference", [])])
+def test_a_learner_scores_as_it_serves_where_its_loss_is_asked_for(case: Case, method: str, seen: list[bool]) -> None:
+    learner, modes, switched = Learner.new(case.recipe, case.pipeline), list[bool](), list[bool]()
+    learner.model.vision.register_forward_hook(lambda module, *_: modes.append(module.training))
+    train = learner.train
+    learner.train = lambda mode=True: switched.append(mode) or train(mode)  # type: ignore[method-assign]
+    curator, parts = replace(case.curator(), method=method), case.embedded(Steps(case.plans[1, 0, 1])[3])
+    curator.choose(learner, parts, 3, torch.device("cpu"))
+    assert modes == seen and learner.training and switched == [False, True] * len(seen)
+
+
 def test_scores_at_a_lower_resolution_are_those_of_resized_images(case: Case) -> None:
     """By hand: images are resized one by one, and so is the table of positions; then the equations decide."""
     torch.manual_seed(0)
