@@ -54,6 +54,14 @@ def test_fitted_positions_keep_the_embeddings_of_texts_that_they_were_not_fitted
     assert torch.equal(again.positions, fit.positions), "every run draws the same"
 
 
+def test_of_texts_that_are_shorter_than_what_stays_all_but_the_last_two_positions_stay() -> None:
+    old, policy = tower(16).requires_grad_(False), TextPolicy(length=16)
+    plain = stretched(old, 24)
+    fit = fitted(old, plain, policy, torch.empty(0, 16, dtype=torch.long))
+    assert torch.equal(fit.positions[:14], plain[:14]) and fit.after > fit.before
+    assert (fit.positions[14:] != plain[14:]).any(1).all()
+
+
 def test_positions_that_fit_no_better_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     old, policy = tower(24).requires_grad_(False), TextPolicy(length=24)
     plain = stretched(old, 32)
@@ -79,7 +87,7 @@ def test_half_of_a_steps_texts_are_the_datas_and_a_quarter_of_these_judges(monke
     assert (fit.positions != plain).any(1).tolist() == [False] * 20 + [True] * 12
     seen.clear()
     fitted(old, plain, policy, known[:127])  # 31 would judge, which are few
-    assert sum(ids in known.tolist() for step in seen[:2] for ids in step) < 8, "by chance: the random ones of one token"
+    assert sum(ids in known.tolist() for step in seen[:2] for ids in step) < 8, "by chance: random ones"
 
 
 def test_texts_that_are_too_long_to_fit_on_at_once_are_fitted_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

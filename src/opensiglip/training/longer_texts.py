@@ -26,6 +26,7 @@ from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.distributed import world
 from opensiglip.models.resize import KEPT
 from opensiglip.models.towers import Text
+from opensiglip.progress import progress
 
 POSITIONS = "tower.embeddings.position_embedding.weight"  # of a `Text`
 MODELS: dict[type, Any] = {SiglipTextConfig: SiglipTextModel, Siglip2TextConfig: Siglip2TextModel}
@@ -126,7 +127,7 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
     rate = RATE * words.weight.std().item()
     optimizer = torch.optim.Adam([tail], rate)
     with torch.enable_grad():
-        for step in range(STEPS):
+        for step in progress(range(STEPS), desc="longer texts", unit="step", show=world()[0] == 0, leave=False):
             optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / STEPS)) / 2
             tail.grad = torch.zeros_like(tail)
             for part in draw().split(at_once):
