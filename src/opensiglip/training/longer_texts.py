@@ -117,7 +117,9 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
         """Cosine [B] of texts' [B, L] embeddings with more padding and the old ones."""
         texts = texts.to(positions.device)
         longer = F.pad(texts, (0, len(positions) - length), value=policy.pad_id)
-        return F.cosine_similarity(short.read(words(longer) + positions).pooled, short(texts).pooled)
+        new, old = short.read(words(longer) + positions).pooled, short(texts).pooled
+        assert new is not None and old is not None
+        return F.cosine_similarity(new, old)
 
     @torch.no_grad()
     def judge(positions: Tensor) -> float:
