@@ -59,10 +59,15 @@ def stretch_positions(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not name.endswith(LENGTHS) or tensor.shape[1:] != like.shape[1:] or not 2 <= len(tensor) < len(like):
         return tensor
-    kept = min(KEPT, len(tensor) - 2)
+    kept = kept_places(len(tensor))
     tail = tensor[kept:].to(torch.promote_types(tensor.dtype, torch.float32)).T[None]
     tail = F.interpolate(tail, size=len(like) - kept, mode="linear", align_corners=True)
     return torch.cat([tensor[:kept], tail[0].T.to(tensor.dtype)])
+
+
+def kept_places(length: int) -> int:
+    """How many first positions of a text of `length` tokens stay when it grows."""
+    return min(KEPT, length - 2)
 
 
 def text_places(count: int, positions: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensiglip.data.loader import DataPlan, Steps, to_device
+from opensiglip.distributed import world
 from opensiglip.inference.device import Autocast
 from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
@@ -31,6 +32,9 @@ def standardise(model: Model, plan: DataPlan, autocast: Autocast) -> None:
     norms = {name: found for name in ("vision", "text") if (found := _norms(getattr(model, name, None)))}
     if not norms:
         return
+    count = min(EXAMPLES, sum(len(source) for source in plan.sources))
+    if world()[0] == 0:
+        print(f"heads       read {count} examples, by which their norms begin", flush=True)
     was, device = model.training, next(model.parameters()).device
     model.eval()  # no dropout, whose draws would move those of training
     read: dict[str, list[Tensor]] = {name: [] for name in norms}
@@ -39,7 +43,6 @@ def standardise(model: Model, plan: DataPlan, autocast: Autocast) -> None:
         for name, found in norms.items()
         for norm in found
     ]
-    count = min(EXAMPLES, sum(len(source) for source in plan.sources))
     alone = replace(plan, rank=0, ranks=1, parts=1, batch_size=min(AT_ONCE, count))
     steps, texts = Steps(alone), list[Tensor]()
     for step in range(plan.begin, plan.begin + count // alone.batch_size):

@@ -1,9 +1,9 @@
 """Texts that grow: positions fitted so that short texts keep their embeddings.
 
 SigLIP's text tower f reads padding and pools the last place (`Text`), so more padding changes the embedding of every
-text. `stretch_positions` gives the positions P' to begin with. Of these the ones behind the first `KEPT` are fitted to
+text. `stretch_positions` gives the positions P' to begin with. The ones behind the first 20 (`kept_places`) are fitted to
 
-    min E[1 - cos(f(x; P'), f(x; P))]    over texts x of at most `KEPT` tokens, P being the old positions
+    min E[1 - cos(f(x; P'), f(x; P))]    over texts x of at most 20 tokens, P being the old positions
 
 Half of the texts are the data's own, half are random tokens. All other weights stay. This is ours: Long-CLIP
 (arXiv:2403.15378) only stretches, and CLIP's tower reads no padding.
@@ -24,7 +24,7 @@ from transformers import Siglip2TextConfig, Siglip2TextModel, SiglipTextConfig, 
 from opensiglip.data.example import Source
 from opensiglip.data.text import TextPipeline, TextPolicy
 from opensiglip.distributed import world
-from opensiglip.models.resize import KEPT
+from opensiglip.models.resize import kept_places
 from opensiglip.models.towers import Text
 from opensiglip.progress import progress
 
@@ -75,12 +75,7 @@ class ShortTexts:
         pipeline, each = self.pipeline.with_length(length), READ // max(1, len(self.sources))
         texts = dict.fromkeys(text for source in self.sources for text in islice(source.texts(), each))
         ids = torch.tensor([pipeline.fixed(text).tolist() for text in texts], dtype=torch.long).reshape(-1, length)
-        return ids[(ids[:, kept(length) :] == pipeline.policy.pad_id).all(1)]
-
-
-def kept(length: int) -> int:
-    """Positions that stay, as `stretch_positions` has it."""
-    return min(KEPT, length - 2)
+        return ids[(ids[:, kept_places(length) :] == pipeline.policy.pad_id).all(1)]
 
 
 def of_state(config: Any, state: Mapping[str, Tensor], device: torch.device) -> Text | None:
@@ -102,7 +97,7 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
     same.
     """
     words, length = short.tower.embeddings.token_embedding, short.tower.config.max_position_embeddings
-    generator, stay = torch.Generator().manual_seed(0), kept(length)
+    generator, stay = torch.Generator().manual_seed(0), kept_places(length)
     at_once = max(1, AT_ONCE // len(stretched))
     learned, held_out = known[len(known) // 4 :], known[: len(known) // 4][:JUDGED]
     if len(held_out) < TEXTS:
@@ -144,6 +139,6 @@ def fitted(short: Text, stretched: Tensor, policy: TextPolicy, known: Tensor) ->
 def random_texts(count: int, length: int, vocabulary: int, policy: TextPolicy, generator: torch.Generator) -> Tensor:
     """Ids [count, length] int64: random tokens and the end, within the positions that stay, then padding."""
     ids = torch.randint(vocabulary, (count, length), generator=generator)
-    ends, place = torch.randint(1, max(2, kept(length)), (count, 1), generator=generator), torch.arange(length)
+    ends, place = torch.randint(1, max(2, kept_places(length)), (count, 1), generator=generator), torch.arange(length)
     ids = torch.where(place < ends, ids, policy.pad_id)
     return ids.scatter_(1, ends, policy.eos_id)
