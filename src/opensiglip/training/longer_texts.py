@@ -1,7 +1,7 @@
 """Texts that grow: positions fitted so that short texts keep their embeddings.
 
 SigLIP's text tower f reads padding and pools the last place (`Text`), so more padding changes the embedding of every
-text. `stretch_positions` gives the positions P' to begin with. The ones behind the first 20 (`kept_places`) are fitted to
+text. `stretch_positions` gives the first positions P'. Those behind the first 20 (`kept_places`) are then fitted to
 
     min E[1 - cos(f(x; P'), f(x; P))]    over texts x of at most 20 tokens, P being the old positions
 
