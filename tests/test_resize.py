@@ -111,7 +111,9 @@ def test_a_longer_text_keeps_its_first_positions_and_its_last() -> None:
         expected = np.interp(places, np.arange(4), table[20:, column].numpy())
         np.testing.assert_allclose(grown[20:, column].numpy(), expected, rtol=0, atol=1e-12)
     short = torch.randn(4, 3)
-    assert torch.equal(stretch_positions(name, short, torch.empty(9, 3))[:2], short[:2])
+    grown = stretch_positions(name, short, torch.empty(9, 3))  # the third and fourth in seven places
+    assert torch.equal(grown[:3], short[:3])
+    torch.testing.assert_close(grown[5], (short[2] + short[3]) / 2)
     assert stretch_positions(name, table, torch.empty(20, 3)) is table, "shorter ones are refused, not cut"
     assert stretch_positions("vision.tower.embeddings.position_embedding.weight", table, torch.empty(30, 3)) is table
 
