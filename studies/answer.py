@@ -28,7 +28,7 @@ class Column:
     figure: Figure
     means: dict[str, Interval]
     by_seed: dict[str, list[float]]
-    steps: list[Difference]  # neighbours of the papers' order, or each run and the one that it is compared with
+    steps: list[Difference]  # neighbours of the papers' order, or each run and the one compared with; further pairs
     ranked: list[Difference] = field(default_factory=list)  # neighbours from the lowest mean to the highest
 
     @property
@@ -87,6 +87,7 @@ def columns(study: Study, jobs: Sequence[Job]) -> list[Column]:
             declared = list(pairwise(name for name in figure.order if name in values))
             if figure.against in values:
                 declared = [(figure.against, name) for name in values if name != figure.against]
+            declared += [pair for pair in figure.pairs if values.keys() >= set(pair)]
             steps, ranked = (
                 [(lower, higher, mean_over_seeds(values[higher], values[lower])) for lower, higher in pairs]
                 for pairs in (declared, list(pairwise(by_value)))

@@ -39,7 +39,7 @@ class Figure:
     """A figure that the runs are compared by: `name` as the evaluation's `task` has it, `title` in words.
 
     `order`: runs from low to high, as `source` has them; neighbours are compared. `against`: in place of an order, the
-    run that every other is compared with.
+    run that every other is compared with. `pairs`: further ones that are compared, the higher as expected last.
     """
 
     task: str
@@ -48,6 +48,7 @@ class Figure:
     order: tuple[str, ...] = ()
     source: str = ""
     against: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
     by_run: Mapping[str, str] = field(default_factory=dict)  # another name of the metric in some runs
 
 

@@ -246,15 +246,22 @@ def test_a_study_answers_by_the_seeds_that_its_hours_reach(
 def test_the_study_of_photographs_runs_on_any_towers(towers: Path, folder: str, tmp_path: Path) -> None:
     """Each run to its figures; frozen ones read states that were encoded once, whatever the run and the seed."""
     study = STUDIES["photographs"]
-    small = dict(study.budgets["cpu-hour"].train) | {"size": "tiny", "steps": 2, "batch_size": 4, "memory_check": False}
+    small = dict(study.budgets["cpu-hour"].train) | {"size": "tiny", "steps": 5, "batch_size": 4, "memory_check": False}
     small |= {"workers": 0, "precision": "fp32", "log_every": 1}
     study = replace(study, budgets={"cpu-hour": Budget(small, {"count": 4})})
     start = {"vision": str(towers / "dinov2"), "text": str(towers / "bert-digits")}
     jobs = carry_out(study, tmp_path / "out", data=folder, seeds=1, budget="cpu-hour", towers=start)
-    titles = {column.figure.title: set(column.means) for column in columns(study, jobs)}
-    frozen, tuned = {"sigmoid", "captions", "boxes"}, {"lora", "tuned"}
+    found = columns(study, jobs)
+    titles = {column.figure.title: set(column.means) for column in found}
+    frozen, tuned = {"sigmoid", "captions", "boxes"}, {"lora", "tuned", "distilled"}
     assert titles["image to text, R@1"] == frozen | tuned and titles["phrases found"] == {"boxes"} | tuned
     assert titles["captions, CIDEr"] == {"captions", "boxes"} | tuned
+    for column in found:
+        pairs = [step[:2] for step in column.steps]
+        assert pairs[-2:] == [("lora", "tuned"), ("lora", "distilled")]
+    lines = (tmp_path / "out" / "seed-0" / "distilled" / "metrics.jsonl").read_text().splitlines()
+    begun = ["loss/masked_patches" in json.loads(line) for line in lines]
+    assert begun == [False] * 4 + [True], "its last fifth"
     places = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob(STATES_FILE)]
     assert {path.parts[0] for path in places} == {"features"}
     kinds = sorted(path.parts[1].partition("-")[0] for path in places)
@@ -267,7 +274,8 @@ def test_what_a_study_declares_exists(study: Study) -> None:
     assert len(set(names)) == len(names) and study.name in STUDIES and set(study.tasks) <= set(BENCHMARKS)
     for figure in study.figures:
         assert set(figure.order) <= set(names) and figure.against in ("", *names)
-        assert not (figure.order and figure.against)
+        assert not (figure.order and figure.against) and not (figure.source and figure.pairs)
+        assert {name for pair in figure.pairs for name in pair} <= set(names)
     trainer = {"steps", "batch_size", "lr", "keep", "curate", "chunks", "optimizer", "keep_tokens", "full_from"}
     trainer |= {"score_resolution", "precision", "workers", "freeze", "lora", "tower_lr", "warmup", "languages"}
     for budget in study.budgets.values():

@@ -5,12 +5,15 @@ trains heads alone. A tower is any of transformers' whose image model gives toke
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from opensiglip.errors import UserError
 from opensiglip.models.initialisation import xavier_uniform_probe_
 from opensiglip.models.sizes import PairShape
 from opensiglip.types import Features, TowerStates
@@ -48,9 +51,20 @@ class PretrainedVision(nn.Module):
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor | TowerStates) -> Features:
-        """pixels [B, 3, H, W] in [-1, 1], or what `read` made of them -> pooled [B, E], patch tokens [B, N, D]."""
-        read = image.values if isinstance(image, TowerStates) else self.read(image)
+    def forward(
+        self, image: Tensor | TowerStates, mask_indices: Tensor | None = None, token: Tensor | None = None
+    ) -> Features:
+        """pixels [B, 3, H, W] in [-1, 1], or what `read` made of them -> pooled [B, E], patch tokens [B, N, D].
+
+        Patches at `mask_indices` [B, M] int64 are replaced by `token` [D] before positions are added, as in `Vision`.
+        """
+        if isinstance(image, TowerStates):
+            read = image.values
+        elif mask_indices is not None and token is not None:
+            with masked(self.patch_embedding, mask_indices, token):
+                read = self.read(image)
+        else:
+            read = self.read(image)
         pooled = None if self.head is None else self.head(read)
         return Features(pooled, read[:, self.summary :])
 
@@ -74,6 +88,37 @@ class PretrainedVision(nn.Module):
     def summary(self) -> int:
         """S, how many states stand before the patch tokens."""
         return 1 + int(self.has_class)
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that makes a token of each patch. Raises UserError where it can't be told."""
+        side = (self.patch, self.patch)
+        found = [m for m in self.tower.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == side]
+        if len(found) != 1:
+            raise UserError(
+                f"--vision: a {type(self.tower).__name__} does not embed its patches by one convolution, so none can "
+                "be masked; give a DINOv2, a DINOv3, a ViT or the like."
+            )
+        return found[0]
+
+
+@contextmanager
+def masked(patch_embedding: nn.Conv2d, mask_indices: Tensor, token: Tensor) -> Iterator[None]:
+    """Meanwhile its output [B, D, h, w] has `token` [D] at the patches `mask_indices` [B, M] int64, rows first.
+
+    What follows, the tower's own code, then treats them as any patch.    (DINOv2's bool_masked_pos)
+    """
+
+    def replace(module: nn.Module, inputs: tuple[Tensor, ...], patches: Tensor) -> Tensor:
+        where = mask_indices[:, None].expand(-1, len(token), -1)
+        values = token.to(patches.dtype)[None, :, None].expand_as(where)
+        return patches.flatten(2).scatter(2, where, values).view_as(patches)
+
+    hook = patch_embedding.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class ImageHead(nn.Module):

@@ -60,6 +60,12 @@ class Sigmoid(Pairwise):
             self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
 
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+        """Raises UserError where it has a probe of its own over an image tower of another make."""
+        if self.probe is not None and architecture.foreign is not None and architecture.foreign.vision is not None:
+            raise UserError(
+                f"--vision: {self.name} pools images a second time, as only an OpenSigLIP tower can; leave --vision "
+                "out, or take siglip2 or silc."
+            )
         self.nested = architecture.nested
 
     @torch.no_grad()

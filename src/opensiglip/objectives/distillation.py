@@ -1,13 +1,16 @@
 """Self-distillation: predict an EMA teacher's scores of whole images from crops, and of masked patches."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from opensiglip.data.text import TextPipeline
 from opensiglip.losses.prototypes import prototype_distillation
 from opensiglip.models.ema import Ema, Momentum
 from opensiglip.models.heads import Head, HeadShape
+from opensiglip.models.sizes import Architecture
 from opensiglip.objectives.base import Encoded, Notes, PerExample, Signal
 from opensiglip.types import Batch, Reading
 
@@ -32,12 +35,26 @@ class Distilled(PerExample):
     def __init__(self, width: int, head: HeadShape, *, weight: float, start: float, momentum: Momentum = DINO) -> None:
         """`width`: of the tower; `momentum`: of the teacher and of the head's EMA."""
         super().__init__(weight=weight, start=start)
-        self.teacher = momentum
-        self.head = Head(width, head)
-        self.slow_head = Ema(self.head)  # the name in checkpoints
+        self.teacher, self.shape = momentum, head
+        self._make(width)
         self.mean_information: float | None = None  # over the last steps; starts again in a resumed run
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(head.prototypes))
+
+    def _make(self, width: int) -> None:
+        """New weights, for features of this width."""
+        self.width = width
+        self.head = Head(width, self.shape)
+        self.slow_head = Ema(self.head)  # the name in checkpoints
+
+    @abstractmethod
+    def width_of(self, architecture: Architecture) -> int:
+        """The width of the features that the head reads."""
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+        """A recipe makes heads for its own tower; one of `--vision` may have another width."""
+        if (width := self.width_of(architecture)) != self.width:
+            self._make(width)
 
     def distil(self, encoded: Encoded, student: Tensor, teacher: Tensor) -> Tensor:
         """The sum over n and l of the cross-entropy of row n, l of student [N, L, D] to the mean of teacher [N, G, D].
@@ -134,6 +151,9 @@ class LocalToGlobal(Distilled):
 
     name = "local_to_global"
 
+    def width_of(self, architecture: Architecture) -> int:
+        return architecture.embedding
+
     def live(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["local"]), device=batch["local"].device)
 
@@ -167,7 +187,13 @@ class MaskedPatches(Distilled):
     ) -> None:
         super().__init__(width, head, weight=weight, start=start, momentum=momentum)
         self.visible = visible
+
+    def _make(self, width: int) -> None:
+        super()._make(width)
         self.token = nn.Parameter(torch.zeros(width))  # replaces masked patches
+
+    def width_of(self, architecture: Architecture) -> int:
+        return architecture.vision.width
 
     def live(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["mask_indices"]), device=batch["mask_indices"].device)

@@ -20,6 +20,7 @@ from opensiglip.models.pretrained_towers import PretrainedText, PretrainedVision
 from opensiglip.objectives.base import Encoded
 
 EXAMPLES, AT_ONCE = 512, 32  # the run's first examples, of which the means and deviations are; in a batch
+VIEWS = ("image", "global")  # the batch fields that are compared with texts; of both, the plain image
 LEAST = 0.05  # a deviation that a number of a normed state has at least, as one that never changes tells nothing
 
 
@@ -48,7 +49,7 @@ def standardise(model: Model, plan: DataPlan, autocast: Autocast) -> None:
     for step in range(plan.begin, plan.begin + count // alone.batch_size):
         encoded = Encoded(model, to_device(steps[step].parts[0], device))
         with autocast():
-            encoded.image()
+            encoded.image(next(view for view in VIEWS if {view, f"{view}_states"} & encoded.batch.keys()))
             if "text" in norms:
                 encoded.text()
                 texts.append(encoded["has_text"].flatten())

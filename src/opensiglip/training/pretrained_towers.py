@@ -4,11 +4,16 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from opensiglip.checkpoints.formats import towers
 from opensiglip.checkpoints.source import locate
 from opensiglip.data.fields.frame import Frame
-from opensiglip.errors import UserError
-from opensiglip.models.sizes import with_patch
+from opensiglip.data.fields.views import local_side
+from opensiglip.errors import UserError, first_line
+from opensiglip.models.pretrained_towers import PretrainedVision
+from opensiglip.models.sizes import Architecture, with_patch
+from opensiglip.models.tower_host import load_tower
 from opensiglip.recipes import Recipe, RecipeFunction
 from opensiglip.training.config import TrainConfig
 
@@ -35,14 +40,42 @@ def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:
         networks = towers.with_text(networks, locate(config.text), config.text)
     if networks is recipe.architecture:
         return recipe
-    if networks.text is not None and any(term.teacher for term in recipe.objectives):
-        raise UserError(
-            "--vision and --text: a recipe with an EMA teacher takes towers of ours; give --distill-start 1."
-        )
+    if config.vision is not None and any(term.teacher for term in recipe.objectives):
+        check_views(networks, config.vision)
     frame = recipe.frame
     if isinstance(frame, Frame):
         frame = replace(frame, interpolation=networks.interpolation)
     return replace(recipe, architecture=networks, frame=frame)
+
+
+def check_views(networks: Architecture, name: str) -> None:
+    """Raises UserError where an image tower can't read what a teacher's terms show it: smaller and masked images."""
+    pair, side = networks.foreign, local_side(networks.resolution, networks.patch)
+    assert pair is not None and pair.vision is not None
+    patches = (side // networks.patch) ** 2
+    with torch.device("meta"):
+        vision = PretrainedVision(load_tower(pair.vision, "--vision"), mean=pair.mean, std=pair.std)
+        try:
+            masked = torch.zeros(1, 1, dtype=torch.int64), torch.empty(vision.width)
+            count = vision(torch.empty(1, 3, side, side), *masked).tokens.shape[1]
+            why = f"{patches} patches make {count} tokens" if count != patches else ""
+        except (RuntimeError, TypeError, ValueError) as error:
+            why = first_line(error)
+    if why:
+        raise UserError(
+            f"--vision {name} can't read masked images of {side} pixels, as self-distillation needs ({why}); give a "
+            "DINOv2, a DINOv3, a ViT or the like."
+        )
+
+
+def check_taught(recipe: Recipe, freeze: str | None) -> None:
+    """Raises UserError where an EMA teacher would teach an image tower that is frozen."""
+    taught = [term.name for term in recipe.objectives if term.teacher]
+    if taught and freeze in ("vision", "both"):
+        raise UserError(
+            f"--freeze {freeze}: {' and '.join(taught)} teach the image tower, which it freezes; give --freeze text or "
+            "none, or of siglip2 and siglip2_naflex --distill-start 1."
+        )
 
 
 def frozen_by_default(recipe: Recipe) -> str | None:

@@ -16,7 +16,7 @@ from opensiglip.recipes.growing import check_growth
 from opensiglip.recipes.kept_tokens import drop_tokens
 from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import distilled
-from opensiglip.training.pretrained_towers import tower_keywords, with_towers
+from opensiglip.training.pretrained_towers import check_taught, frozen_by_default, tower_keywords, with_towers
 from opensiglip.training.record import resolved
 from opensiglip.training.start import architecture_of, keywords_of, open_start
 
@@ -57,6 +57,7 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
             frame = replace(frame, interpolation=networks.interpolation)
         recipe = replace(recipe, architecture=networks, frame=frame)
     recipe = with_towers(config, recipe)
+    check_taught(recipe, config.freeze or frozen_by_default(recipe))
     check_growth(recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     recipe = distilled(config, recipe)
