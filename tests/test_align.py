@@ -768,6 +768,7 @@ def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, fold
     with torch.no_grad():
         pooled = reread.vision(in_our_range(photo(1))).pooled
     torch.testing.assert_close(torch.nn.functional.normalize(pooled, dim=-1)[0], torch.as_tensor(images[0]))
+    assert RunFolder(tmp_path / "run").ended, "what opened above is the model, not the newest checkpoint"
     for part in ("vision", "text"):  # each tower is a plain transformers folder
         assert AutoModel.from_pretrained(tmp_path / "run" / "model" / part) is not None
     kept = json.loads((tmp_path / "run" / "model" / "preprocessor_config.json").read_text())

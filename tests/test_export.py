@@ -29,7 +29,8 @@ from opensiglip.data.example import Example, Source
 from opensiglip.data.fields.frame import Frame
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.json_file import SIDECAR
+from opensiglip.models.model import Model, read_sidecar
 from opensiglip.training.run import train
 
 TEXTS = ("a red apple", "Two  SHOVELS above a mate,\nand nothing else", "ein Löffel")

@@ -9,8 +9,8 @@ import pytest
 from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.errors import UserError
 from opensiglip.evaluation import results
-from opensiglip.json_file import load_json
-from opensiglip.models.model import SIDECAR, check_host, read_sidecar
+from opensiglip.json_file import SIDECAR, load_json
+from opensiglip.models.model import check_host, read_sidecar
 
 DEEP = "[" * 100_000
 

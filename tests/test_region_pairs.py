@@ -171,10 +171,10 @@ def test_boxes_follow_crops_and_mirrors(pipeline: TextPipeline) -> None:
     assert found > 8
 
 
-def test_an_image_tower_of_another_make_is_refused(pipeline: TextPipeline) -> None:
+def test_an_image_tower_of_another_make_is_refused() -> None:
     networks: Any = SimpleNamespace(foreign=SimpleNamespace(vision={}))
     with pytest.raises(UserError, match="--region-pairs needs an OpenSigLIP image tower; leave out --vision"):
-        RegionPairs().build(pipeline, networks)
+        RegionPairs().check(networks)
 
 
 def test_a_run_that_was_cut_short_goes_on_bit_for_bit(

@@ -26,7 +26,8 @@ from opensiglip.checkpoints.run_folder import RunFolder
 from opensiglip.data.example import Caption, Example, Region
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError
-from opensiglip.models.model import SIDECAR, Model
+from opensiglip.json_file import SIDECAR
+from opensiglip.models.model import Model
 from opensiglip.models.sizes import Architecture, Shape
 from opensiglip.objectives.contrastive import Sigmoid
 from opensiglip.optim import adamw, matrices, rate

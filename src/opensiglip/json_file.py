@@ -7,6 +7,7 @@ from typing import Any
 
 from opensiglip.disk import whole_file
 
+SIDECAR = "opensiglip.json"  # of a model's folder: what a transformers config lacks, such as architecture and tokenizer
 FACTS, DATA = 1 << 28, 1 << 34  # most bytes of a file of ours or of a model, and of one of annotations
 
 

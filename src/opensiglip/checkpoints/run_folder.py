@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensiglip.json_file import load_json
+from opensiglip.json_file import SIDECAR, load_json
 
 PART = ".part"  # ends the name of what is being written
 DAMAGED = ".damaged"  # and of a checkpoint that was passed over
@@ -83,8 +83,8 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Has its model been written?"""
-        return (self.model / "config.json").is_file()
+        """Has its model been written? Its sidecar is what comes last."""
+        return (self.model / SIDECAR).is_file()
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after so many steps lies."""

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opensiglip.errors import UserError, first_line
-from opensiglip.json_file import load_json
+from opensiglip.json_file import SIDECAR, load_json
 from opensiglip.models import timm_tower
 from opensiglip.models.coca import Multimodal, Unimodal
 from opensiglip.models.decoder import Decoder
@@ -39,7 +39,6 @@ from opensiglip.models.tower_host import PARTS, TowerHost
 from opensiglip.models.towers import Text, initialise
 
 HOSTS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "clip_vision_model", "timm_wrapper")
-SIDECAR = "opensiglip.json"  # facts that a transformers config lacks: architecture, text pipeline, box format
 
 
 class Model(nn.Module):

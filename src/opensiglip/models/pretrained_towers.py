@@ -22,8 +22,8 @@ from opensiglip.types import Features, TowerStates
 class PretrainedVision(nn.Module):
     """A transformers ViT (DINOv2, DINOv3, ViT, SigLIP, ...) and, with `pair`, a head over its tokens.
 
-    Its prefix (class token, registers) stands before the patch tokens. Images come in [-1, 1] as everywhere here, and
-    are brought to the mean and deviation that the tower was trained with.
+    Its prefix (class token, DeiT's distillation token, registers) stands before the patch tokens. Images come in
+    [-1, 1] as everywhere here, and are brought to the mean and deviation that the tower was trained with.
     """
 
     mean: Tensor
@@ -41,8 +41,9 @@ class PretrainedVision(nn.Module):
         self.tower = tower
         config: Any = tower.config
         self.width, self.patch = int(config.hidden_size), int(config.patch_size)
-        self.has_class = any(name.rpartition(".")[2] in ("cls_token", "class_embedding") for name in tower.state_dict())
-        self.prefix = int(self.has_class) + int(getattr(config, "num_register_tokens", 0))
+        names = {name.rpartition(".")[2] for name in tower.state_dict()}
+        self.has_class = not names.isdisjoint(("cls_token", "class_embedding"))
+        self.prefix = self.has_class + ("distillation_token" in names) + int(getattr(config, "num_register_tokens", 0))
         self.resizes = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
         self.head = None if pair is None else ImageHead(pair, self.width, self.has_class)
         for name, parameter in tower.named_parameters():  # which no forward here reads

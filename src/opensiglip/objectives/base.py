@@ -127,6 +127,9 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.weight, self.start = weight, start
 
+    def check(self, architecture: Architecture) -> None:
+        """Raises UserError if the term cannot be computed with these networks. Called before a run writes anything."""
+
     def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
         """Create weights that depend on tokenizer and networks. Called before the optimizer is made."""
 

@@ -59,13 +59,15 @@ class Sigmoid(Pairwise):
         if probe_width is not None:  # initialised like the tower's own
             self.probe = nn.Parameter(xavier_uniform_probe_(torch.empty(1, 1, probe_width)))
 
-    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+    def check(self, architecture: Architecture) -> None:
         """Raises UserError where it has a probe of its own over an image tower of another make."""
         if self.probe is not None and architecture.foreign is not None and architecture.foreign.vision is not None:
             raise UserError(
                 f"--vision: {self.name} pools images a second time, as only an OpenSigLIP tower can; leave --vision "
                 "out, or take siglip2 or silc."
             )
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
         self.nested = architecture.nested
 
     @torch.no_grad()

@@ -40,10 +40,12 @@ class RegionPairs(Pairwise):
         self.bias = nn.Parameter(torch.zeros(1))
         self.patch = 1
 
-    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
+    def check(self, architecture: Architecture) -> None:
         """Raises UserError beside an image tower of another make."""
         if architecture.foreign is not None and architecture.foreign.vision is not None:
             raise UserError("--region-pairs needs an OpenSigLIP image tower; leave out --vision, or give 0.")
+
+    def build(self, pipeline: TextPipeline, architecture: Architecture) -> None:
         self.patch = architecture.patch
 
     @torch.no_grad()

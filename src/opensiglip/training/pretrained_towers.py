@@ -73,8 +73,8 @@ def check_taught(recipe: Recipe, freeze: str | None) -> None:
     taught = [term.name for term in recipe.objectives if term.teacher]
     if taught and freeze in ("vision", "both"):
         raise UserError(
-            f"--freeze {freeze}: {' and '.join(taught)} teach the image tower, which it freezes; give --freeze text or "
-            "none, or of siglip2 and siglip2_naflex --distill-start 1."
+            f"--freeze {freeze}: {' and '.join(taught)} would teach the image tower, which it freezes; give --freeze "
+            "text or none, or of siglip2 and siglip2_naflex --distill-start 1."
         )
 
 

@@ -57,6 +57,8 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
             frame = replace(frame, interpolation=networks.interpolation)
         recipe = replace(recipe, architecture=networks, frame=frame)
     recipe = with_towers(config, recipe)
+    for term in recipe.objectives:
+        term.check(recipe.architecture)
     check_taught(recipe, config.freeze or frozen_by_default(recipe))
     check_growth(recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)

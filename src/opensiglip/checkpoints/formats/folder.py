@@ -18,8 +18,8 @@ from opensiglip.checkpoints.formats import open_clip_folder, timm_folder
 from opensiglip.checkpoints.formats.onnx import write_onnx
 from opensiglip.checkpoints.formats.sentence_encoder import POOLING, write_sentence_encoder
 from opensiglip.checkpoints.model_card import patches, write_card
-from opensiglip.json_file import load_json, write_json
-from opensiglip.models.model import SIDECAR, Model
+from opensiglip.json_file import SIDECAR, load_json, write_json
+from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import PretrainedText
 from opensiglip.models.timm_tower import TimmVision
 

@@ -16,10 +16,10 @@ from opensiglip.checkpoints.source import read_json
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
 from opensiglip.errors import UserError, first_line
-from opensiglip.json_file import write_json
+from opensiglip.json_file import SIDECAR, write_json
 from opensiglip.models import averaged_head, lora
 from opensiglip.models.limits import check_room, stored_in
-from opensiglip.models.model import SIDECAR, Model, read_sidecar
+from opensiglip.models.model import Model, read_sidecar
 from opensiglip.models.sizes import Architecture
 
 
