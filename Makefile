@@ -63,7 +63,7 @@ train: .venv/.installed  ## train a tiny SigLIP 2 on drawings
 
 photos: named .venv/.installed  ## align the pretrained towers VISION and TEXT on the photographs of PHOTOS
 	.venv/bin/opensiglip train align --vision "$(VISION)" --text "$(TEXT)" --data "$(PHOTOS)" --out runs/photos --head map \
-		--captions 5 --dropout 0.1 --length 40 --batch-size 256 --steps 400 $(FLAGS)
+		--captions 5 --dropout 0.2 --head-ema 0.98 --length 40 --batch-size 256 --steps 500 $(FLAGS)
 
 named:
 	@if [ -z "$(PHOTOS)" ] || [ -z "$(VISION)" ] || [ -z "$(TEXT)" ]; then \
