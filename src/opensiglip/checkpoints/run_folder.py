@@ -83,8 +83,9 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Has its model been written? Its sidecar is what comes last."""
-        return (self.model / SIDECAR).is_file()
+        """Has its model been written? Towers of other makes have a folder and a config each; the sidecar comes last."""
+        towers = (self.model / SIDECAR).is_file() and any(self.model.glob("*/config.json"))
+        return (self.model / "config.json").is_file() or towers
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after so many steps lies."""
