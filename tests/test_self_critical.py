@@ -18,12 +18,12 @@ from opensiglip.data.fields.field import Field, Visit
 from opensiglip.data.fields.references import NOTHING, SAMPLES, References
 from opensiglip.data.loader import to_device
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.metrics.text import cider_d
+from opensiglip.evaluation.metrics.text import cider_d, words
 from opensiglip.inference.generate import generate
 from opensiglip.models.decoder import Decoder
 from opensiglip.models.sizes import SHAPES
 from opensiglip.objectives.base import Encoded
-from opensiglip.objectives.self_critical import BUCKETS, SelfCritical, bucket, without_dropout
+from opensiglip.objectives.self_critical import BUCKETS, END, SelfCritical, Words, bucket, without_dropout
 from opensiglip.recipes import RECIPES, build_recipe
 from opensiglip.training.learner import Learner
 from opensiglip.training.run import train
@@ -51,6 +51,10 @@ def own_captions(batch: Batch) -> list[list[Ids]]:
         [tuple(token for token in ids if token != NOTHING) for ids in some if ids[0] != NOTHING]
         for some in batch["references"].tolist()
     ]
+
+
+def worded(objective: SelfCritical, texts: list[list[Ids]]) -> list[list[Words]]:
+    return [[objective.words(ids) for ids in some] for some in texts]
 
 
 def with_second_caption(visit: Visit) -> Visit:
@@ -128,22 +132,39 @@ def test_the_reward_is_cider_d_of_the_counted_images(
 ) -> None:
     recipe, learner, objective = built
     batch = exact(collate(recipe, draw(recipe, visits[:8], pipeline), pipeline))
-    own = own_captions(batch)
-    texts = [
-        [some[0], (*some[0][:3], *own[0][0][1:]), (7, 7, 7), some[0][:-1], own[row - 1][0]]
-        for row, some in enumerate(own)
-    ]
+    ids = own_captions(batch)
+    texts = worded(
+        objective,
+        [
+            [some[0], (*some[0][:3], *ids[0][0][1:]), (7, 7, 7), some[0][:-1], ids[row - 1][0]]
+            for row, some in enumerate(ids)
+        ],
+    )
+    own = worded(objective, ids)
     nothing, _ = objective.compare(texts, own)
     assert not nothing.any(), "before anything is counted"
     count(objective, learner, batch)
     rewards, found = objective.compare(texts, own)
-    named = [[[str(token) for token in ids] for ids in some] for some in own]
     for column in range(SAMPLES):
-        known = cider_d([[str(token) for token in some[column]] for some in texts], named)
+        known = cider_d([some[column] for some in texts], own)
         np.testing.assert_allclose(rewards[:, column].numpy(), known, rtol=1e-5)
     assert float(rewards[0, 0]) > 5 and float(rewards[:, 3].max()) < float(rewards[:, 0].max()), "an end is missed"
-    grams = {bucket(gram) for some in own for ids in some for gram in zip(ids, ids[1:], strict=False)}
-    assert {int(place) for place in found.nonzero()} >= grams and int(found[bucket((pipeline.policy.eos_id,))]) == 8
+    grams = {bucket(gram) for some in own for text in some for gram in zip(text, text[1:], strict=False)}
+    assert {int(place) for place in found.nonzero()} >= grams and int(found[bucket((END,))]) == 8
+
+
+def test_rewards_compare_the_words_that_evaluation_compares(
+    built: tuple[Any, Learner, SelfCritical], pipeline: TextPipeline
+) -> None:
+    """Without punctuation, and whole words where a tokenizer has parts of them; the end stands for itself."""
+    _, _, objective = built
+    text = "Two red foxes, jumping over a parallelogram ."
+    ids = pipeline.ids(f" {text}")
+    assert len(ids) > 8, "the last word is in parts"
+    expected = ("two", "red", "foxes", "jumping", "over", "a", "parallelogram")
+    assert objective.words(ids) == expected == tuple(words(pipeline.canonical(text)))
+    assert objective.words((*ids, pipeline.policy.eos_id)) == (*expected, END)
+    assert objective.words((pipeline.policy.eos_id,)) == (END,) and objective.words(()) == ()
 
 
 def test_how_rare_an_n_gram_is_is_counted_over_all_steps(
@@ -151,17 +172,16 @@ def test_how_rare_an_n_gram_is_is_counted_over_all_steps(
 ) -> None:
     """After two steps of eight images rewards are those of a corpus of sixteen."""
     recipe, learner, objective = built
-    own = list[list[Ids]]()
+    own = list[list[Words]]()
     for some in (visits[:8], visits[8:]):
         batch = exact(collate(recipe, draw(recipe, some, pipeline), pipeline))
         count(objective, learner, batch)
-        own += own_captions(batch)
-    texts = [(*own[row - 1][0][:4], 7, 7, *some[0][:-1]) for row, some in enumerate(own)]
+        own += worded(objective, own_captions(batch))
+    texts = [(*own[row - 1][0][:4], "and", "and", *some[0][:-1]) for row, some in enumerate(own)]
     rewards = torch.cat(
         [objective.compare([[one] * SAMPLES for one in texts[at : at + 8]], own[at : at + 8])[0] for at in (0, 8)]
     )
-    words = [[[str(token) for token in ids] for ids in some] for some in own]
-    known = cider_d([[str(token) for token in one] for one in texts], words)
+    known = cider_d(texts, own)
     np.testing.assert_allclose(rewards[:, 0].numpy(), known, rtol=1e-5)
     assert min(known) > 0.1
 
@@ -238,7 +258,7 @@ def test_the_gradient_is_the_advantage_times_that_of_the_likelihood(
     decoder.eval()
     image = Encoded(learner.model, batch).image()
     texts = objective.sample(decoder, image, batch["uniforms"])
-    rewards, _ = objective.compare(texts, own_captions(batch))
+    rewards, _ = objective.compare(worded(objective, texts), worded(objective, own_captions(batch)))
     plain = torch.zeros((), dtype=torch.float64)
     for row, some in enumerate(texts):
         for column, ids in enumerate(some):
@@ -285,10 +305,12 @@ def test_parts_add_up_to_the_whole_batch(
     assert found[2][0] == pytest.approx(found[8][0], abs=1e-12) and abs(found[8][0]) > 1e-3
     torch.testing.assert_close(found[2][1], found[8][1], rtol=1e-9, atol=1e-12)
     assert torch.equal(found[2][2], found[8][2]) and found[8][2][-1] == 5
-    assert float(objective.images[bucket((pipeline.policy.eos_id,))]) == 1, "of the five images that have captions all"
+    assert float(objective.images[bucket((END,))]) == 1, "of the five images that have captions all"
     objective.after_step({"self_critical/found": torch.zeros(BUCKETS + 1)})
     assert objective.steps == 1, "a step without captions is not counted"
-    assert bucket((0, 5)) != bucket((5,)), "the first entry of a vocabulary is a token like others"
+    assert len({bucket((END,)), bucket((END, "a")), bucket(("a",)), bucket(("a", END))}) == 4, (
+        "END is a word like others"
+    )
 
 
 def test_a_run_earns_more_and_is_resumed_bit_for_bit(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from opensiglip.data.fields.captions import PREFIXES, Ids, Target, pack
 from opensiglip.data.fields.references import NOTHING, SAMPLES
 from opensiglip.data.text import TextPipeline
-from opensiglip.evaluation.metrics.text import NGram, Weighed, n_grams
+from opensiglip.evaluation.metrics.text import NGram, Weighed, n_grams, words
 from opensiglip.inference.generate import Decoding, generate
 from opensiglip.models.decoder import Decoder, caption_loss
 from opensiglip.models.model import Model
@@ -18,6 +19,8 @@ from opensiglip.objectives.base import Encoded, Notes, PerExample
 from opensiglip.types import Batch, Features, Reading
 
 BUCKETS = 1_048_573  # of n-grams; the largest prime below 2^20. Two in a bucket are counted as one
+Words = tuple[str, ...]
+END = ""  # the word behind a text that ended; no other word is empty
 
 
 class SelfCritical(PerExample):
@@ -25,8 +28,9 @@ class SelfCritical(PerExample):
 
     Its gradient is that of the mean reward r of K captions drawn from the decoder itself (Rennie et al.,
     arXiv:1612.00563, Sec. 3; there the greedy caption's reward takes the place of the others' mean, which is Luo's,
-    arXiv:2003.09971). r is CIDEr-D against the image's captions, over token ids and the end of the text, without which
-    captions stop too early. n counts the images that have a caption. The loss says nothing; the reward should rise.
+    arXiv:2003.09971). r is CIDEr-D against the image's captions, over the words that evaluation compares and the end of
+    the text, without which captions stop too early. n counts the images that have a caption. The loss says nothing; the
+    reward should rise.
 
     How rare an n-gram is, -log of the share of images whose captions have it, is counted from the first step with this
     term on. It is 0 for all in that step, which therefore changes nothing.
@@ -70,7 +74,10 @@ class SelfCritical(PerExample):
         ]
         with without_dropout(decoder):  # the decoder that is rewarded is the one that will be used
             texts = self.sample(decoder, image, encoded["uniforms"])
-            rewards, found = self.compare(texts, references)
+            rewards, found = self.compare(
+                [[self.words(text) for text in some] for some in texts],
+                [[self.words(text) for text in some] for some in references],
+            )
             live = self.live(encoded.batch)
             encoded.notes |= {
                 f"{self.name}/reward": rewards.mean(1).sum() / live.clamp(min=1),
@@ -92,7 +99,13 @@ class SelfCritical(PerExample):
         ended = [(*ids, self.pipeline.policy.eos_id)[:room] for ids in drawn]
         return [ended[at : at + SAMPLES] for at in range(0, len(ended), SAMPLES)]
 
-    def compare(self, texts: Sequence[Sequence[Ids]], references: Sequence[Sequence[Ids]]) -> tuple[Tensor, Tensor]:
+    def words(self, ids: Ids) -> Words:
+        """The words of a text, and END if it ended."""
+        ended = ids[-1:] == (self.pipeline.policy.eos_id,)
+        text = self.pipeline.canonical(self.pipeline.text(ids[:-1] if ended else ids))
+        return (*words(text), *[END] * ended)
+
+    def compare(self, texts: Sequence[Sequence[Words]], references: Sequence[Sequence[Words]]) -> tuple[Tensor, Tensor]:
         """Rewards [B, K] float32, 0 without references; [BUCKETS], the number of images with an n-gram in theirs."""
         theirs = [[n_grams(one) for one in some] for some in references]
         ours = [[n_grams(text) for text in some] for some in texts]
@@ -120,11 +133,10 @@ class SelfCritical(PerExample):
 
 
 def bucket(gram: NGram) -> int:
-    """Where an n-gram of token ids is counted."""
+    """Where an n-gram of words is counted; the same on all ranks."""
     place = 0
-    for token in gram:
-        assert isinstance(token, int)
-        place = (place * 1_000_003 + token + 1) % BUCKETS
+    for word in gram:
+        place = (place * 1_000_003 + crc32(str(word).encode()) + 1) % BUCKETS
     return place
 
 
