@@ -102,8 +102,7 @@ class SelfCritical(PerExample):
     def words(self, ids: Ids) -> Words:
         """The words of a text, and END if it ended."""
         ended = ids[-1:] == (self.pipeline.policy.eos_id,)
-        text = self.pipeline.canonical(self.pipeline.text(ids[:-1] if ended else ids))
-        return (*words(text), *[END] * ended)
+        return (*words(self.pipeline.canonical(self.pipeline.text(ids))), *[END] * ended)
 
     def compare(self, texts: Sequence[Sequence[Words]], references: Sequence[Sequence[Words]]) -> tuple[Tensor, Tensor]:
         """Rewards [B, K] float32, 0 without references; [BUCKETS], the number of images with an n-gram in theirs."""
