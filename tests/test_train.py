@@ -210,6 +210,8 @@ def test_the_start_up_line_counts_what_it_names(small: Small, pipeline: TextPipe
 def test_a_broken_image_is_counted_and_another_takes_its_place(out: Path) -> None:
     skipped = json.loads((out / "summary.json").read_text())["skipped_examples"]
     assert skipped == {"image can't be decoded": 2}  # two epochs of 24 examples
+    said = json.loads((out / "summary.json").read_text())["figures"]  # which the terminal and the report show
+    assert said["left out, each time that it was read"] == "image can't be decoded: 2"
     state = json.loads((out / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())
     assert state["skipped_examples"] == skipped and state["read"] == 8 * STEPS
 

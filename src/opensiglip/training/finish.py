@@ -146,5 +146,7 @@ def figures(summary: dict[str, Any]) -> dict[str, str]:
             words[f"selected by {kind}, {name}"] = (
                 f"{share['chosen']:.3f} of the selected examples, {share['seen']:.3f} of all"
             )
+    if broken := summary["skipped_examples"]:
+        words["left out, each time that it was read"] = ", ".join(f"{reason}: {n}" for reason, n in broken.items())
     words["training time"] = f"{summary['training_seconds'] / 60:.1f} min, {summary['images_per_second']:.0f} images/s"
     return words
