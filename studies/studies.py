@@ -3,6 +3,7 @@
 from typing import Any
 
 from opensiglip.evaluation.benchmark import ProbeConfig
+from opensiglip.models.sizes import Shape
 from studies.ablations import BATCH, PARALLEL
 from studies.cheaper import KEEP, OPTIMIZERS, SCHEDULES
 from studies.languages import LANGUAGE_STUDY, PHOTO_LANGUAGES
@@ -10,19 +11,19 @@ from studies.negatives import NEGATIVES
 from studies.photographs import PHOTOGRAPHS
 from studies.regions import REGIONS
 from studies.representations import NESTED, TIPS2
-from studies.settings import AUTO, EASY, LARGER, QUICK, SMALL, TINIER
+from studies.settings import AUTO, EASY, LARGER, MUON, QUICK, SMALL, TINIER
 from studies.study import Budget, Figure, Run, Study
 
 
-def budgets(steps: int, gpu_steps: int, tasks: tuple[str, ...] = ("aref",), probe: int = 800) -> dict[str, Budget]:
-    """The two presets: the steps of each run, and the tasks and steps of the decoder probe.
+def budgets(steps: int, gpu_steps: int, probe: ProbeConfig, **flags: Any) -> dict[str, Budget]:
+    """The two presets: the steps of each run, the decoder probe, and further flags of all runs.
 
     The probe has few examples: from many it learns to see by itself and reads an untrained encoder nearly as well.
     """
-    judge = {"count": 500, "train_count": 1000, "probe": ProbeConfig(probe, tasks)}
+    judge = {"count": 500, "train_count": 1000, "probe": probe}
     return {
-        "cpu-hour": Budget(SMALL | {"steps": steps}, judge),
-        "gpu-10min": Budget(LARGER | {"steps": gpu_steps}, judge),
+        "cpu-hour": Budget(SMALL | flags | {"steps": steps}, judge),
+        "gpu-10min": Budget(LARGER | flags | {"steps": gpu_steps}, judge),
     }
 
 
@@ -54,7 +55,7 @@ OBJECTIVES = Study(
             "CoCa (Table 8, VQA)",
         ),
     ),
-    budgets=budgets(3000, 1500, ("cap", "aref"), probe=600),
+    budgets=budgets(3000, 1500, ProbeConfig(600, ("cap", "aref"))),
 )
 
 LOCALIZATION = Study(
@@ -85,7 +86,7 @@ LOCALIZATION = Study(
         ),
         Figure("decoder_probe", "grounding_mean_iou", "mean IoU"),
     ),
-    budgets=budgets(2400, 1000),
+    budgets=budgets(2400, 1000, ProbeConfig(800, ("aref",))),
 )
 
 FIVE = ("caption", "aref", "gcap", "answer", "count")
@@ -109,17 +110,23 @@ TASKS = Study(
         Figure("answers", "answer_exact_match", "answer, exact", ("only-answer", "all")),
         Figure("answers", "count_exact_match", "count, exact", ("only-count", "all")),
     ),
-    budgets=budgets(3000, 1000),
+    budgets=budgets(800, 400, ProbeConfig(), **MUON),
 )
 
+# A small encoder of a better objective against Cap's tiny one; each objective's tiny encoder against its small one.
+BETTER = (("cap-tiny", "siglip-small"), ("cap-tiny", "locca-small"))
+SIZES = (("cap-small", "cap-tiny"), ("siglip-small", "siglip-tiny"), ("locca-small", "locca-tiny"))
+# Half a million weights; the probe's own decoder has 1.6 M. The difference is about that of the two encoders.
+SMALLER = Shape(width=96, depth=3, mlp=384, heads=4)
 ENCODERS = Study(
     name="encoders",
     question="How much does a better encoder save?",
     about=(
-        "The same small decoder learns to read six frozen encoders: three objectives, each at size tiny and with a "
-        "sixth of its weights. If a small encoder of one objective does as well as a large one of another, the "
-        "objective has saved the difference in size. This is PaLI-3's argument for SigLIP's encoder in place of a "
-        "larger one."
+        "Six frozen encoders, three objectives each at size tiny (1.2 M weights) and `small` (0.2 M), are each read by "
+        "two new decoders of 1.6 M and 0.5 M weights. A small encoder with the larger decoder and a tiny encoder with "
+        "the smaller decoder have equally many weights in all: the columns `equal total` compare them. If a small "
+        "encoder of one objective does as well as a large one of another, the objective has saved the difference in "
+        "size. This is PaLI-3's argument for SigLIP's encoder in place of a larger one."
     ),
     data=EASY.format(2),
     runs=tuple(
@@ -127,11 +134,21 @@ ENCODERS = Study(
         for kind, size in (("small", {"size": "64x4x256x2/8"}), ("tiny", {"size": "tiny"}))
         for recipe, flags in (("cap", {}), ("siglip", AUTO), ("locca", {}))
     ),
-    figures=(
-        Figure("decoder_probe", "captioning_cider_greedy", "captions, CIDEr"),
-        Figure("decoder_probe", "grounding_accuracy", "phrases found"),
+    figures=tuple(
+        Figure("decoder_probe", f"{prefix}{metric}", f"{title}, {decoder}", pairs=pairs, by_run=by_run)
+        for metric, title in (("captioning_cider_greedy", "CIDEr"), ("grounding_accuracy", "phrases"))
+        for decoder, prefix, pairs, by_run in (
+            ("larger decoder", "", BETTER, {}),
+            ("smaller decoder", "smaller_", BETTER, {}),
+            (
+                "equal total",
+                "",
+                SIZES,
+                {f"{recipe}-tiny": f"smaller_{metric}" for recipe in ("cap", "siglip", "locca")},
+            ),
+        )
     ),
-    budgets=budgets(2000, 800, ("cap", "aref")),
+    budgets=budgets(800, 400, ProbeConfig(800, ("cap", "aref"), SMALLER), **MUON),
 )
 
 STAGE = 0.8  # share of training after which SigLIP 2's last stage begins

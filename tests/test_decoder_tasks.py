@@ -22,6 +22,7 @@ from opensiglip.evaluation.benchmarks.compositionality import compositionality
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.evaluation.metrics.text import words
 from opensiglip.inference.text_generator import Prompt
+from opensiglip.models.sizes import Shape
 
 TASKS = ("cap", "aref", "gcap")
 
@@ -215,6 +216,13 @@ def test_the_probe_trains_a_decoder_and_nothing_else(
     assert "captioning_similarity_greedy" not in first, "the probe has no text tower"
     told = decoder_probe.decoder_probe(subject, judged, replace(context, probe=ProbeConfig(6, ("aref",)))).metrics
     assert "grounding_accuracy" in told and not any(name.startswith(("captioning", "grounded")) for name in told)
+    both = ProbeConfig(6, ("aref",), Shape(width=16, depth=2, mlp=32, heads=2))
+    two = decoder_probe.decoder_probe(subject, judged, replace(context, probe=both)).metrics
+    assert {name: two[name] for name in told} == told, "the second decoder changes nothing of the first"
+    assert {name for name in two if name not in told} == {
+        f"smaller_{name}" for name in told if name != "training_images"
+    }
+    assert two["smaller_loss"] != two["loss"]
 
 
 def test_what_a_model_lacks_is_said(subject: Oracle, judged: EncodedExamples, context: Context) -> None:

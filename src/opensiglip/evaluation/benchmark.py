@@ -10,6 +10,7 @@ from opensiglip.data.example import Box, Source
 from opensiglip.errors import UserError
 from opensiglip.evaluation.encode import EncodedExamples, encode_examples
 from opensiglip.inference.predictor import Predictor
+from opensiglip.models.sizes import Shape
 from opensiglip.progress import progress
 
 Item = TypeVar("Item")
@@ -47,10 +48,14 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a decoder probe learns: steps, and the tasks it learns to write. Ours; SigLIP 2 (Sec. 3.4.1) refers alone."""
+    """How a decoder probe learns: steps, and the tasks it learns to write. Ours; SigLIP 2 (Sec. 3.4.1) refers alone.
+
+    smaller: shape of a second decoder, which learns the same; its metrics begin with "smaller_".
+    """
 
     steps: int = 1500
     tasks: tuple[str, ...] = ("cap", "aref", "gcap")
+    smaller: Shape | None = None
 
 
 DEFAULT_PROBE = ProbeConfig()

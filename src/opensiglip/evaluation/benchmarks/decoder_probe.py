@@ -33,21 +33,26 @@ def decoder_probe(model: Predictor, examples: EncodedExamples, context: Context)
     images of the training split, AdamW at 1e-3 along a cosine, a vocabulary made of the training texts. The tokens,
     un-pooled, are encoded once; then come the metrics of `grounding`, `grounded_captioning` and `captioning`.
     """
-    probe, loss = fit_probe(model, context)
-    metrics: dict[str, Any] = {"training_images": len(context.training_examples(model).examples), "loss": loss}
+    metrics: dict[str, Any] = {"training_images": len(context.training_examples(model).examples)}
     samples: list[Sample] = []
-    for benchmark in (grounding, grounded_captioning, captioning):
-        try:
-            result = benchmark(probe, examples, context)
-        except NotApplicable:
-            continue
-        metrics |= {f"{benchmark.__name__}_{name}": value for name, value in result.metrics.items()}
-        samples += result.samples
+    smaller = context.probe.smaller
+    for prefix, shape in (("", SHAPE), *([("smaller_", smaller)] if smaller else [])):
+        probe, loss = fit_probe(model, context, shape)
+        metrics[f"{prefix}loss"] = loss
+        for benchmark in (grounding, grounded_captioning, captioning):
+            try:
+                result = benchmark(probe, examples, context)
+            except NotApplicable:
+                continue
+            metrics |= {f"{prefix}{benchmark.__name__}_{name}": value for name, value in result.metrics.items()}
+            samples += [] if prefix else result.samples
     return BenchmarkResult(metrics, samples)
 
 
-def fit_probe(model: Predictor, context: Context) -> tuple[Predictor, float]:
+def fit_probe(model: Predictor, context: Context, shape: Shape | None = None) -> tuple[Predictor, float]:
     """The frozen encoder with the decoder that learned to read it, and the loss of its last 50 steps.
+
+    shape: of the decoder; by default SHAPE.
 
     Raises NotApplicable where there is nothing to learn from.
     """
@@ -56,7 +61,7 @@ def fit_probe(model: Predictor, context: Context) -> tuple[Predictor, float]:
     field, pipeline = Captions(tasks, boxes=BOXES), _pipeline(context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        decoder = Decoder(SHAPE, len(pipeline), LENGTH, training.tokens.shape[-1]).to(model.device)
+        decoder = Decoder(shape or SHAPE, len(pipeline), LENGTH, training.tokens.shape[-1]).to(model.device)
     optimizer, losses = adamw(decoder, LR, DECAY), []
     for step in context.progress(range(steps), "decoder probe"):
         rng = np.random.default_rng([context.seed, step])
