@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -38,11 +39,15 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], places: Sequen
     for place in places:
         free.put(place)
     threads = max(1, torch.get_num_threads() // len(places))
+    left = iter(tasks)
     with ProcessPoolExecutor(len(places), context, initializer=take, initargs=(free, threads)) as pool:
-        waiting = [pool.submit(work, task) for task in tasks]
+        # No more at once than there are processes: a process whose run is stopped would begin the next in line.
+        running = {pool.submit(work, task) for task in islice(left, len(places))}
         try:
-            for future in as_completed(waiting):
-                yield future.result()
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(work, task) for task in islice(left, len(done))}
+                yield from (future.result() for future in done)
         except BaseException:
             for process in active_children():
                 process.terminate()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -446,19 +447,24 @@ def test_a_run_in_such_a_process_reads_data_in_processes_of_its_own(tmp_path: Pa
     assert len(figures(tmp_path)) == len(jobs) == 2
 
 
-def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
-    """A process left behind would write into the folders of the study that goes on."""
-    code = "from studied import linger\nfrom studies.devices import spread\n"
-    code += f"if __name__ == '__main__': list(spread(linger, [{str(tmp_path)!r}] * 2, ['', '']))\n"
+@pytest.mark.parametrize(("by", "work"), [(signal.SIGKILL, "linger"), (signal.SIGINT, "linger_until_asked")])
+def test_runs_end_with_the_study_that_was_ended(tmp_path: Path, by: signal.Signals, work: str) -> None:
+    """A process left behind would write into the folders of the study that goes on; and no other run begins."""
+    code = f"import signal\nfrom studied import {work}\nfrom studies.devices import spread\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+    code += f"if __name__ == '__main__': list(spread({work}, [{str(tmp_path)!r}] * 4, ['', '']))\n"
     (tmp_path / "study.py").write_text(code)
     path = os.pathsep.join(sys.path)
-    study = subprocess.Popen([sys.executable, tmp_path / "study.py"], env=os.environ | {"PYTHONPATH": path})
+    study = subprocess.Popen(
+        [sys.executable, tmp_path / "study.py"], env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
     while len(left := list(tmp_path.glob("*.pid"))) < 2:
         assert study.poll() is None
         time.sleep(0.1)
-    study.kill()
+    study.send_signal(by)
     study.wait(timeout=60)
     until = time.monotonic() + 20
     while any(Path("/proc", file.stem).exists() for file in left):
         assert time.monotonic() < until, "still running"
         time.sleep(0.1)
+    assert [file.read_text().count("begun") for file in left] == [1, 1], "a further run began"
