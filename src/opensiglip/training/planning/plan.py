@@ -21,10 +21,7 @@ from opensiglip.training.run_data import near_batch
 from opensiglip.training.stages import stage_starts, tokens_read
 
 SECONDS_A_DAY = 86_400
-READS_VALUES = (
-    "an objective reads values of its tensors ({}), so its step can't be planned without data; train with "
-    "--no-memory-check."
-)
+READS_VALUES = "an objective reads values of its tensors ({}), so memory and speed are known only from training itself."
 
 
 @dataclass(frozen=True)
