@@ -171,9 +171,7 @@ def small() -> Small:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(SHAPES, "tiny", shape)
             recipe = RECIPES[name](**{"size": "tiny", "resolution": SIDE, "length": LENGTH} | keywords)
-        decoder = recipe.architecture.decoder  # half as deep: of one layer at least
-        decoder = decoder and replace(decoder, depth=max(1, decoder.depth))
-        return replace(recipe, architecture=replace(recipe.architecture, encoder=None, decoder=decoder))
+        return replace(recipe, architecture=replace(recipe.architecture, encoder=None))
 
     return make
 

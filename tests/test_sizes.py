@@ -49,6 +49,7 @@ def test_only_towers_no_wider_than_tiny_have_a_start_of_their_own(size: str) -> 
 def test_the_decoder_is_half_as_deep_or_as_asked() -> None:
     assert architecture("B/16", None, decoder=True).decoder == Shape(768, 6, 3072, 12)
     assert architecture("So400m/14", None, decoder=True).decoder == Shape(1152, 13, 4304, 16)
+    assert architecture("16x1x32x2/8", None, decoder=True).decoder == Shape(16, 1, 32, 2), "no layer reads no image"
     assert architecture("B/16", None, decoder=True, decoder_depth=3, decoder_width=512).decoder == Shape(
         512, 3, 2048, 8
     )

@@ -426,6 +426,21 @@ def test_the_how_to_declares_a_study(tmp_path: Path) -> None:
         assert build_recipe(RECIPES[run.recipe], dict(run.flags)).tasks == ("cap",)
 
 
+@pytest.mark.parametrize("name", ["tasks", "encoders"])
+def test_the_figures_of_a_study_are_there_for_its_runs(name: str, tmp_path: Path) -> None:
+    """A model of one task alone, too; a decoder probe of two sizes."""
+    declared = STUDIES[name]
+    probe = ProbeConfig(1, ("cap", "aref"), Shape(width=16, depth=1, mlp=32, heads=2) if name == "encoders" else None)
+    quick = Budget(
+        TINY | {"workers": 0, "vocabulary": 700, "steps": 1}, {"count": 8, "train_count": 16, "probe": probe}
+    )
+    study = replace(declared, budgets={"cpu-hour": quick})
+    found = columns(study, carry_out(study, tmp_path, data=None, seeds=1, budget="cpu-hour"))
+    assert [column.figure for column in found] == list(declared.figures)
+    runs = {run.name for run in declared.runs}
+    assert [set(column.means) for column in found] == [set(figure.order) or runs for figure in declared.figures]
+
+
 def test_each_process_of_several_devices_sees_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "4,7")
     assert set(spread(os.getenv, [VISIBLE] * 4, ["4", "7"])) <= {"4", "7"} and os.environ[VISIBLE] == "4,7"

@@ -162,8 +162,9 @@ def architecture(
 ) -> Architecture:
     """The networks of `size`, such as "B/16"; the decoder has the text tower's shape at half its depth, rounded down.
 
-    Another decoder width keeps the width of a head and the MLP's ratio. `resolution` None: 64 for tiny, else what gives
-    256 tokens. Raises UserError on an unknown size, or a resolution or width that its patches or heads do not divide.
+    A decoder has a layer at least; another width of it keeps the width of a head and the MLP's ratio. `resolution` None:
+    64 for tiny, else what gives 256 tokens. Raises UserError on an unknown size, or a resolution or width that its
+    patches or heads do not divide.
     """
     image, language, patch = shapes(size)
     name = size.partition("/")[0]
@@ -230,4 +231,4 @@ def _decoder(language: Shape, depth: int | None, width: int | None) -> Shape:
     width, head = width or language.width, language.width // language.heads
     if width % head:
         raise UserError(f"--decoder-width {width} is not a multiple of {head}, the width of a head at this size.")
-    return Shape(width, depth or language.depth // 2, width * language.mlp // language.width, width // head)
+    return Shape(width, depth or max(1, language.depth // 2), width * language.mlp // language.width, width // head)

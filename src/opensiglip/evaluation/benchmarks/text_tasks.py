@@ -17,7 +17,7 @@ from opensiglip.evaluation.metrics.text import cider_d, exact_match, word_accura
 from opensiglip.inference.predictor import Predictor
 from opensiglip.inference.text_generator import Prompt
 
-LOCCA = ("cap", "aref", "gcap")
+OTHERS = ({"cap"}, {"cap", "aref", "gcap"})  # CapPa's and LocCa's tasks
 SHOWN = 2  # samples of a task
 
 
@@ -25,14 +25,14 @@ def text_tasks(model: Predictor, examples: EncodedExamples, context: Context) ->
     """Each task of a mixture asked once of every example that has something to ask, and what is written judged.
 
     Decoded greedily, without a grammar; a text that means nothing counts as wrong. Texts are compared in the pipeline's
-    canonical form. LocCa's three tasks alone have measures of their own (grounding, grounded_captioning, captioning). A
-    user's own tasks are files that the model only names, and it may come from anyone: left out unless the context
+    canonical form. Models of CapPa and LocCa have benchmarks of their own (grounding, grounded_captioning, captioning).
+    A user's own tasks are files that the model only names, and it may come from anyone: left out unless the context
     trusts it. Intervals: bootstrap over images.
     """
     pipeline, boxes = model.pipeline, model.boxes
     if pipeline is None or boxes is None or not model.has_decoder:
         raise NotApplicable("the model has no decoder")
-    if not set(model.tasks) - set(LOCCA):
+    if set(model.tasks) in OTHERS:
         raise NotApplicable("the decoder was not trained on a mixture of tasks")
     forms = [Form(boxes, *examples.size(place)) for place in range(len(examples.examples))]
     metrics, samples = dict[str, Any](), list[Sample]()
