@@ -162,7 +162,7 @@ def architecture(
 ) -> Architecture:
     """The networks of `size`, such as "B/16"; the decoder has the text tower's shape at half its depth, rounded down.
 
-    A decoder has a layer at least; another width of it keeps the width of a head and the MLP's ratio. `resolution` None:
+    A decoder has a layer at least; another width keeps the width of a head and the MLP's ratio. `resolution` None:
     64 for tiny, else what gives 256 tokens. Raises UserError on an unknown size, or a resolution or width that its
     patches or heads do not divide.
     """
