@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from opensiglip.reports.curves import INK, LINE, svg
 from opensiglip.reports.page import pages
 from studies.answer import Column, interval_text
 from studies.study import Study
+
+ABREAST = 4  # panels of the plot
 
 
 def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any]) -> None:
@@ -46,11 +49,14 @@ def write(out: Path, study: Study, found: Sequence[Column], facts: dict[str, Any
 
 
 def plot(found: Sequence[Column], runs: Sequence[str]) -> Drawing:
-    """A panel for each figure: every run's mean and interval, and faintly its seeds."""
-    drawing = Drawing(
-        figsize=(3.6 * max(1, len(found)), 0.7 + 0.34 * len(runs)), layout="constrained", facecolor="none"
-    )
-    panels = drawing.subplots(1, max(1, len(found)), sharey=True, squeeze=False)[0]
+    """A panel for each figure, at most `ABREAST` in a row: every run's mean and interval, and faintly its seeds."""
+    rows = max(1, ceil(len(found) / ABREAST))
+    abreast = max(1, ceil(len(found) / rows))
+    size = 3.6 * abreast, (0.7 + 0.34 * len(runs)) * rows
+    drawing = Drawing(figsize=size, layout="constrained", facecolor="none")
+    panels = list(drawing.subplots(rows, abreast, sharey=True, squeeze=False).flat)
+    for axes in panels[len(found) :]:
+        axes.set_axis_off()
     for axes, column in zip(panels, found, strict=False):
         for place, name in enumerate(runs):
             if name not in column.means:
