@@ -86,6 +86,7 @@ def test_the_command_writes_a_table_a_plot_and_json(tmp_path: Path, capsys: pyte
         ({"examples": 3}, "not evaluated on the same examples"),
         ({"split": "test"}, "not evaluated on the same examples"),
         ({"tasks": 7}, "is not an evaluation"),
+        ({"tasks": {}, "values": {}}, "no two of these models have a metric in common"),
         ({"tasks": {"grounding": {"accuracy": 1, "accuracy_ci95": "no"}}}, "is not an evaluation"),
     ],
 )

@@ -24,6 +24,7 @@ from transformers import pipeline as transformers_pipeline
 from opensiglip import load
 from opensiglip.apps.cli import main
 from opensiglip.checkpoints.formats.onnx import TOLERANCE, write_onnx
+from opensiglip.checkpoints.model_card import write_card
 from opensiglip.checkpoints.pretrained import Pretrained
 from opensiglip.data.example import Example, Source
 from opensiglip.data.fields.frame import Frame
@@ -187,6 +188,26 @@ def test_our_own_model_comes_back_bit_for_bit(exported: dict[str, Exported], nam
     assert back.architecture == ours.model.architecture
     pipeline = TextPipeline.from_pretrained(ours.folder, read_sidecar(ours.folder)["text"])
     assert all(np.array_equal(pipeline.fixed(text), ours.pipeline.fixed(text)) for text in TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "format", "said"),
+    [
+        ("siglip", "transformers", "logits_per_image.sigmoid()"),
+        ("clip", "transformers", "logits_per_image.softmax(-1)"),
+        ("siglip", "onnx", "sigmoid(`logit_scale` · dot product + `logit_bias`)"),
+        ("clip", "onnx", "softmax(`logit_scale` · dot products)"),
+        ("coca", "onnx", "`text_encoder.onnx` takes `input_ids`"),
+    ],
+)
+def test_the_card_gives_the_probability_that_the_loss_taught(
+    small: Any, pipeline: TextPipeline, tmp_path: Path, recipe: str, format: str, said: str
+) -> None:
+    model = Model.new(small(recipe).architecture, len(pipeline)).eval()
+    write_card(tmp_path, Pretrained.of(model, pipeline, name=recipe), format)
+    card = (tmp_path / "README.md").read_text()
+    assert said in card and ("sigmoid" in said or "sigmoid" not in card)
+    assert format != "onnx" or "beside.safetensors" not in card, "which an export for onnxruntime does not have"
 
 
 @pytest.mark.parametrize("name", ["siglip2", "cappa"])

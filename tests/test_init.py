@@ -356,6 +356,15 @@ def test_without_a_tokenizer_one_is_trained_within_the_vocabulary(
     assert processor.image_processor.size == {"height": SIDE, "width": SIDE}
 
 
+def test_a_bias_that_no_loss_has_trained_is_not_brought(small: Any, pipeline: TextPipeline) -> None:
+    """CLIP's softmax does not feel one; a sigmoid that began with 0 in place of -10 would start at 0.69 a pair."""
+    clip, siglip = (Model.new(small(name).architecture, len(pipeline)).eval() for name in ("clip", "siglip"))
+    fitted = fit(siglip, Pretrained.of(clip, pipeline, name="clip"))
+    assert "logit_scale" in fitted.brought
+    small("siglip").objectives[0].initialise(siglip, 32, fitted.brought)
+    assert float(siglip.logit_bias.detach()) == -10
+
+
 def test_our_own_run_goes_on_in_another_recipe(
     run: Run, recipe: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

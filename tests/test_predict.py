@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opensiglip.apps import predict
 from opensiglip.apps.cli import main
 from opensiglip.data.boxes import BoxFormat
 from opensiglip.data.text import TextPipeline
@@ -90,6 +91,7 @@ def test_without_a_question_there_is_a_caption_and_a_picture(
         (["0.png", "--describe", "1,2,3,x"], "is not a box"),
         (["0.png", "--describe", "40,4,90,9"], "is not a box of an image of 48 x 24"),
         (["0.png", "--classify", " , "], "--classify has no label"),
+        (["0.png", "--locate", " "], "--locate is empty"),
         (["0.png", "--save", "out.jpg"], "should end in .png"),
         ([], "name an image file to ask about"),
         (["--caption"], "name an image file to ask about"),
@@ -106,6 +108,31 @@ def test_bad_questions_are_answered_in_a_sentence(
     monkeypatch.chdir(photos)
     assert main(["predict", model, *words]) == 2
     assert said.lower() in capsys.readouterr().err.splitlines()[-1].lower()
+
+
+def test_an_image_without_the_box_says_so_and_the_others_are_described(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It alone fills the second batch."""
+    Image.new("RGB", (2, 2)).save(photos / "3.png")
+    monkeypatch.setattr(predict, "IMAGES", 2)
+    files = [str(photos / name) for name in ("0.png", "2.png", "3.png")]
+    assert main(["predict", model, *files, "--describe", "10,4,40,20", "--json"]) == 0
+    answers = [json.loads(line)["describe"] for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, False, True]
+
+
+def test_a_model_that_describes_nothing_is_refused_for_several_images_too(
+    small: Any, pipeline: TextPipeline, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "siglip"
+    folder.mkdir()
+    about = {"text": pipeline.save_pretrained(folder)}
+    Model.new(small("siglip").architecture, len(pipeline)).save_pretrained(folder, about)
+    files = [str(photos / name) for name in ("0.png", "2.png")]
+    assert main(["predict", str(folder), *files, "--describe", "10,4,40,20"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "can't describe a box" in said.err
 
 
 def test_a_name_that_is_not_utf8_is_printed_escaped_and_its_image_answered(

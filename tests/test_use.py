@@ -136,6 +136,17 @@ def test_embeddings_are_those_of_the_towers(predictor: Predictor, pipeline: Text
         assert row == pytest.approx(dict(zip(["a fox", "an apple"], logit.sigmoid().tolist(), strict=True)))
         assert list(row.values()) == sorted(row.values(), reverse=True)
     assert predictor.classify(PICTURES[0], ["a fox", "an apple"]) == pytest.approx(scores[0])
+    assert predictor.classify(PICTURES[0], "a fox") == pytest.approx({"a fox": scores[0]["a fox"]})
+
+
+def test_labels_exclude_each_other_after_a_softmax(small: Any, pipeline: TextPipeline) -> None:
+    clip, labels = model_of(small, pipeline, "clip"), ["a fox", "an apple", "a tree"]
+    predictor = Predictor(Pretrained.of(clip, pipeline, name="clip"))
+    assert predictor.logit_bias is None and float(clip.logit_bias) == 0
+    with torch.no_grad():
+        cosines = predictor.embed_images(PICTURES[0]) @ predictor.embed_texts(labels).T
+        expected = (clip.logit_scale.exp() * cosines).softmax(-1)[0]
+    assert predictor.classify(PICTURES[0], labels) == pytest.approx(dict(zip(labels, expected.tolist(), strict=True)))
 
 
 def opensiglip_example(image: Image.Image) -> Any:
@@ -150,6 +161,7 @@ def tokens(predictor: Predictor, images: Sequence[Image.Image]) -> Tensor:
 
 def test_a_decoder_alone_classifies_by_how_likely_each_label_is(captioner: Predictor, pipeline: TextPipeline) -> None:
     labels = ["a fox", "a red apple and a fox"]
+    assert captioner.logit_scale is None and captioner.logit_bias is None
     scores = captioner.classify(PICTURES[0], labels)
     assert sum(scores.values()) == pytest.approx(1)
     sums = []
@@ -281,6 +293,8 @@ def test_what_a_model_cannot_do_is_said_in_a_sentence(
         (lambda: predictor.describe(image, (1, 2, 3)), "not four finite numbers"),
         (lambda: predictor.locate(image, "fox " * 60), "leaves no room"),
         (lambda: predictor.classify(image, []), "no labels"),
+        (lambda: predictor.embed_texts([]), "no texts"),
+        (lambda: predictor.propose(image, count=0), "count=0 is below 1"),
         (
             lambda: predictor.caption(image, beams=4),
             "beams is not an option of text generation; there are num_beams, do_sample",

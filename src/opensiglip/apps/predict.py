@@ -16,6 +16,7 @@ from opensiglip.data.example import Caption, Example, Region
 from opensiglip.disk import unwritten
 from opensiglip.errors import UserError
 from opensiglip.inference.answers import Found
+from opensiglip.inference.capabilities import require
 from opensiglip.inference.encoder import IMAGES
 from opensiglip.inference.images import find_files, load_image
 from opensiglip.inference.predictor import Predictor, load
@@ -79,6 +80,8 @@ def predict(
     labels = [label.strip() for label in (classify or "").split(",") if label.strip()]
     if classify is not None and not labels:
         raise UserError("--classify has no label; give some separated by commas.")
+    if locate is not None and not locate.strip():
+        raise UserError("--locate is empty; give a phrase.")
     files, predictor = find_files(images), load(model)
     questions: dict[str, Question] = {}
     if caption or language is not None or not (locate or box or labels or propose or ask):
@@ -92,7 +95,8 @@ def predict(
     if ask is not None:
         questions["ask"] = partial(predictor.ask, question=ask)
     if box is not None:
-        questions["describe"] = partial(describe_each, predictor, box)
+        require(predictor.pretrained, "describe a box", ("gcap",))
+        questions["describe"] = partial(describe_each, predictor, box, alone=len(files) == 1)
     drawn: list[Image.Image] = []
     samples: list[dict[str, Any]] = []
     broken = 0
@@ -145,14 +149,16 @@ def read_files(files: Sequence[Path]) -> tuple[list[ImageAnswers], dict[Path, st
     return batch, reasons
 
 
-def describe_each(predictor: Predictor, box: Sequence[float], images: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """What stands in the box of each image; where several are asked, those that do not have it say so."""
+def describe_each(
+    predictor: Predictor, box: Sequence[float], images: Sequence[Tensor], *, alone: bool
+) -> list[dict[str, Any]]:
+    """What stands in the box of each image; those that do not have it say so. Raises UserError if it is `alone`."""
     answers: list[dict[str, Any]] = []
     for image in images:
         try:
             answers.append({"box": list(box), "text": predictor.describe(image, box)})
         except UserError as error:
-            if len(images) == 1:
+            if alone:
                 raise
             answers.append({"box": list(box), "error": str(error)})
     return answers

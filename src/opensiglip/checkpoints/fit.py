@@ -94,8 +94,10 @@ def fit(model: Model, checkpoint: Contents) -> Fitted:
         if state[name].numel() != value.numel():
             resized.append(f"{name.split('.')[-2]} {list(state[name].shape)} -> {list(value.shape)}")
         own[name].copy_(value)
+    # A bias that no loss has trained is none: a softmax does not feel it.
+    untrained = set() if checkpoint.model.architecture.logit_bias else {"logit_bias"}
     return Fitted(
-        frozenset(shared),
+        frozenset(shared) - untrained,
         tuple(words for part, words in PARTS.items() if part in ours - theirs),
         tuple(words for part, words in PARTS.items() if part in theirs - ours),
         tuple(resized),

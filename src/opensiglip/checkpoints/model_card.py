@@ -58,10 +58,12 @@ The image tower alone, pixels in [-1, 1].
 {% elif format == "onnx" %}
 `image_encoder.onnx` takes {% if patches %}images of any aspect ratio as transformers' `Siglip2ImageProcessor` cuts
 them, `pixel_values` [B, N, {{ 3 * patches.patch_size ** 2 }}], `pixel_attention_mask` [B, N] and `spatial_shapes`
-[B, 2]{% else %}`pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% endif %}{% if has_text %} and
+[B, 2]{% else %}`pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% endif %}{% if compares %} and
 gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D];
-both are of length 1: the probability of a pair is sigmoid(`logit_scale` · dot product + `logit_bias`), with the two
-numbers that `opensiglip.json` holds{% endif %}.
+both are of length 1: {% if bias %}the probability of a pair is
+sigmoid(`logit_scale` · dot product + `logit_bias`), with the two numbers in `opensiglip.json`{% else %}the probabilities
+of texts that exclude each other are softmax(`logit_scale` · dot products), with the number in `opensiglip.json`{% endif %}
+{%- endif %}.
 `last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do{% if patches %}, and any N{% endif %}.
 {% elif pair %}
 ```python
@@ -79,7 +81,7 @@ from transformers import AutoModel, AutoProcessor
 model, processor = AutoModel.from_pretrained("{{ folder }}"), AutoProcessor.from_pretrained("{{ folder }}")
 inputs = processor(text=["a red apple"], images=image, padding="max_length", max_length={{ length }}, truncation=True,
                    {% for name, value in patches.items() %}{{ name }}={{ value }}, {% endfor %}return_tensors="pt")
-probability = model(**inputs).logits_per_image.sigmoid()
+probability = model(**inputs).logits_per_image.{{ "sigmoid()" if bias else "softmax(-1)" }}
 ```
 {% if patches %}
 Images keep their aspect ratio; `max_num_patches` is free, and more of them see more.
@@ -99,7 +101,7 @@ Embeddings of images and texts may be cut to their first {{ nested | join(" or "
 again: the model was trained to compare them so, too.
 {% endif %}{% if has_decoder and format == "transformers" %}
 The captioning decoder is in `decoder.safetensors`; `opensiglip.Model.from_pretrained` loads both.
-{% endif %}{% if has_more and format in ("transformers", "onnx") %}
+{% endif %}{% if has_more and format == "transformers" %}
 What a transformers model has no place for is in `beside.safetensors`; `opensiglip.Model.from_pretrained` loads it, too.
 {% endif %}
 ## Licence
@@ -125,6 +127,7 @@ def write_card(folder: Path, contents: Contents, format: str = "transformers", *
         "address": f"{'hf-hub' if '/' in repository else 'local-dir'}:{repository}",
         "bias": model.architecture.logit_bias,
         "has_text": isinstance(model.host[0], SiglipModel | Siglip2Model),
+        "compares": model.text is not None,
         "pair": model.architecture.foreign is not None,
         "has_decoder": model.decoder is not None,
         "has_more": bool(model.beside()),

@@ -60,7 +60,12 @@ def compare(
                     f"{models[0]} and {model} were not evaluated on the same examples ({what} {evaluations[0][what]!r} "
                     f"and {evaluation[what]!r}), so no difference can be paired; evaluate both with `opensiglip eval`."
                 )
-    return [str(evaluation["model"]) for evaluation in evaluations], comparisons(evaluations)
+    rows = comparisons(evaluations)
+    if not rows:
+        raise UserError(
+            "no two of these models have a metric in common; name other --tasks, or models of the same tasks."
+        )
+    return [str(evaluation["model"]) for evaluation in evaluations], rows
 
 
 def comparisons(evaluations: Sequence[dict[str, Any]]) -> list[Comparison]:

@@ -87,8 +87,9 @@ class Encoder:
     @property
     def logit_bias(self) -> float | None:
         """b of the logit; None without a text tower, and after training with a softmax."""
-        bias = self.pretrained.model.logit_bias
-        return None if bias is None or not self.has_text else float(bias.detach())
+        model = self.pretrained.model
+        biased = self.has_text and model.architecture.logit_bias and model.logit_bias is not None
+        return float(model.logit_bias.detach()) if biased else None
 
     @property
     def to_text(self) -> Callable[[Tensor], Tensor] | None:
@@ -173,8 +174,11 @@ class Encoder:
 
     def embed_texts(self, texts: str | Sequence[str], *, dim: int | None = None) -> Tensor:
         """Unit embeddings [T, D] float32, on the CPU; `dim` as in `cut`. Raises UserError without a text tower."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise UserError("no texts to embed; give at least one.")
         with memory_errors():
-            return self.cut(self.encode_texts([texts] if isinstance(texts, str) else list(texts)), dim).cpu()
+            return self.cut(self.encode_texts(texts), dim).cpu()
 
     def features(self, images: ImageInputs) -> Tensor:
         """Patch tokens [B, h, w, D] float32, after the final norm. Raises UserError if images have different shapes."""
@@ -184,7 +188,8 @@ class Encoder:
     def similarity(self, images: ImageInputs, text: str) -> Tensor:
         """Cosine [B, h, w] of each patch with a text; a patch is embedded like a whole image. Raises UserError."""
         if self.to_text is None:
-            raise UserError(f"{self.name} can't compare patches with texts; give a model with a text tower.")
+            lacks = "its pooling is of all patches at once" if self.has_text else "it has no text tower"
+            raise UserError(f"{self.name} can't compare patches with texts: {lacks}; give a SigLIP or a CLIP.")
         framed = self.framed(load_images(images))
         with memory_errors():
             patches = torch.cat([self.dense(framed[at : at + IMAGES]) for at in range(0, len(framed), IMAGES)])

@@ -51,7 +51,7 @@ class Predictor(TextGenerator):
         With SigLIP's text tower each label has an independent probability, so they need not sum to 1. With CLIP's text
         tower, or only a decoder, they sum to 1; a decoder scores each label as a caption (CapPa). Raises UserError.
         """
-        labels = list(dict.fromkeys(labels))
+        labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
         if not labels:
             raise UserError("no labels to classify by; give at least one.")
         features = self._encode(load_images(images))
@@ -118,6 +118,8 @@ class Predictor(TextGenerator):
         Of overlapping proposals the better one is kept. LocCa proposes from that prompt; the two steps are ours.
         """
         require(self.pretrained, "propose", ("aref",))
+        if count < 1:
+            raise UserError(f"count={count} is below 1.")
         pixels = load_images(images)
         features = self._encode(pixels)
         start, colon = self.prompt(("ARef:",)), self._pipeline.ids(" :")

@@ -240,5 +240,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON ({error}); export the run again.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} is not a JSON object; export the run again.")
+    if (folder / "image_encoder.onnx").is_file():
+        raise UserError(f"{folder} is an export for onnxruntime, which OpenSigLIP does not read; give the run.")
     check_sizes(facts, path)
     return facts
