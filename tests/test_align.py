@@ -30,6 +30,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTImageProcessor,
@@ -55,6 +57,7 @@ from opensiglip.data.sources.cached import CachedSource, TextInput
 from opensiglip.data.sources.registry import open_source
 from opensiglip.data.sources.state_store import StateStore, StoreWriter, read_blocks
 from opensiglip.data.sources.subset import Subset, split_off
+from opensiglip.models import lora
 from opensiglip.models.averaged_head import AveragedHead
 from opensiglip.models.model import Model
 from opensiglip.models.pretrained_towers import ImageHead, PretrainedText, PretrainedVision
@@ -832,6 +835,39 @@ def test_what_does_not_fit_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         train("align", **arguments(towers, folder, tmp_path / "run", **more))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "sentence"),
+    [
+        ("align", {"lora": 2, "length": 24}, "--lora: all towers are frozen"),
+        ("coca", {"text": "bert"}, "--vision and --text: CoCa"),
+        ("coca", {"vision": "vit"}, "--vision and --text: CoCa"),
+        ("siglip2_naflex", {"vision": "vit"}, "reads square images"),
+    ],
+)
+def test_a_tower_or_flag_that_a_recipe_has_no_use_for_is_refused(
+    towers: Path, folder: str, tmp_path: Path, recipe: str, flags: dict[str, Any], sentence: str
+) -> None:
+    given = {"vision": "vit", "text": "bert"} if recipe == "align" else {}
+    places = {name: towers / value if name in ("vision", "text") else value for name, value in (given | flags).items()}
+    with pytest.raises(UserError, match=sentence):
+        train(recipe, data=[folder], out=tmp_path / "run", size="tiny", workers=0, **places)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(ViTModel, ViTConfig), (Dinov2Model, Dinov2Config), (DINOv3ViTModel, DINOv3ViTConfig), (BertModel, BertConfig)],
+)
+def test_lora_lies_beside_every_matrix_of_a_towers_layers(kind: Any, settings: Any) -> None:
+    """Whatever transformers calls them: DINOv2's output projection has had several names."""
+    tower = kind(settings(**SHAPE))
+    layers = [name for name, module in tower.named_modules() if isinstance(module, torch.nn.Linear) and ".0." in name]
+    lora.add(tower, 2)
+    adapted = [name for name, module in tower.named_modules() if hasattr(module, "lora_A") and ".0." in name]
+    assert len(layers) == 6 and adapted == layers
+    assert all("lora_" in name for name, weight in tower.named_parameters() if weight.requires_grad)
 
 
 def test_a_text_model_is_no_image_tower(towers: Path, folder: str, tmp_path: Path) -> None:

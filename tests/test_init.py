@@ -356,6 +356,14 @@ def test_without_a_tokenizer_one_is_trained_within_the_vocabulary(
     assert processor.image_processor.size == {"height": SIDE, "width": SIDE}
 
 
+def test_a_t5_learns_to_read_an_image_tower_that_is_brought(
+    run: Run, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "first", steps=2)
+    begin(tmp_path / "first", folder, tmp_path / "pali", "pali")
+    assert "fresh: the T5" in capsys.readouterr().out
+
+
 def test_a_bias_that_no_loss_has_trained_is_not_brought(small: Any, pipeline: TextPipeline) -> None:
     """CLIP's softmax does not feel one; a sigmoid that began with 0 in place of -10 would start at 0.69 a pair."""
     clip, siglip = (Model.new(small(name).architecture, len(pipeline)).eval() for name in ("clip", "siglip"))
@@ -433,6 +441,7 @@ def test_lora_moves_the_towers_layers_alone_and_is_merged(
         ("--init {peer} --length 20", r"position_embedding.weight is \[64, 32\] and must be \[20, 32\]"),
         ("--init {timm}", "compares pooled images with texts; take cappa, locca"),
         ("--init nowhere", "nowhere: there is no such folder or file"),
+        ("coca --init {peer}", "is no CoCa"),
     ],
 )
 def test_what_can_not_be_is_one_sentence(
@@ -445,7 +454,8 @@ def test_what_can_not_be_is_one_sentence(
 ) -> None:
     plain = peers.timm_siglip(tmp_path / "timm", class_token=True, global_pool="token").folder
     words = flags.format(peer=peer_of["transformers SigLIP"].folder, timm=plain).split()
-    words = ["train", "siglip", "--data", folder, "--out", str(tmp_path / "run"), "--workers", "0", *words]
+    recipe = words.pop(0) if words[0] == "coca" else "siglip"
+    words = ["train", recipe, "--data", folder, "--out", str(tmp_path / "run"), "--workers", "0", *words]
     assert main([*words, "--size", "tiny"] if "--init" not in words else words) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -20,6 +20,7 @@ PARTS = {
     "vision.": "the image tower",
     "text.": "the text tower",
     "decoder.": "the decoder",
+    "pali.": "the T5",
     "logit_": "temperature and bias",
 }
 OURS = "OpenSigLIP"  # the format of what we trained

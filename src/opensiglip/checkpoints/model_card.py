@@ -61,9 +61,9 @@ them, `pixel_values` [B, N, {{ 3 * patches.patch_size ** 2 }}], `pixel_attention
 [B, 2]{% else %}`pixel_values` [B, 3, {{ resolution }}, {{ resolution }}] in [-1, 1]{% endif %}{% if compares %} and
 gives `image_embeds` [B, D]; `text_encoder.onnx` takes `input_ids` [B, {{ length }}] and gives `text_embeds` [B, D];
 both are of length 1: {% if bias %}the probability of a pair is
-sigmoid(`logit_scale` · dot product + `logit_bias`), with the two numbers in `opensiglip.json`{% else %}the probabilities
-of texts that exclude each other are softmax(`logit_scale` · dot products), with the number in `opensiglip.json`{% endif %}
-{%- endif %}.
+sigmoid(`logit_scale` · dot product + `logit_bias`), with the two numbers in `opensiglip.json`{% else %}texts that
+exclude each other have the probabilities softmax(`logit_scale` · dot products), with the number in `opensiglip.json`
+{%- endif %}{% endif %}.
 `last_hidden_state` [B, N, D] are the image's tokens. Any batch size will do{% if patches %}, and any N{% endif %}.
 {% elif pair %}
 ```python

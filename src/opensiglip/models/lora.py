@@ -9,22 +9,26 @@ from torch import nn
 from opensiglip.errors import UserError
 from opensiglip.models.model import Model
 
-# Of every encoder layer, not of the pooling head: its attention is one fused module, which peft treats otherwise.
-# SigLIP's and DINOv3's names, then BERT's and DINOv2's.
-MATRICES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "query", "key", "value", "dense"]
+# Where towers hold their layers: SigLIP, DINOv2 and BERT; ViT and DeiT; DINOv3. Not the pooling head: its attention is
+# one fused module, which peft treats otherwise.
+LAYERS = ("encoder", "layers", "model")
 
 
 def add(tower: nn.Module, rank: int) -> None:
-    """Freeze a tower and lay thin matrices beside those of its layers, at first without effect. Raises UserError."""
+    """Freeze a tower and lay thin matrices beside all of its layers' matrices, at first without effect.
+
+    Raises UserError on a tower whose layers it does not find, such as timm's.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError('--lora needs peft: pip install "opensiglip[lora]".') from error
-    encoder: Any = getattr(tower, "encoder", None)
+    encoder: Any = next((getattr(tower, name) for name in LAYERS if hasattr(tower, name)), None)
     if encoder is None:
-        raise UserError("--lora is for SigLIP's own towers; leave it out for a timm encoder.")
+        raise UserError(f"--lora does not know the layers of a {type(tower).__name__}; leave it out.")
     tower.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=MATRICES), encoder)
+    linear = {name.rpartition(".")[2] for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(linear)), encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

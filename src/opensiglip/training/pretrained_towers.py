@@ -34,6 +34,16 @@ def tower_keywords(config: TrainConfig, function: RecipeFunction, keywords: dict
 def with_towers(config: TrainConfig, recipe: Recipe) -> Recipe:
     """The recipe with the towers of `--vision` and `--text` in the place of its own. Raises UserError."""
     networks = recipe.architecture
+    if networks.coca is not None and (config.vision is not None or config.text is not None):
+        raise UserError(
+            "--vision and --text: CoCa pools its image tower's tokens twice, and its text tower is half a decoder; "
+            "leave them out, or take clip, siglip or siglip2."
+        )
+    if networks.naflex and config.vision is not None:
+        raise UserError(
+            f"--vision {config.vision} reads square images, and the recipe keeps their aspect ratio; leave it out, or "
+            "take siglip2."
+        )
     if config.vision is not None:
         networks = towers.with_vision(networks, locate(config.vision), config.vision)
     if config.text is not None:
@@ -74,7 +84,7 @@ def check_taught(recipe: Recipe, freeze: str | None) -> None:
     if taught and freeze in ("vision", "both"):
         raise UserError(
             f"--freeze {freeze}: {' and '.join(taught)} would teach the image tower, which it freezes; give --freeze "
-            "text or none, or of siglip2 and siglip2_naflex --distill-start 1."
+            "text or none, or take a recipe without a teacher: siglip, or siglip2 with --distill-start 1."
         )
 
 

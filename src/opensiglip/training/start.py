@@ -59,6 +59,10 @@ def architecture_of(start: Pretrained, networks: Architecture) -> Architecture:
     Raises UserError where the recipe can't have them.
     """
     theirs = start.model.architecture
+    if networks.coca is not None and theirs.coca is None:
+        raise UserError(
+            f"--init {start.name} is no CoCa, and the recipe coca starts from nothing else; take clip or siglip2."
+        )
     if theirs.encoder is not None:
         if networks.text is not None:
             raise UserError(
@@ -123,10 +127,15 @@ def new_pipeline(
 
 
 def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
-    """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError."""
+    """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError.
+
+    Also where a rank is given and all towers are frozen.
+    """
     if freeze is not None and freeze not in FREEZE:
         raise UserError(f"--freeze {freeze!r} is unknown; give {', '.join(FREEZE)}.")
     frozen, pair = FREEZE[freeze] if freeze else (), model.architecture.foreign
+    if rank is not None and all(name in frozen for name in ("vision", "text") if getattr(model, name) is not None):
+        raise UserError("--lora: all towers are frozen; give --freeze none, vision or text, or leave --lora out.")
     for name in ("vision", "text"):
         tower = getattr(model, name)
         if name in frozen and tower is None:

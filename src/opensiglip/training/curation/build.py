@@ -76,16 +76,21 @@ def fields_beside(curating: Curator | None, beside: Sequence[Reference]) -> list
     return [*([] if curating is None else curating.fields), *(field for one in beside for field in one.fields)]
 
 
+CURATED = "siglip2_acid, siglip or align"  # recipes
+
+
 def check_recipe(method: str, recipe: Recipe) -> None:
     """Raises UserError where a recipe's batch can't be chosen from, or has no sigmoid to score by."""
     if not any(isinstance(objective, Sigmoid) for objective in recipe.objectives):
-        raise UserError(f"--curate {method} scores pairs by the sigmoid's loss; take siglip2_acid, siglip or silc.")
+        raise UserError(f"--curate {method} scores pairs by the sigmoid's loss; take {CURATED}.")
     packed = [type(one).__name__ for one in recipe.fields if not one.by_row]
     if packed:
         raise UserError(
             f"--curate {method} chooses rows of a batch, and the recipe's {packed[0]} packs examples otherwise; take "
-            "siglip2_acid, siglip, silc or tips."
+            f"{CURATED}."
         )
+    if not any(isinstance(field, Images) for field in recipe.fields):
+        raise UserError(f"--curate {method} scores images seen whole, and the recipe has crops alone; take {CURATED}.")
 
 
 def check_resolution(pixels: int, recipe: Recipe) -> None:
