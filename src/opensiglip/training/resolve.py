@@ -18,7 +18,7 @@ from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import distilled
 from opensiglip.training.pretrained_towers import check_taught, frozen_by_default, tower_keywords, with_towers
 from opensiglip.training.record import resolved
-from opensiglip.training.start import architecture_of, keywords_of, open_start
+from opensiglip.training.start import architecture_of, check_adapted, keywords_of, open_start
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
     recipe = with_towers(config, recipe)
     for term in recipe.objectives:
         term.check(recipe.architecture)
-    check_taught(recipe, config.freeze or frozen_by_default(recipe))
+    freeze = config.freeze or frozen_by_default(recipe)
+    check_taught(recipe, freeze)
+    check_adapted(recipe.architecture, freeze, config.lora)
     check_growth(recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     recipe = distilled(config, recipe)

@@ -126,16 +126,18 @@ def new_pipeline(
     return made.within(rows, start.name)
 
 
-def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
-    """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError.
+def check_adapted(networks: Architecture, freeze: str | None, rank: int | None) -> None:
+    """Raises UserError where low-rank matrices are asked for and every tower is frozen."""
+    towers = {"vision"} if networks.text is None else {"vision", "text"}
+    if rank is not None and towers <= {*FREEZE.get(freeze or "none", ())}:
+        raise UserError("--lora: all towers are frozen; give --freeze none, vision or text, or leave --lora out.")
 
-    Also where a rank is given and all towers are frozen.
-    """
+
+def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
+    """Freeze towers, and train the others by low-rank matrices if a rank is given. Raises UserError."""
     if freeze is not None and freeze not in FREEZE:
         raise UserError(f"--freeze {freeze!r} is unknown; give {', '.join(FREEZE)}.")
     frozen, pair = FREEZE[freeze] if freeze else (), model.architecture.foreign
-    if rank is not None and all(name in frozen for name in ("vision", "text") if getattr(model, name) is not None):
-        raise UserError("--lora: all towers are frozen; give --freeze none, vision or text, or leave --lora out.")
     for name in ("vision", "text"):
         tower = getattr(model, name)
         if name in frozen and tower is None:
