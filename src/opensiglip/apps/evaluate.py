@@ -32,6 +32,7 @@ def evaluate(
     languages: Sequence[str] | None = None,
     seed: int = 0,
     probe: ProbeConfig = DEFAULT_PROBE,
+    rerank: str | Path | None = None,
     raw_class_names: bool = False,
     quiet: bool = False,
     trust: bool = False,
@@ -51,15 +52,16 @@ def evaluate(
     shared: dict[str, Any] = {"train_count": train_count, "languages": languages, "seed": seed, "probe": probe}
     shared |= {"quiet": quiet, "trust": trust}
     if benchmark is not None:
-        if tasks or split != "val" or raw_class_names:
+        if tasks or split != "val" or raw_class_names or rerank is not None:
             raise UserError(
-                "--benchmark sets what is evaluated and how; leave out --tasks, --split and --raw-class-names."
+                "--benchmark sets what is evaluated and how; leave out --tasks, --split, --raw-class-names and "
+                "--rerank."
             )
         evaluation = run_protocol(model, benchmark, data, count=count, **shared)
     else:
         count = COUNT if count is None else count
         evaluation = run_evaluation(
-            model, data, tasks, split=split, count=count, raw_class_names=raw_class_names, **shared
+            model, data, tasks, split=split, count=count, raw_class_names=raw_class_names, rerank=rerank, **shared
         )
     if out is not None:
         write_evaluation(Path(out), evaluation)
@@ -81,6 +83,7 @@ def command(
     box_format: str | None = None,
     seed: int = 0,
     raw_class_names: bool = False,
+    rerank: str | None = None,
     trust: bool = False,
     probe_steps: int = 1500,
     probe_tasks: str = "cap,aref,gcap",
@@ -106,6 +109,8 @@ def command(
         seed: seed of the probes.
         raw_class_names: put class names into prompts unchanged; by default they are lower-cased and stripped of
             punctuation.
+        rerank: a model with a text tower, such as a run of align, which chooses among eight captions of each image;
+            captioning evaluates the chosen ones, too.
         trust: open the Python files that the model names for its own tasks, and run their code.
         probe_steps: training steps of decoder_probe, with 64 images each.
         probe_tasks: tasks that the decoder of decoder_probe learns: cap, aref and gcap.
@@ -132,6 +137,7 @@ def command(
         seed=seed,
         probe=ProbeConfig(probe_steps, _names(probe_tasks)),
         raw_class_names=raw_class_names,
+        rerank=rerank,
         trust=trust,
     )
     print(table(record))

@@ -45,6 +45,7 @@ def predict(
     *,
     caption: bool = False,
     language: str | None = None,
+    rerank: str | None = None,
     locate: str | None = None,
     describe: str | None = None,
     classify: str | None = None,
@@ -61,6 +62,7 @@ def predict(
         images: files, folders, or quoted patterns.
         caption: write a caption.
         language: language of the caption, such as de; for models trained with "caption LANGUAGE" prefixes.
+        rerank: a model with a text tower, such as a run of align, which chooses among eight captions.
         locate: find the box of this phrase.
         describe: describe the box X1,Y1,X2,Y2, in pixels of the image.
         classify: labels separated by commas, such as "a fox,a red apple"; gives the probability of each.
@@ -84,8 +86,9 @@ def predict(
         raise UserError("--locate is empty; give a phrase.")
     files, predictor = find_files(images), load(model)
     questions: dict[str, Question] = {}
-    if caption or language is not None or not (locate or box or labels or propose or ask):
-        questions["caption"] = partial(predictor.caption, language=language)
+    if caption or language is not None or rerank is not None or not (locate or box or labels or propose or ask):
+        judge = None if rerank is None else load(rerank)
+        questions["caption"] = partial(predictor.caption, language=language, rerank=judge)
     if labels:
         questions["classify"] = partial(predictor.classify, labels=labels)
     if locate is not None:

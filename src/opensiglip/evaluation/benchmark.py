@@ -73,6 +73,7 @@ class Context:
     quiet: bool = True  # no progress bars
     trust: bool = False  # may Python files be opened that the model names, its own tasks'?
     probe: ProbeConfig = DEFAULT_PROBE
+    rerank: Predictor | None = None  # chooses captions among a beam's
     _training_examples: dict[str, EncodedExamples] = field(default_factory=dict)
 
     def training_examples(self, model: Predictor) -> EncodedExamples:

@@ -35,6 +35,7 @@ from opensiglip.evaluation.labels import class_names, label
 from opensiglip.evaluation.leaks import leaks
 from opensiglip.evaluation.metrics.intervals import split_values
 from opensiglip.inference.predictor import Predictor, load
+from opensiglip.inference.rerank import check_judge
 
 COUNT = 500  # examples judged
 
@@ -74,6 +75,7 @@ def run_evaluation(
     languages: Sequence[str] | None = None,
     seed: int = 0,
     probe: ProbeConfig = DEFAULT_PROBE,
+    rerank: str | Path | None = None,
     raw_class_names: bool = False,
     quiet: bool = False,
     trust: bool = False,
@@ -82,7 +84,8 @@ def run_evaluation(
 
     `model` is what `opensiglip.load` takes or gave; `benchmarks` are names of `BENCHMARKS`, none for all but `BY_NAME`.
     Probes are fitted to `train_count` examples of the split train. `raw_class_names`: prompts take class names as they
-    stand. `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
+    stand. `rerank`: a model that chooses captions among a beam's; captioning has those, too (inference/rerank.py).
+    `trust`: open the Python files of its own tasks that the model names; give it for what you trained yourself.
     Raises UserError on bad input, and where none of the benchmarks applies.
     """
     wanted = list(dict.fromkeys(benchmarks or (name for name in BENCHMARKS if name not in BY_NAME)))
@@ -93,6 +96,9 @@ def run_evaluation(
         raise UserError(
             f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(DEFAULT_PROBE.tasks)}."
         )
+    judge = None if rerank is None else load(rerank)
+    if judge is not None:
+        check_judge(judge)
     subject = load(model) if isinstance(model, str | Path) else model
     side = subject.frame.pixels
     source = open_source(data, split=split, languages=languages, pixels=side)
@@ -103,7 +109,7 @@ def run_evaluation(
         except UserError:  # a folder of nothing but held-out rows: probes say so themselves
             training = None
     chosen = None if languages is None or "all" in languages else tuple(languages)
-    context = Context(training, chosen, seed, train_count, raw_class_names, quiet, trust, probe)
+    context = Context(training, chosen, seed, train_count, raw_class_names, quiet, trust, probe, judge)
     examples = encode_examples(subject, source, count, quiet=quiet)
     results, left_out = run_benchmarks(subject, examples, wanted, context)
     if not results:
@@ -126,6 +132,7 @@ def run_evaluation(
             + ["--count", str(count), "--train-count", str(train_count), "--seed", str(seed)]
             + (["--languages", ",".join(languages)] if languages else [])
             + (["--raw-class-names"] if raw_class_names else [])
+            + (["--rerank", str(rerank)] if rerank is not None else [])
             + (["--probe-steps", str(probe.steps)] if probe.steps != DEFAULT_PROBE.steps else [])
             + (["--probe-tasks", ",".join(probe.tasks)] if probe.tasks != DEFAULT_PROBE.tasks else [])
         ),

@@ -23,6 +23,7 @@ from opensiglip.inference.capabilities import check_language, require, trained_t
 from opensiglip.inference.device import best_device, memory_errors
 from opensiglip.inference.generate import Decoding, beam_search
 from opensiglip.inference.images import ImageInputs, is_single, load_images
+from opensiglip.inference.rerank import rerank as reranked
 from opensiglip.inference.text_generator import Prompt, TextGenerator, select_rows
 from opensiglip.types import Features
 
@@ -70,18 +71,28 @@ class Predictor(TextGenerator):
         ]
         return _like(images, answers)
 
-    def caption(self, images: ImageInputs, *, language: str | None = None, **decoding: Any) -> Any:
+    def caption(
+        self, images: ImageInputs, *, language: str | None = None, rerank: "Predictor | None" = None, **decoding: Any
+    ) -> Any:
         """A caption of the image.
+
+        `rerank` is a model with a text tower, which may be this one: of eight texts of a beam search the one is chosen
+        that also fits the image by that model's cosine (inference/rerank.py).
 
         `language`, such as "de", selects the language if the model was trained with language prefixes (the task
         "caption LANGUAGE"); otherwise only the model's single language is accepted. Raises UserError on another
         language, and without a decoder.
         """
         require(self.pretrained, "caption", ("cap", "caption"))
-        prompt = self.caption_prompt(language)
-        features = self._encode(load_images(images))
-        texts = self._write(features, [prompt] * len(features.tokens), Decoding.parse(decoding))
-        return _like(images, [self._pipeline.text(ids) for ids in texts])
+        prompt, pixels = self.caption_prompt(language), load_images(images)
+        prompts, features = [prompt] * len(pixels), self._encode(pixels)
+        if rerank is None:
+            texts = self._write(features, prompts, Decoding.parse(decoding))
+            return _like(images, [self._pipeline.text(ids) for ids in texts])
+        if decoding:
+            raise UserError(f"rerank chooses among the texts of a beam search; leave out {', '.join(decoding)}.")
+        self._check_room(prompts)
+        return _like(images, reranked(self, features, prompts, rerank, rerank.embed_images(pixels)))
 
     def locate(self, images: ImageInputs, phrase: str, **decoding: Any) -> Any:
         """The place of the phrase as `Found`, always with a box, so check its score. Raises UserError.

@@ -19,7 +19,7 @@ from opensiglip.inference.box_grammar import BoxGrammar
 from opensiglip.inference.capabilities import caption_words, unchecked_caption_words
 from opensiglip.inference.device import memory_errors
 from opensiglip.inference.encoder import Encoder
-from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, generate
+from opensiglip.inference.generate import GREEDY, Decoding, TextDecoder, beam_search, generate
 from opensiglip.inference.likelihood import blind_likelihoods, likelihoods
 from opensiglip.models.coca import Multimodal
 from opensiglip.models.decoder import Decoder
@@ -119,6 +119,15 @@ class TextGenerator(Encoder):
                 self._decoder, memory, starts, self._pipeline, decoding,
                 each=each, grammar=grammar, owners=owners, valid=valid,
             )  # fmt: skip
+
+    def beams(
+        self, features: Features, prompts: Sequence[Prompt], width: int, *, images: Sequence[int] | None = None
+    ) -> list[list[str]]:
+        """Behind each prompt the `width` texts of a beam search, likeliest first; images as `generate` has them."""
+        memory, valid, starts = self._condition(features, prompts, images)
+        with memory_errors(), self.autocast():
+            found = beam_search(self._decoder, memory, starts, self._pipeline, width, count=width, valid=valid)
+        return [[self._pipeline.text(ids) for ids in some] for some in found]
 
     def write_boxes(
         self, features: Features, prompts: Sequence[Prompt], *, images: Sequence[int] | None = None

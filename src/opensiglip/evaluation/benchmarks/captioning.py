@@ -12,14 +12,17 @@ from opensiglip.evaluation.metrics.intervals import bootstrap, mean_with_interva
 from opensiglip.evaluation.metrics.text import bleu4, bleu_counts, cider_d, words
 from opensiglip.inference.generate import GREEDY, Decoding
 from opensiglip.inference.predictor import Predictor
+from opensiglip.inference.rerank import rerank
 
 DECODINGS = {"greedy": GREEDY, "beam": Decoding(num_beams=4)}
+RERANKED = "reranked"
 SHOWN = 12
 
 
 def captioning(model: Predictor, examples: EncodedExamples, context: Context) -> BenchmarkResult:
     """CIDEr-D and BLEU-4 of the decoder's captions, greedy and by a beam of 4; against its first language's captions.
 
+    With `context.rerank` also of those that this model chooses among the texts of a beam of 8.
     As pycocoevalcap computes them, over our words (metrics/text.py): COCO's own figures are over Penn Treebank tokens.
     Texts and references are compared in the pipeline's canonical form. Beside them CIDEr-D against another image's
     captions, which is what a caption gets that has not looked; and, where there is a text tower, the mean cosine of
@@ -45,12 +48,16 @@ def captioning(model: Predictor, examples: EncodedExamples, context: Context) ->
 
     references = [[tokens(text) for text in texts] for texts in captions.values()]
     prompt = model.unchecked_caption_prompt(languages[0])
-    written: dict[str, list[str]] = {name: [] for name in DECODINGS}
+    judge = context.rerank
+    written: dict[str, list[str]] = {name: [] for name in (*DECODINGS, *([RERANKED] if judge else []))}
     for at in context.progress(range(0, len(places), BATCH), "captions"):
         here = places[at : at + BATCH]
         for name, decoding in DECODINGS.items():
             found = model.generate(examples.features, [prompt] * len(here), decoding, images=here)
             written[name] += [pipeline.text(ids) for ids in found]
+        if judge is not None:
+            seen = judge.embed_images([examples.examples[place].image for place in here])
+            written[RERANKED] += rerank(model, examples.features, [prompt] * len(here), judge, seen, images=here)
     metrics: dict[str, Any] = {"images": len(places), "captions": sum(map(len, references)), "language": languages[0]}
     scores: dict[str, list[float]] = {}
     for name, texts in written.items():
