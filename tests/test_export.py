@@ -210,6 +210,14 @@ def test_the_card_gives_the_probability_that_the_loss_taught(
     assert format != "onnx" or "beside.safetensors" not in card, "which an export for onnxruntime does not have"
 
 
+def test_an_export_for_onnxruntime_is_named_as_such(tmp_path: Path) -> None:
+    """Its opensiglip.json lacks what a model is built from."""
+    (tmp_path / "image_encoder.onnx").touch()
+    (tmp_path / SIDECAR).write_text("{}")
+    with pytest.raises(UserError, match="is an export for onnxruntime"):
+        Model.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["siglip2", "cappa"])
 def test_the_model_card_is_one(exported: dict[str, Exported], name: str) -> None:
     _, front, body = (exported[name].folder / "README.md").read_text().split("---\n", 2)

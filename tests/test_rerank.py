@@ -115,3 +115,6 @@ def test_the_commands_take_a_second_model(
     assert f"--rerank {tmp_path / 'siglip'}" in record["command"]
     assert main([*words, str(tmp_path / "cap")]) == 2
     assert "no text tower to choose" in capsys.readouterr().err
+    words[words.index("captioning")] = "retrieval"
+    assert main([*words, str(tmp_path / "siglip")]) == 2
+    assert "--rerank chooses captions, and no task writes any" in capsys.readouterr().err

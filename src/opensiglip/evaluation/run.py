@@ -96,6 +96,8 @@ def run_evaluation(
         raise UserError(
             f"--probe-tasks {','.join(probe.tasks)}: a probe learns some of {', '.join(DEFAULT_PROBE.tasks)}."
         )
+    if rerank is not None and not {"captioning", "decoder_probe"} & set(wanted):
+        raise UserError("--rerank chooses captions, and no task writes any; leave it out, or name captioning.")
     judge = None if rerank is None else load(rerank)
     if judge is not None:
         check_judge(judge)
