@@ -768,6 +768,8 @@ def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, fold
     model = opensiglip.load(tmp_path / "run")
     images, texts = model.embed_images([photo(1), photo(2)]), model.embed_texts(TEXTS)
     assert images.shape == (2, 16) and texts.shape == (3, 16)
+    with pytest.raises(UserError, match="can't compare patches with texts: its pooling is of all patches at once"):
+        model.similarity(photo(1), TEXTS[0])
     reread = Model.from_pretrained(tmp_path / "run" / "model").eval()
     with torch.no_grad():
         pooled = reread.vision(in_our_range(photo(1))).pooled
@@ -841,6 +843,10 @@ def test_what_does_not_fit_is_one_sentence(
     ("recipe", "flags", "sentence"),
     [
         ("align", {"lora": 2, "length": 24}, "--lora: all towers are frozen"),
+        ("align", {"tower_lr": 0.1, "length": 24}, "--tower-lr: all towers are frozen"),
+        ("lit", {"encoder": None}, "random weights have nothing to teach; give --vision or --init.$"),
+        ("captioner", {"encoder": None}, "give --vision or --init, or --no-frozen to train it"),
+        ("pali", {}, "give --vision or --init, or --no-frozen to train it"),
         ("coca", {"text": "bert"}, "--vision and --text: CoCa"),
         ("coca", {"vision": "vit"}, "--vision and --text: CoCa"),
         ("siglip2_naflex", {"vision": "vit"}, "reads square images"),

@@ -56,6 +56,11 @@ def complaint(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("data sow", "no such data command: 'sow', the nearest is show; there are show,"),
         ("data show", "SOURCE is missing: `scenes`, `scenes:key=value,...` or another source, as for train's --data; "),
         ("data show scenes more", "unexpected word: 'more'"),
+        (
+            "train siglip --out a --data scenes scenes",
+            "unexpected word: 'scenes'; give --data again before each value;",
+        ),
+        ("train siglip --data scenes --out a b", "unexpected word: 'b'; `opensiglip train siglip --help`"),
         ("data show nowhere", "no such source: nowhere"),
         (
             "search index --json=yes fox",

@@ -399,7 +399,7 @@ def test_a_run_names_no_file_to_run_unless_it_is_trusted(
     record[part][key] = json.loads(json.dumps(value).replace("{file}", "theirs.py"))
     Path("run").mkdir()
     Path("run/config.json").write_text(json.dumps(record))
-    words = ["train", "tasks", flag, "run", "--out", "out", "--size", "tiny"]
+    words = ["train", "tasks", flag, "run", "--out", "out", "--size", "tiny", "--steps", "1"]  # should a refusal fail
     Path("out/model").mkdir(parents=True)
     for ended in ("out", "out/model"):
         Path(ended, "config.json").write_text("{}")

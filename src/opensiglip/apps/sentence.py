@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro import _errors as rejected  # private to tyro: the one place that has its errors as objects
+from tyro.conf import UseAppendAction
 
 from opensiglip.errors import UserError
 
@@ -27,7 +28,7 @@ def rejected_flags(
         return f"no such flag: --{name}{close}; `{program} --help` lists the flags."
     match event:
         case rejected.UnrecognizedArgs(tokens=[word, *_]):
-            fact = f"unexpected word: {word!r}"
+            fact = f"unexpected word: {word!r}{repeatable(word, signature, words)}"
         case rejected.MissingArgs(missing_arguments=missing):
             fact = "; ".join(f"{named(one.arg)} is missing{about(one.arg)}" for one in missing)
         case rejected.BadValue(argument=argument):
@@ -59,6 +60,18 @@ def check_switches(signature: inspect.Signature, words: Sequence[str], everywher
 
 def is_switch(hint: Any) -> bool:
     return hint is bool or (get_origin(hint) is Annotated and is_switch(get_args(hint)[0]))
+
+
+def repeatable(word: str, signature: inspect.Signature, words: Sequence[str]) -> str:
+    """That a flag is given once for each value, as a clause, where `word` follows the value of one that may be."""
+    before = list(words[: words.index(word)]) if word in words else []
+    flag = next((one.partition("=")[0] for one in reversed(before) if is_flag(one)), "")
+    known = signature.parameters.get(flag.lstrip("-").replace("-", "_"))
+    return f"; give {flag} again before each value" if known is not None and is_repeated(known.annotation) else ""
+
+
+def is_repeated(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and UseAppendAction in get_args(hint)[1:]
 
 
 def rejected_word(words: Sequence[str], kind: str, names: Sequence[str], also: str) -> str:

@@ -250,6 +250,8 @@ class Predictor(TextGenerator):
             height, width = image.shape[1:]
             box = self._boxes.read(self._pipeline.text(ids), width, height)
             if box is None:  # the grammar allows only boxes, but the length limit may cut one
+                if decoding is not None and len(ids) == decoding.max_new_tokens:
+                    raise UserError(f"max_new_tokens={len(ids)} leaves no room for a box; leave it out.")
                 raise UserError(f"the phrase {phrase!r} leaves no room for a box; shorten it.")
             found.append(Found(phrase, box, score))
         return found

@@ -1,5 +1,6 @@
 """From what `train` was told to what it will do; nothing is written yet."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from opensiglip.training.config import TrainConfig
 from opensiglip.training.curation.build import distilled
 from opensiglip.training.pretrained_towers import check_taught, frozen_by_default, tower_keywords, with_towers
 from opensiglip.training.record import resolved
-from opensiglip.training.start import architecture_of, check_adapted, keywords_of, open_start
+from opensiglip.training.start import architecture_of, check_adapted, check_locked, keywords_of, open_start
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def resolve(name: str, keywords: Mapping[str, Any]) -> Job:
         term.check(recipe.architecture)
     freeze = config.freeze or frozen_by_default(recipe)
     check_taught(recipe, freeze)
-    check_adapted(recipe.architecture, freeze, config.lora)
+    check_adapted(recipe.architecture, freeze, config.lora, config.tower_lr)
+    given = not (config.init is None and config.continue_from is None and config.vision is None)
+    check_locked(recipe.architecture, given, "frozen" in inspect.signature(function).parameters)
     check_growth(recipe)
     recipe = drop_tokens(recipe, config.keep_tokens, config.token_mask, config.full_from)
     recipe = distilled(config, recipe)

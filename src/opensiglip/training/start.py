@@ -126,11 +126,24 @@ def new_pipeline(
     return made.within(rows, start.name)
 
 
-def check_adapted(networks: Architecture, freeze: str | None, rank: int | None) -> None:
-    """Raises UserError where low-rank matrices are asked for and every tower is frozen."""
+def check_adapted(networks: Architecture, freeze: str | None, rank: int | None, tower_lr: float) -> None:
+    """Raises UserError where low-rank matrices or a rate of the towers are asked for and every tower is frozen."""
     towers = {"vision"} if networks.text is None else {"vision", "text"}
-    if rank is not None and towers <= {*FREEZE.get(freeze or "none", ())}:
-        raise UserError("--lora: all towers are frozen; give --freeze none, vision or text, or leave --lora out.")
+    flags = [flag for flag, given in {"--lora": rank is not None, "--tower-lr": tower_lr != 1}.items() if given]
+    if flags and towers <= {*FREEZE.get(freeze or "none", ())}:
+        raise UserError(
+            f"{flags[0]}: all towers are frozen; give --freeze none, vision or text, or leave {flags[0]} out."
+        )
+
+
+def check_locked(networks: Architecture, given: bool, frozen_is_a_flag: bool) -> None:
+    """Raises UserError where a recipe would keep an image tower of random weights: none is `given`, or timm's."""
+    if networks.frozen and networks.encoder is None and not given:
+        other = ", or --no-frozen to train it" if frozen_is_a_flag else ""
+        raise UserError(
+            "the recipe keeps the image tower as it is, and random weights have nothing to teach; give --vision or "
+            f"--init{other}."
+        )
 
 
 def set_trainable(model: Model, freeze: str | None, rank: int | None) -> None:
