@@ -54,8 +54,8 @@ def study(
         data: `scenes`, `scenes:key=value,...` or a folder with metadata.jsonl; by default easy scenes.
         seeds: number of seeds, starting at 0, at which all runs are repeated.
         budget: cpu-hour or gpu-10min: all runs of one seed within an hour on two CPU cores, or ten minutes on a GPU.
-        vision: for the study `photographs`: image tower of its runs, as train's --vision.
-        text: for the study `photographs`: text tower of its runs, as train's --text.
+        vision: for the studies `photographs` and `photo-languages`: image tower of its runs, as train's --vision.
+        text: for the studies `photographs` and `photo-languages`: text tower of its runs, as train's --text.
         hours: start no run after this many hours, and report the seeds that are done.
     """
     chosen = find(name)
