@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from opensiglip.losses.cross_entropy import linear_cross_entropy
 from opensiglip.training.log import read_lines
-from opensiglip.training.precision import choose, cpu_multiplies_bf16
+from opensiglip.training.precision import choose, multiplies_bf16
 
 START, BACK, STEPS = 2.0**40, 2.0**-3, 11
 
@@ -24,7 +24,7 @@ def test_a_gpu_without_bf16_of_its_own_gets_fp16(native: bool, expected: str, mo
 
 
 def test_a_cpu_is_never_given_fp16_unasked() -> None:
-    assert choose("auto", torch.device("cpu"))[0] == ("bf16" if cpu_multiplies_bf16() else "no")
+    assert choose("auto", torch.device("cpu"))[0] == ("bf16" if multiplies_bf16(torch.device("cpu")) else "no")
     assert choose("fp16", torch.device("cpu"))[0] == "fp16"
 
 

@@ -28,12 +28,10 @@ def choose(precision: str, device: torch.device) -> tuple[str, str]:
         return precision, "asked for"
     if precision != "auto":
         raise UserError(f"--precision {precision!r} is unknown; give auto, fp32, bf16 or fp16.")
+    native = multiplies_bf16(device)
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "this GPU multiplies it") if native else ("fp16", "this GPU has no bf16; the loss is scaled")
-    if device.type == "cpu" and cpu_multiplies_bf16():
-        return "bf16", "this CPU has AVX512-BF16 or AMX"
-    return "no", f"this {device.type} has no fast bf16"
+    return ("bf16", "this CPU has AVX512-BF16 or AMX") if native else ("no", f"this {device.type} has no fast bf16")
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -74,7 +72,11 @@ def multiply(precision: str, device: torch.device) -> None:
         torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
 
 
-def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products."""
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16 products."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
     abilities = torch.cpu.get_capabilities()
     return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx", "bf16"))
