@@ -10,6 +10,7 @@ BENCHES = (
     "order",
     "ranks",
     "attention",
+    "muon",
     "decoding",
     "embed",
     "features",

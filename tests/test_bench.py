@@ -29,6 +29,7 @@ SMALL = {
     "decoding": "--phrases 2 --images 1 --tokens 4 --width 32 --depth 1",
     "search": "--vectors 50 --width 8 --queries 2",
     "attention": "--images 2 --tokens 8 --heads 2 --width 16",
+    "muon": "--width 16 --depth 1",
 }
 
 
