@@ -1,5 +1,6 @@
 """Our Muon against torch's, and against AdamW: the optimizer's step alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +49,9 @@ def bench(
             "torch.optim.AdamW, fused": torch.optim.AdamW(fresh(), lr=LR, betas=BETAS, fused=True),
         }
 
-    both = {name: updates(one) for name, one in optimizers().items() if isinstance(one, torch.optim.Muon)}
+    both: dict[str, Sequence[Tensor]] = {
+        name: updates(one) for name, one in optimizers().items() if isinstance(one, torch.optim.Muon)
+    }
     gaps = agree(both, TORCH, 0.05)  # torch's multiplies in bfloat16, of 8 bits
     variants = [
         Variant(name, one.step, facts={"off by": gaps[name]} if name in gaps else {})
