@@ -105,4 +105,4 @@ def gap(loop: Loop, pixels: Tensor) -> float:
         states = vision.read(pixels)
     kept = states.bfloat16() if loop.precision == "bf16" else states
     whole, read = (vision(x).pooled.double() for x in (pixels, TowerStates(kept)))
-    return float((1 - F.cosine_similarity(whole, read)).max())
+    return float((1 - F.cosine_similarity(whole, read)).max().clamp(min=0))  # a cosine may round to above 1

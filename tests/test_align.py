@@ -231,7 +231,7 @@ def test_a_run_from_cached_features_equals_one_that_encodes(
     assert "not cached" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "cached", head=head))
     assert "24 images: 0 known, encoding 24, in" in capsys.readouterr().out
-    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=1e-6, atol=0)
     encoded, cached = learner(tmp_path / "encoded"), learner(tmp_path / "cached")
     for name, tensor in encoded.items():
         torch.testing.assert_close(cached[name], tensor, rtol=0, atol=1e-5)
@@ -445,7 +445,7 @@ def test_a_decoder_that_reads_cached_tokens_equals_one_over_the_tower(
         given = arguments(towers, folder, tmp_path / name, **plain, **cached)
         train(recipe, **{key: value for key, value in given.items() if value is not None or key == "encoder"})
     assert "24 images: 0 known, encoding 24, in" in capsys.readouterr().out
-    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=1e-6, atol=0)
     captions = losses(tmp_path / "cached", "loss/caption")  # the value of the rewards' term means nothing
     assert captions[-1] < captions[0] - 0.1, "it learns"
     tower, name = load_file(towers / "dinov2" / "model.safetensors"), "encoder.layer.0.mlp.fc1.weight"
@@ -653,7 +653,7 @@ def test_a_row_without_a_caption_has_no_text_in_the_cache(towers: Path, folder: 
     for name, more in {"encoded": {"features_gb": 0}, "cached": {}}.items():
         summary = train("align", **arguments(towers, str(copied), tmp_path / name, batch_size=24, steps=2, **more))
         assert not summary["skipped_steps"]
-    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "encoded"), rtol=1e-6, atol=0)
 
 
 def test_another_tower_resolution_or_precision_encodes_all_and_other_texts_none(
@@ -705,7 +705,7 @@ def test_another_tower_resolution_or_precision_encodes_all_and_other_texts_none(
         train("align", **arguments(towers, folder, rest / name, steps=2) | more)
         assert (sum(images), sum(texts)) == wanted, name
     train("align", **arguments(towers, str(copied), rest / "encoded", steps=2, features_gb=0))
-    np.testing.assert_allclose(losses(rest / "other-texts"), losses(rest / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(rest / "other-texts"), losses(rest / "encoded"), rtol=1e-6, atol=0)
     assert losses(rest / "again") == losses(rest / "first")
 
 
@@ -720,7 +720,7 @@ def test_two_ranks_read_what_the_first_has_encoded_and_equal_one(towers: Path, f
     given = arguments(towers, folder, tmp_path / "one", features=tmp_path / "a")
     train("align", **given)
     start_ranks(work, (str(tmp_path / "meeting"), given | {"out": tmp_path / "two", "features": tmp_path / "b"}), 2)
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6, atol=0)
     [one], [two] = ((tmp_path / name).glob("images-*/states.bin") for name in "ab")
     assert one.read_bytes() == two.read_bytes() and one.stat().st_size == 24 * 2 * 32 * 4
 
@@ -760,7 +760,7 @@ def test_a_pair_and_a_decoder_share_what_their_image_tower_made(
     train("align", **arguments(towers, folder, tmp_path / "pair", head="map"))
     assert "24 images: 24 known, in" in capsys.readouterr().out
     train("align", **arguments(towers, folder, tmp_path / "encoded", head="map", features_gb=0))
-    np.testing.assert_allclose(losses(tmp_path / "pair"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "pair"), losses(tmp_path / "encoded"), rtol=1e-6, atol=0)
 
 
 def test_an_aligned_pair_opens_again_with_the_same_embeddings(towers: Path, folder: str, tmp_path: Path) -> None:
@@ -1030,7 +1030,7 @@ def test_features_with_patches_serve_heads_that_read_none(
     for head in ("mlp", "linear"):
         train("align", **arguments(towers, folder, tmp_path / head, head=head))
         train("align", **arguments(towers, folder, tmp_path / f"{head}-encoded", head=head, features_gb=0))
-        np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(losses(tmp_path / head), losses(tmp_path / f"{head}-encoded"), rtol=1e-6, atol=0)
     assert "encoding" not in capsys.readouterr().out and read == [2, 2], "the mean and the class token alone"
     train("align", **arguments(towers, folder, tmp_path / "less", features_gb=1e-5))  # 24 images of 2 tokens, not of 6
     assert "24 images: 0 known, encoding 24" in capsys.readouterr().out
@@ -1076,7 +1076,7 @@ def test_states_written_anew_without_patches_are_not_taken_for_those_with(
     train("align", **arguments(towers, str(copied), tmp_path / "narrow", head="mlp"))
     for name, more in (("again", {}), ("encoded", {"features_gb": 0})):
         train("align", **arguments(towers, str(copied), tmp_path / name, head="map", **more))
-    np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "encoded"), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "encoded"), rtol=1e-6, atol=0)
 
 
 def test_remembered_states_are_of_the_pooling_and_the_pixels_that_they_were_read_by(towers: Path) -> None:
