@@ -165,7 +165,7 @@ def test_muon_beside_adamw_is_torchs_two_optimizers(fast: bool, monkeypatch: pyt
     for step in range(3):
         for group in (*optimizer.param_groups, *muon.param_groups, *adamw.param_groups):
             group["lr"] = LR / (step + 1)  # as the schedule sets it
-        x = torch.randn(50, 8)
+        x = torch.randn(50, 8)  # full rank: what bfloat16 rounds of a null singular value grows to 1
         for one, steps in ((ours, [optimizer]), (theirs, [muon, adamw])):
             one.zero_grad()
             one(x).square().sum().backward()

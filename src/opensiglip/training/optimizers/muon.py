@@ -47,8 +47,9 @@ def orthogonal(update: Tensor, group: dict[str, Any], dtype: torch.dtype) -> Ten
 class Muon(torch.optim.Muon):
     """torch's Muon, orthogonal in the format that the device multiplies fast.
 
-    torch's own step multiplies in bfloat16 everywhere, which CPUs without instructions for it do 25 times as slowly as
-    float32 (`opensiglip bench muon`). Where bfloat16 is fast, the steps are torch's bit for bit.
+    torch's own step multiplies in bfloat16 everywhere, which makes it 25 times as slow as in float32 on a CPU with
+    AVX2 alone (`opensiglip bench muon`). Where bfloat16 is fast, the steps are torch's bit for bit. Momentum is always
+    Nesterov's, and the update always scaled to AdamW's.
     """
 
     @torch.no_grad()
